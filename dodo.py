@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task graph of minguest; `doit list` tells the tasks, README.md how to use them.
+
+    sources ──▶ tree ──▶ config ──▶ kernel ──┐
+    initd ─────▶ initrd ◀── overlays ────────┼──▶ bundle ──▶ boot-test
+    sources ──▶ firmware ────────────────────┘
+                                             build = bundle
+
+Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
+"""
+
+from pathlib import Path
+
+from minguest import steps
+
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": steps.Reporter}
+PROJECT = steps.project(Path(__file__).parent.resolve())
+PYTEST = ["python", "-m", "pytest"]
+
+
+def task_tree():
+    """the kernel's source: fetched, verified, unpacked, patched"""
+    yield PROJECT.tree_step()
+
+
+def task_config():
+    """the kernel's config: fragments, merged, verified, held against the contract"""
+    yield PROJECT.config_step()
+
+
+def task_kernel():
+    """the kernel: compiled and inspected"""
+    yield PROJECT.kernel_step()
+
+
+def task_initd():
+    """PID 1: a small static program"""
+    return PROJECT.initd_step()
+
+
+def task_initrd():
+    """the initrd: initd and the overlays"""
+    yield PROJECT.initrd_step()
+
+
+def task_firmware():
+    """OVMF: fetched, verified, unpacked"""
+    return PROJECT.firmware_step()
+
+
+def task_bundle():
+    """what ships: kernel, initrd, firmware, config, manifest"""
+    yield PROJECT.bundle_step()
+
+
+def task_build():
+    """make the bundle (the default)"""
+    return {"actions": None, "task_dep": ["bundle"]}
+
+
+def task_boot_test():
+    """start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there"""
+    return PROJECT.boot_test_step()
+
+
+def task_lint():
+    """ruff, mypy and the direction of imports"""
+    for name, argv in {
+        "ruff": ["ruff", "check", "."],
+        "format": ["ruff", "format", "--check", "."],
+        "mypy": ["mypy"],
+        "imports": ["lint-imports"],
+    }.items():
+        yield {"name": name, "actions": [argv]}
+
+
+def task_test():
+    """lint, unit tests, then build and boot a real kernel"""
+    return {"actions": [[*PYTEST, "tests/unit", "tests/integration"]], "task_dep": ["lint"]}
+
+
+def task_bench():
+    """sizes and times of what was built; more with python -m tests.bench --help"""
+    return {"actions": [["python", "-m", "tests.bench"]], "uptodate": [False]}

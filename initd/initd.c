@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * initd: PID 1 of a minguest guest. It mounts, reads its words from the
+ * kernel's command line, reports what the guest is, and then does as asked.
+ */
+#define _GNU_SOURCE	/* ppoll */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/reboot.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+#define SHELL "/bin/sh"
+
+enum then { WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT };
+
+struct words {
+	char line[4096];	/* the command line, cut into words in place */
+	const char *report;	/* initd.report=, a device, or NULL */
+	enum then then;		/* initd.then= */
+	const char *program;
+};
+
+static const struct {
+	const char *word;
+	enum then then;
+} thens[] = {
+	{ "wait", WAIT },
+	{ "shell", SHELL_ON_CONSOLE },
+	{ "poweroff", POWEROFF },
+	{ "reboot", REBOOT },
+	{ "halt", HALT },
+};
+
+/*
+ * What the applets of busybox send to PID 1 (init/halt.c): "poweroff",
+ * "reboot" and "halt" work in an overlay that has them. SIGINT is
+ * Ctrl-Alt-Del, SIGPWR a failing supply.
+ */
+static const struct {
+	int number;
+	int how;
+} orders[] = {
+	{ SIGINT, RB_AUTOBOOT },
+	{ SIGTERM, RB_AUTOBOOT },
+	{ SIGUSR1, RB_HALT_SYSTEM },
+	{ SIGUSR2, RB_POWER_OFF },
+	{ SIGPWR, RB_POWER_OFF },
+};
+
+#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
+
+/* One write() a message, so that printk can only come between messages. */
+void say(const char *format, ...)
+{
+	char text[1024] = "initd: ";
+	size_t len = strlen(text);
+	va_list args;
+	int n;
+
+	va_start(args, format);
+	n = vsnprintf(text + len, sizeof(text) - len - 1, format, args);
+	va_end(args);
+	if (n < 0)
+		return;
+	len += (size_t)n;
+	if (len > sizeof(text) - 2)
+		len = sizeof(text) - 2;
+	text[len++] = '\n';
+	if (write(STDERR_FILENO, text, len) < 0)
+		return;		/* no console, and nobody else to tell */
+}
+
+long long uptime_us(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_BOOTTIME, &now))
+		die("clock_gettime");
+	return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+}
+
+static void leave(int how) __attribute__((noreturn));
+
+static void leave(int how)
+{
+	sync();
+	if (how == RB_POWER_OFF && access("/sys/firmware/acpi", F_OK))
+		say("no ACPI, so no way to power off: this guest will halt");
+	reboot(how);
+	/* If that came back, PID 1 still must not end: the kernel would panic. */
+	for (;;)
+		pause();
+}
+
+void die(const char *what)
+{
+	say("%s: %s", what, strerror(errno));
+	if (getpid() != 1)
+		exit(1);
+	leave(RB_POWER_OFF);
+}
+
+/* The next word, quotes removed as the kernel does it (lib/cmdline.c). */
+static char *next_word(char **rest)
+{
+	char *s = *rest + strspn(*rest, " \t\n"), *word = s, *out = s;
+	bool quoted = false;
+
+	if (!*s)
+		return NULL;
+	for (; *s && (quoted || !strchr(" \t\n", *s)); s++)
+		if (*s == '"')
+			quoted = !quoted;
+		else
+			*out++ = *s;
+	*rest = *s ? s + 1 : s;
+	*out = '\0';
+	return word;
+}
+
+static void read_report(struct words *words, const char *value)
+{
+	if (*value == '/')
+		words->report = value;
+	else
+		say("initd.report=%s: not a path; known: /dev/ttyS1 and the like", value);
+}
+
+static void read_then(struct words *words, const char *value)
+{
+	size_t i;
+
+	for (i = 0; i < COUNT(thens); i++)
+		if (!strcmp(value, thens[i].word)) {
+			words->then = thens[i].then;
+			return;
+		}
+	if (*value == '/') {
+		words->then = PROGRAM;
+		words->program = value;
+		return;
+	}
+	say("initd.then=%s: not known; known: wait, shell, poweroff, reboot, halt, "
+	    "/PROGRAM; taking wait", value);
+	words->then = WAIT;
+}
+
+/* The kernel hands no word with a dot to PID 1, so it is read from /proc. */
+static void read_words(struct words *words)
+{
+	char *rest = words->line, *word;
+
+	*words = (struct words){ .then = WAIT };
+	if (!read_text(AT_FDCWD, "/proc/cmdline", words->line, sizeof(words->line)))
+		die("/proc/cmdline");
+
+	while ((word = next_word(&rest))) {
+		if (!strncmp(word, "initd.report=", 13))
+			read_report(words, word + 13);
+		else if (!strncmp(word, "initd.then=", 11))
+			read_then(words, word + 11);
+		else if (!strncmp(word, "initd.", 6))
+			say("%s: not known; known: initd.report=, initd.then=", word);
+	}
+}
+
+/*
+ * Signals are blocked but in ppoll(). It does what a signalfd would, and works
+ * in a kernel that was built without CONFIG_SIGNALFD.
+ */
+static volatile sig_atomic_t order = -1;	/* the last one, in orders[] */
+
+static void on_signal(int number)
+{
+	size_t i;
+
+	for (i = 0; i < COUNT(orders); i++)
+		if (orders[i].number == number)
+			order = (sig_atomic_t)i;
+}
+
+static void hold_signals(void)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+	sigset_t all;
+	size_t i;
+
+	sigfillset(&all);
+	sigdelset(&all, SIGALRM);	/* port_drain() lives by it */
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	sigaction(SIGCHLD, &action, NULL);	/* it only has to wake ppoll() */
+	for (i = 0; i < COUNT(orders); i++)
+		sigaction(orders[i].number, &action, NULL);
+	reboot(RB_DISABLE_CAD);		/* Ctrl-Alt-Del: a SIGINT to us instead */
+}
+
+static void send_report(struct port *port, const char *device, long long started_us)
+{
+	struct json report = { 0 };
+
+	report_all(&report, started_us);
+	port_open(port, device);
+	port_first(port, &report);
+	say("%s: %d records, %zu bytes, to %s", INITD_VERSION, report.records,
+	    report.len, port->tty < 0 ? "no port" : device);
+	json_free(&report);
+}
+
+/*
+ * /dev/console cannot be a controlling terminal; the tty behind it can. The
+ * last name in "active" is the one that /dev/console stands for.
+ */
+static void take_terminal(void)
+{
+	char active[256], path[300] = "/dev/console", *name;
+	int fd;
+
+	if (read_text(AT_FDCWD, "/sys/class/tty/console/active",
+		      active, sizeof(active)) && *active) {
+		name = strrchr(active, ' ');
+		snprintf(path, sizeof(path), "/dev/%s", name ? name + 1 : active);
+	}
+	setsid();
+	fd = open(path, O_RDWR);
+	if (fd < 0)
+		return;		/* then with what PID 1 has */
+	ioctl(fd, TIOCSCTTY, 1);
+	dup2(fd, STDIN_FILENO);
+	dup2(fd, STDOUT_FILENO);
+	dup2(fd, STDERR_FILENO);
+	if (fd > STDERR_FILENO)
+		close(fd);
+}
+
+static pid_t start(const char *path)
+{
+	sigset_t none;
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid)
+		return pid;
+
+	take_terminal();
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 0);
+	execl(path, path, (char *)NULL);
+	say("%s: %s", path, strerror(errno));
+	_exit(127);
+}
+
+/* What the program on the console did; the power goes off after it. */
+static void report_exit(struct port *port, const char *program, int status)
+{
+	struct json j = { 0 };
+
+	json_begin(&j, "exit");
+	json_seconds(&j, "uptime", uptime_us());
+	json_string(&j, "program", program);
+	if (WIFEXITED(status))
+		json_int(&j, "status", WEXITSTATUS(status));
+	else
+		json_null(&j, "status");
+	if (WIFSIGNALED(status))
+		json_int(&j, "signal", WTERMSIG(status));
+	else
+		json_null(&j, "signal");
+	json_end(&j);
+	port_more(port, &j);
+	json_free(&j);
+}
+
+/* Reaps whatever has ended; true if the program was among it. */
+static bool reap(pid_t program, int *program_status)
+{
+	bool ended = false;
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		if (pid == program) {
+			*program_status = status;
+			ended = true;
+		}
+	return ended;
+}
+
+/* Until the program ends, if there is one, or a signal gives an order. */
+static int supervise(struct port *port, int uevents, const char *path)
+{
+	struct pollfd ready = { .fd = uevents, .events = POLLIN };
+	pid_t program = path ? start(path) : 0;
+	sigset_t none;
+	int status = 0;
+
+	sigemptyset(&none);
+	for (;;) {
+		if (ppoll(&ready, 1, NULL, &none) < 0 && errno != EINTR)
+			die("ppoll");
+		if (ready.revents)
+			hotplug_handle(uevents, port);
+		if (reap(program, &status)) {
+			report_exit(port, path, status);
+			return RB_POWER_OFF;
+		}
+		if (order >= 0)
+			return orders[order].how;
+	}
+}
+
+static int do_as_asked(const struct words *words, struct port *port, int uevents)
+{
+	switch (words->then) {
+	case POWEROFF:
+		return RB_POWER_OFF;
+	case REBOOT:
+		return RB_AUTOBOOT;
+	case HALT:
+		return RB_HALT_SYSTEM;
+	case PROGRAM:
+		return supervise(port, uevents, words->program);
+	case SHELL_ON_CONSOLE:
+		if (!access(SHELL, X_OK))
+			return supervise(port, uevents, SHELL);
+		say("initd.then=shell: %s: %s; waiting instead", SHELL, strerror(errno));
+		break;
+	case WAIT:
+		break;
+	}
+	return supervise(port, uevents, NULL);
+}
+
+static int print_report(long long started_us)
+{
+	struct json report = { 0 };
+
+	report_all(&report, started_us);
+	if (fwrite(report.text, 1, report.len, stdout) != report.len || fflush(stdout))
+		die("write");
+	json_free(&report);
+	return 0;
+}
+
+/* Not PID 1: an ordinary program, which mounts nothing and changes nothing. */
+static int as_program(int argc, char **argv, long long started_us)
+{
+	static const char usage[] =
+		"usage: initd --report | --help | --version\n"
+		"\n"
+		"As PID 1 initd starts a guest. As a program it only looks:\n"
+		"  --report   print the report of this machine, as JSON lines\n"
+		"\n"
+		"Words on the guest kernel's command line:\n"
+		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS1\n"
+		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
+		"                        reboot, halt, or a program's /PATH\n";
+
+	if (argc == 2 && !strcmp(argv[1], "--report"))
+		return print_report(started_us);
+	if (argc == 2 && !strcmp(argv[1], "--version"))
+		return puts("initd " INITD_VERSION) < 0;
+	if (argc == 2 && !strcmp(argv[1], "--help"))
+		return fputs(usage, stdout) < 0;
+	fputs(usage, stderr);
+	return 2;
+}
+
+int main(int argc, char **argv)
+{
+	long long started_us = uptime_us();
+	struct words words;
+	struct port port;
+	int uevents, how;
+
+	if (getpid() != 1)
+		return as_program(argc, argv, started_us);
+
+	open_console();
+	mount_filesystems();
+	hold_signals();
+	read_words(&words);
+	/* Listen first: what is plugged in meanwhile waits in the socket. */
+	uevents = hotplug_listen();
+	hotplug_all_online();
+	send_report(&port, words.report, started_us);
+	how = do_as_asked(&words, &port, uevents);
+	port_drain(&port);
+	leave(how);
+}

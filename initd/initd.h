@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * initd: PID 1 of a minguest guest. docs/report.md is the contract with the
+ * host: what initd writes to its port, field by field.
+ */
+#ifndef INITD_H
+#define INITD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#ifndef INITD_VERSION
+#define INITD_VERSION "0.1.0"
+#endif
+
+/* Raise it when a reader of the old report would misread the new one. */
+#define REPORT_PROTOCOL 1
+
+/* initd.c: the console, and the one failure path */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void die(const char *what) __attribute__((noreturn));
+long long uptime_us(void);
+
+/* mounts.c */
+void open_console(void);
+void mount_filesystems(void);
+
+/* files.c: small files of /proc and /sys; dir is a directory or AT_FDCWD */
+char *read_text(int dir, const char *path, char *buf, size_t size);
+bool read_number(int dir, const char *path, int base, long long *value);
+bool write_text(int dir, const char *path, const char *text);
+bool numbered(const char *name, const char *prefix);
+
+/* json.c: JSON lines in memory; key is NULL inside a list, NULL text is null */
+struct json {
+	char *text;
+	size_t len;
+	size_t size;
+	int records;
+};
+
+void json_begin(struct json *j, const char *record);
+void json_end(struct json *j);
+void json_open(struct json *j, const char *key, char bracket);
+void json_close(struct json *j, char bracket);
+void json_null(struct json *j, const char *key);
+void json_bool(struct json *j, const char *key, bool value);
+void json_int(struct json *j, const char *key, long long value);
+void json_hex(struct json *j, const char *key, unsigned long long value);
+void json_seconds(struct json *j, const char *key, long long us);
+void json_string(struct json *j, const char *key, const char *value);
+void json_free(struct json *j);
+
+/* report.c, pci.c */
+void report_all(struct json *j, long long started_us);
+void report_pci(struct json *j);
+void put_text(struct json *j, const char *key, int dir, const char *path);
+void put_number(struct json *j, const char *key, int dir, const char *path);
+
+/* port.c: where the report goes */
+struct port {
+	const char *device;
+	int tty;	/* the host's port, or -1 */
+	int file;	/* /run/initd/report.jsonl, or -1 */
+};
+
+void port_open(struct port *port, const char *device);
+void port_first(struct port *port, const struct json *j);
+void port_more(struct port *port, const struct json *j);
+void port_drain(struct port *port);
+
+/* hotplug.c */
+int hotplug_listen(void);
+void hotplug_all_online(void);
+void hotplug_handle(int uevents, struct port *port);
+
+#endif

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The console and the file systems that everything else stands on. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+static const struct {
+	const char *source;
+	const char *target;
+	const char *type;
+	unsigned long flags;
+	const char *data;
+	bool required;
+} mounts[] = {
+	{ "proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true },
+	{ "sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true },
+	{ "devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755", true },
+	{ "tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755", false },
+	{ "tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777", false },
+	{ "devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+	  "mode=0620,ptmxmode=0666", false },
+};
+
+/*
+ * The kernel gives PID 1 no descriptors at all when the initrd has no
+ * /dev/console. This comes before the mounts, so that every failure from here
+ * on has a voice; the node is made on the initrd's own root, which is RAM.
+ */
+void open_console(void)
+{
+	int fd;
+
+	if (fcntl(STDERR_FILENO, F_GETFD) >= 0)
+		return;
+
+	mkdir("/dev", 0755);
+	mknod("/dev/console", S_IFCHR | 0600, makedev(5, 1));
+	fd = open("/dev/console", O_RDWR | O_NOCTTY);
+	if (fd < 0) {
+		/* No console driver: a quiet guest, but not a dead one. */
+		mknod("/dev/null", S_IFCHR | 0666, makedev(1, 3));
+		fd = open("/dev/null", O_RDWR);
+	}
+	if (fd < 0)
+		return;
+	dup2(fd, STDIN_FILENO);
+	dup2(fd, STDOUT_FILENO);
+	dup2(fd, STDERR_FILENO);
+	if (fd > STDERR_FILENO)
+		close(fd);
+}
+
+void mount_filesystems(void)
+{
+	char what[64];
+	size_t i;
+
+	for (i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {
+		mkdir(mounts[i].target, 0755);
+		if (!mount(mounts[i].source, mounts[i].target, mounts[i].type,
+			   mounts[i].flags, mounts[i].data))
+			continue;
+		if (errno == EBUSY)	/* mounted already */
+			continue;
+
+		/* ENODEV: the kernel was built without this file system. */
+		snprintf(what, sizeof(what), "mount %s on %s",
+			 mounts[i].type, mounts[i].target);
+		if (mounts[i].required)
+			die(what);
+		say("%s: %s (going on without)", what, strerror(errno));
+	}
+}

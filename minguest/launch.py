@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a launch to QEMU's argv: pure, one option and its value a line, the reason beside what is not obvious."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from minguest import run, settings
+from minguest.errors import UserError
+from minguest.model import Accel, Launch, Machine
+
+QEMU = "qemu-system-x86_64"
+# Domain, bus, slot and function, as lspci -D prints them.
+BDF = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.IGNORECASE)
+# The guest's serial ports: the console is for people, the report for this program. Not the second port: OVMF draws
+# its screens on the first two. Not the third: it would share its interrupt with the first.
+CONSOLE, REPORT = "ttyS0", "/dev/ttyS3"
+REPORT_INDEX = 3
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """A card of the guest: an emulated `model`, or the `host`'s PCI address for vfio-pci."""
+
+    id: str
+    model: str | None = None
+    host: str | None = None
+
+    def __str__(self) -> str:
+        return self.model or f"vfio-pci {self.host}"
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """A launch with every word settled. Memory in bytes, timeout in seconds."""
+
+    machine: Machine
+    accel: Accel
+    cpu: str
+    cpus: int
+    max_cpus: int
+    memory: int
+    gpus: tuple[Gpu, ...]
+    cmdline: tuple[str, ...]
+    timeout: float
+
+
+class Words(msgspec.Struct, frozen=True):
+    """What the user typed after boot-test; an empty word leaves the guest's launch as it is."""
+
+    cpus: str = ""
+    memory: str = ""
+    gpu: str = ""
+    machine: str = ""
+    accel: str = ""
+    timeout: str = ""
+
+
+def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sysfs: Path) -> Spec:
+    """Apply the user's words to a launch; UserError for what cannot be.
+
+    `nr_cpus` is what the bundle's kernel was built for, `models` what this QEMU has, `sysfs` is /sys.
+    """
+    cpus = settings.integer(words.cpus, "--cpus") if words.cpus else launch.cpus
+    settings.check_cpus(cpus, "--cpus")
+    if cpus > nr_cpus:
+        raise UserError(
+            f"--cpus {cpus}: the bundle's kernel was built for at most {nr_cpus} CPUs (CONFIG_NR_CPUS)",
+            "raise launch.max_cpus and NR_CPUS in the guest's file (options.NR_CPUS = …), and build again",
+        )
+    names = tuple(filter(None, words.gpu.split(","))) if words.gpu else launch.gpus
+    gpus = () if names == ("none",) else tuple(_gpu(f"gpu{n}", name, models, sysfs) for n, name in enumerate(names))
+    timeout = settings.integer(words.timeout, "--timeout") if words.timeout else launch.timeout
+    if timeout <= 0:
+        raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
+    return Spec(
+        machine=one_of("--machine", words.machine, Machine) if words.machine else launch.machine,
+        accel=one_of("--accel", words.accel, Accel) if words.accel else launch.accel,
+        cpu=launch.cpu,
+        cpus=cpus,
+        max_cpus=max(cpus, launch.max_cpus),
+        memory=settings.size(words.memory or launch.memory, "--memory"),
+        gpus=gpus,
+        cmdline=launch.cmdline,
+        timeout=timeout,
+    )
+
+
+def one_of(where: str, word: str, choices: Any) -> Any:
+    """A word that must be one of a Literal's."""
+    known = get_args(choices)
+    if word not in known:
+        raise UserError(f"{where} {word}: not known", f"one of {', '.join(known)}")
+    return word
+
+
+def display_models(qemu: str = QEMU) -> list[str]:
+    """PCI display devices that this QEMU can emulate, from its own help."""
+    _, text = run.run([qemu, "-device", "help"])
+    section = re.search(r"^Display devices:\n((?:.+\n?)*)", text, re.MULTILINE)
+    return re.findall(r'^name "([^"]+)", bus PCI', section[1], re.MULTILINE) if section else []
+
+
+def _gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
+    if BDF.fullmatch(word):
+        return Gpu(name, host=_bound(word.lower(), sysfs))
+    if word in models:
+        return Gpu(name, model=word)
+    if ":" in word:
+        raise UserError(f"--gpu {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0")
+    near = difflib.get_close_matches(word, models, 1)
+    raise UserError(
+        f"--gpu {word}: this QEMU has no PCI display device of that name",
+        f"did you mean {near[0]}?" if near else f"it has {', '.join(models)}; or give a card's address, 0000:01:00.0",
+    )
+
+
+def _bound(bdf: str, sysfs: Path) -> str:
+    """The full address of a card that exists and is vfio-pci's."""
+    bdf = bdf if bdf.count(":") == 2 else f"0000:{bdf}"
+    device = sysfs / "bus/pci/devices" / bdf
+    if not device.is_dir():
+        raise UserError(f"--gpu {bdf}: this host has no such PCI device", "lspci -Dd ::0300/ff00 and ::0302 list cards")
+    driver = (device / "driver").resolve().name if (device / "driver").exists() else "no driver"
+    if driver != "vfio-pci":
+        raise UserError(
+            f"--gpu {bdf}: is bound to {driver}; a card can be passed through only while vfio-pci has it",
+            f"driverctl set-override {bdf} vfio-pci (for all functions of its IOMMU group)",
+        )
+    return bdf
+
+
+def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, then: str = "poweroff") -> list[str]:
+    """QEMU's command. Paths are strings as QEMU shall see them; the report, QMP's socket and the variables are
+    relative to the folder that it is started in. `spec.accel` must be settled (kvm or tcg)."""
+    words = ["console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", f"initd.then={then}", *spec.cmdline]
+    command = [
+        QEMU,
+        "-nodefaults",
+        "-no-user-config",
+        "-display", "none",
+        "-machine", f"{spec.machine},accel={spec.accel}",
+        "-cpu", spec.cpu,
+        "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}",
+        "-m", f"{spec.memory // 2**20}M",
+        # Flash, not -bios: the variables are writable, and code and variables are the pair that was built together.
+        "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={comma(code)}",
+        "-drive", f"if=pflash,unit=1,format=raw,file={comma(variables)}",
+        "-kernel", kernel,
+        "-initrd", initrd,
+        "-append", " ".join(words),
+        # First serial port: the console. signal=off, so that Ctrl-C in the guest does not end QEMU.
+        "-chardev", "stdio,id=console,signal=off",
+        "-serial", "chardev:console",
+        # Fourth: the report alone. The kernel's printk cuts into lines on the console.
+        "-chardev", "file,id=report,path=report.jsonl",
+        "-device", f"isa-serial,chardev=report,index={REPORT_INDEX}",
+        "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off",
+        "-mon", "chardev=qmp,mode=control",
+        # A reset ends the run, and an ended guest stays to be asked over QMP.
+        "-no-reboot",
+        "-no-shutdown",
+    ]  # fmt: skip
+    for number, gpu in enumerate(spec.gpus):
+        command += _gpu_argv(spec, gpu, number)
+    return command
+
+
+def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
+    if gpu.model:
+        return ["-device", f"{gpu.model},id={gpu.id}"]
+    if spec.machine == "pc":
+        return ["-device", f"vfio-pci,host={gpu.host},id={gpu.id}"]
+    # A card is a PCI Express endpoint: behind a root port it has a link, and its driver finds its capabilities.
+    return [
+        "-device", f"pcie-root-port,id=port{number},bus=pcie.0,chassis={number + 1},slot={number + 1}",
+        "-device", f"vfio-pci,host={gpu.host},id={gpu.id},bus=port{number}",
+    ]  # fmt: skip
+
+
+def comma(path: str) -> str:
+    """A path inside of QEMU's option=value lists: a comma is doubled."""
+    return path.replace(",", ",,")

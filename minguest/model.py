@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts that stages hand to each other. Immutable; the shapes of the TOML files are here too.
+
+A struct that is read from TOML forbids unknown keys; `settings` turns what msgspec says into an error that
+names the file, the key and the nearest known key.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import msgspec
+
+Machine = Literal["q35", "pc"]
+Accel = Literal["auto", "kvm", "tcg"]
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A detached OpenPGP signature over the uncompressed content of a download, as kernel.org makes them."""
+
+    urls: tuple[str, ...]
+    keys: tuple[str, ...]
+    """Files in configs/keys/, ASCII-armoured; a good signature by any of them will do."""
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One download of configs/sources.toml."""
+
+    version: str
+    urls: tuple[str, ...]
+    sha256: str
+    licence: str
+    """SPDX expression."""
+    size: int | None = None
+    """Bytes; left out only where nobody has measured it, the hash decides then alone."""
+    signature: Signature | None = None
+
+
+class Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """configs/sources.toml: kernels by line, firmware by name."""
+
+    kernel: Mapping[str, Source]
+    firmware: Mapping[str, Source]
+
+
+class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What QEMU is told. Memory is in bytes here and a string with a unit (`2G`) in TOML."""
+
+    machine: Machine = "q35"
+    cpu: str = "max"
+    """QEMU's CPU model; `host` is taken instead under KVM."""
+    cpus: int = 4
+    max_cpus: int = 64
+    """CPUs that can be there after hot-adding; the kernel's NR_CPUS must reach it."""
+    memory: str = "1G"
+    gpus: tuple[str, ...] = ("secondary-vga",)
+    """Emulated display-class device models, or PCI addresses of the host's cards for vfio-pci."""
+    cmdline: tuple[str, ...] = ()
+    """Words for the kernel beside those that boot-test adds."""
+    accel: Accel = "auto"
+    timeout: int = 120
+    """Seconds from QEMU's start after which the guest counts as lost."""
+
+
+class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """configs/guest.toml or configs/guests/*.toml."""
+
+    name: str
+    kernel: tuple[str, ...]
+    """Lines in the order of preference."""
+    fragments: tuple[str, ...] = ("*",)
+    """Globs over the names in configs/kernel/ (`20-efi`, `*`), or paths of fragments from the project's root."""
+    options: Mapping[str, str | int | bool] = MappingProxyType({})
+    """Values that win over the fragments', by option name without CONFIG_."""
+    overlays: tuple[str, ...] = ()
+    """Names in overlays/, or paths from the project's root; a later one wins."""
+    firmware: str = "ovmf"
+    launch: Launch = Launch()
+
+
+class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which kernel is built, and why: kept in out/ until the user changes it."""
+
+    wanted: tuple[str, ...]
+    """The guest's list, or the one line that the user insisted on."""
+    line: str
+    version: str
+    reason: str
+    source: str | None = None
+    """The user's own tree or tarball; None is the pinned download."""
+    fixed: bool = False
+    """The user said so (kernel=, source=)."""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every path of the project, in one class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below the project's `root`, for one `guest` and one `line`. All of out/ can be deleted at any time."""
+
+    root: Path
+    guest: str
+    line: str
+
+    @property
+    def configs(self) -> Path:
+        return self.root / "configs"
+
+    @property
+    def fragments(self) -> Path:
+        return self.configs / "kernel"
+
+    @property
+    def patches(self) -> Path:
+        return self.fragments / "patches"
+
+    @property
+    def initrd_template(self) -> Path:
+        return self.configs / "templates" / "initrd.list.j2"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    @property
+    def choice(self) -> Path:
+        return self.out / f"choice-{self.guest}.json"
+
+    @property
+    def initd(self) -> Path:
+        return self.out / "initd" / "initd"
+
+    def tree(self, name: str) -> Path:
+        return self.out / "src" / f"linux-{name}"
+
+    def firmware(self, version: str) -> Path:
+        return self.out / "firmware" / version
+
+    @property
+    def name(self) -> str:
+        return f"{self.guest}-{self.line}"
+
+    @property
+    def work(self) -> Path:
+        return self.out / self.name
+
+    @property
+    def config(self) -> Path:
+        return self.work / "config"
+
+    @property
+    def kernel(self) -> Path:
+        return self.work / "kernel"
+
+    @property
+    def initrd(self) -> Path:
+        return self.work / "initrd.img"
+
+    @property
+    def bundle(self) -> Path:
+        return self.work / "bundle"
+
+    @property
+    def boot_test(self) -> Path:
+        return self.work / "boot-test"
+
+    def log(self, step: str) -> Path:
+        return self.work / "log" / f"{step}.log"

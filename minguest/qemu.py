@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts QEMU, listens to it until the guest is done or the time is over, asks it what it made, and ends it.
+
+Every wait is bounded. QEMU runs in a process group of its own that is gone when `boot` returns.
+"""
+
+import asyncio
+import contextlib
+import os
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+from qemu.qmp import EventListener, Message, QMPClient, QMPError
+
+from minguest import files, run
+from minguest.errors import ToolError
+from minguest.report import BEGIN, END
+
+# Seconds between two looks at the report file and at QEMU.
+LOOK = 0.02
+# Seconds that a guest has to power off after its report ended. Without ACPI it cannot, and halts.
+POWER_OFF = 10.0
+# Seconds for one QMP answer.
+ANSWER = 10.0
+# Bytes of console after which the guest counts as lost: it repeats itself.
+CONSOLE_MAX = 64 << 20
+
+Ending = Literal[
+    "power-off", "no power-off", "reset", "deadline", "panic", "internal error", "qemu died", "console flood"
+]
+QUERIES = {
+    "version": "query-version",
+    "kvm": "query-kvm",
+    "cpus": "query-cpus-fast",
+    "hotpluggable_cpus": "query-hotpluggable-cpus",
+    "memory": "query-memory-size-summary",
+    "pci": "query-pci",
+}
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What came of one start of QEMU. Times are seconds since it was started."""
+
+    argv: tuple[str, ...]
+    ending: Ending
+    detail: str
+    console: bytes
+    report: bytes
+    views: dict[str, Any]
+    """Answers of QMP by the names in QUERIES; empty when QEMU could not be asked."""
+    begin: float | None
+    """When the report's first line came."""
+    end: float | None
+    """When the report's last line came."""
+    wall: float
+
+
+def boot(argv: Sequence[str], folder: Path, timeout: float) -> Run:
+    """Run QEMU in `folder`, which gets console.log, report.jsonl, qemu.sh and qemu.log.
+
+    ToolError if QEMU is missing or ends before the guest has run.
+    """
+    program = run.require(argv[0])
+    for name in ("report.jsonl", "qmp.sock"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "report.jsonl").touch()
+    files.write(folder / "qemu.sh", script(argv))
+    (folder / "qemu.sh").chmod(0o755)
+    return asyncio.run(_boot(program, list(argv), folder, timeout))
+
+
+def kvm_works(argv: Sequence[str], folder: Path, timeout: float) -> tuple[bool, str]:
+    """Whether this guest, firmware and all, runs under KVM here, and why not. `argv` has accel=kvm.
+
+    That /dev/kvm opens proves nothing: there are hosts where KVM runs a kernel and cannot run OVMF.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False, "/dev/kvm cannot be opened"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        result = boot(argv, folder, timeout)
+    except ToolError as error:
+        return False, error.message.splitlines()[-1]
+    if END in result.report:
+        return True, "OVMF and the kernel ran under it"
+    return False, f"/dev/kvm opens, but the firmware or the kernel did not run under it: {result.detail}"
+
+
+def version() -> str:
+    """QEMU's own version, such as `7.2.22 (Debian …)`."""
+    _, text = run.run(["qemu-system-x86_64", "--version"])
+    return text.splitlines()[0].removeprefix("QEMU emulator version ")
+
+
+def script(argv: Sequence[str]) -> str:
+    """The command as a script, an option and its value a line, that runs the same guest again."""
+    lines = [shlex.quote(argv[0])]
+    for word in argv[1:]:
+        if word.startswith("-"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    command = " \\\n  ".join(lines)
+    return f"""#!/bin/sh
+# Console on this terminal, report in report.jsonl, QMP on qmp.sock.
+cd "$(dirname "$0")" || exit
+exec {command}
+"""
+
+
+async def _boot(program: str, argv: list[str], folder: Path, timeout: float) -> Run:
+    start = time.monotonic()
+    with (folder / "qemu.log").open("wb") as errors, (folder / "console.log").open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *argv[1:],
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            preexec_fn=run.die_with_parent,
+        )
+        console = bytearray()
+        reader = asyncio.create_task(_tee(process, console, sink))
+        watch = _Watch(process, folder, start, timeout, console)
+        try:
+            ending, detail, views = await watch.until_done()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            await process.wait()
+            await reader
+    if ending == "qemu died" and not console and not watch.report:
+        message = (folder / "qemu.log").read_text(errors="replace").strip()
+        raise ToolError(f"QEMU ended before the guest ran: {detail}\n{message}", f"the command is {folder / 'qemu.sh'}")
+    return Run(
+        argv=tuple(argv),
+        ending=ending,
+        detail=detail,
+        console=bytes(console),
+        report=bytes(watch.report),
+        views=views,
+        begin=watch.begin,
+        end=watch.end,
+        wall=time.monotonic() - start,
+    )
+
+
+async def _tee(process: asyncio.subprocess.Process, console: bytearray, sink: Any) -> None:
+    assert process.stdout is not None
+    while chunk := await process.stdout.read(1 << 16):
+        if len(console) <= CONSOLE_MAX:
+            console += chunk
+            sink.write(chunk)
+            sink.flush()
+
+
+class _Watch:
+    """Looks at QEMU and at the report until one of them says that the guest is done."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, folder: Path, start: float, timeout: float, console: bytearray
+    ) -> None:
+        self.process = process
+        self.folder = folder
+        self.start = start
+        self.timeout = timeout
+        self.console = console
+        self.report = bytearray()
+        self.begin: float | None = None
+        self.end: float | None = None
+        self.shutdown: dict[str, Any] | None = None
+        self.broken = False
+
+    async def until_done(self) -> tuple[Ending, str, dict[str, Any]]:
+        client = QMPClient("minguest")
+        listener = EventListener(names=("SHUTDOWN", "STOP"))
+        client.register_listener(listener)
+        connected = False
+        try:
+            while True:
+                if not connected:
+                    connected = await self._connect(client)
+                while not listener.empty():
+                    await self._hear(client, await listener.get())
+                self._read_report()
+                if (done := self._done()) is not None:
+                    break
+                await asyncio.sleep(LOOK)
+            ending, detail = done
+            views = await self._ask(client) if connected and ending != "qemu died" else {}
+            return ending, detail, views
+        finally:
+            with contextlib.suppress(QMPError, EOFError, OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(client.disconnect(), ANSWER)
+
+    async def _hear(self, client: QMPClient, event: Message) -> None:
+        if event["event"] == "SHUTDOWN":
+            self.shutdown = cast("dict[str, Any]", event["data"])
+        else:
+            # KVM stops a guest whose code it cannot run, says so only here, and would wait for ever.
+            status = cast("dict[str, Any]", await asyncio.wait_for(client.execute("query-status"), ANSWER))
+            self.broken = status["status"] == "internal-error"
+
+    def _done(self) -> tuple[Ending, str] | None:
+        """The first of the ways to end that has come true."""
+        now = time.monotonic() - self.start
+        if self.process.returncode is not None:
+            return "qemu died", f"exit status {self.process.returncode}"
+        if self.shutdown is not None:
+            reason = self.shutdown.get("reason", "unknown")
+            if reason == "guest-shutdown":
+                return "power-off", ""
+            return ("panic", reason) if reason == "guest-panic" else ("reset", reason)
+        if self.broken:
+            return "internal error", "QEMU stopped the guest with an internal error"
+        if self.end is not None and now > self.end + POWER_OFF:
+            return "no power-off", f"{POWER_OFF:g} s after its report it still ran"
+        if now > self.timeout:
+            return "deadline", f"{self.timeout:g} s are over"
+        if len(self.console) > CONSOLE_MAX:
+            return "console flood", f"more than {CONSOLE_MAX >> 20} MiB on the console"
+        return None
+
+    def _read_report(self) -> None:
+        size = (self.folder / "report.jsonl").stat().st_size
+        if size <= len(self.report):
+            return
+        now = time.monotonic() - self.start
+        with (self.folder / "report.jsonl").open("rb") as file:
+            file.seek(len(self.report))
+            self.report += file.read(CONSOLE_MAX)
+        if self.begin is None and BEGIN in self.report:
+            self.begin = now
+        if self.end is None and (at := self.report.find(END)) >= 0 and b"\n" in self.report[at:]:
+            self.end = now
+
+    async def _connect(self, client: QMPClient) -> bool:
+        """Try to reach the socket once; QEMU makes it soon after its start."""
+        handle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        folder = os.open(self.folder, os.O_PATH)
+        try:
+            # The name of a UNIX socket has at most 107 bytes; this one is short wherever the project is.
+            handle.connect(f"/proc/self/fd/{folder}/qmp.sock")
+            handle.setblocking(False)
+            await asyncio.wait_for(client.connect(handle), ANSWER)
+        except (TimeoutError, OSError, QMPError, EOFError):
+            handle.close()
+            return False
+        finally:
+            os.close(folder)
+        return True
+
+    async def _ask(self, client: QMPClient) -> dict[str, Any]:
+        views: dict[str, Any] = {}
+        try:
+            for name, query in QUERIES.items():
+                views[name] = await asyncio.wait_for(client.execute(query), ANSWER)
+        except (TimeoutError, QMPError, EOFError, OSError):
+            pass  # QEMU went away in between: what it said so far is what there is
+        return views

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only gate to a subprocess: explicit argv, a log, a deadline, and no child left behind."""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from minguest.errors import ToolError
+
+# How many of a failed tool's last lines the error shows.
+TAIL = 15
+BARE = ("PATH", "HOME", "TMPDIR")
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+    deadline: float | None = None,
+    stdin: IO[bytes] | None = None,
+    check: bool = True,
+    bare: bool = False,
+    pass_fds: Sequence[int] = (),
+) -> tuple[int, str]:
+    """Run a program and return its status and its output (stdout and stderr as one text).
+
+    `env` is added to the environment; `bare` keeps of it only where programs and temporary files are, and the C
+    locale, so that a build does not depend on what the user's shell happens to export. `log` gets the command and
+    every line as it comes, `on_line` each line. `deadline` is in seconds. Raises ToolError when the program is
+    missing, misses the deadline or (`check`) fails; the whole process group is ended then, and also when this call
+    is interrupted. Of `pass_fds` the program and its children keep a copy: a lock among them outlives this process.
+    """
+    words = [os.fspath(word) for word in argv]
+    inherited = {key: os.environ[key] for key in BARE if key in os.environ} if bare else dict(os.environ)
+    environment = {**inherited, **({"LC_ALL": "C", "TZ": "UTC"} if bare else {}), **(env or {})}
+    program = require(words[0], environment.get("PATH"))
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    late = threading.Event()
+    with (log or Path(os.devnull)).open("w") as sink:
+        sink.write(f"$ {shlex.join(words)}\n")
+        process = subprocess.Popen(
+            words,
+            executable=program,
+            cwd=cwd,
+            env=environment,
+            stdin=stdin if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+            pass_fds=pass_fds,
+        )
+
+        def expire() -> None:
+            late.set()
+            end_group(process)
+
+        timer = threading.Timer(deadline, expire) if deadline is not None else None
+        try:
+            if timer is not None:
+                timer.start()
+            assert process.stdout is not None
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip("\n")
+                lines.append(line)
+                sink.write(line + "\n")
+                if on_line is not None:
+                    on_line(line)
+            status = process.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if process.poll() is None:
+                end_group(process)
+                process.wait()
+    if late.is_set():
+        raise ToolError(f"{words[0]}: not done after {deadline:g} s, ended{_tail(lines, log)}")
+    if check and status != 0:
+        raise ToolError(f"{words[0]}: {_status(status)}{_tail(lines, log)}")
+    return status, "\n".join(lines)
+
+
+def require(tool: str, path: str | None = None) -> str:
+    """Full path of a host tool; ToolError when it is not there."""
+    found = shutil.which(tool, path=path)
+    if found is None:
+        raise ToolError(
+            f"{tool}: no such program on this machine",
+            "./doit.sh installs what configs/packages.txt lists; or install the package that has it by hand",
+        )
+    return found
+
+
+def die_with_parent() -> None:
+    """In a child, before exec: be killed when the parent is, however it ends (prctl(2), PR_SET_PDEATHSIG = 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that run() or qemu started, and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _status(status: int) -> str:
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _tail(lines: list[str], log: Path | None) -> str:
+    shown = "".join(f"\n  | {line}" for line in lines[-TAIL:])
+    return shown + (f"\n  whole log: {log}" if log is not None else "")

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TOML files and environment variables become facts here, and nowhere else."""
+
+import difflib
+import os
+import re
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from minguest.errors import UserError
+from minguest.model import Guest, Sources
+
+T = TypeVar("T")
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def decode(path: Path, kind: type[T]) -> T:
+    """Read a TOML file as `kind`; UserError names the file, the key, and the nearest known key."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], 1)
+        raise UserError(f"{path}: no such file", f"did you mean {near[0]}?" if near else "") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML: {error}") from error
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {_explain(str(error), document, kind)}") from error
+
+
+def guest(path: Path) -> Guest:
+    """Read one guest and check what a schema cannot say."""
+    found = decode(path, Guest)
+    launch = found.launch
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9_.]+)*", found.name):
+        raise UserError(f"{path}: name = {found.name!r} becomes a folder's name: use a-z, 0-9, '-', '_' and '.'")
+    if not found.kernel:
+        raise UserError(f"{path}: kernel = [] names no line", 'for example kernel = ["4.12", "6.12"]')
+    check_cpus(launch.cpus, f"{path}: launch.cpus")
+    if launch.max_cpus < launch.cpus:
+        raise UserError(
+            f"{path}: launch.max_cpus = {launch.max_cpus} is below launch.cpus = {launch.cpus}",
+            "max_cpus counts the CPUs that are there after hot-adding: make it at least cpus",
+        )
+    size(launch.memory, f"{path}: launch.memory")
+    if launch.timeout <= 0:
+        raise UserError(f"{path}: launch.timeout = {launch.timeout} must be a positive number of seconds")
+    return found
+
+
+def sources(path: Path) -> Sources:
+    """Read configs/sources.toml."""
+    found = decode(path, Sources)
+    for name, source in [*found.kernel.items(), *found.firmware.items()]:
+        if not re.fullmatch(r"[0-9a-f]{64}", source.sha256):
+            raise UserError(f"{path}: {name}: sha256 = {source.sha256!r} is not 64 lower-case hex digits")
+        if not source.urls:
+            raise UserError(f"{path}: {name}: urls is empty")
+    return found
+
+
+def check_cpus(cpus: int, where: str) -> None:
+    """A number of CPUs that QEMU can make at all."""
+    if cpus < 1:
+        raise UserError(f"{where} = {cpus}: a guest has at least one CPU")
+
+
+def integer(text: str, where: str) -> int:
+    """A whole number that the user typed."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{where} = {text!r} is not a whole number") from None
+
+
+def size(text: str, where: str) -> int:
+    """Bytes of `512M`, `2G`, `1.5G`; UserError names `where`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
+    count = float(match[1]) * UNITS[match[2].upper()] if match else 0
+    if not match or count < 1 or count % UNITS["M"]:
+        raise UserError(f"{where} = {text!r} is not a size in whole MiB", "write for example 512M or 2G")
+    return int(count)
+
+
+def cache_folder() -> Path:
+    """Where downloads live: $MINGUEST_CACHE, else the user's cache folder (XDG base directories)."""
+    if own := os.environ.get("MINGUEST_CACHE"):
+        return Path(own).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).absolute() / "minguest"
+
+
+def jobs() -> int:
+    """How many jobs make gets: the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _explain(message: str, document: dict[str, Any], kind: type) -> str:
+    """msgspec's message, with the nearest known key where one is unknown."""
+    unknown = re.search(r"unknown field `(.*?)`(?: - at `\$(.*?)`)?$", message)
+    if not unknown:
+        return re.sub(r"`\$\.?(.*?)`$", r"`\1`", message)
+    key, where = unknown[1], (unknown[2] or "").lstrip(".")
+    known = _fields_at(kind, where)
+    near = difflib.get_close_matches(key, known, 1)
+    full = f"{where}.{key}" if where else key
+    return f"unknown key `{full}`" + (f"; nearest known key: `{near[0]}`" if near else f"; known: {', '.join(known)}")
+
+
+def _fields_at(kind: Any, where: str) -> list[str]:
+    """Names of the fields of the struct at a msgspec path such as `launch` or `kernel[...].signature`."""
+    for step in re.findall(r"\w+", re.sub(r"\[.*?\]", "", where)):
+        kind = typing.get_type_hints(kind)[step]
+        # The struct itself, or the one inside of Optional, a tuple or a mapping.
+        kind = next((each for each in typing.get_args(kind) if hasattr(each, "__struct_fields__")), kind)
+    return list(getattr(kind, "__struct_fields__", ()))

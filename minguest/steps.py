@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joins the stages to doit: the only module beside dodo.py that knows it.
+
+Each function makes one of doit's task dicts. What a step depends on is spelled out, because doit sees neither
+imported code nor values: see `step`.
+"""
+
+import difflib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from doit import get_var
+from doit.exceptions import InvalidDodoFile, TaskFailed
+from doit.reporter import ConsoleReporter
+from doit.tools import config_changed
+
+from minguest import (
+    boottest,
+    bundle,
+    fetch,
+    files,
+    firmware,
+    initd,
+    initrd,
+    kconfig,
+    kernel,
+    settings,
+    source,
+)
+from minguest.errors import MinguestError, UserError
+from minguest.launch import Words
+from minguest.model import Choice, Guest, Source, Sources
+from minguest.paths import Layout
+
+Task = dict[str, Any]
+CODE = Path(__file__).parent
+# What the command line may say with an equals sign, before or after the tasks.
+WORDS = ("guest", "kernel", "source", "contract")
+# Commands of doit that run no task: they must not ask the network which kernel can be had.
+IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
+
+
+def say(text: str) -> None:
+    """One line to the user, at once."""
+    print(text, flush=True)
+
+
+class Reporter(ConsoleReporter):  # type: ignore[misc]
+    """Says what runs and how long it took; a failure once, without a traceback for the user's mistakes."""
+
+    def __init__(self, outstream: Any, options: Any) -> None:
+        super().__init__(outstream, options)
+        self.started: dict[str, float] = {}
+        self.nothing = True
+
+    def execute_task(self, task: Any) -> None:
+        if task.actions and not task.name.startswith("_"):
+            self.nothing = False
+            self.started[task.name] = time.monotonic()
+            self.outstream.write(f"── {task.title()}\n")
+            self.outstream.flush()
+
+    def add_success(self, task: Any) -> None:
+        if (begun := self.started.get(task.name)) and (seconds := time.monotonic() - begun) >= 1:
+            self.outstream.write(f"   {task.title()}: {seconds:.0f} s\n")
+
+    def skip_uptodate(self, task: Any) -> None:
+        pass
+
+    def complete_run(self) -> None:
+        if self.nothing and not self.failures and not self.runtime_errors:
+            self.outstream.write("nothing to do: everything is up to date\n")
+        if self.runtime_errors:
+            self.outstream.write("\n".join(self.runtime_errors) + "\n")
+
+    def _write_failure(self, result: Any, write_exception: bool = True) -> None:
+        self.outstream.write(f"FAILED {result['task'].name}: {result['exception'].get_msg()}\n")
+
+
+def step(
+    action: Callable[..., None],
+    *,
+    doc: str,
+    file_dep: Sequence[Path] = (),
+    targets: Sequence[Path] = (),
+    code: Sequence[str] = (),
+    facts: Callable[[], Mapping[str, Any]] = dict,
+    **more: Any,
+) -> Task:
+    """A task that runs when a file, one of its modules (`code`), a fact or a missing target asks for it.
+
+    `facts` is called only when doit looks at the task. Afterwards every target must exist.
+    """
+
+    def changed(task: Any, values: Any) -> Any:
+        # msgspec makes plain text of structs and paths; config_changed knows only that. doit calls configure_task for
+        # what it finds in `uptodate` itself, when it loads; that would ask for the facts of tasks that do not run.
+        checker = config_changed(msgspec.json.encode(facts(), enc_hook=str).decode())
+        checker.configure_task(task)
+        return checker(task, values)
+
+    def checked(**words: Any) -> TaskFailed | None:
+        try:
+            action(**words)
+        except MinguestError as error:
+            return TaskFailed(str(error))
+        missing = [str(target) for target in targets if not target.exists()]
+        return TaskFailed(f"did not make {', '.join(missing)}") if missing else None
+
+    return {
+        "doc": doc,
+        "actions": [checked],
+        "file_dep": [str(path) for path in [*file_dep, *(CODE / f"{module}.py" for module in code)]],
+        "targets": [str(target) for target in targets],
+        "uptodate": [changed],
+        **more,
+    }
+
+
+class Project:
+    """The guest, the choice of its kernel, and the steps that make its bundle."""
+
+    def __init__(self, root: Path, guest_file: Path, words: Mapping[str, str | None], *, idle: bool) -> None:
+        self.root = root
+        self.guest_file = guest_file
+        self.guest: Guest = settings.guest(guest_file)
+        self.sources: Sources = settings.sources(root / "configs/sources.toml")
+        self.cache = settings.cache_folder()
+        self.ignore = _contract(words["contract"])
+        self.choice = self._choose(words["kernel"], words["source"], idle=idle)
+        self.at = Layout(root, self.guest.name, self.choice.line)
+        if self.guest.firmware not in self.sources.firmware:
+            known = ", ".join(self.sources.firmware)
+            raise UserError(f"{guest_file}: firmware = {self.guest.firmware!r}: not in sources.toml", f"known: {known}")
+        self.ovmf: Source = self.sources.firmware[self.guest.firmware]
+        self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.line, root)
+        self.overlays = [self._overlay(name) for name in self.guest.overlays]
+
+    def _choose(self, line: str | None, own: str | None, *, idle: bool) -> Choice:
+        place = Layout(self.root, self.guest.name, "").choice
+        try:
+            kept = msgspec.json.decode(place.read_bytes(), type=Choice)
+        except (OSError, msgspec.DecodeError):
+            kept = None
+        if idle:
+            return kept or Choice(self.guest.kernel, self.guest.kernel[0], "?", "not chosen yet")
+        choice = source.choose(self.guest, self.sources, kept, line, own, source.availability(self.cache))
+        if choice != kept:
+            files.write(place, msgspec.json.encode(choice))
+        say(source.sentence(choice))
+        return choice
+
+    def _shown(self, path: Path) -> str:
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+    def _overlay(self, name: str) -> Path:
+        for path in (self.root / "overlays" / name, self.root / name):
+            if path.is_dir():
+                return path
+        raise UserError(f"{self.guest_file}: overlay {name!r}: no such folder in overlays/ or from the project's root")
+
+    @property
+    def pinned(self) -> Source | None:
+        return None if self.choice.source else self.sources.kernel[self.choice.line]
+
+    @property
+    def tree(self) -> Path:
+        name = self.choice.version
+        return self.at.tree(f"{name}-{source.path_tag(self.choice.source)}" if self.choice.source else name)
+
+    # ── the steps, in the order of the data ──
+
+    def tree_step(self) -> Task:
+        def make() -> None:
+            source.prepare(
+                self.choice,
+                self.pinned,
+                self.tree,
+                cache=self.cache,
+                keys=self.at.configs / "keys",
+                patches=self.at.patches,
+                log=self.at.log("tree"),
+                say=say,
+            )
+
+        def facts() -> Mapping[str, Any]:
+            own = self.choice.source
+            return {
+                "choice": [self.choice.version, own],
+                "pinned": self.pinned,
+                "tools": source.compiler_tools(),
+                "own": source.fingerprint(Path(own)) if own else None,
+            }
+
+        return step(
+            make,
+            name=self.at.name,
+            doc=f"linux {self.choice.version}: fetched, verified, unpacked, patched",
+            file_dep=[path for path in sorted(self.at.patches.rglob("*")) if path.is_file()],
+            targets=[self.tree / source.STAMP],
+            code=["source", "archive"],
+            facts=facts,
+        )
+
+    def config_step(self) -> Task:
+        def make() -> None:
+            result = kernel.configure(
+                self.tree,
+                self.choice.line,
+                self.fragments,
+                self.guest.options,
+                self.at.configs / "contract.toml",
+                self.guest.launch,
+                self.at.config,
+                root=self.root,
+                guest_file=self._shown(self.guest_file),
+                others=source.trees(self.tree.parent, self.choice.line),
+                ignore=self.ignore,
+                log=self.at.log("config"),
+                say=say,
+            )
+            say(f"{result.requested} options asked for, {len(result.problems)} problems")
+
+        return step(
+            make,
+            name=self.at.name,
+            doc="the kernel's config from fragments, verified against them and the contract",
+            file_dep=[*self.fragments, self.at.configs / "contract.toml", self.tree / source.STAMP],
+            targets=[self.at.config / "kernel.config", self.at.config / "config.json"],
+            code=["kconfig", "contract", "explain"],
+            facts=lambda: {
+                "options": dict(self.guest.options),
+                "launch": self.guest.launch,
+                "ignore": self.ignore,
+                "tree": self.tree,
+                "make": kernel.make_argv(self.tree, self.at.config, 1),
+            },
+        )
+
+    def kernel_step(self) -> Task:
+        config = self.at.config / "kernel.config"
+
+        def make() -> None:
+            inspected = kernel.build(
+                self.tree, config, self.at.kernel, version=self.choice.version, log=self.at.log("kernel"), say=say
+            )
+            say(f"bzImage {inspected.bzimage.size / 1e6:.2f} MB, EFI stub {inspected.bzimage.efi_stub}")
+
+        return step(
+            make,
+            name=self.at.name,
+            doc=f"linux {self.choice.version}: compiled and inspected",
+            file_dep=[config, self.tree / source.STAMP],
+            targets=[kernel.image(self.at.kernel), self.at.kernel / "System.map", self.at.kernel / "kernel.json"],
+            code=["kernel", "binary"],
+            facts=lambda: {"make": kernel.make_argv(self.tree, self.at.kernel, 1), "tools": source.compiler_tools()},
+        )
+
+    def initd_step(self) -> Task:
+        folder = self.root / "initd"
+
+        def make() -> None:
+            initd.build(folder, self.at.initd, self.at.log("initd"))
+            say(f"initd {self.at.initd.stat().st_size / 1e3:.0f} KB")
+
+        return step(
+            make,
+            doc="PID 1, compiled as a static program",
+            file_dep=sorted(folder.glob("*.[ch]")),
+            targets=[self.at.initd],
+            code=["initd"],
+        )
+
+    def initrd_step(self) -> Task:
+        def make() -> None:
+            initrd.build(self.at.initrd_template, self.at.initd, self.overlays, self.at.initrd)
+            say(f"initrd.img {self.at.initrd.stat().st_size / 1e3:.0f} KB")
+
+        overlaid = [path for overlay in self.overlays for path in sorted(overlay.rglob("*"))]
+        return step(
+            make,
+            name=self.at.name,
+            doc="initd and the overlays as newc, gzip",
+            file_dep=[self.at.initrd_template, self.at.initd, *(path for path in overlaid if path.is_file())],
+            targets=[self.at.initrd],
+            code=["initrd", "cpio", "archive"],
+            facts=lambda: {"overlaid": [[path, path.lstat().st_mode] for path in overlaid]},
+        )
+
+    def firmware_step(self) -> Task:
+        target = self.at.firmware(self.ovmf.version)
+
+        def make() -> None:
+            package = fetch.fetch(self.ovmf, f"OVMF {self.ovmf.version}", self.cache, say)
+            firmware.unpack(package, self.ovmf, target)
+
+        return step(
+            make,
+            doc=f"OVMF {self.ovmf.version}: fetched, verified, unpacked",
+            targets=[target / name for name in ("OVMF_CODE.fd", "OVMF_VARS.fd", "firmware.json")],
+            code=["firmware", "archive"],
+            facts=lambda: {"source": self.ovmf},
+        )
+
+    def bundle_step(self) -> Task:
+        ovmf = self.at.firmware(self.ovmf.version)
+        parts = {
+            "bzImage": kernel.image(self.at.kernel),
+            "initrd.img": self.at.initrd,
+            "OVMF_CODE.fd": ovmf / "OVMF_CODE.fd",
+            "OVMF_VARS.fd": ovmf / "OVMF_VARS.fd",
+            "kernel.config": self.at.config / "kernel.config",
+            "System.map": self.at.kernel / "System.map",
+        }
+        made_of = [self.at.config / "config.json", self.at.kernel / "kernel.json", ovmf / "firmware.json"]
+
+        def make() -> None:
+            manifest = bundle.write(self.at.bundle, parts, self._facts())
+            sizes = [f"{name} {manifest.files[name].size / 1e6:.2f} MB" for name in ("bzImage", "initrd.img")]
+            say(f"{self.at.bundle.relative_to(self.root)}: {', '.join(sizes)}, OVMF {self.ovmf.version}")
+
+        return step(
+            make,
+            name=self.at.name,
+            doc="what ships, with the manifest of what it was made of",
+            file_dep=[*parts.values(), *made_of],
+            targets=[self.at.bundle / name for name in [*parts, "manifest.json"]],
+            code=["bundle"],
+            facts=lambda: {"choice": self.choice, "guest": self.guest},
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the manifest tells beside the files."""
+        tree = source.stamp(self.tree)
+        assert tree is not None
+        configured = msgspec.json.decode((self.at.config / "config.json").read_bytes())
+        pinned = self.pinned
+        return {
+            "guest": msgspec.to_builtins(self.guest),
+            "kernel": {
+                "wanted": list(self.choice.wanted),
+                "line": self.choice.line,
+                "version": self.choice.version,
+                "reason": self.choice.reason,
+                "urls": list(pinned.urls) if pinned else [],
+                "licence": pinned.licence if pinned else None,
+                "origin": tree.origin,
+                "signature": tree.signed,
+                "patches": msgspec.to_builtins(tree.patches),
+                "inspected": msgspec.json.decode((self.at.kernel / "kernel.json").read_bytes()),
+            },
+            "config": {"fragments": {path.name: files.sha256(path) for path in self.fragments}, **configured},
+            "initrd": {
+                "initd": bundle.describe(self.at.initd),
+                "template": files.sha256(self.at.initrd_template),
+                "overlays": {
+                    f"{overlay.name}/{path.relative_to(overlay)}": files.sha256(path)
+                    for overlay in self.overlays
+                    for path in sorted(overlay.rglob("*"))
+                    if path.is_file() and not path.is_symlink()
+                },
+            },
+            "firmware": {
+                "version": self.ovmf.version,
+                "sha256": self.ovmf.sha256,
+                "urls": list(self.ovmf.urls),
+                "licence": self.ovmf.licence,
+            },
+            "tools": {**source.compiler_tools(), "musl": initd.musl_version()},
+        }
+
+    def boot_test_step(self) -> Task:
+        def test(**words: str) -> None:
+            boottest.run(self.at, Words(**words), self.guest.launch, say)
+
+        return step(
+            test,
+            basename="boot-test",
+            doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
+            file_dep=[self.at.bundle / "manifest.json"],
+            facts=lambda: {"at": time.time()},  # asked for, it runs
+            params=[
+                {"name": name, "long": name, "default": "", "help": text}
+                for name, text in {
+                    "cpus": "how many CPUs",
+                    "memory": "how much memory, such as 2G",
+                    "gpu": "emulated cards or PCI addresses of the host's, with commas; none for none",
+                    "machine": "q35 or pc",
+                    "accel": "auto, kvm or tcg",
+                    "timeout": "seconds after which the guest counts as lost",
+                }.items()
+            ],
+        )
+
+
+def _contract(word: str | None) -> bool:
+    if word not in (None, "ignore"):
+        raise UserError(f"contract={word}: not known", "contract=ignore builds a config that breaks the contract")
+    return word == "ignore"
+
+
+def _guest_file(root: Path, word: str | None) -> Path:
+    if word is None or word == "default":
+        return root / "configs/guest.toml"
+    path = Path(word).expanduser()
+    return path.absolute() if path.suffix == ".toml" else root / "configs/guests" / f"{word}.toml"
+
+
+def project(root: Path) -> Project:
+    """The project as the command line's words make it."""
+    idle = len(sys.argv) > 1 and sys.argv[1] in IDLE
+    try:
+        for word in sys.argv[1:]:
+            name, equals, _ = word.partition("=")
+            if equals and not name.startswith("-") and name not in WORDS:
+                near = difflib.get_close_matches(name, WORDS, 1)
+                raise UserError(f"{word}: no such word", f"{near[0]}=…" if near else f"known: {'= '.join(WORDS)}=")
+        words = {name: get_var(name) for name in WORDS}
+        return Project(root, _guest_file(root, words["guest"]), words, idle=idle)
+    except MinguestError as error:
+        raise InvalidDodoFile(str(error)) from None

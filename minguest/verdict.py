@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares three views of one guest: what was asked, what QEMU made, what initd saw. Pure."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from minguest import console
+from minguest.launch import Gpu, Spec
+from minguest.qemu import Run
+from minguest.report import PciDevice, Report, cpu_count
+
+# A guest never sees all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
+# Measured with OVMF 2025.02: 1.5 to 4 MiB on both lines.
+RESERVED_MAX = 32 << 20
+# QEMU says this of a BAR that has no address: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
+UNMAPPED = -1
+ROM = 6
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One row: the same fact in three views."""
+
+    name: str
+    asked: str
+    qemu: str
+    guest: str
+    ok: bool
+    why: str = ""
+
+
+class Phases(msgspec.Struct, frozen=True):
+    """Seconds. `firmware`: from QEMU's start to the kernel's clock, so the image's unpacking is in it;
+    `kernel`: to initd's start, by the guest's clock; `initd`: the report, first to last line."""
+
+    firmware: float | None
+    kernel: float | None
+    initd: float | None
+    wall: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the host concludes."""
+
+    result: Literal["pass", "failed", "lost"]
+    reason: str
+    checks: tuple[Check, ...]
+    phases: Phases
+    ending: str
+    telling: tuple[console.Line, ...] = ()
+    """Console lines that name trouble, on anything but a pass."""
+    tail: tuple[console.Line, ...] = ()
+    """The last lines of the console of a lost guest."""
+
+
+def judge(spec: Spec, run: Run, report: Report, problems: Sequence[str] = ()) -> Verdict:
+    """The verdict of one boot. `problems` is what the bundle's config was known to lack (contract=ignore)."""
+    screen = console.lines(run.console)
+    phases = _phases(run, report)
+    if not report.complete:
+        return Verdict(
+            result="lost",
+            reason=_lost(run, report, screen),
+            checks=(),
+            phases=phases,
+            ending=run.ending,
+            telling=tuple(console.telling(screen)),
+            tail=tuple(console.tail(screen, 12)),
+        )
+    checks = tuple(_checks(spec, run, report))
+    wrong = [check for check in checks if not check.ok]
+    if not wrong:
+        return Verdict("pass", "three views agree", checks, phases, run.ending)
+    causes = [f"this kernel was built although its config was known to be wrong:\n{each}" for each in problems]
+    return Verdict(
+        result="failed",
+        reason="\n".join(["; ".join(f"{check.name}: {check.why}" for check in wrong), *causes]),
+        checks=checks,
+        phases=phases,
+        ending=run.ending,
+        telling=tuple(console.telling(screen)),
+    )
+
+
+def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
+    panic = next((line for line in screen if "Kernel panic - not syncing" in line.text), None)
+    if panic:
+        what = f"the kernel panicked (console line {panic.number})"
+    else:
+        what = {
+            "power-off": "it powered off before its report was whole",
+            "reset": f"it reset ({run.detail})",
+            "deadline": f"it hung: no whole report, {run.detail}",
+            "no power-off": "its report is damaged",
+            "panic": "it panicked",
+            "internal error": run.detail,
+            "qemu died": f"QEMU died ({run.detail})",
+            "console flood": run.detail,
+        }[run.ending]
+    if not any(line.text for line in screen) and not report.records:
+        what += "; it never spoke, neither on the console nor on the report's port"
+    elif not report.records:
+        what += "; initd never spoke"
+    return what + (f"; report: {report.damage}" if report.damage else "")
+
+
+def _phases(run: Run, report: Report) -> Phases:
+    booted = report.record("begin").get("uptime")
+    if run.begin is None or not isinstance(booted, (int, float)):
+        return Phases(None, None, None, run.wall)
+    return Phases(
+        firmware=max(0.0, run.begin - booted),
+        kernel=float(booted),
+        initd=run.end - run.begin if run.end is not None else None,
+        wall=run.wall,
+    )
+
+
+def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
+    views = run.views
+    cpus = report.record("cpus")
+    online = cpu_count(cpus.get("online") or "")
+    made = len(views["cpus"]) if "cpus" in views else None
+    yield _equal("CPUs", spec.cpus, made, online)
+    slots = len(views["hotpluggable_cpus"]) if "hotpluggable_cpus" in views else None
+    yield _equal("CPUs at most", spec.max_cpus, slots, cpu_count(cpus.get("possible") or ""))
+    yield _memory(spec, views, report)
+    firmware = report.record("firmware")
+    uefi = firmware.get("kind") == "uefi"
+    yield Check(
+        "firmware",
+        "UEFI",
+        "pflash",
+        f"{firmware.get('kind')} {firmware.get('version') or ''}".strip(),
+        uefi,
+        "" if uefi else f"the guest saw {firmware.get('kind')}, not UEFI",
+    )
+    devices = {device.address: device for device in report.pci}
+    in_qemu = dict(_functions(views.get("pci", ())))
+    yield _all_devices(in_qemu, devices)
+    for gpu in spec.gpus:
+        yield _gpu(gpu, in_qemu, devices)
+    off = run.ending == "power-off"
+    yield Check("power-off", "yes", run.ending, "asked for", off, "" if off else run.detail or run.ending)
+
+
+def _equal(name: str, asked: int, qemu: int | None, guest: int) -> Check:
+    ok = asked == qemu == guest
+    return Check(name, str(asked), _shown(qemu), str(guest), ok, "" if ok else f"{guest} of {asked}")
+
+
+def _shown(value: int | None) -> str:
+    return "not answered" if value is None else str(value)
+
+
+def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
+    facts = views.get("memory", {})
+    made = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
+    ram = report.record("memory").get("ram_bytes") or 0
+    ok = made == spec.memory and spec.memory - RESERVED_MAX <= ram <= spec.memory
+    return Check(
+        "memory",
+        _mib(spec.memory),
+        "not answered" if made is None else _mib(made),
+        f"{_mib(ram)} RAM",
+        ok,
+        "" if ok else f"{_mib(ram)} of {_mib(spec.memory)}",
+    )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+def _functions(buses: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every function that query-pci tells, by address, bridges' too."""
+    for bus in buses:
+        pending = list(bus["devices"])
+        while pending:
+            device = pending.pop(0)
+            yield f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}", device
+            pending += device.get("pci_bridge", {}).get("devices", [])
+
+
+def _all_devices(made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
+    missing, extra = sorted(made.keys() - seen.keys()), sorted(seen.keys() - made.keys())
+    why = "; ".join(
+        [f"the guest does not see {', '.join(missing)}"] * bool(missing)
+        + [f"QEMU does not know {', '.join(extra)}"] * bool(extra)
+    )
+    ok = bool(made) and not why
+    return Check("PCI devices", "all", str(len(made)), str(len(seen)), ok, why or ("" if ok else "QMP did not answer"))
+
+
+def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
+    name = f"GPU {gpu.id}"
+    found = next(((address, each) for address, each in made.items() if each.get("qdev_id") == gpu.id), None)
+    if found is None:
+        return Check(name, str(gpu), "not there", "", False, "QEMU made no such device")
+    address, device = found
+    regions = {each["bar"]: each for each in device["regions"] if each["bar"] != ROM}
+    in_qemu = f"{address}, {len(regions)} BARs"
+    view = seen.get(address)
+    if view is None:
+        return Check(name, str(gpu), in_qemu, "not there", False, f"the guest sees nothing at {address}")
+    bars = {bar.index: bar for bar in view.bars if bar.index != ROM}
+    wrong = [] if view.gpu else [f"class {view.pci_class} is no display controller's"]
+    for index, region in sorted(regions.items()):
+        bar = bars.get(index)
+        if bar is None or not bar.assigned or region["address"] == UNMAPPED:
+            wrong.append(f"BAR {index} ({region['size'] // 1024} KiB) has no address")
+        elif (int(bar.start or "0", 16), bar.size) != (region["address"], region["size"]):
+            wrong.append(f"BAR {index}: guest {bar.start}, QEMU {region['address']:#x}")
+    if not regions:
+        wrong.append("QEMU tells no BARs")
+    placed = sum(bar.assigned for bar in bars.values())
+    guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
+    return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def table(verdict: Verdict) -> str:
+    """The verdict for a person: a row a check, the times, the result last."""
+    rows = [("", "asked", "QEMU made", "guest saw", "")]
+    rows += [(c.name, c.asked, c.qemu, c.guest, "ok" if c.ok else f"WRONG: {c.why}") for c in verdict.checks]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    text = [
+        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+        for row in rows
+        if verdict.checks
+    ]
+    p = verdict.phases
+    times = [f"{name} {value:.2f} s" for name, value in
+             (("firmware", p.firmware), ("kernel", p.kernel), ("initd", p.initd)) if value is not None]  # fmt: skip
+    text.append("  times: " + " · ".join([*times, f"whole {p.wall:.2f} s"]))
+    if verdict.telling:
+        text += ["  telling lines of the console:", *(f"  {line.number:5} | {line.text}" for line in verdict.telling)]
+    if verdict.tail:
+        text += ["  its last lines:", *(f"  {line.number:5} | {line.text}" for line in verdict.tail)]
+    return "\n".join(text)

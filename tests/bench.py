@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and times, as a table and out/bench.json: `doit bench`, or `python -m tests.bench --help`.
+
+Figures of one noisy machine: compare within one run, quote ratios.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from minguest import kernel, settings
+from minguest.run import run
+
+ROOT = Path(__file__).parents[1]
+
+
+def seconds(*argv: str) -> float:
+    """Wall time of a command that must succeed."""
+    start = time.monotonic()
+    subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - start
+
+
+def median(times: int, *argv: str) -> float:
+    return statistics.median(seconds(*argv) for _ in range(times))
+
+
+def sizes(bundle: Path) -> dict[str, float]:
+    found = {name: (bundle / name).stat().st_size for name in ("bzImage", "initrd.img")}
+    return {**found, "bzImage + initrd.img": sum(found.values()), "initd": (ROOT / "out/initd/initd").stat().st_size}
+
+
+def boots(times: int, work: Path, words: list[str]) -> dict[str, float]:
+    """Median of each phase of boot-test, in seconds."""
+    phases = []
+    for _ in range(times):
+        seconds("doit", "boot-test", *words)
+        phases.append(json.loads((work / "boot-test/verdict.json").read_bytes())["verdict"]["phases"])
+    return {name: statistics.median(each[name] for each in phases) for name in ("firmware", "kernel", "initd", "wall")}
+
+
+def cold(tree: Path, config: Path) -> float:
+    """Wall time of compiling `config` from nothing, olddefconfig included."""
+    with tempfile.TemporaryDirectory(prefix="minguest-bench-") as name:
+        out = Path(name)
+        shutil.copyfile(config, out / ".config")
+        start = time.monotonic()
+        for target in ("olddefconfig", "bzImage"):
+            run(kernel.make_argv(tree, out, settings.jobs(), target), bare=True)
+        return time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="doit bench", description=__doc__)
+    parser.add_argument("--work", default="out/default-6.12", help="folder of the guest to measure")
+    parser.add_argument("--boots", type=int, default=5, help="how many boots (default 5)")
+    parser.add_argument("--cold", action="store_true", help="also compile the kernel from nothing")
+    parser.add_argument("--against", type=Path, help="another .config to compile from nothing, on the same tree")
+    words = parser.parse_args()
+    work = ROOT / words.work
+    line = f"kernel={work.name.rsplit('-', 1)[1]}"
+    figures: dict[str, float] = {
+        "doit build, nothing to do, s": median(5, "doit", "build", line),
+        "doit.sh list, s": median(5, "./doit.sh", "list"),
+        "doit list, s": median(5, "doit", "list"),
+        **{f"{name}, bytes": size for name, size in sizes(work / "bundle").items()},
+        **{f"boot, {name}, s": value for name, value in boots(words.boots, work, [line]).items()},
+    }
+    tree = Path((work / "kernel/.tree").read_text())
+    if words.cold:
+        figures["kernel from nothing, s"] = cold(tree, work / "bundle/kernel.config")
+    if words.against:
+        figures[f"{words.against.name} from nothing, s"] = cold(tree, words.against)
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:{width}}  {value:,.0f}" if value > 1000 else f"{name:{width}}  {value:.3f}")
+    (ROOT / "out/bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

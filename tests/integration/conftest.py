@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs doit as a user does, on a line that the network has."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from minguest import paths
+
+ROOT = Path(__file__).parents[2]
+LINE = "6.12"
+
+Doit = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_doit(*words: str, cwd: Path = ROOT, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+    """doit's status and everything that it printed."""
+    return subprocess.run(
+        ["doit", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keep_the_choice() -> Iterator[None]:
+    """The tests insist on a line; the user's choice comes back afterwards."""
+    place = ROOT / "out/choice-default.json"
+    kept = place.read_bytes() if place.exists() else None
+    yield
+    if kept is not None:
+        place.write_bytes(kept)
+    else:
+        place.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def doit() -> Doit:
+    return run_doit
+
+
+@pytest.fixture(scope="session")
+def built(doit: Doit) -> paths.Layout:
+    """The default guest's bundle."""
+    result = doit("build", f"kernel={LINE}")
+    assert result.returncode == 0, result.stdout
+    return paths.Layout(ROOT, "default", LINE)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle of a real kernel: whole, inspected, reproducible, and not made twice."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from minguest import binary, bundle, files, kconfig, paths
+from minguest.errors import UserError
+from tests.integration.conftest import LINE, ROOT, Doit
+
+
+def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:
+    manifest = bundle.load(built.bundle)
+    assert set(manifest.files) == {
+        "bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map",
+    }  # fmt: skip
+    assert manifest.kernel["line"] == LINE
+    assert manifest.config["problems"] == []
+    assert manifest.files["bzImage"].size + manifest.files["initrd.img"].size < 5e6
+    assert built.initd.stat().st_size < 100e3
+    assert binary.elf(built.initd).static
+    config = kconfig.parse_config((built.bundle / "kernel.config").read_text())
+    assert (config["EFI"], config["EFI_STUB"], config["SMP"], config["NR_CPUS"]) == ("y", "y", "y", "64")
+
+
+def test_a_second_build_does_nothing(built: paths.Layout, doit: Doit) -> None:
+    before = (built.bundle / "manifest.json").stat().st_mtime_ns
+    result = doit("build", f"kernel={LINE}")
+    assert result.returncode == 0
+    assert "nothing to do" in result.stdout
+    assert (built.bundle / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_changed_bundle_is_refused(built: paths.Layout, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(built.bundle, copy)
+    with (copy / "bzImage").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    with pytest.raises(UserError, match="bzImage: is not the file that the manifest names"):
+        bundle.load(copy)
+
+
+def clone(target: Path) -> Path:
+    """What git has or would have, without out/ and .venv/."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listing.stdout.decode().split("\0")):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def test_another_folder_and_a_killed_build_give_the_same_bytes(built: paths.Layout, doit: Doit, tmp_path: Path) -> None:
+    other = clone(tmp_path / "another-place-with-a-longer-name")
+    log = other / f"out/default-{LINE}/log/kernel.log"
+    with subprocess.Popen(["doit", "build", f"kernel={LINE}"], cwd=other, start_new_session=True) as process:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and log.read_text(errors="replace").count("\n") > 200:
+                break
+            time.sleep(0.2)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+    # Killed as it was, doit could not end make, whose group is its own; wait for it as a user's next run might not.
+    result = doit("build", f"kernel={LINE}", cwd=other)
+    assert result.returncode == 0, result.stdout
+    for name in ("bzImage", "initrd.img"):
+        assert files.sha256(other / f"out/default-{LINE}/bundle" / name) == files.sha256(built.bundle / name), name
+    shutil.rmtree(other)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""newc archives: GNU cpio reads them back, and the same input gives the same bytes."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minguest import cpio
+from minguest.errors import UserError
+
+NAMES = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=8)
+
+
+def listing(data: bytes) -> list[str]:
+    found = subprocess.run(["cpio", "-itv", "--quiet"], input=data, capture_output=True, check=True)
+    return found.stdout.decode().splitlines()
+
+
+def test_gnu_cpio_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "init").write_bytes(b"hello")
+    text = f"""
+# a comment
+dir /dev 0755 0 0
+nod /dev/console 0600 0 0 c 5 1
+nod /dev/vda 0660 0 0 b 254 0
+file /init {tmp_path}/init 0755 0 0
+slink /bin/sh busybox 0777 0 0
+"""
+    rows = listing(cpio.archive(cpio.merge(cpio.parse_list(text, "list"))))
+    shown = [(row.split()[0], row.split()[2], row.split(maxsplit=8)[-1]) for row in rows]
+    assert [(mode, owner) for mode, owner, _ in shown] == [
+        ("drwxr-xr-x", "root"), ("lrwxrwxrwx", "root"), ("drwxr-xr-x", "root"),
+        ("crw-------", "root"), ("brw-rw----", "root"), ("-rwxr-xr-x", "root"),
+    ]  # fmt: skip
+    assert "5,   1" in rows[3]
+    assert rows[1].endswith("bin/sh -> busybox")
+
+
+@given(st.dictionaries(NAMES, st.binary(max_size=64), min_size=1, max_size=6))
+def test_contents_come_back(contents: dict[str, bytes]) -> None:
+    entries = [cpio.Entry(name, stat.S_IFREG | 0o644, data) for name, data in contents.items()]
+    data = cpio.archive(cpio.merge(entries))
+    assert len(data) % 512 == 0
+    found = subprocess.run(
+        ["cpio", "-i", "--to-stdout", "--quiet", *sorted(contents)], input=data, capture_output=True, check=True
+    )
+    assert found.stdout == b"".join(contents[name] for name in sorted(contents))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dir dev 0755 0 0", "absolute path"),
+        ("dir /a/../b 0755 0 0", "absolute path"),
+        ("dir /dev 0888 0 0", "not octal"),
+        ("dir /dev 17777 0 0", "more than 7777"),
+        ("dir /dev 0755 1000 0", "not one of"),
+        ("nod /dev/x 0600 0 0 p 5 1", "not one of"),
+        ("nod /dev/x 0600 0 0 c five 1", "invalid literal"),
+        ("file /init /no/such/file 0755 0 0", "cannot be read: No such file"),
+        ("fiel /init x 0755 0 0", "not one of"),
+        ("file /init 'x 0755 0 0", "quotation"),
+    ],
+)
+def test_a_wrong_line_is_named(line: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"list:2: .*{message}"):
+        cpio.parse_list(f"dir /x 0755 0 0\n{line}\n", "list")
+
+
+def test_a_later_layer_wins_and_parents_are_made() -> None:
+    first = [cpio.Entry("etc/motd", stat.S_IFREG | 0o644, b"old")]
+    second = [cpio.Entry("etc/motd", stat.S_IFREG | 0o644, b"new")]
+    assert [(entry.name, entry.data) for entry in cpio.merge(first, second)] == [("etc", b""), ("etc/motd", b"new")]
+
+
+def test_nothing_lies_below_a_file() -> None:
+    with pytest.raises(UserError, match=r"/a/b is to lie below /a, which is not a folder"):
+        cpio.merge([cpio.Entry("a", stat.S_IFREG | 0o644), cpio.Entry("a/b", stat.S_IFREG | 0o644)])
+
+
+def test_an_overlay_does_not_depend_on_umask_time_or_order(tmp_path: Path) -> None:
+    archives = []
+    for number, mask in enumerate((0o022, 0o077)):
+        folder = tmp_path / str(number)
+        before = os.umask(mask)
+        try:
+            (folder / "d").mkdir(parents=True)
+            for name in ("b", "a") if number else ("a", "b"):
+                (folder / name).write_text(name)
+            (folder / "d/run").write_text("#!/bin/sh\n")
+            (folder / "d/run").chmod(0o755 & ~mask)
+            (folder / "link").symlink_to("d/run")
+        finally:
+            os.umask(before)
+        os.utime(folder / "a", (number, number))
+        archives.append(cpio.archive(cpio.merge(cpio.tree(folder))))
+    assert archives[0] == archives[1]
+
+
+def test_an_overlay_has_no_sockets_or_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: an overlay has files"):
+        cpio.tree(tmp_path)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launches become QEMU's argv; what cannot be is refused before QEMU starts."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from minguest import launch
+from minguest.errors import UserError
+from minguest.launch import Words, settle
+from minguest.model import Launch
+
+SERIAL = "isa-serial,chardev=report,index=3"
+MODELS = ["bochs-display", "secondary-vga", "virtio-gpu-pci"]
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    """A host with a free card on vfio-pci at 01:00.0 and one in use at 02:00.0."""
+    for bdf, driver in (("0000:01:00.0", "vfio-pci"), ("0000:02:00.0", "nouveau")):
+        device = tmp_path / "bus/pci/devices" / bdf
+        device.mkdir(parents=True)
+        (tmp_path / "drivers" / driver).mkdir(parents=True)
+        (device / "driver").symlink_to(tmp_path / "drivers" / driver)
+    (tmp_path / "bus/pci/devices/0000:03:00.0").mkdir()
+    return tmp_path
+
+
+def argv(spec: launch.Spec) -> list[str]:
+    return launch.argv(spec, code="c", variables="v", kernel="k", initrd="i")
+
+
+def value(command: list[str], option: str) -> list[str]:
+    return [command[at + 1] for at, word in enumerate(command) if word == option]
+
+
+def test_words_win_over_the_launch(sysfs: Path) -> None:
+    words = Words(cpus="8", memory="2G", gpu="virtio-gpu-pci", machine="pc", accel="tcg", timeout="9")
+    spec = settle(Launch(), words, 64, MODELS, sysfs)
+    assert (spec.cpus, spec.max_cpus, spec.memory, spec.machine, spec.timeout) == (8, 64, 2 << 30, "pc", 9)
+    command = argv(spec)
+    assert value(command, "-smp") == ["8,maxcpus=64"]
+    assert value(command, "-m") == ["2048M"]
+    assert value(command, "-machine") == ["pc,accel=tcg"]
+    assert value(command, "-device") == [SERIAL, "virtio-gpu-pci,id=gpu0"]
+
+
+def test_the_launch_stands_without_words(sysfs: Path) -> None:
+    spec = settle(Launch(cmdline=("a=b",)), Words(), 64, MODELS, sysfs)
+    assert (spec.cpus, spec.max_cpus, spec.machine) == (4, 64, "q35")
+    (append,) = value(argv(msgspec.structs.replace(spec, accel="tcg")), "-append")
+    assert append == "console=ttyS0 panic=-1 initd.report=/dev/ttyS3 initd.then=poweroff a=b"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (Words(cpus="0"), r"--cpus = 0: a guest has at least one CPU"),
+        (Words(cpus="-2"), r"--cpus = -2"),
+        (Words(cpus="four"), r"--cpus = 'four' is not a whole number"),
+        (Words(cpus="65"), r"--cpus 65: .* at most 64 CPUs \(CONFIG_NR_CPUS\)"),
+        (Words(memory="lots"), r"--memory = 'lots' is not a size"),
+        (Words(machine="q36"), r"(?s)--machine q36: not known.*one of q35, pc"),
+        (Words(accel="hvf"), r"(?s)--accel hvf: not known.*auto, kvm, tcg"),
+        (Words(timeout="0"), r"--timeout 0: must be a positive"),
+        (Words(gpu="secondary-vgaa"), r"(?s)no PCI display device of that name.*did you mean secondary-vga"),
+        (Words(gpu="isa-vga:3"), r"(?s)not a PCI address.*0000:01:00\.0"),
+        (Words(gpu="0000:09:00.0"), r"--gpu 0000:09:00.0: this host has no such PCI device"),
+        (Words(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*driverctl"),
+        (Words(gpu="0000:03:00.0"), r"is bound to no driver"),
+    ],
+)
+def test_what_cannot_be_is_refused(sysfs: Path, words: Words, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(Launch(), words, 64, MODELS, sysfs)
+
+
+def test_a_real_card_sits_behind_a_root_port_on_q35(sysfs: Path) -> None:
+    spec = settle(Launch(), Words(gpu="01:00.0,secondary-vga"), 64, MODELS, sysfs)
+    assert value(argv(spec), "-device") == [
+        SERIAL,
+        "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",
+        "vfio-pci,host=0000:01:00.0,id=gpu0,bus=port0",
+        "secondary-vga,id=gpu1",
+    ]
+    spec = settle(Launch(), Words(gpu="01:00.0", machine="pc"), 64, MODELS, sysfs)
+    assert value(argv(spec), "-device") == [SERIAL, "vfio-pci,host=0000:01:00.0,id=gpu0"]
+
+
+def test_no_gpu_when_asked(sysfs: Path) -> None:
+    assert settle(Launch(), Words(gpu="none"), 64, MODELS, sysfs).gpus == ()
+
+
+def test_this_qemu_knows_its_display_models() -> None:
+    models = launch.display_models()
+    assert {"secondary-vga", "bochs-display"} <= set(models)
+    assert "e1000" not in models
+
+
+def test_a_comma_in_a_path_is_doubled() -> None:
+    assert launch.comma("/a,b/c") == "/a,,b/c"

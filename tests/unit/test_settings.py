@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TOML: every mistake names the file, the key and what would have been right."""
+
+from pathlib import Path
+
+import pytest
+
+from minguest import settings
+from minguest.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+GOOD = 'name = "x"\nkernel = ["6.12"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('nmae = "x"\nkernel = ["6.12"]', r"g\.toml: unknown key `nmae`; nearest known key: `name`"),
+        (GOOD + "[launch]\ncpuss = 3", r"unknown key `launch.cpuss`; nearest known key: `cpus`"),
+        (GOOD + "zzzzzz = 1", r"unknown key `zzzzzz`; known: name, kernel, fragments"),
+        (GOOD + '[launch]\ncpus = "3"', r"Expected `int`, got `str` - at `launch.cpus`"),
+        (GOOD + '[launch]\nmachine = "q36"', r"Invalid enum value 'q36' - at `launch.machine`"),
+        ('name = "x"\nkernel = "6.12"', r"Expected `array`, got `str` - at `kernel`"),
+        ('name = "x"', r"missing required field `kernel`"),
+        ('name = "x"\nkernel = []', r"kernel = \[\] names no line"),
+        ("name = ", r"not TOML"),
+        ('name = "../x"\nkernel = ["6.12"]', r"becomes a folder's name"),
+        (GOOD + "[launch]\ncpus = 0", r"launch.cpus = 0: a guest has at least one CPU"),
+        (GOOD + "[launch]\ncpus = 8\nmax_cpus = 4", r"launch.max_cpus = 4 is below launch.cpus = 8"),
+        (GOOD + '[launch]\nmemory = "1X"', r"launch.memory = '1X' is not a size"),
+        (GOOD + "[launch]\ntimeout = 0", r"launch.timeout = 0 must be a positive number"),
+    ],
+)
+def test_a_wrong_guest_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "g.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        settings.guest(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_guest_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "guest.toml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"(?s)gust\.toml: no such file.*did you mean guest\.toml"):
+        settings.guest(tmp_path / "gust.toml")
+
+
+def test_an_unknown_key_deep_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sources.toml"
+    path.write_text(
+        '[firmware]\n[kernel."4.12"]\nversion="1"\nurls=["u"]\nsha256="1"\nlicence="a"\nsignature={url=["a"],keys=[]}'
+    )
+    with pytest.raises(UserError, match=r"signature.url`; nearest known key: `urls`"):
+        settings.sources(path)
+
+
+@pytest.mark.parametrize(("digest", "urls"), [("A" * 64, '["u"]'), ("1" * 63, '["u"]'), ("1" * 64, "[]")])
+def test_a_source_without_a_real_pin_is_refused(tmp_path: Path, digest: str, urls: str) -> None:
+    path = tmp_path / "sources.toml"
+    path.write_text(f'[kernel]\n[firmware.x]\nversion="1"\nlicence="a"\nurls={urls}\nsha256="{digest}"')
+    with pytest.raises(UserError, match=r"sources\.toml: x: "):
+        settings.sources(path)
+
+
+def test_the_projects_own_files_are_good() -> None:
+    assert settings.guest(ROOT / "configs/guest.toml").kernel == ("4.12", "6.12")
+    sources = settings.sources(ROOT / "configs/sources.toml")
+    for source in [*sources.kernel.values(), *sources.firmware.values()]:
+        assert len(source.urls) >= 2
+        for key in source.signature.keys if source.signature else ():
+            assert (ROOT / "configs/keys" / key).is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512M", 512 << 20), ("2G", 2 << 30), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("1048576", 1 << 20)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert settings.size(text, "x") == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "1000", "G", "1P", "1G2", "0.1M"])
+def test_wrong_sizes(text: str) -> None:
+    with pytest.raises(UserError, match=r"--memory = .* is not a size in whole MiB"):
+        settings.size(text, "--memory")
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.delenv("MINGUEST_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert settings.cache_folder() == Path("/home/x/.cache/minguest")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert settings.cache_folder() == Path("/c/minguest")
+    monkeypatch.setenv("MINGUEST_CACHE", "/m")
+    assert settings.cache_folder() == Path("/m")

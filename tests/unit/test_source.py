@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernel is built, and how a user's tree becomes one that can be built without being touched."""
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minguest import source
+from minguest.errors import ToolError, UserError
+from minguest.model import Choice, Guest, Source, Sources
+
+OLD = Source("4.12.14", ("https://a/x", "https://b/x"), "1" * 64, "GPL-2.0-only")
+NEW = Source("6.12.94", ("https://c/x",), "2" * 64, "GPL-2.0-only")
+SOURCES = Sources({"4.12": OLD, "6.12": NEW}, {})
+GUEST = Guest("g", ("4.12", "6.12"))
+
+
+def having(*there: Source) -> Callable[[Source], str | None]:
+    return lambda wanted: "in the cache" if wanted in there else None
+
+
+def unasked(_: Source) -> str | None:
+    raise AssertionError("no mirror is to be asked")
+
+
+def tree(folder: Path, version: tuple[int, int, int] = (4, 12, 10)) -> Path:
+    """The smallest thing that looks like a kernel tree."""
+    folder.mkdir(parents=True)
+    major, minor, patch = version
+    (folder / "Makefile").write_text(
+        f"VERSION = {major}\nPATCHLEVEL = {minor}\nSUBLEVEL = {patch}\nEXTRAVERSION =\nNAME = none\n"
+    )
+    (folder / "file.c").write_text("one\ntwo\nthree\n")
+    return folder
+
+
+def test_the_first_line_that_is_there_is_taken_and_the_others_are_named() -> None:
+    choice = source.choose(GUEST, SOURCES, None, None, None, having(NEW))
+    assert (choice.line, choice.wanted, choice.fixed) == ("6.12", ("4.12", "6.12"), False)
+    assert source.sentence(choice) == "linux 4.12.14: 2 mirrors, none answered; building 6.12.94 (in the cache)"
+    assert source.choose(GUEST, SOURCES, None, None, None, having(OLD, NEW)).line == "4.12"
+
+
+def test_the_choice_stays_and_asks_nobody() -> None:
+    kept = Choice(("4.12", "6.12"), "6.12", "6.12.94", "r")
+    assert source.choose(GUEST, SOURCES, kept, None, None, unasked) == kept
+
+
+def test_the_choice_is_made_anew_when_the_guest_or_the_user_says_so() -> None:
+    kept = Choice(("4.12", "6.12"), "6.12", "6.12.94", "r")
+    other = Guest("g", ("4.12",))
+    assert source.choose(other, SOURCES, kept, None, None, having(OLD)).line == "4.12"
+    assert source.choose(GUEST, SOURCES, kept, "auto", None, having(OLD, NEW)).line == "4.12"
+
+
+def test_a_line_that_is_insisted_on_is_had_or_named() -> None:
+    choice = source.choose(GUEST, SOURCES, None, "6.12", None, having(OLD, NEW))
+    assert (choice.line, choice.wanted, choice.fixed) == ("6.12", ("6.12",), True)
+    with pytest.raises(ToolError, match=r"(?s)kernel=4\.12: linux 4\.12\.14 cannot be had.*2 mirrors.*source=DIR"):
+        source.choose(GUEST, SOURCES, None, "4.12", None, having(NEW))
+    with pytest.raises(UserError, match=r"(?s)kernel=5\.4: no such line.*4\.12, 6\.12"):
+        source.choose(GUEST, SOURCES, None, "5.4", None, having(NEW))
+
+
+def test_no_line_at_all_is_an_error_that_names_each() -> None:
+    with pytest.raises(ToolError, match=r"no kernel can be had: linux 4\.12\.14: 2 .*; linux 6\.12\.94: 1 "):
+        source.choose(GUEST, SOURCES, None, None, None, having())
+
+
+def test_the_users_tree_tells_its_line_and_stays(tmp_path: Path) -> None:
+    own = tree(tmp_path / "t")
+    choice = source.choose(GUEST, SOURCES, None, None, str(own), unasked)
+    assert (choice.line, choice.version, choice.source, choice.fixed) == ("4.12", "4.12.10", str(own), True)
+    assert source.choose(GUEST, SOURCES, choice, None, None, unasked) == choice
+    assert source.choose(GUEST, SOURCES, choice, "4.12", None, unasked).source == str(own)
+    assert source.choose(GUEST, SOURCES, choice, "6.12", None, having(NEW)).source is None
+    assert source.choose(GUEST, SOURCES, choice, None, "pinned", having(OLD)).source is None
+
+
+def test_a_tarball_tells_its_line(tmp_path: Path) -> None:
+    tree(tmp_path / "linux-6.12.3", (6, 12, 3))
+    with tarfile.open(tmp_path / "t.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "linux-6.12.3", "linux-6.12.3")
+    assert source.own_version(tmp_path / "t.tar.xz") == "6.12.3"
+
+
+def test_a_tree_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    own = tree(tmp_path / "t", (5, 4, 1))
+    with pytest.raises(UserError, match=r"(?s)is linux 5\.4\.1.*can build 4\.12, 6\.12"):
+        source.choose(GUEST, SOURCES, None, None, str(own), unasked)
+    own = tree(tmp_path / "u")
+    with pytest.raises(UserError, match=r"(?s)is linux 4\.12\.10, but kernel=6\.12 was asked"):
+        source.choose(GUEST, SOURCES, None, "6.12", str(own), unasked)
+    with pytest.raises(UserError, match=r"no kernel tree or tarball"):
+        source.own_version(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("no tarball")
+    with pytest.raises(UserError, match=r"no kernel tree or tarball"):
+        source.own_version(tmp_path / "text")
+    (own / "Makefile").write_text("all:\n")
+    with pytest.raises(UserError, match=r"tells no kernel version"):
+        source.own_version(own)
+
+
+SERIES = """
+[[patch]]
+file = "4.12/a.patch"
+line = "4.12"
+versions = ">=4.12, <4.13"
+tool = "gcc"
+tools = ">=8"
+reason = "a test"
+"""
+PATCH = "--- a/file.c\n+++ b/file.c\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n"
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> Path:
+    folder = tmp_path / "patches"
+    (folder / "4.12").mkdir(parents=True)
+    (folder / "series.toml").write_text(SERIES)
+    (folder / "4.12/a.patch").write_text(PATCH)
+    return folder
+
+
+def test_patches_are_for_versions_and_tools(patches: Path) -> None:
+    def wanted(line: str, version: str, gcc: str) -> int:
+        return len(source.wanted_patches(patches / "series.toml", line, version, {"gcc": gcc, "binutils": "2.40", "glibc": "2.36"}))
+
+    assert wanted("4.12", "4.12.10", "12.2.0") == 1
+    assert wanted("4.12", "4.12.10-rc1", "14.2.0-19ubuntu2") == 1
+    assert wanted("4.12", "4.12.10", "7.5.0") == 0
+    assert wanted("4.12", "4.13.0", "12.2.0") == 0
+    assert wanted("6.12", "6.12.94", "12.2.0") == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('tool = "gcc"', 'tool = "clang"', r"tool = 'clang'; known: gcc, binutils, glibc"),
+        ('">=8"', '"8+"', r"write for example"),
+        ("reason", "reasn", r"unknown key `patch\[0\]\.reasn`; nearest known key: `reason`"),
+    ],
+)
+def test_a_wrong_row_of_the_series_is_named(patches: Path, old: str, new: str, message: str) -> None:
+    (patches / "series.toml").write_text(SERIES.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        source.wanted_patches(patches / "series.toml", "4.12", "4.12.10", {"gcc": "12", "binutils": "2.40", "glibc": "2.36"})
+
+
+def prepare(own: Path, target: Path, patches: Path) -> tuple[source.Tree, list[str]]:
+    said: list[str] = []
+    choice = Choice(("4.12",), "4.12", "4.12.10", "r", str(own), True)
+    made = source.prepare(
+        choice, None, target, cache=own, keys=own, patches=patches, log=target.parent / "log", say=said.append
+    )
+    return made, said
+
+
+def test_the_users_tree_is_copied_patched_and_never_written_to(tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    before = source.fingerprint(own)
+    made, said = prepare(own, tmp_path / "tree", patches)
+    assert (tmp_path / "tree/file.c").read_text() == "one\n2\nthree\n"
+    assert source.fingerprint(own) == before
+    assert [each.file for each in made.patches] == ["4.12/a.patch"]
+    assert said == [f"copying {own}"]
+    assert prepare(own, tmp_path / "tree", patches) == (made, [])
+
+
+def test_a_change_is_taken_over_and_what_stays_keeps_its_time(tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    prepare(own, tmp_path / "tree", patches)
+    for name in ("Makefile", "file.c"):
+        os.utime(tmp_path / "tree" / name, (1000, 1000))
+    (own / "file.c").write_text("one\ntwo\nthree\nfour\n")
+    prepare(own, tmp_path / "tree", patches)
+    assert (tmp_path / "tree/file.c").read_text() == "one\n2\nthree\nfour\n"
+    assert (tmp_path / "tree/file.c").stat().st_mtime > 1000
+    assert (tmp_path / "tree/Makefile").stat().st_mtime == 1000
+
+
+def test_a_tree_that_has_the_patch_already_is_left_as_it_is(tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    (own / "file.c").write_text("one\n2\nthree\n")
+    prepare(own, tmp_path / "tree", patches)
+    assert (tmp_path / "tree/file.c").read_text() == "one\n2\nthree\n"
+
+
+def test_a_patch_that_does_not_fit_leaves_no_tree(tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    (own / "file.c").write_text("something else\n")
+    with pytest.raises(ToolError, match=r"a\.patch: does not fit this tree"):
+        prepare(own, tmp_path / "tree", patches)
+    assert not (tmp_path / "tree").exists()
+    assert not list(tmp_path.glob(".tree*"))

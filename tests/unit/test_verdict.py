@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three views, one verdict: each disagreement is found, and silence is never a pass."""
+
+import copy
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from minguest import report, verdict
+from minguest.launch import Gpu, Spec
+from minguest.qemu import Ending, Run
+
+SPEC = Spec("q35", "tcg", "max", 4, 8, 1 << 30, (Gpu("gpu0", model="secondary-vga"),), (), 60)
+GPU_AT = "0000:00:02.0"
+
+
+def region(bar: int, address: int, size: int) -> dict[str, Any]:
+    return {"bar": bar, "address": address, "size": size, "type": "memory"}
+
+
+def function(slot: int, qdev_id: str = "", regions: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return {"bus": 0, "slot": slot, "function": 0, "qdev_id": qdev_id, "regions": list(regions)}
+
+
+# query-pci also tells a bridge's devices below it; docs/interop/qemu-qmp-ref, PciBusInfo.
+BEHIND = {"bus": 1, "slot": 0, "function": 0, "qdev_id": "nic", "regions": []}
+BRIDGE = {**function(3), "pci_bridge": {"devices": [BEHIND]}}
+VIEWS: dict[str, Any] = {
+    "cpus": [{}] * 4,
+    "hotpluggable_cpus": [{}] * 8,
+    "memory": {"base-memory": 1 << 30, "plugged-memory": 0},
+    "pci": [{"bus": 0, "devices": [
+        function(0),
+        function(2, "gpu0", (region(0, 0xC0000000, 1 << 24), region(2, 0xC1000000, 4096), region(6, -1, 1 << 16))),
+        BRIDGE,
+    ]}],
+}  # fmt: skip
+
+
+def bar(index: int, start: int, size: int) -> dict[str, Any]:
+    return {"index": index, "start": hex(start), "size": size, "kind": "mem32", "assigned": True}
+
+
+def pci(address: str, **more: Any) -> dict[str, Any]:
+    return {
+        "record": "pci", "address": address, "vendor": "1234", "device": "1111", "class": "060000", "gpu": False,
+        "bars": [], **more,
+    }  # fmt: skip
+
+
+RECORDS: list[dict[str, Any]] = [
+    {"record": "begin", "protocol": 1, "uptime": 0.75},
+    {"record": "cpus", "possible": "0-7", "present": "0-3", "online": "0-3"},
+    {"record": "memory", "ram_bytes": (1 << 30) - (3 << 20)},
+    {"record": "firmware", "kind": "uefi", "version": "2025.02"},
+    pci("0000:00:00.0"),
+    pci(GPU_AT, **{"class": "038000"}, gpu=True, bars=[bar(0, 0xC0000000, 1 << 24), bar(2, 0xC1000000, 4096)]),
+    pci("0000:00:03.0"),
+    pci("0000:01:00.0"),
+]
+
+
+def judge(
+    records: list[dict[str, Any]] = RECORDS,
+    views: dict[str, Any] = VIEWS,
+    ending: Ending = "power-off",
+    console: bytes = b"[    0.0] Linux version 6.12\n",
+    spec: Spec = SPEC,
+    end: bool = True,
+    problems: tuple[str, ...] = (),
+) -> verdict.Verdict:
+    lines = [*records, {"record": "end", "status": "ok", "records": len(records)}] if end else records
+    text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines).encode()
+    run = Run((), ending, "a detail", console, text, views, 2.0, 2.1 if end else None, 3.0)
+    return verdict.judge(spec, run, report.parse(text), problems)
+
+
+def test_three_views_that_agree_are_a_pass() -> None:
+    found = judge()
+    assert (found.result, found.reason) == ("pass", "three views agree")
+    assert [check.name for check in found.checks] == [
+        "CPUs", "CPUs at most", "memory", "firmware", "PCI devices", "GPU gpu0", "power-off",
+    ]  # fmt: skip
+    assert found.phases == verdict.Phases(firmware=1.25, kernel=0.75, initd=pytest.approx(0.1), wall=3.0)
+
+
+def changed(record: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{**each, **fields} if each["record"] == record else each for each in RECORDS]
+
+
+def gpu_changed(**fields: Any) -> list[dict[str, Any]]:
+    return [{**each, **fields} if each.get("address") == GPU_AT else each for each in RECORDS]
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (changed("cpus", online="0"), "CPUs: 1 of 4"),
+        (changed("cpus", online="0-4"), "CPUs: 5 of 4"),
+        (changed("cpus", online=None), "CPUs: 0 of 4"),
+        (changed("cpus", possible="0-3"), "CPUs at most: 4 of 8"),
+        (changed("memory", ram_bytes=(1 << 30) - (33 << 20)), "memory: 991 MiB of 1024 MiB"),
+        (changed("memory", ram_bytes=2 << 30), "memory: 2048 MiB of 1024 MiB"),
+        (changed("memory", ram_bytes=None), "memory: 0 MiB of 1024 MiB"),
+        (changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
+        (RECORDS[:-1], "PCI devices: the guest does not see 0000:01:00.0"),
+        ([*RECORDS, pci("0000:09:00.0")], "PCI devices: QEMU does not know 0000:09:00.0"),
+        (gpu_changed(gpu=False), "GPU gpu0: class 038000 is no display controller's"),
+        (gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24)]), "GPU gpu0: BAR 2 (4 KiB) has no address"),
+        (
+            gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24), {**bar(2, 0, 4096), "assigned": False}]),
+            "GPU gpu0: BAR 2 (4 KiB) has no address",
+        ),
+        (
+            gpu_changed(bars=[bar(0, 0xD0000000, 1 << 24), bar(2, 0xC1000000, 4096)]),
+            "GPU gpu0: BAR 0: guest 0xd0000000, QEMU 0xc0000000",
+        ),
+        (
+            [each for each in RECORDS if each.get("address") != GPU_AT],
+            "PCI devices: the guest does not see 0000:00:02.0; GPU gpu0: the guest sees nothing at 0000:00:02.0",
+        ),
+    ],
+)
+def test_what_the_guest_saw_otherwise_fails(records: list[dict[str, Any]], reason: str) -> None:
+    found = judge(records)
+    assert (found.result, found.reason) == ("failed", reason)
+
+
+@pytest.mark.parametrize(
+    ("view", "value", "reason"),
+    [
+        ("cpus", [{}] * 2, "CPUs: "),
+        ("hotpluggable_cpus", [{}] * 4, "CPUs at most: "),
+        ("memory", {"base-memory": 1 << 29}, "memory: "),
+        ("pci", [{"bus": 0, "devices": []}], "PCI devices: "),
+    ],
+)
+def test_what_qemu_made_otherwise_fails(view: str, value: object, reason: str) -> None:
+    found = judge(views={**VIEWS, view: value})
+    assert found.result == "failed"
+    assert found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("view", ["cpus", "hotpluggable_cpus", "memory", "pci"])
+def test_a_view_that_is_missing_is_not_a_pass(view: str) -> None:
+    assert judge(views={name: each for name, each in VIEWS.items() if name != view}).result == "failed"
+
+
+def test_a_bar_that_qemu_sees_unmapped_fails() -> None:
+    views = copy.deepcopy(VIEWS)
+    views["pci"][0]["devices"][1]["regions"][0]["address"] = -1
+    assert judge(views=views).reason == "GPU gpu0: BAR 0 (16384 KiB) has no address"
+
+
+def test_a_gpu_that_qemu_did_not_make_fails() -> None:
+    spec = msgspec.structs.replace(SPEC, gpus=(*SPEC.gpus, Gpu("gpu1", model="x")))
+    assert judge(spec=spec).reason == "GPU gpu1: QEMU made no such device"
+
+
+@pytest.mark.parametrize("ending", ["no power-off", "reset", "deadline", "panic", "qemu died", "internal error"])
+def test_only_a_power_off_ends_well(ending: Ending) -> None:
+    found = judge(ending=ending)
+    assert (found.result, found.reason) == ("failed", "power-off: a detail")
+
+
+@pytest.mark.parametrize(
+    ("ending", "console", "records", "reason"),
+    [
+        ("deadline", b"", [], "it hung: no whole report, a detail; it never spoke, neither on the console nor on"),
+        ("deadline", b"[ 0.0] Linux\n", [], "it hung: no whole report, a detail; initd never spoke"),
+        ("reset", b"x\n[ 1.0] Kernel panic - not syncing: VFS\n", [], "the kernel panicked (console line 2)"),
+        ("reset", b"BdsDxe\n", [], "it reset (a detail)"),
+        ("power-off", b"x", RECORDS, "it powered off before its report was whole"),
+        ("qemu died", b"x", RECORDS, "QEMU died (a detail)"),
+        ("internal error", b"x", [], "a detail"),
+        ("console flood", b"x", [], "a detail"),
+    ],
+)
+def test_a_report_without_its_end_is_lost(
+    ending: Ending, console: bytes, records: list[dict[str, Any]], reason: str
+) -> None:
+    found = judge(records, ending=ending, console=console, end=False)
+    assert found.result == "lost"
+    assert found.reason.startswith(reason)
+    assert not found.checks
+
+
+def test_a_failure_quotes_the_telling_lines_and_what_was_known() -> None:
+    found = judge(
+        changed("cpus", online="0"), console=b"fine\n[    0.1] smpboot: SMP disabled\n", problems=("CONFIG_EFI is off",)
+    )
+    assert [line.number for line in found.telling] == [2]
+    assert "CONFIG_EFI is off" in found.reason
+    shown = verdict.table(found)
+    assert "WRONG: 1 of 4" in shown
+    assert "2 | [    0.1] smpboot: SMP disabled" in shown
+
+
+def test_the_table_of_a_pass_has_a_row_a_check_and_the_times() -> None:
+    shown = verdict.table(judge()).splitlines()
+    assert len(shown) == 1 + 7 + 1
+    assert shown[-1] == "  times: firmware 1.25 s · kernel 0.75 s · initd 0.10 s · whole 3.00 s"
