@@ -134,7 +134,7 @@ static void read_report(struct words *words, const char *value)
 	if (*value == '/')
 		words->report = value;
 	else
-		say("initd.report=%s: not a path; known: /dev/ttyS1 and the like", value);
+		say("initd.report=%s: not a path; known: /dev/ttyS3 and the like", value);
 }
 
 static void read_then(struct words *words, const char *value)
@@ -364,7 +364,7 @@ static int as_program(int argc, char **argv, long long started_us)
 		"  --report   print the report of this machine, as JSON lines\n"
 		"\n"
 		"Words on the guest kernel's command line:\n"
-		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS1\n"
+		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS3\n"
 		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
 		"                        reboot, halt, or a program's /PATH\n";
 

@@ -76,7 +76,7 @@ def dearmour(key: Path) -> bytes:
     to reject a key for it; it is checked here where it is given, as these files come with the project.
     """
     try:
-        text = key.read_text(encoding="ascii", errors="replace").replace("\r\n", "\n")
+        text = key.read_text(encoding="ascii", errors="replace")  # \r\n becomes \n
     except OSError as error:
         raise UserError(f"{key}: cannot be read: {error.strerror}") from error
     blocks = list(_ARMOUR.finditer(text))
