@@ -87,7 +87,7 @@ def _mode(text: str) -> int:
 def tree(folder: Path) -> list[Entry]:
     """A folder's content as entries. Modes do not depend on the umask: 755 for what its owner may execute, else 644."""
     entries = []
-    for path in sorted(folder.rglob("*")):
+    for path in folder.rglob("*"):
         name = _name("/" + path.relative_to(folder).as_posix())
         kind = path.lstat().st_mode
         if stat.S_ISLNK(kind):

@@ -238,7 +238,7 @@ def _stream(session: requests.Session, url: str, source: Source, part: Path, pro
     """One request: add what comes to `part`, up to the end. Returns whether all of it is from this request, and its
     SHA-256. Raises _CutError when the end did not come, _MirrorError when the answer is not the file."""
     limit = source.size if source.size is not None else UNKNOWN_SIZE
-    start, digest = _begun(part, limit)
+    start, digest = _begun(part)
     if digest.hexdigest() == source.sha256.lower():
         return False, digest.hexdigest()  # killed just before the rename
     if start >= limit:  # full and wrong
@@ -282,13 +282,13 @@ def _stream(session: requests.Session, url: str, source: Source, part: Path, pro
     return start == 0, digest.hexdigest()
 
 
-def _begun(part: Path, limit: int) -> tuple[int, "hashlib._Hash"]:
+def _begun(part: Path) -> tuple[int, "hashlib._Hash"]:
     """How many bytes an earlier request left, and the hash over them."""
     digest = hashlib.sha256()
     if not part.exists():
         return 0, digest
     size = part.stat().st_size
-    if not 0 < size <= limit:
+    if not size:
         return 0, digest
     with part.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -376,7 +376,7 @@ def _why(error: Exception) -> str:
 
 
 def _answers(url: str, deadline_s: float) -> bool:
-    """Whether a URL answers with success. A server may know no HEAD; then it is asked for one byte."""
+    """Whether a URL answers with success. A server may refuse HEAD or hang up on it; then it is asked for one byte."""
     for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
         try:
             with requests.request(
@@ -385,7 +385,7 @@ def _answers(url: str, deadline_s: float) -> bool:
                 if 200 <= response.status_code < 300:
                     return True
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError):
-            return False
+            continue
     return False
 
 

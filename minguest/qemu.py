@@ -84,11 +84,11 @@ def kvm_works(argv: Sequence[str], folder: Path, timeout: float) -> tuple[bool, 
     folder.mkdir(parents=True, exist_ok=True)
     try:
         result = boot(argv, folder, timeout)
-    except ToolError as error:
-        return False, error.message.splitlines()[-1]
+    except ToolError:
+        return False, f"/dev/kvm opens, but QEMU ended at once with it, see {folder.name}/qemu.log"
     if END in result.report:
         return True, "OVMF and the kernel ran under it"
-    return False, f"/dev/kvm opens, but the firmware or the kernel did not run under it: {result.detail}"
+    return False, f"/dev/kvm opens, but OVMF or the kernel did not run under it: {result.detail}"
 
 
 def version() -> str:

@@ -5,7 +5,7 @@ from minguest import console
 
 
 def test_escapes_and_carriage_returns_go() -> None:
-    raw = b"\x1b[2J\x1b[01;01H\x1b[=3hBdsDxe: starting\r\n\r\n[    0.0] Linux version\r\npart"
+    raw = b"\x1b[2J\x1b[01;01H\x1b[=3hBdsDxe: starting\r\n\r\n[    0.0] Linux version\r\npa\rrt"
     first, *others = console.lines(raw)
     assert (first.number, first.text) == (1, "BdsDxe: starting")
     assert [line.text for line in others] == ["", "[    0.0] Linux version", "part"]

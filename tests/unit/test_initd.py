@@ -48,6 +48,17 @@ def test_it_is_no_toy_outside_of_pid_1(program: Path, words: list[str]) -> None:
     assert "usage" in result.stderr.lower()
 
 
+def test_a_program_that_is_not_static_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "musl-gcc"
+    other.write_text('#!/bin/sh\nfor w; do shift; [ "$w" = -static ] || set -- "$@" "$w"; done; exec gcc "$@"\n')
+    other.chmod(0o755)
+    (tmp_path / "x.c").write_text("int main(void) { return 0; }\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ToolError, match="must be a static x86-64 program"):
+        initd.build(tmp_path, tmp_path / "initd", tmp_path / "log")
+    assert not (tmp_path / "initd").exists()
+
+
 def test_code_that_does_not_compile_is_shown(tmp_path: Path) -> None:
     (tmp_path / "x.c").write_text("int main(void) { return nothing; }\n")
     with pytest.raises(ToolError, match=r"(?s)musl-gcc: exit status 1.*nothing"):

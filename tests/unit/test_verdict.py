@@ -148,6 +148,15 @@ def test_a_view_that_is_missing_is_not_a_pass(view: str) -> None:
     assert judge(views={name: each for name, each in VIEWS.items() if name != view}).result == "failed"
 
 
+def test_no_devices_at_all_are_not_alike() -> None:
+    found = judge(
+        [each for each in RECORDS if each["record"] != "pci"],
+        {name: each for name, each in VIEWS.items() if name != "pci"},
+        spec=msgspec.structs.replace(SPEC, gpus=()),
+    )
+    assert (found.result, found.reason) == ("failed", "PCI devices: QMP did not answer")
+
+
 def test_a_bar_that_qemu_sees_unmapped_fails() -> None:
     views = copy.deepcopy(VIEWS)
     views["pci"][0]["devices"][1]["regions"][0]["address"] = -1
