@@ -58,7 +58,7 @@ def run(at: Layout, words: launch.Words, wanted: Launch, say: Callable[[str], No
         say(f"PASS: {judged.reason}")
         return
     kind = GuestFailed if judged.result == "failed" else GuestLost
-    raise kind(f"FAIL ({judged.result}): {judged.reason}", f"read {folder / 'console.log'}")
+    raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {folder / 'console.log'}")
 
 
 def _argv(at: Layout, spec: launch.Spec, folder: Path) -> list[str]:

@@ -121,7 +121,7 @@ def describe(breaches: Iterable[Breach]) -> str:
             f"  fragment {each.fragment}"
         )
         lines += textwrap.wrap(f"without it: {each.without}", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join([*lines, "to build it all the same: contract=ignore on the command line"])
+    return "\n".join(lines)
 
 
 def _places(count: int) -> str:

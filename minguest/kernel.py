@@ -106,7 +106,7 @@ def configure(
     if problems and not ignore:
         raise UserError(
             f"the config of linux {line} is not what was asked for, nothing was compiled\n" + "\n".join(problems),
-            "mend the fragments named above; contract=ignore builds it all the same",
+            "mend the fragments named above, or the guest's [options]; contract=ignore builds it all the same",
         )
     for problem in problems:
         say(f"contract=ignore: {problem}")
