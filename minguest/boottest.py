@@ -2,6 +2,7 @@
 """boot-test: start a bundle in QEMU, bounded in time, and judge it."""
 
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,20 +33,36 @@ class Outcome(msgspec.Struct, frozen=True):
 def run(at: Layout, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> None:
     """Boot the bundle and write console.log, report.json, verdict.json and qemu.sh beside it.
 
-    Raises GuestFailed or GuestLost for anything but a pass.
+    Raises GuestFailed or GuestLost for anything but a pass. A second run waits for the first.
     """
+
+    def waiting() -> None:
+        say(f"waiting for another boot test of {at.name}")
+
+    with files.lock(at.work / ".boot-test.run", waiting):
+        judged = _boot(at, words, wanted, say)
+    say(verdict.table(judged))
+    if judged.result == "pass":
+        say(f"PASS: {judged.reason}")
+        return
+    kind = GuestFailed if judged.result == "failed" else GuestLost
+    raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {at.boot_test / 'console.log'}")
+
+
+def _boot(at: Layout, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> verdict.Verdict:
     manifest = bundle.load(at.bundle)
     config = kconfig.parse_config((at.bundle / "kernel.config").read_text())
     nr_cpus = int(config.get("NR_CPUS", "1")) if config.get("SMP") == "y" else 1
-    spec = launch.settle(
-        wanted, words, max(nr_cpus, _known_too_small(manifest, wanted)), launch.display_models(), SYSFS
-    )
+    if manifest.config["problems"]:
+        # contract=ignore: the guest is booted as it was meant, to see what comes of its wrong config.
+        nr_cpus = max(nr_cpus, wanted.max_cpus)
+    spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS)
     version = qemu.version()
-    with files.replacing_tree(at.boot_test) as folder:
-        pass
-    folder = at.boot_test
     accel, why = _accelerator(at, spec, version, manifest)
     spec = msgspec.structs.replace(spec, accel=accel)
+    folder = at.boot_test
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     say(f"{at.name}: linux {manifest.kernel['version']}, OVMF {manifest.firmware['version']}, {spec.machine}, {why}")
     result = qemu.boot(_argv(at, spec, folder), folder, spec.timeout)
     seen = report.parse(result.report)
@@ -53,12 +70,7 @@ def run(at: Layout, words: launch.Words, wanted: Launch, say: Callable[[str], No
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
     outcome = Outcome(manifest.files, spec, version, why, result.argv, judged)
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
-    say(verdict.table(judged))
-    if judged.result == "pass":
-        say(f"PASS: {judged.reason}")
-        return
-    kind = GuestFailed if judged.result == "failed" else GuestLost
-    raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {folder / 'console.log'}")
+    return judged
 
 
 def _argv(at: Layout, spec: launch.Spec, folder: Path) -> list[str]:
@@ -70,11 +82,6 @@ def _argv(at: Layout, spec: launch.Spec, folder: Path) -> list[str]:
         kernel=str(at.bundle / "bzImage"),
         initrd=str(at.bundle / "initrd.img"),
     )
-
-
-def _known_too_small(manifest: bundle.Manifest, wanted: Launch) -> int:
-    """With contract=ignore the guest is booted as it was meant, to see what comes of its wrong config."""
-    return wanted.max_cpus if manifest.config["problems"] else 0
 
 
 def _accelerator(at: Layout, spec: launch.Spec, version: str, manifest: bundle.Manifest) -> tuple[Accel, str]:

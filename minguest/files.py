@@ -61,27 +61,6 @@ def copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def replacing_tree(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`; on success it takes the place of `path`, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        with disk_errors(path):
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                # Two renames cannot be one: killed between them, there is no tree, and it is made again.
-                old = temporary.with_name(f"{temporary.name}.old")
-                path.rename(old)
-                temporary.rename(path)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
 def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Hold `path` as a lock file against other processes; `waiting` is called once if another one has it.
 
@@ -95,6 +74,29 @@ def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
+
+
+@contextmanager
+def replacing_tree(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`; on success it takes the place of `path`, else it is removed.
+
+    What a killed run left beside `path` is removed first; a second run waits for the first.
+    """
+    with lock(path.with_name(f".{path.name}.lock")):
+        new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir()
+        try:
+            with disk_errors(path):
+                yield new
+                if path.exists():
+                    # Two renames cannot be one: killed between them, there is no tree, and it is made again.
+                    path.rename(old)
+                new.rename(path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -116,9 +116,7 @@ def configure(
     return result
 
 
-def build(
-    tree: Path, config: Path, out: Path, *, version: str, log: Path, say: Callable[[str], None]
-) -> Inspected:
+def build(tree: Path, config: Path, out: Path, *, version: str, log: Path, say: Callable[[str], None]) -> Inspected:
     """Build bzImage in `out`, resuming what an earlier run left there, and inspect it."""
 
     def waiting() -> None:
@@ -137,7 +135,13 @@ def build(
         if not dot_config.exists() or dot_config.read_text() != text:
             files.write(dot_config, text)
         with Progress(f"linux {version}") as progress:
-            run.run(make_argv(tree, out, settings.jobs(), "bzImage"), log=log, on_line=progress.step, bare=True, pass_fds=(held,))
+            run.run(
+                make_argv(tree, out, settings.jobs(), "bzImage"),
+                log=log,
+                on_line=progress.step,
+                bare=True,
+                pass_fds=(held,),
+            )
         if dot_config.read_text() != text:
             raise ToolError(f"{dot_config}: make changed the verified config", f"see {log}")
         inspected = inspect(out, kconfig.parse_config(text))

@@ -52,7 +52,17 @@ def test_a_tree_is_replaced_whole(tmp_path: Path) -> None:
     with files.replacing_tree(target) as folder:
         (folder / "new").touch()
     assert [path.name for path in target.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tree.lock", "tree"]
+
+
+def test_what_a_killed_run_left_of_a_tree_is_removed(tmp_path: Path) -> None:
+    for name in (".tree.new", ".tree.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    with files.replacing_tree(tmp_path / "tree") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tree.lock", "tree"]
 
 
 def test_a_full_disk_names_the_place(tmp_path: Path) -> None:

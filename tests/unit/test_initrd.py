@@ -16,7 +16,9 @@ TEMPLATE = ROOT / "configs/templates/initrd.list.j2"
 
 def names(image: Path) -> list[str]:
     data = gzip.decompress(image.read_bytes())
-    return subprocess.run(["cpio", "-it", "--quiet"], input=data, capture_output=True, check=True).stdout.decode().split()
+    return (
+        subprocess.run(["cpio", "-it", "--quiet"], input=data, capture_output=True, check=True).stdout.decode().split()
+    )
 
 
 def test_the_projects_list_and_an_overlay(tmp_path: Path) -> None:
