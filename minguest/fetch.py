@@ -227,8 +227,8 @@ def _from_mirror(session: requests.Session, url: str, source: Source, part: Path
         part.unlink()  # nothing may be built on it
         if pure:
             raise _MirrorError(f"its content is another one (SHA-256 {digest}, wanted {source.sha256.lower()})")
-        # The wrong bytes may be from another mirror or an earlier run: this one is asked for all of it, once,
-        # for what starts at zero is never "not pure" unless it is cut, and that is counted.
+        # The wrong bytes may be another mirror's or an earlier run's: this one is asked for all of it. That ends, for
+        # one answer from zero to the end is pure, and cuts are counted.
         cuts += 1
         if cuts > RESUMES:
             raise _MirrorError(f"what came in {cuts} pieces is another content than wanted")

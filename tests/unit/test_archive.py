@@ -276,7 +276,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     tarball.write_bytes(tar([member(f"d/{i}", content=b"x" * 9000) for i in range(20)]))
     target.mkdir()
     command = ["unshare", "-rm", sys.executable, "-c", FULL, os.fspath(tarball), os.fspath(target)]
-    environment = {**os.environ, "PYTHONPATH": os.fspath(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.fspath(Path(__file__).parents[2]), *sys.path])}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert "No space left on device" in done.stdout and "remedy: free some space" in done.stdout
     assert done.stdout.endswith("[]\n")

@@ -453,7 +453,7 @@ print(fetch.fetch(source, "thing", Path(sys.argv[4]), lambda line: print(line, f
 
 def other_process(cache: Cache, path: str, stderr: int | None = None) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", FETCH, cache.server.url(path), DIGEST, str(len(CONTENT)), os.fspath(cache.folder)]
-    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.fspath(ROOT), *sys.path])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 
 
@@ -542,7 +542,7 @@ def test_a_disk_that_fills_up_keeps_the_part(cache: Cache) -> None:
         pytest.skip("no user namespaces here")
     cache.folder.mkdir()
     command = ["unshare", "-rm", sys.executable, "-c", FULL, cache.server.url("/good"), DIGEST, os.fspath(cache.folder)]
-    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.fspath(ROOT), *sys.path])}
     # The server is in this process; a user namespace leaves the network as it is.
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert "No space left on device" in done.stdout and "remedy: free some space" in done.stdout

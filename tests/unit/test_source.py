@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernel is built, and how a user's tree becomes one that can be built without being touched."""
 
+import hashlib
+import http.server
 import os
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minguest import source
 from minguest.errors import ToolError, UserError
-from minguest.model import Choice, Guest, Source, Sources
+from minguest.model import Choice, Guest, Signature, Source, Sources
 
 OLD = Source("4.12.14", ("https://a/x", "https://b/x"), "1" * 64, "GPL-2.0-only")
 NEW = Source("6.12.94", ("https://c/x",), "2" * 64, "GPL-2.0-only")
@@ -204,3 +208,62 @@ def test_a_patch_that_does_not_fit_leaves_no_tree(tmp_path: Path, patches: Path)
         prepare(own, tmp_path / "tree", patches)
     assert not (tmp_path / "tree").exists()
     assert [path.name for path in tmp_path.glob(".tree*")] == [".tree.lock"]
+
+
+# ── a pinned source, from a server ──
+
+SIGNED = Path(__file__).parents[1] / "data/signature"
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[str]:
+    """A mirror with a signed tarball."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name in ("tiny.tar.xz", "tiny.tar.sign"):
+        (folder / name).write_bytes((SIGNED / name).read_bytes())
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def pinned(mirror: str, tmp_path: Path, patches: Path, key: str, sign: str) -> tuple[source.Tree, list[str]]:
+    digest = hashlib.sha256((SIGNED / "tiny.tar.xz").read_bytes()).hexdigest()
+    wanted = Source(
+        "6.12.0", (f"{mirror}/tiny.tar.xz",), digest, "x", signature=Signature((f"{mirror}/{sign}",), (key,))
+    )
+    said: list[str] = []
+    choice = Choice(("6.12",), "6.12", "6.12.0", "r")
+    made = source.prepare(
+        choice, wanted, tmp_path / "tree", cache=tmp_path / "cache", keys=SIGNED, patches=patches,
+        log=tmp_path / "log", say=said.append,
+    )  # fmt: skip
+    return made, said
+
+
+def test_a_pinned_source_is_fetched_verified_and_unpacked(mirror: str, tmp_path: Path, patches: Path) -> None:
+    made, said = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
+    assert "Test Signer" in made.signed
+    assert any("signature: Test Signer" in line for line in said)
+    assert (tmp_path / "tree/Makefile").is_file()
+    assert source.stamp(tmp_path / "tree") == made
+
+
+def test_a_signature_that_is_not_there_is_said(mirror: str, tmp_path: Path, patches: Path) -> None:
+    made, said = pinned(mirror, tmp_path, patches, "signer.asc", "nowhere.sign")
+    assert made.signed.startswith("not verified: nowhere.sign: none of 1 mirrors")
+    assert any("not verified" in line for line in said)
+
+
+def test_a_signature_by_another_key_stops_everything(mirror: str, tmp_path: Path, patches: Path) -> None:
+    with pytest.raises(ToolError, match="not among the trusted ones"):
+        pinned(mirror, tmp_path, patches, "other.asc", "tiny.tar.sign")
+    assert not (tmp_path / "tree").exists()
+
+
+def test_without_gpgv_it_is_said(mirror: str, tmp_path: Path, patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minguest.signature.available", lambda: False)
+    made, _ = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
+    assert made.signed == "not verified: gpgv is not installed"
