@@ -35,9 +35,14 @@ if command -v dpkg-query >/dev/null; then
             exit 3
         fi
         say "installing$missing"
-        export DEBIAN_FRONTEND=noninteractive
+        log=$(mktemp)
         # shellcheck disable=SC2086  # the list is meant to be words
-        $sudo apt-get update -q && $sudo env DEBIAN_FRONTEND=noninteractive $install
+        if ! { $sudo apt-get update -q && $sudo env DEBIAN_FRONTEND=noninteractive $install; } >"$log" 2>&1; then
+            tail -n 20 "$log" >&2
+            say "apt could not install them; its whole output is in $log"
+            exit 3
+        fi
+        rm -f "$log"
     fi
 else
     say "not a Debian-like system: please see to these packages yourself: $(echo $packages)"
