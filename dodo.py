@@ -76,7 +76,9 @@ def task_lint():
 
 def task_test():
     """lint, unit tests, then build and boot a real kernel"""
-    return {"actions": [[*PYTEST, "tests/unit", "tests/integration"]], "task_dep": ["lint"]}
+    yield {"name": "unit", "actions": [[*PYTEST, "tests/unit"]], "task_dep": ["lint"]}
+    # A line a test: a build takes minutes, and the screen says which.
+    yield {"name": "integration", "actions": [[*PYTEST, "-vv", "tests/integration"]], "task_dep": ["test:unit"]}
 
 
 def task_bench():

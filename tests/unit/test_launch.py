@@ -50,7 +50,7 @@ def test_the_launch_stands_without_words(sysfs: Path) -> None:
     spec = settle(Launch(cmdline=("a=b",)), Words(), 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.machine) == (4, 64, "q35")
     (append,) = value(argv(msgspec.structs.replace(spec, accel="tcg")), "-append")
-    assert append == "console=ttyS0 panic=-1 initd.report=/dev/ttyS3 initd.then=poweroff a=b"
+    assert append == "no_timer_check console=ttyS0 panic=-1 initd.report=/dev/ttyS3 initd.then=poweroff a=b"
 
 
 @pytest.mark.parametrize(
