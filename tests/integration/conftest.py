@@ -16,7 +16,7 @@ LINE = "6.12"
 Doit = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_doit(*words: str, cwd: Path = ROOT, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+def run_doit(*words: str, cwd: Path = ROOT, timeout: float = 1700) -> subprocess.CompletedProcess[str]:
     """doit's status and everything that it printed."""
     return subprocess.run(
         ["doit", *words],
