@@ -144,7 +144,7 @@ def test_a_zero_byte_in_a_name(tmp_path: Path) -> None:
 def test_a_negative_size(tmp_path: Path) -> None:
     info = member("f")
     info.pax_headers = {"size": "-1024"}
-    with pytest.raises(UserError, match=r"a\.tar: damaged: |negative size"):
+    with pytest.raises(UserError, match=r"negative size|a member's header is no header"):
         unpack(tmp_path, tar([member("ok"), info, member("after")]))
 
 
