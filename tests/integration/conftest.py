@@ -3,7 +3,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,14 @@ LINE = "6.12"
 Doit = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_doit(*words: str, cwd: Path = ROOT, timeout: float = 1700) -> subprocess.CompletedProcess[str]:
+def run_doit(
+    *words: str, cwd: Path = ROOT, timeout: float = 1700, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """doit's status and everything that it printed."""
     return subprocess.run(
         ["doit", *words],
         cwd=cwd,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
