@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 ready=.venv/ready
 
 # Everything below is done when `ready` is newer than what it was made from.
-if [ -e "$ready" ] && [ -z "$(find configs/packages.txt requirements.txt doit.sh -newer "$ready")" ]; then
+if [ -e "$ready" ] && [ -z "$(find configs/packages.txt requirements.txt pyproject.toml doit.sh -newer "$ready")" ]; then
     PATH="$PWD/.venv/bin:$PATH"; export PATH
     exec doit "$@"
 fi
@@ -53,5 +53,7 @@ say "making .venv from requirements.txt"
 rm -rf .venv
 python3 -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+# The command `minguest`, from this folder as it is.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 touch "$ready"
 exec "$0" "$@"
