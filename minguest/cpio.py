@@ -6,6 +6,7 @@ of the Linux tree. Written here because device nodes must be made without being 
 from the input alone: owner 0:0, time 0, inodes counted from 1.
 """
 
+import re
 import shlex
 import stat
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from minguest.errors import UserError
 # Linux' initramfs unpacker refuses names of PATH_MAX and more.
 NAME_MAX = 4095
 TRAILER = "TRAILER!!!"
+# A member's header: the magic and 13 fields of 8 hex digits.
+HEAD = 6 + 13 * 8
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,29 @@ class Entry:
     mode: int
     data: bytes = b""
     device: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member with every header field. `mtime` in seconds since 1970; `on` and `device` are (major, minor).
+
+    `data` is a file's content or a symlink's target; of hard links GNU cpio gives it to the last one only.
+    """
+
+    name: str
+    data: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    mtime: int
+    on: tuple[int, int]
+    """The file system that it was on."""
+    device: tuple[int, int]
+    """For nodes: which device it is."""
+    check: int
+    """The sum of the data's bytes in the format with sums (070702), else 0."""
 
 
 def parse_list(text: str, where: str) -> list[Entry]:
@@ -124,6 +150,36 @@ def archive(entries: Iterable[Entry]) -> bytes:
     return bytes(out.ljust(-len(out) % 512 + len(out), b"\0"))
 
 
+def parse(data: bytes) -> tuple[list[Member], bytes]:
+    """Read one newc archive: its members in their order, without the trailer, and what follows the trailer.
+
+    That is padding as a rule, or another archive, which the kernel would unpack too. Takes the format with check sums
+    also (070702), and does not check them. UserError when it is damaged, cut short or no newc archive.
+    """
+    members: list[Member] = []
+    at = 0
+    while True:
+        head = data[at : at + HEAD]
+        if not re.fullmatch(rb"07070[12][0-9A-Fa-f]{104}", head):
+            raise UserError(f"cpio: no newc header at byte {at}" + (", the archive is cut short" if members else ""))
+        fields = [int(head[start : start + 8], 16) for start in range(6, HEAD, 8)]
+        ino, mode, uid, gid, nlink, mtime, size, *devices, name_size, check = fields
+        # Name and data begin at multiples of 4 from the archive's beginning; the name's size counts its zero byte.
+        name_end = at + HEAD + name_size
+        start = _aligned(name_end)
+        end = start + size
+        raw = data[at + HEAD : name_end]
+        if end > len(data) or not raw.endswith(b"\0"):
+            raise UserError(f"cpio: the member at byte {at} is damaged or cut short")
+        # A file's name is any bytes; what is no UTF-8 must survive, so that two names stay two.
+        name = raw[:-1].decode(errors="surrogateescape")
+        at = _aligned(end)
+        if name == TRAILER:
+            return members, data[at:]
+        on, device = (devices[0], devices[1]), (devices[2], devices[3])
+        members.append(Member(name, data[start:end], ino, mode, uid, gid, nlink, mtime, on, device, check))
+
+
 def _record(inode: int, entry: Entry) -> bytes:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
@@ -133,4 +189,8 @@ def _record(inode: int, entry: Entry) -> bytes:
 
 
 def _align(data: bytes) -> bytes:
-    return data + b"\0" * (-len(data) % 4)
+    return data + b"\0" * (_aligned(len(data)) - len(data))
+
+
+def _aligned(size: int) -> int:
+    return size + -size % 4

@@ -100,8 +100,46 @@ def cache_folder() -> Path:
     return Path(base).absolute() / "minguest"
 
 
+def trusted_keys() -> Path:
+    """The user's file of keys that may sign a release: allowed signers, ssh-keygen(1)."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base).absolute() / "minguest" / "trusted-keys"
+
+
+def signing_key() -> Path | None:
+    """The file of the key that signs releases, from $MINGUEST_SIGNING_KEY."""
+    name = os.environ.get("MINGUEST_SIGNING_KEY")
+    return Path(name).expanduser().absolute() if name else None
+
+
+def registry_configs() -> list[Path]:
+    """Where docker, oras and podman keep the credentials of registries, in the order in which they are asked."""
+    docker = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    podman, runtime = os.environ.get("REGISTRY_AUTH_FILE"), os.environ.get("XDG_RUNTIME_DIR")
+    return [
+        *([Path(podman)] if podman else []),
+        docker,
+        *([Path(runtime) / "containers" / "auth.json"] if runtime else []),
+    ]
+
+
+def github_token() -> str | None:
+    """The token for GitHub's API, as its own programs read it."""
+    return os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN")
+
+
+def github_api() -> str:
+    """The API's address: GitHub's own, or $GITHUB_API_URL as GitHub Actions and Enterprise set it."""
+    return os.environ.get("GITHUB_API_URL", "https://api.github.com").rstrip("/")
+
+
 def jobs() -> int:
-    """How many jobs make gets: the CPUs that this process may use."""
+    """How many jobs make gets: $MINGUEST_JOBS, else the CPUs that this process may use. UserError if it is no count."""
+    if own := os.environ.get("MINGUEST_JOBS"):
+        count = integer(own, "MINGUEST_JOBS")
+        if count < 1:
+            raise UserError(f"MINGUEST_JOBS = {count}: a build has at least one job")
+        return count
     return len(os.sched_getaffinity(0))
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """newc archives: GNU cpio reads them back, and the same input gives the same bytes."""
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -106,3 +107,76 @@ def test_an_overlay_has_no_sockets_or_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"pipe: an overlay has files"):
         cpio.tree(tmp_path)
+
+
+def test_every_field_comes_back() -> None:
+    entries = [
+        cpio.Entry("bin", stat.S_IFDIR | 0o755),
+        cpio.Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox"),
+        cpio.Entry("console", stat.S_IFCHR | 0o600, device=(5, 1)),
+    ]
+    members, rest = cpio.parse(cpio.archive(entries))
+    assert members == [
+        cpio.Member("bin", b"", 1, stat.S_IFDIR | 0o755, 0, 0, 2, 0, (0, 0), (0, 0), 0),
+        cpio.Member("bin/sh", b"busybox", 2, stat.S_IFLNK | 0o777, 0, 0, 1, 0, (0, 0), (0, 0), 0),
+        cpio.Member("console", b"", 3, stat.S_IFCHR | 0o600, 0, 0, 1, 0, (0, 0), (5, 1), 0),
+    ]
+    assert not rest.strip(b"\0")
+
+
+@pytest.mark.parametrize("kind", ["newc", "crc"])
+def test_what_gnu_cpio_wrote_is_read(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "init"
+    file.write_bytes(b"hello")
+    file.chmod(0o750)
+    os.utime(file, (86400, 86400))
+    argv = ["cpio", "-o", "--quiet", "-H", kind]
+    made = subprocess.run(argv, cwd=tmp_path, input=b"init\n", capture_output=True, check=True)
+    [member], rest = cpio.parse(made.stdout)
+    found = file.stat()
+    assert (member.name, member.data, member.mtime, member.mode) == ("init", b"hello", 86400, stat.S_IFREG | 0o750)
+    assert (member.ino, member.uid, member.gid) == (found.st_ino & 0xFFFFFFFF, found.st_uid, found.st_gid)
+    assert member.on == (os.major(found.st_dev), os.minor(found.st_dev))
+    assert member.check == (sum(b"hello") if kind == "crc" else 0)
+    assert not rest.strip(b"\0")
+
+
+def test_what_follows_the_trailer_is_given() -> None:
+    first = cpio.archive([cpio.Entry("a", stat.S_IFREG | 0o644, b"1")])
+    members, rest = cpio.parse(first + b"another")
+    assert [member.name for member in members] == ["a"]
+    assert rest.lstrip(b"\0") == b"another"
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=9), st.integers(0, 0o7777), st.integers(0, 2**32 - 1)), max_size=5))
+def test_what_was_written_is_read_back(rows: list[tuple[str, bytes, int, int]]) -> None:
+    entries = [cpio.Entry(name, stat.S_IFREG | mode, data, (number, number)) for name, data, mode, number in rows]
+    members, rest = cpio.parse(cpio.archive(entries))
+    assert [cpio.Entry(each.name, each.mode, each.data, each.device) for each in members] == entries
+    assert [each.ino for each in members] == list(range(1, len(entries) + 1))
+    assert not rest.strip(b"\0")
+
+
+def test_names_that_are_no_text_stay_two() -> None:
+    data = cpio.archive([cpio.Entry("a", stat.S_IFREG), cpio.Entry("b", stat.S_IFREG)])
+    data = data.replace(b"a\0", b"\xfe\0").replace(b"b\0", b"\xff\0")
+    first, second = cpio.parse(data)[0]
+    assert first.name != second.name
+
+
+def test_a_member_that_is_cut_short_is_the_one_that_is_named() -> None:
+    whole = cpio.archive([cpio.Entry("init", stat.S_IFREG | 0o755, b"hello")])
+    with pytest.raises(UserError, match="the member at byte 0 is damaged or cut short"):
+        cpio.parse(whole[: whole.index(b"hello") + 3])
+
+
+@given(st.data())
+def test_damage_is_named(data: st.DataObject) -> None:
+    whole = cpio.archive([cpio.Entry("init", stat.S_IFREG | 0o755, b"hello"), cpio.Entry("x", stat.S_IFREG)])
+    needed = whole.rindex(b"TRAILER!!!\0") + len(b"TRAILER!!!\0")
+    cut = data.draw(st.integers(0, needed - 1))
+    with pytest.raises(UserError, match="cpio: "):
+        cpio.parse(whole[:cut])
+    at, byte = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+    with contextlib.suppress(UserError):  # and nothing else
+        cpio.parse(whole[:at] + bytes([byte]) + whole[at + 1 :])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TOML: every mistake names the file, the key and what would have been right."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,17 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings.cache_folder() == Path("/c/minguest")
     monkeypatch.setenv("MINGUEST_CACHE", "/m")
     assert settings.cache_folder() == Path("/m")
+
+
+def test_the_job_count_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINGUEST_JOBS", raising=False)
+    assert settings.jobs() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("MINGUEST_JOBS", "7")
+    assert settings.jobs() == 7
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
+def test_a_wrong_job_count_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MINGUEST_JOBS", text)
+    with pytest.raises(UserError, match="MINGUEST_JOBS = "):
+        settings.jobs()
