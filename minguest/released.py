@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A release as a folder (docs/release.md): the names of its files, their sums, and reading it without trusting it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from minguest import files
+from minguest.errors import UserError
+
+SCHEMA = 1
+SUMS = "SHA256SUMS"
+SIGNATURE = "SHA256SUMS.sig"
+FACTS = "release.json"
+MANIFEST = "manifest.json"
+RUN_GUEST = "run-guest"
+SBOM = "sbom.cdx.json"
+PROVENANCE = "provenance.dsse.json"
+EVIDENCE = "evidence.dsse.json"
+EVIDENCE_FILES = "evidence.tar.gz"
+NOTES = "NOTES.md"
+PAGE = "index.html"
+
+# What each file is, for registries and web servers. DSSE: https://github.com/secure-systems-lab/dsse, envelope.md;
+# CycloneDX: https://www.iana.org/assignments/media-types/application/vnd.cyclonedx+json
+MEDIA_TYPES: Mapping[str, str] = {
+    "bzImage": "application/vnd.minguest.kernel.bzimage",
+    "initrd.img": "application/vnd.minguest.initrd.cpio+gzip",
+    "OVMF_CODE.fd": "application/vnd.minguest.ovmf.code",
+    "OVMF_VARS.fd": "application/vnd.minguest.ovmf.vars",
+    "kernel.config": "application/vnd.minguest.kernel.config",
+    "System.map": "application/vnd.minguest.kernel.system-map",
+    MANIFEST: "application/vnd.minguest.manifest.v1+json",
+    FACTS: "application/vnd.minguest.release.v1+json",
+    RUN_GUEST: "text/x-shellscript",
+    SUMS: "application/vnd.minguest.sha256sums",
+    SIGNATURE: "application/vnd.minguest.sshsig",
+    SBOM: "application/vnd.cyclonedx+json",
+    PROVENANCE: "application/vnd.dsse.envelope.v1+json",
+    EVIDENCE: "application/vnd.dsse.envelope.v1+json",
+    EVIDENCE_FILES: "application/vnd.minguest.evidence.v1.tar+gzip",
+    NOTES: "text/markdown",
+    PAGE: "text/html",
+}
+# A version becomes a folder's name, a tag of an OCI registry and a tag of git; this is what all three take.
+VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+# File names of a release are flat: GitHub has no folders.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """release.json: which release this is."""
+
+    schema: int
+    name: str
+    """`guest-line`, such as `default-4.12`."""
+    version: str
+    signed: bool
+    """False only where the release was asked to be unsigned, by name."""
+    guest: str
+    line: str
+    kernel: str
+    firmware: str
+    minguest: str
+    previous: str | None
+    """The version that the notes compare with."""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One file of a release; `size` in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+    media_type: str
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What a publication came to. Publishing the same again uploads nothing."""
+
+    where: str
+    """What a user pulls from, or looks at."""
+    uploaded: int
+    """Files, and whatever a place keeps beside them."""
+    uploaded_bytes: int
+    kept: int
+    """Files that were there already."""
+
+
+class Release(msgspec.Struct, frozen=True):
+    """A release whose sums were checked; `items` has every file of it, SHA256SUMS and its signature too."""
+
+    folder: Path
+    facts: Facts
+    items: tuple[Item, ...]
+
+    def item(self, name: str) -> Item | None:
+        """One of its files by name."""
+        return next((each for each in self.items if each.name == name), None)
+
+
+def render_sums(sums: Mapping[str, str]) -> str:
+    """SHA256SUMS as sha256sum(1) writes and checks it: sorted by name."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+
+
+def parse_sums(text: bytes, where: str) -> dict[str, str]:
+    """Names and hashes of SHA256SUMS; UserError for anything that `render_sums` would not have written."""
+    sums: dict[str, str] = {}
+    try:
+        lines = text.decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: damaged: {error}") from error
+    for number, line in enumerate(lines, 1):
+        found = _LINE.fullmatch(line)
+        if not found:
+            raise UserError(f"{where}:{number}: damaged: {line[:80]!r} is not a hash, two spaces and a name")
+        if not NAME.fullmatch(found[2]):
+            raise UserError(f"{where}:{number}: {found[2]!r} is no file name that a release may have")
+        sums[found[2]] = found[1]
+    if render_sums(sums).encode() != text:
+        raise UserError(f"{where}: damaged: not as sha256sum and a sorted list would be")
+    return sums
+
+
+def load(folder: Path) -> Release:
+    """Read a release's files and check them against its SHA256SUMS. Nothing is said of signatures.
+
+    UserError: no release, a file that is missing, changed, or no plain file.
+    """
+    try:
+        text = (folder / SUMS).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no release: {SUMS}: {error.strerror}", "doit release version=X makes one"
+        ) from error
+    items = []
+    for name, digest in parse_sums(text, str(folder / SUMS)).items():
+        items.append(_item(folder, name))
+        if items[-1].sha256 != digest:
+            raise UserError(f"{folder / name}: is not the file that {SUMS} names", "get or make the release again")
+    items.append(_item(folder, SUMS))
+    if (folder / SIGNATURE).exists():
+        items.append(_item(folder, SIGNATURE))
+    facts = read_facts(folder)
+    return Release(folder, facts, tuple(sorted(items, key=lambda each: each.name)))
+
+
+def read_facts(folder: Path) -> Facts:
+    """release.json of a folder; UserError where it is missing or of another schema."""
+    try:
+        facts = msgspec.json.decode((folder / FACTS).read_bytes(), type=Facts)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{folder / FACTS}: no release's facts: {error}") from error
+    if facts.schema != SCHEMA:
+        raise UserError(
+            f"{folder / FACTS}: schema {facts.schema}, this minguest knows {SCHEMA}", "get a newer minguest"
+        )
+    if not NAME.fullmatch(facts.name) or not VERSION.fullmatch(facts.version):
+        raise UserError(f"{folder / FACTS}: name {facts.name!r} or version {facts.version!r} cannot be")
+    return facts
+
+
+def _item(folder: Path, name: str) -> Item:
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{path}: missing, or not a plain file", "get or make the release again")
+    return Item(name, files.sha256(path), path.stat().st_size, MEDIA_TYPES.get(name, "application/octet-stream"))
