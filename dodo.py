@@ -3,10 +3,11 @@
 
     sources ──▶ tree ──▶ config ──▶ kernel ──┐
     initd ─────▶ initrd ◀── overlays ────────┼──▶ bundle ──▶ boot-test
-    sources ──▶ firmware ────────────────────┘
+    sources ──▶ firmware ────────────────────┘       └──▶ evidence, reproduce ──▶ release ──▶ publish
                                              build = bundle
 
 Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
+       version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
 """
 
 from pathlib import Path
@@ -61,6 +62,26 @@ def task_build():
 def task_boot_test():
     """start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there"""
     return PROJECT.boot_test_step()
+
+
+def task_evidence():
+    """boot-test on both machines with 1, 4 and 8 CPUs: what has not passed yet on exactly these bytes"""
+    return PROJECT.evidence_step()
+
+
+def task_reproduce():
+    """build twice in different surroundings and compare every byte (takes two whole builds)"""
+    return PROJECT.reproduce_step()
+
+
+def task_release():
+    """what ships: signed, described, with its evidence; version=X key=FILE"""
+    return PROJECT.release_step()
+
+
+def task_publish():
+    """put the release where users fetch it; to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX"""
+    return PROJECT.publish_step()
 
 
 def task_lint():

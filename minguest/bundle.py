@@ -62,7 +62,11 @@ def load(folder: Path) -> Manifest:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (OSError, msgspec.DecodeError) as error:
         raise UserError(f"{path}: no bundle: {error}", "doit build makes it") from error
+    if manifest.schema != SCHEMA:
+        raise UserError(f"{path}: schema {manifest.schema}, this minguest knows {SCHEMA}", "get a newer minguest")
     for name, wanted in manifest.files.items():
+        if name in ("", ".", "..") or "/" in name:
+            raise UserError(f"{path}: names {name!r}, which is not a file beside it", "get the bundle again")
         if not (folder / name).is_file() or describe(folder / name) != wanted:
             raise UserError(f"{folder / name}: is not the file that the manifest names", "doit build makes it again")
     return manifest

@@ -132,10 +132,14 @@ def _bound(bdf: str, sysfs: Path) -> str:
     return bdf
 
 
-def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, then: str = "poweroff") -> list[str]:
+def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, watched: bool = True) -> list[str]:
     """QEMU's command. Paths are strings as QEMU shall see them; the report, QMP's socket and the variables are
-    relative to the folder that it is started in. `spec.accel` must be settled (kvm or tcg)."""
-    words = ["console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", f"initd.then={then}", *spec.cmdline]
+    relative to the folder that it is started in. `spec.accel` must be settled (kvm or tcg).
+
+    A `watched` guest is asked over QMP when it has ended. Else a person is at the console (Ctrl-a x ends QEMU), and
+    QEMU ends with its guest.
+    """
+    words = ["console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff", *spec.cmdline]
     if spec.accel == "tcg":
         # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
         # doesn't work!". Under KVM it leaves that out by itself (arch/x86/kernel/kvm.c).
@@ -156,17 +160,21 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, the
         "-initrd", initrd,
         "-append", " ".join(words),
         # First serial port: the console. signal=off, so that Ctrl-C in the guest does not end QEMU.
-        "-chardev", "stdio,id=console,signal=off",
+        "-chardev", f"stdio,id=console,signal=off{'' if watched else ',mux=on'}",
         "-serial", "chardev:console",
         # Fourth: the report alone. The kernel's printk cuts into lines on the console.
         "-chardev", "file,id=report,path=report.jsonl",
         "-device", f"isa-serial,chardev=report,index={REPORT_INDEX}",
-        "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off",
-        "-mon", "chardev=qmp,mode=control",
-        # A reset ends the run, and an ended guest stays to be asked over QMP.
+        # A reset ends the run.
         "-no-reboot",
-        "-no-shutdown",
     ]  # fmt: skip
+    if watched:
+        command += [
+            "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off",
+            "-mon", "chardev=qmp,mode=control",
+            # An ended guest stays, to be asked.
+            "-no-shutdown",
+        ]  # fmt: skip
     for number, gpu in enumerate(spec.gpus):
         command += _gpu_argv(spec, gpu, number)
     return command

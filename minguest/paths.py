@@ -26,8 +26,12 @@ class Layout:
         return self.fragments / "patches"
 
     @property
+    def templates(self) -> Path:
+        return self.configs / "templates"
+
+    @property
     def initrd_template(self) -> Path:
-        return self.configs / "templates" / "initrd.list.j2"
+        return self.templates / "initrd.list.j2"
 
     @property
     def out(self) -> Path:
@@ -36,6 +40,11 @@ class Layout:
     @property
     def choice(self) -> Path:
         return self.out / f"choice-{self.guest}.json"
+
+    @property
+    def kvm(self) -> Path:
+        """Whether KVM runs the firmware on this machine, as found out once."""
+        return self.out / "kvm.json"
 
     @property
     def initd(self) -> Path:
@@ -74,6 +83,24 @@ class Layout:
     @property
     def boot_test(self) -> Path:
         return self.work / "boot-test"
+
+    @property
+    def evidence(self) -> Path:
+        """A folder a check: what the release will tell of it."""
+        return self.work / "evidence"
+
+    @property
+    def reproduced(self) -> Path:
+        return self.work / "reproduce.json"
+
+    @property
+    def release(self) -> Path:
+        return self.work / "release"
+
+    @property
+    def release_before(self) -> Path:
+        """The release of another version that was in `release` last: the next one's notes compare with it."""
+        return self.work / "release-before"
 
     def log(self, step: str) -> Path:
         return self.work / "log" / f"{step}.log"

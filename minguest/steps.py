@@ -21,17 +21,22 @@ from doit.tools import config_changed
 from minguest import (
     boottest,
     bundle,
+    evidence,
     fetch,
     files,
     firmware,
+    gather,
     initd,
     initrd,
     kconfig,
     kernel,
+    publish,
+    release,
+    reproduce,
     settings,
     source,
 )
-from minguest.errors import MinguestError, UserError
+from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
 from minguest.launch import Words
 from minguest.model import Choice, Guest, Source, Sources
 from minguest.paths import Layout
@@ -39,7 +44,7 @@ from minguest.paths import Layout
 Task = dict[str, Any]
 CODE = Path(__file__).parent
 # What the command line may say with an equals sign, before or after the tasks.
-WORDS = ("guest", "kernel", "source", "contract")
+WORDS = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to")
 # Commands of doit that run no task: they must not ask the network which kernel can be had.
 IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
 
@@ -126,6 +131,7 @@ class Project:
 
     def __init__(self, root: Path, guest_file: Path, words: Mapping[str, str | None], *, idle: bool) -> None:
         self.root = root
+        self.words = words
         self.guest_file = guest_file
         self.guest: Guest = settings.guest(guest_file)
         self.sources: Sources = settings.sources(root / "configs/sources.toml")
@@ -373,28 +379,115 @@ class Project:
             "tools": {**source.compiler_tools(), "musl": initd.musl_version()},
         }
 
+    @property
+    def bench(self) -> boottest.Bench:
+        return boottest.Bench(self.at.name, self.at.bundle, self.at.boot_test, self.at.kvm, self.at.evidence)
+
     def boot_test_step(self) -> Task:
         def test(**words: str) -> None:
-            boottest.run(self.at, Words(**words), self.guest.launch, say)
+            boottest.run(self.bench, Words(**words), self.guest.launch, say)
 
         return step(
             test,
             basename="boot-test",
             doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
             file_dep=[self.at.bundle / "manifest.json"],
-            facts=lambda: {"at": time.time()},  # asked for, it runs
-            params=[
-                {"name": name, "long": name, "default": "", "help": text}
-                for name, text in {
-                    "cpus": "how many CPUs",
-                    "memory": "how much memory, such as 2G",
-                    "gpu": "emulated cards or PCI addresses of the host's, with commas; none for none",
-                    "machine": "q35 or pc",
-                    "accel": "auto, kvm or tcg",
-                    "timeout": "seconds after which the guest counts as lost",
-                }.items()
-            ],
+            facts=_always,
+            params=[{"name": name, "long": name, "default": "", "help": text} for name, text in boottest.WORDS.items()],
         )
+
+    def evidence_step(self) -> Task:
+        def make() -> None:
+            manifest = bundle.load(self.at.bundle)
+            checks = gather.checks(self.at.evidence, self.at.reproduced, manifest, boottest.nr_cpus_of(self.at.bundle))
+            failed = []
+            for machine, cpus in gather.missing(checks, evidence.launch_of(manifest)):
+                try:
+                    boottest.run(self.bench, Words(cpus=str(cpus), machine=machine), self.guest.launch, say)
+                except GuestError as error:
+                    say(str(error))
+                    failed.append(boottest.cell_name(machine, cpus))
+            checks = gather.checks(self.at.evidence, self.at.reproduced, manifest, boottest.nr_cpus_of(self.at.bundle))
+            say(evidence.table(checks))
+            if failed:
+                raise GuestFailed(
+                    f"FAIL: {', '.join(failed)}", f"their consoles are in {self._shown(self.at.evidence)}"
+                )
+
+        return step(
+            make,
+            doc="boot-test on both machines with 1, 4 and 8 CPUs, what has not passed on these bytes",
+            basename="evidence",
+            file_dep=[self.at.bundle / "manifest.json"],
+            facts=_always,
+        )
+
+    def reproduce_step(self) -> Task:
+        def make() -> None:
+            words = [f"guest={self.guest_file}", *(["contract=ignore"] if self.ignore else [])]
+            # The choice goes along, as the manifest tells how it came about: line, source and reason.
+            record = reproduce.builds(
+                self.root, self.at.work / "reproduce", words, say, bundle=self.at.bundle, inputs=[self.at.choice]
+            )
+            files.write(self.at.reproduced, msgspec.json.format(msgspec.json.encode(record)))
+            say(reproduce.table(record))
+            if record.result != "same":
+                raise ToolError(reproduce.cause(record), f"both are kept in {self._shown(self.at.work)}/reproduce")
+
+        return step(
+            make,
+            basename="reproduce",
+            doc="build twice in different surroundings, and compare every byte",
+            file_dep=[self.at.bundle / "manifest.json"],
+            facts=_always,
+        )
+
+    def release_step(self) -> Task:
+        def make() -> None:
+            made = release.make(
+                self.at,
+                self.words["version"],
+                _path(self.words["key"]) or settings.signing_key(),
+                _path(self.words["since"]),
+                unsigned=_yes("unsigned", self.words["unsigned"]),
+                say=say,
+            )
+            size = sum(item.size for item in made.items)
+            say(f"{self._shown(self.at.release)}: {made.facts.name} {made.facts.version}, {size / 1e6:.2f} MB")
+
+        return step(
+            make,
+            basename="release",
+            doc="what ships, signed: version=X key=FILE, of a bundle that passed its boot test",
+            file_dep=[self.at.bundle / "manifest.json"],
+            facts=_always,
+        )
+
+    def publish_step(self) -> Task:
+        def make() -> None:
+            say(publish.shown(publish.publish(self.at.release, self.words["to"], say)))
+
+        return step(
+            make,
+            basename="publish",
+            doc="put the release where users fetch it: to=DIR, oci://…, github:OWNER/REPO, s3://…",
+            facts=_always,
+        )
+
+
+def _always() -> Mapping[str, Any]:
+    """The facts of a task that runs whenever it is asked for."""
+    return {"at": time.time()}
+
+
+def _path(word: str | None) -> Path | None:
+    return Path(word).expanduser().absolute() if word else None
+
+
+def _yes(name: str, word: str | None) -> bool:
+    if word not in (None, "yes", "no"):
+        raise UserError(f"{name}={word}: not known", f"{name}=yes or {name}=no")
+    return word == "yes"
 
 
 def _contract(word: str | None) -> bool:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence: for every check that the project has, what came of it on exactly these bytes, or that it was NOT RUN."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from minguest import bundle
+from minguest.model import Launch
+
+# The type of the predicate: docs/release.md.
+KIND = "urn:minguest:attestation:evidence:v1"
+SCHEMA = 1
+Result = Literal["PASS", "FAIL", "NOT RUN"]
+
+# Checks that are planned and that nothing here can run yet: a release says so rather than nothing.
+PLANNED = {
+    "hotplug": "CPUs and memory added while the guest runs",
+    "large-bars": "cards with BARs of up to 256 GiB",
+    "rehearsal": "a real VFIO passthrough of an emulated card",
+    "pits": "every known way to fail is named by its first boot",
+    "real-card": "a card of the host's, passed through",
+}
+
+
+class Seconds(msgspec.Struct, frozen=True):
+    """Where a boot's time went; None where it never came so far."""
+
+    firmware: float | None
+    kernel: float | None
+    initd: float | None
+    whole: float
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One check and its result."""
+
+    name: str
+    title: str
+    result: Result
+    reason: str
+    files: dict[str, str] = {}
+    """SHA-256 of what proves it, by path in evidence.tar.gz."""
+    qemu: str = ""
+    accel: str = ""
+    seconds: Seconds | None = None
+
+
+class Predicate(msgspec.Struct, frozen=True):
+    """What the evidence attestation says."""
+
+    schema: int
+    minguest: str
+    checks: tuple[Check, ...]
+
+
+def launch_of(manifest: bundle.Manifest) -> Launch:
+    """The launch of the guest that a bundle was made for."""
+    return msgspec.convert(manifest.guest["launch"], Launch)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """The checks for a person, a row each."""
+    width = max(len(check.name) for check in checks)
+    return "\n".join(
+        f"    {check.result:<7}  {check.name:<{width}}  {check.title if check.result == 'PASS' else check.reason}"
+        for check in checks
+    )

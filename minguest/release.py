@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a release of a tested bundle: a folder that says what is in it, what proves it, and who says so.
+
+docs/release.md tells each file.
+"""
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from minguest import (
+    VERSION,
+    attest,
+    boottest,
+    bundle,
+    console,
+    evidence,
+    files,
+    gather,
+    kconfig,
+    launch,
+    provenance,
+    released,
+    report,
+    run,
+    sbom,
+    sshsig,
+    templates,
+)
+from minguest.errors import MinguestError, UserError
+from minguest.paths import Layout
+
+
+class Before(msgspec.Struct, frozen=True):
+    """The release that the notes compare with."""
+
+    facts: released.Facts
+    manifest: bundle.Manifest
+    config: dict[str, str]
+    seconds: evidence.Seconds | None
+
+
+def make(
+    at: Layout,
+    version: str | None,
+    key: Path | None,
+    since: Path | None,
+    *,
+    unsigned: bool,
+    say: Callable[[str], None],
+) -> released.Release:
+    """Write the release folder, whole or not at all; a release of another version that was there becomes `before`.
+
+    Raises UserError: the boot test of the guest's own launch did not pass on exactly these bytes, the bundle breaks
+    its contract, no key and not asked to be unsigned, or a version that cannot be.
+    """
+    version = check_version(version)
+    if key is None and not unsigned:
+        raise UserError(
+            "no key to sign with",
+            "key=FILE names an SSH key (~/.ssh/id_ed25519, or a .pub of one in ssh-agent), and so does "
+            "$MINGUEST_SIGNING_KEY; unsigned=yes makes a release that says so everywhere",
+        )
+    if key is not None:
+        sshsig.check_key(key)
+    manifest = bundle.load(at.bundle)
+    if manifest.config["problems"]:
+        raise UserError(
+            f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
+            "mend the config and build without contract=ignore",
+        )
+    checks = gather.checks(at.evidence, at.reproduced, manifest, boottest.nr_cpus_of(at.bundle))
+    _own_test(checks, manifest)
+    before = _before(at, version, since)
+    facts = released.Facts(
+        schema=released.SCHEMA,
+        name=at.name,
+        version=version,
+        signed=not unsigned,
+        guest=at.guest,
+        line=at.line,
+        kernel=manifest.kernel["version"],
+        firmware=manifest.firmware["version"],
+        minguest=VERSION,
+        previous=before.facts.version if before else None,
+    )
+    sign = None if unsigned or key is None else _signer(key)
+    if at.release.exists() and _version_of(at.release) not in (version, None):
+        with files.replacing_tree(at.release_before) as old:
+            _copy_all(at.release, old)
+    with files.replacing_tree(at.release) as folder:
+        _copy_all(at.bundle, folder)
+        _write(folder / released.RUN_GUEST, _run_guest(at, facts, manifest), executable=True)
+        _write(folder / released.EVIDENCE_FILES, pack(at, checks))
+        _write(folder / released.FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+        _write(folder / released.SBOM, sbom.render(manifest, at.name, version, _patches(at, manifest)))
+        _attest(at, folder, manifest, checks, sign)
+        view = _view(at, facts, manifest, checks, before, folder)
+        _write(folder / released.NOTES, templates.render(at.templates / "notes.md.j2", **view))
+        _write(folder / released.PAGE, templates.render(at.templates / "release.html.j2", **view))
+        sums = released.render_sums({path.name: files.sha256(path) for path in folder.iterdir()}).encode()
+        _write(folder / released.SUMS, sums)
+        if sign is not None:
+            _write(folder / released.SIGNATURE, sign(sums))
+    say(evidence.table(checks))
+    if unsigned:
+        say("UNSIGNED, as asked: minguest verify refuses it unless it is told --unsigned")
+    return released.load(at.release)
+
+
+def check_version(version: str | None) -> str:
+    """A version that folders, registries and git can take; UserError else."""
+    if version is None:
+        raise UserError("no version", "doit release version=1.0")
+    if not released.VERSION.fullmatch(version) or version == "latest":
+        raise UserError(
+            f"version={version}: cannot be one",
+            "letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_', at most 128; not `latest`",
+        )
+    return version
+
+
+def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
+    """What proves the checks, as a tar: the same content gives the same bytes."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(name for check in checks for name in check.files):
+            path = at.reproduced if name == at.reproduced.name else at.evidence / name
+            data = path.read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return gzip.compress(content.getvalue(), 9, mtime=0)
+
+
+def _own_test(checks: Sequence[evidence.Check], manifest: bundle.Manifest) -> None:
+    name = boottest.cell_name(*boottest.own_cell(evidence.launch_of(manifest)))
+    own = next(check for check in checks if check.name == name)
+    if own.result != "PASS":
+        raise UserError(
+            f"{name}: {own.result}, {own.reason}: only a bundle that passed its boot test with exactly these bytes "
+            "is released",
+            "doit boot-test, then doit release again; doit evidence runs the other machines and CPU counts too",
+        )
+
+
+def _signer(key: Path) -> Callable[[bytes], bytes]:
+    return lambda data: sshsig.sign(data, key)
+
+
+def _version_of(folder: Path) -> str | None:
+    try:
+        return released.read_facts(folder).version
+    except UserError:
+        return None
+
+
+def _before(at: Layout, version: str, since: Path | None) -> Before | None:
+    """The release to compare with: the one asked for, else the last one here of another version."""
+    places = [since] if since is not None else [at.release, at.release_before]
+    for place in places:
+        if since is None and _version_of(place) in (version, None):
+            continue
+        found = released.load(place)
+        manifest = bundle.load(place)
+        told = attest.unseal((place / released.EVIDENCE).read_bytes(), str(place / released.EVIDENCE), None)
+        predicate = msgspec.convert(told.predicate, evidence.Predicate)
+        return Before(
+            found.facts,
+            manifest,
+            kconfig.parse_config((place / "kernel.config").read_text()),
+            _own_seconds(predicate.checks, manifest),
+        )
+    return None
+
+
+def _own_seconds(checks: Sequence[evidence.Check], manifest: bundle.Manifest) -> evidence.Seconds | None:
+    name = boottest.cell_name(*boottest.own_cell(evidence.launch_of(manifest)))
+    return next((check.seconds for check in checks if check.name == name), None)
+
+
+def _copy_all(source: Path, target: Path) -> None:
+    for path in sorted(source.iterdir()):
+        _write(target / path.name, path.read_bytes(), executable=path.name == released.RUN_GUEST)
+
+
+def _write(path: Path, content: bytes | str, *, executable: bool = False) -> None:
+    files.write(path, content)
+    if executable:
+        path.chmod(path.stat().st_mode | 0o111)
+
+
+def _patches(at: Layout, manifest: bundle.Manifest) -> dict[str, str]:
+    texts = {}
+    for patch in manifest.kernel["patches"]:
+        path = at.patches / patch["file"]
+        if not path.is_file() or files.sha256(path) != patch["sha256"]:
+            raise UserError(f"{path}: is not the patch that the bundle was built with", "doit build makes it again")
+        texts[patch["file"]] = path.read_text()
+    return texts
+
+
+def _attest(
+    at: Layout,
+    folder: Path,
+    manifest: bundle.Manifest,
+    checks: Sequence[evidence.Check],
+    sign: Callable[[bytes], bytes] | None,
+) -> None:
+    made = [*manifest.files, released.MANIFEST, released.RUN_GUEST]
+    statement = attest.Statement(
+        {name: files.sha256(folder / name) for name in made},
+        provenance.KIND,
+        provenance.predicate(manifest, commit(at.root)),
+    )
+    _write(folder / released.PROVENANCE, attest.seal(statement, sign))
+    predicate = evidence.Predicate(evidence.SCHEMA, VERSION, tuple(checks))
+    statement = attest.Statement(
+        {name: files.sha256(folder / name) for name in [*manifest.files, released.EVIDENCE_FILES]},
+        evidence.KIND,
+        msgspec.to_builtins(predicate),
+    )
+    _write(folder / released.EVIDENCE, attest.seal(statement, sign))
+
+
+def commit(root: Path) -> str | None:
+    """The checkout's commit in git; None where it is none, or where it has changes that are not in it."""
+    if not (root / ".git").exists():
+        return None
+    git: list[str | Path] = ["git", "-C", root]
+    try:
+        status, head = run.run([*git, "rev-parse", "HEAD"], check=False)
+        dirty, changes = run.run([*git, "status", "--porcelain"], check=False)
+    except MinguestError:
+        return None
+    return head.strip() if status == 0 == dirty and not changes.strip() else None
+
+
+def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> str:
+    wanted = evidence.launch_of(manifest)
+    spec = launch.settle(wanted, launch.Words(), boottest.nr_cpus_of(at.bundle), _models(wanted), boottest.SYSFS)
+    # As under KVM; the script adds what software emulation wants.
+    words = launch.argv(
+        msgspec.structs.replace(spec, accel="kvm"),
+        code="release/OVMF_CODE.fd",
+        variables="OVMF_VARS.fd",
+        kernel="release/bzImage",
+        initrd="release/initrd.img",
+        watched=False,
+    )
+    rows: list[str] = []
+    for word in words[1:]:
+        if word.startswith("-"):
+            rows.append(word)
+            continue
+        quoted = _quoted(word)
+        if rows[-1] == "-machine":
+            quoted = quoted.replace("accel=kvm", "accel=$accel")
+        if rows[-1] == "-append":
+            quoted = f'{quoted[:-1]}${{append:+ $append}}"'
+        rows[-1] += f" {quoted}"
+    return templates.render(
+        at.templates / "run-guest.j2", facts=facts, qemu=launch.QEMU, machine=spec.machine, cpu=spec.cpu, rows=rows
+    )
+
+
+def _models(wanted: Any) -> list[str]:
+    """The guest's cards as they are named: which of them this QEMU can emulate was seen by the boot test."""
+    return list(wanted.gpus)
+
+
+def _quoted(word: str) -> str:
+    """A word in double quotes for a POSIX shell."""
+    return '"' + "".join(f"\\{c}" if c in '"$`\\' else c for c in word) + '"'
+
+
+# ── what the notes and the page show ──
+
+
+def _view(
+    at: Layout,
+    facts: released.Facts,
+    manifest: bundle.Manifest,
+    checks: Sequence[evidence.Check],
+    before: Before | None,
+    folder: Path,
+) -> dict[str, Any]:
+    config = kconfig.parse_config((folder / "kernel.config").read_text())
+    own = boottest.cell_name(*boottest.own_cell(evidence.launch_of(manifest)))
+    seen = msgspec.json.decode((at.evidence / own / "report.json").read_bytes(), type=report.Report)
+    verdict = json.loads((at.evidence / own / "verdict.json").read_bytes())["verdict"]
+    sizes = {name: file.size for name, file in manifest.files.items()}
+    booted = [check for check in checks if check.seconds is not None]
+    return {
+        "facts": facts,
+        "manifest": manifest,
+        "checks": checks,
+        "own": own,
+        "seconds": _own_seconds(checks, manifest),
+        "booted": booted,
+        "longest": max((check.seconds.whole for check in booted if check.seconds), default=1.0),
+        "sizes": dict(sorted(sizes.items(), key=lambda row: -row[1])),
+        "before": before,
+        "changes": changes(before, manifest, config, _own_seconds(checks, manifest)) if before else [],
+        "rows": verdict["checks"],
+        "pci": seen.pci,
+        "bars": bars(seen.pci),
+        "cmdline": seen.record("begin").get("cmdline", ""),
+        "consoles": {check.name: _screen(at.evidence / check.name / "console.log") for check in booted},
+        "options": len([value for value in config.values() if value != "n"]),
+    }
+
+
+def _screen(log: Path) -> str:
+    """A console as text, without the firmware's escape codes."""
+    return "\n".join(line.text for line in console.lines(log.read_bytes())).strip()
+
+
+def bars(devices: Sequence[report.PciDevice]) -> list[dict[str, Any]]:
+    """Every memory BAR that was placed, by address: start and end in bytes, and whose it is."""
+    found = [
+        {
+            "start": int(bar.start, 16),
+            "end": int(bar.start, 16) + bar.size - 1,
+            "size": bar.size,
+            "device": device.address,
+            "index": bar.index,
+            "kind": bar.kind,
+            "gpu": device.gpu,
+        }
+        for device in devices
+        for bar in device.bars
+        if bar.assigned and bar.start and bar.size and bar.kind.startswith("mem")
+    ]
+    return sorted(found, key=lambda row: row["start"])
+
+
+def changes(
+    before: Before, manifest: bundle.Manifest, config: Mapping[str, str], seconds: evidence.Seconds | None
+) -> list[tuple[str, list[str]]]:
+    """What is another since the release before: a title and its lines; titles without lines are left out."""
+    old = before.manifest
+    found = [
+        ("Versions", _moved(_versions(old), _versions(manifest))),
+        ("Patches", _moved(_patched(old), _patched(manifest))),
+        ("Kernel config", _moved(before.config, config, "n")),
+        ("Sizes in bytes", _moved(_sizes(old), _sizes(manifest))),
+        ("Boot times in seconds, one noisy machine's", _moved(_times(before.seconds), _times(seconds))),
+    ]
+    return [(title, lines) for title, lines in found if lines]
+
+
+def _versions(manifest: bundle.Manifest) -> dict[str, str]:
+    return {"linux": manifest.kernel["version"], "OVMF": manifest.firmware["version"], **manifest.tools}
+
+
+def _patched(manifest: bundle.Manifest) -> dict[str, str]:
+    return {each["file"]: each["sha256"][:12] for each in manifest.kernel["patches"]}
+
+
+def _sizes(manifest: bundle.Manifest) -> dict[str, str]:
+    return {name: str(file.size) for name, file in manifest.files.items()}
+
+
+def _times(seconds: evidence.Seconds | None) -> dict[str, str]:
+    told = msgspec.to_builtins(seconds) if seconds else {}
+    return {name: f"{value:.2f}" for name, value in told.items() if value is not None}
+
+
+def _moved(old: Mapping[str, str], new: Mapping[str, str], absent: str = "none") -> list[str]:
+    """A line for each name whose value is another."""
+    return [
+        f"{name}: {old.get(name, absent)} → {new.get(name, absent)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, absent) != new.get(name, absent)
+    ]

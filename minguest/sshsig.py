@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signatures as `ssh-keygen -Y` makes them: by a key that its owner has already, from a file, an agent or a token.
+
+Chosen over minisign and cosign because the tool and the keys are there: OpenSSH 8.1 (2019) and later, on every
+distribution, macOS and Windows; the same keys and the same file of trusted signers sign and verify commits of git.
+The format: PROTOCOL.sshsig of OpenSSH. Trusted keys: ssh-keygen(1), ALLOWED SIGNERS.
+"""
+
+import base64
+import binascii
+import hashlib
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from minguest.errors import UserError
+from minguest.run import run
+
+# A signature is good for one purpose: one that git or a mail program made over the same bytes does not count here.
+NAMESPACE = "minguest"
+# Seconds: a hardware key waits for a finger.
+DEADLINE_S = 60
+BEGIN, END = b"-----BEGIN SSH SIGNATURE-----\n", b"-----END SSH SIGNATURE-----\n"
+WIDTH = 70
+MAGIC = b"SSHSIG"
+# The name of the one key that the user gave; ssh-keygen wants a name for each.
+GIVEN = "the-key-that-was-given"
+# What ssh-keygen says where no line of the file fits.
+UNKNOWN = "No principal matched."
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """What a signature says of itself; nothing of it is verified."""
+
+    fingerprint: str
+    """`SHA256:…` of the public key, as ssh-keygen -l prints it."""
+    kind: str
+    """The key's type, such as ssh-ed25519."""
+    namespace: str
+
+
+def sign(data: bytes, key: Path) -> bytes:
+    """An armoured signature over `data`.
+
+    `key` is a private key, or a public one whose private half an ssh-agent has. A passphrase is never asked for: the
+    agent is for that. Raises UserError when the key is none or cannot be used.
+    """
+    check_key(key)
+    with tempfile.TemporaryDirectory(prefix="minguest-sign-") as name:
+        message = Path(name, "message")
+        message.write_bytes(data)
+        status, said = run(
+            ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key, message],
+            # No window that asks for a passphrase, where nobody may be.
+            env={"SSH_ASKPASS_REQUIRE": "never"},
+            deadline=DEADLINE_S,
+            check=False,
+        )
+        result = message.with_name("message.sig")
+        if status or not result.exists():
+            raise UserError(
+                f"key={key}: ssh-keygen cannot sign with it: {' '.join(said.split())}",
+                "give a private key without a passphrase, or ssh-add it and give its .pub file",
+            )
+        return result.read_bytes()
+
+
+def check_key(key: Path) -> None:
+    """UserError unless `key` is a file that could be a key; the key itself is never an argument."""
+    if not key.is_file():
+        # A key that was pasted in place of its name is not shown again.
+        shown = "a key's own text" if "-----" in str(key) else str(key)
+        raise UserError(f"key={shown}: no such file", "key=FILE names a private key, or a .pub of one in ssh-agent")
+
+
+def parse(armoured: bytes, where: str) -> Signature:
+    """Read a signature; UserError unless it is exactly as ssh-keygen writes one.
+
+    ssh-keygen itself reads with more tolerance (blanks in base64, text after the end); here one changed byte is one
+    too many.
+    """
+    try:
+        blob = base64.b64decode(b"".join(_body(armoured).split(b"\n")), validate=True)
+        if armour(blob) != armoured:
+            raise ValueError("not as ssh-keygen writes it")
+        if blob[:6] != MAGIC or struct.unpack_from(">I", blob, 6) != (1,):
+            raise ValueError("not version 1 of SSHSIG")
+        public, namespace, _reserved, _hash, _signature = _strings(blob[10:], 5)
+        kind = _strings(public, 1, more=True)[0]
+        return Signature(
+            "SHA256:" + base64.b64encode(hashlib.sha256(public).digest()).decode().rstrip("="),
+            kind.decode("ascii"),
+            namespace.decode("utf-8"),
+        )
+    except (ValueError, struct.error, binascii.Error) as error:
+        raise UserError(f"{where}: no SSH signature, or a damaged one: {error}") from error
+
+
+def armour(blob: bytes) -> bytes:
+    """The text form of a signature's bytes."""
+    text = base64.b64encode(blob)
+    return BEGIN + b"".join(text[at : at + WIDTH] + b"\n" for at in range(0, len(text), WIDTH)) + END
+
+
+def blob(armoured: bytes) -> bytes:
+    """The bytes of a signature that `parse` accepts."""
+    return base64.b64decode(_body(armoured))
+
+
+def _body(armoured: bytes) -> bytes:
+    if not armoured.startswith(BEGIN) or not armoured.endswith(END):
+        raise ValueError("no SSH SIGNATURE armour")
+    return armoured[len(BEGIN) : -len(END)]
+
+
+def _strings(data: bytes, count: int, *, more: bool = False) -> list[bytes]:
+    """SSH strings: a length of 4 bytes, big-endian, and as many bytes (RFC 4251, 5)."""
+    found = []
+    for _ in range(count):
+        (length,) = struct.unpack_from(">I", data)
+        if len(data) < 4 + length:
+            raise ValueError("cut short")
+        found.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    if data and not more:
+        raise ValueError("bytes after its end")
+    return found
+
+
+def check(data: bytes, armoured: bytes, where: str) -> None:
+    """UserError unless a signature fits `data`, by whichever key: that it is whole, not that it is to be trusted."""
+    parse(armoured, where)
+    with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name:
+        signature, message = Path(name, "signature"), Path(name, "message")
+        signature.write_bytes(armoured)
+        message.write_bytes(data)
+        with message.open("rb") as content:
+            argv: list[str | Path] = ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature]
+            status, said = run(argv, stdin=content, deadline=DEADLINE_S, check=False)
+    if status:
+        raise UserError(f"{where}: does not fit what it signs: one of the two was changed ({' '.join(said.split())})")
+
+
+class Trusted:
+    """Keys that may sign: an allowed_signers file, as ssh-keygen and git read it."""
+
+    def __init__(self, path: Path, shown: str) -> None:
+        self.path = path
+        self.shown = shown
+
+    def verify(self, data: bytes, armoured: bytes, where: str) -> str:
+        """Who of the trusted signed `data`. Raises UserError: damaged, by another key, or over other bytes."""
+        told = parse(armoured, where)
+        if told.namespace != NAMESPACE:
+            raise UserError(f"{where}: was made for {told.namespace!r}, not for {NAMESPACE!r}")
+        with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name:
+            signature, message = Path(name, "signature"), Path(name, "message")
+            signature.write_bytes(armoured)
+            message.write_bytes(data)
+            ask: list[str | Path] = ["ssh-keygen", "-Y"]
+            status, said = run(
+                [*ask, "find-principals", "-s", signature, "-f", self.path], deadline=DEADLINE_S, check=False
+            )
+            if status and (complaint := " ".join(said.replace(UNKNOWN, "").split())):
+                raise UserError(f"{self.shown}: no key of it can be used for this: {complaint}", "see ssh-keygen(1)")
+            if status:
+                raise UserError(
+                    f"{where}: is by {told.kind} {told.fingerprint}, which is not trusted here ({self.shown})",
+                    "trust it only if its owner told you this fingerprint: --key FILE.pub, or a line in trusted-keys",
+                )
+            principal = said.splitlines()[0]
+            with message.open("rb") as content:
+                status, said = run(
+                    [*ask, "verify", "-f", self.path, "-I", principal, "-n", NAMESPACE, "-s", signature],
+                    stdin=content,
+                    deadline=DEADLINE_S,
+                    check=False,
+                )
+        if status:
+            why = " ".join(said.split())
+            raise UserError(f"{where}: does not fit what it signs: one of the two was changed ({why})")
+        who = self.shown if principal == GIVEN else principal
+        return f"{who} ({told.kind} {told.fingerprint})"
+
+
+@contextmanager
+def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iterator[Trusted | None]:
+    """The keys to trust: one public key's file, or a file of allowed signers; None where `unsigned` is accepted.
+
+    UserError where neither can be read.
+    """
+    if unsigned:
+        yield None
+        return
+    if key is None:
+        if not trusted.is_file():
+            raise UserError(
+                f"no key to verify with: {trusted} does not exist",
+                "--key FILE.pub verifies with one public key; or write lines `NAME ssh-ed25519 AAAA…` into that file",
+            )
+        yield Trusted(trusted, str(trusted))
+        return
+    with tempfile.TemporaryDirectory(prefix="minguest-trusted-") as name:
+        # The same reading as ssh-keygen's: whatever it takes for a key is one, and a private key is none here.
+        status, said = run(["ssh-keygen", "-l", "-f", key], deadline=DEADLINE_S, check=False)
+        words = key.read_text(errors="replace").split(maxsplit=2) if not status else []
+        if len(words) < 2 or words[0].startswith("-"):
+            why = " ".join(said.split()) if status else "not a public key in OpenSSH's format"
+            raise UserError(f"--key {key}: {why}", "give the signer's .pub file")
+        path = Path(name, "trusted")
+        path.write_text(f"{GIVEN} {words[0]} {words[1]}\n")
+        yield Trusted(path, str(key))

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jinja2 templates of configs/templates/."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from minguest.errors import UserError
+
+
+def render(template: Path, **facts: Any) -> str:
+    """A template's text; an unknown name in it is an error. A `*.html.j2` escapes what it is given."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=template.name.endswith(".html.j2"),
+    )
+    try:
+        return environment.get_template(template.name).render(**facts)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise UserError(f"{template}{f':{line}' if line else ''}: {error}") from error

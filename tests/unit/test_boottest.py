@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which boot tests a release tells of."""
+
+import msgspec
+import pytest
+
+from minguest import boottest, launch
+from minguest.model import Launch
+
+LAUNCH = Launch()
+OWN = launch.Spec("q35", "tcg", "max", 4, 64, 1 << 30, (launch.Gpu("gpu0", model="secondary-vga"),), ("a=b",), 60)
+
+
+def test_the_cells_are_both_machines_and_the_guests_own() -> None:
+    assert boottest.cells(LAUNCH) == [("q35", 1), ("q35", 4), ("q35", 8), ("pc", 1), ("pc", 4), ("pc", 8)]
+    assert boottest.cells(Launch(machine="pc", cpus=6))[-2:] == [("pc", 6), ("pc", 8)]
+    assert boottest.cell_name("q35", 4) == "boot-test-q35-4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, True),
+        ({"machine": "pc", "cpus": 8}, True),
+        ({"accel": "kvm", "timeout": 5}, True),
+        ({"cpus": 64, "max_cpus": 64}, False),
+        ({"cpus": 3}, False),
+        ({"memory": 2 << 30}, False),
+        ({"gpus": ()}, False),
+        ({"cmdline": ()}, False),
+        ({"cpu": "host"}, False),
+    ],
+)
+def test_a_run_counts_only_with_the_guests_own_launch(changes: dict[str, object], counts: bool) -> None:
+    assert boottest.is_cell(msgspec.structs.replace(OWN, **changes), OWN, LAUNCH) is counts

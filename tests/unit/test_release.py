@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is released is what was tested, and it says so; what was not tested is not released."""
+
+import gzip
+import io
+import json
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from minguest import attest, boottest, bundle, evidence, release, released
+from minguest.errors import UserError
+from minguest.paths import Layout
+from tests import workshop
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workshop.key(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Layout:
+    made = workshop.build(tmp_path / "project")
+    workshop.tested(made)
+    return made
+
+
+def results(folder: Path) -> dict[str, str]:
+    told = attest.unseal((folder / released.EVIDENCE).read_bytes(), "it", None)
+    return {check.name: check.result for check in msgspec.convert(told.predicate, evidence.Predicate).checks}
+
+
+def test_a_release_has_all_of_its_files(at: Layout, key: Path) -> None:
+    made = workshop.make(at, key)
+    assert {item.name for item in made.items} == set(released.MEDIA_TYPES)
+    for name in bundle.load(at.bundle).files:
+        assert (at.release / name).read_bytes() == (at.bundle / name).read_bytes()
+    assert (at.release / released.RUN_GUEST).stat().st_mode & stat.S_IXUSR
+    assert subprocess.run(["sha256sum", "-c", "--quiet", released.SUMS], cwd=at.release, check=False).returncode == 0
+    assert (made.facts.name, made.facts.version, made.facts.signed, made.facts.previous) == (
+        "default-4.12", "1.0", True, None,
+    )  # fmt: skip
+
+
+def test_the_same_release_again_is_the_same_bytes(at: Layout, key: Path) -> None:
+    first = workshop.make(at, key)
+    assert workshop.make(at, key).items == first.items
+
+
+def test_every_check_is_told(at: Layout, key: Path) -> None:
+    workshop.tested(at, "pc", 8, "failed")
+    workshop.make(at, key)
+    assert results(at.release) == {
+        "boot-test-q35-1": "NOT RUN", "boot-test-q35-4": "PASS", "boot-test-q35-8": "NOT RUN",
+        "boot-test-pc-1": "NOT RUN", "boot-test-pc-4": "NOT RUN", "boot-test-pc-8": "FAIL",
+        "reproduce": "NOT RUN", "hotplug": "NOT RUN", "large-bars": "NOT RUN", "rehearsal": "NOT RUN",
+        "pits": "NOT RUN", "real-card": "NOT RUN",
+    }  # fmt: skip
+    for name in (released.NOTES, released.PAGE):
+        text = (at.release / name).read_text()
+        assert "FAIL" in text and "NOT RUN" in text and "CPUs: 1 of 4" in text, name
+    with tarfile.open(fileobj=io.BytesIO((at.release / released.EVIDENCE_FILES).read_bytes())) as packed:
+        assert sorted(packed.getnames()) == [
+            f"boot-test-{cell}/{file}" for cell in ("pc-8", "q35-4") for file in sorted(boottest.KEPT)
+        ]  # fmt: skip
+
+
+def test_a_kernel_for_fewer_cpus_is_not_asked_for_more(tmp_path: Path, key: Path) -> None:
+    at = workshop.build(tmp_path / "project", "CONFIG_SMP=y\nCONFIG_NR_CPUS=4\n")
+    workshop.tested(at)
+    workshop.make(at, key)
+    told = attest.unseal((at.release / released.EVIDENCE).read_bytes(), "it", None)
+    reasons = {check["name"]: check["reason"] for check in told.predicate["checks"]}
+    assert reasons["boot-test-q35-8"] == "the kernel was built for fewer CPUs"
+    assert reasons["boot-test-q35-1"] == "nobody ran it"
+
+
+def test_a_reproduction_counts_only_for_these_bytes(at: Layout, key: Path) -> None:
+    record: dict[str, Any] = {
+        "schema": 1, "result": "same", "files": msgspec.to_builtins(bundle.load(at.bundle).files), "differences": [],
+        "varied": {"umask": ["022", "077"]}, "not_varied": {}, "minguest": "0.1.0",
+    }  # fmt: skip
+    for change, result in (({}, "PASS"), ({"result": "different"}, "FAIL"), ({"files": {}}, "NOT RUN")):
+        at.reproduced.write_text(json.dumps({**record, **change}))
+        workshop.make(at, key)
+        assert results(at.release)["reproduce"] == result
+
+
+# ── what is refused ──
+
+
+def refused(at: Layout, key: Path | None, why: str, **words: Any) -> None:
+    before = sorted(at.release.iterdir()) if at.release.exists() else None
+    given: dict[str, Any] = {"version": "1.0", "since": None, "unsigned": False, **words}
+    with pytest.raises(UserError, match=why):
+        release.make(at, given["version"], key, given["since"], unsigned=given["unsigned"], say=workshop.quiet)
+    assert (sorted(at.release.iterdir()) if at.release.exists() else None) == before
+
+
+def test_an_untested_bundle_is_refused(tmp_path: Path, key: Path) -> None:
+    at = workshop.build(tmp_path / "project")
+    refused(at, key, r"(?s)boot-test-q35-4: NOT RUN, nobody ran it: only a bundle that passed.*remedy: doit boot-test")
+    workshop.tested(at, "pc")  # another machine than the guest's own launch
+    refused(at, key, "boot-test-q35-4: NOT RUN")
+    workshop.tested(at, result="failed")
+    refused(at, key, r"boot-test-q35-4: FAIL, CPUs: 1 of 4")
+    workshop.tested(at, result="lost")
+    refused(at, key, "boot-test-q35-4: FAIL")
+
+
+def test_a_bundle_changed_after_its_test_is_refused(at: Layout, key: Path) -> None:
+    with (at.bundle / "bzImage").open("r+b") as file:
+        file.write(b"X")
+    refused(at, key, "bzImage: is not the file that the manifest names")
+
+
+def test_a_bundle_built_again_after_its_test_is_refused(at: Layout, key: Path) -> None:
+    workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=32\n")
+    refused(at, key, "boot-test-q35-4: NOT RUN, its last run was of other bytes")
+
+
+def test_a_broken_contract_does_not_ship(at: Layout, key: Path) -> None:
+    told = json.loads((at.bundle / "manifest.json").read_bytes())
+    told["config"]["problems"] = ["CONFIG_EFI is n"]
+    (at.bundle / "manifest.json").write_text(json.dumps(told))
+    refused(at, key, "was built with contract=ignore")
+
+
+def test_wrong_keys_and_words_are_refused(at: Layout, key: Path, tmp_path: Path) -> None:
+    refused(at, None, r"(?s)no key to sign with.*key=FILE.*unsigned=yes")
+    refused(at, tmp_path / "nowhere", "nowhere: no such file")
+    (tmp_path / "bad").write_text("no key")
+    refused(at, tmp_path / "bad", "ssh-keygen cannot sign with it")
+    for version in ("", "-1", "1/2", "a b", "1+2", "latest", "..", "x" * 129, None):
+        refused(at, key, "version", version=version)
+    refused(at, key, "no release", since=tmp_path)
+    workshop.make(at, key)
+    refused(at, tmp_path / "bad", "ssh-keygen cannot sign with it")  # and the old one is still whole
+    assert released.load(at.release).facts.version == "1.0"
+
+
+def test_a_patch_that_was_changed_since_the_build_is_refused(tmp_path: Path, key: Path) -> None:
+    at = workshop.build(tmp_path / "p", patches=[{"file": workshop.patch(), "sha256": "0" * 64, "reason": "none"}])
+    workshop.tested(at)
+    refused(at, key, "is not the patch that the bundle was built with")
+
+
+# ── what it says ──
+
+
+def test_unsigned_is_said_everywhere(at: Layout) -> None:
+    said: list[str] = []
+    release.make(at, "1.0", None, None, unsigned=True, say=said.append)
+    assert any("UNSIGNED" in line for line in said)
+    assert not (at.release / released.SIGNATURE).exists()
+    assert released.load(at.release).facts.signed is False
+    for name in (released.NOTES, released.PAGE, released.RUN_GUEST):
+        assert "UNSIGNED" in (at.release / name).read_text(), name
+    for name in (released.PROVENANCE, released.EVIDENCE):
+        assert json.loads((at.release / name).read_bytes())["signatures"] == []
+
+
+def test_unsigned_wins_over_a_key(at: Layout, key: Path) -> None:
+    release.make(at, "1.0", key, None, unsigned=True, say=workshop.quiet)
+    assert not (at.release / released.SIGNATURE).exists()
+
+
+def test_the_page_needs_no_network_and_escapes_what_a_guest_said(at: Layout, key: Path) -> None:
+    workshop.make(at, key)
+    page = (at.release / released.PAGE).read_text()
+    assert "&lt;b&gt;no markup" in page and "<b>no markup" not in page
+    for word in ("src=", "@import", "url(", "<script", "<link"):
+        assert word not in page
+    assert page.count("<svg") == 3
+    assert "0000:00:01.0 BAR 0, 16.0 MiB" in page
+
+
+def test_notes_tell_what_changed_since_the_release_before(at: Layout, key: Path, tmp_path: Path) -> None:
+    workshop.make(at, key)
+    workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\nCONFIG_ACPI=y\n", version="4.12.15", patches=[])
+    workshop.tested(at)
+    made = workshop.make(at, key, "1.1")
+    notes = (at.release / released.NOTES).read_text()
+    assert made.facts.previous == "1.0"
+    for line in (
+        "## Since 1.0", "- linux: 4.12.14 → 4.12.15", "- ACPI: n → y", "- EFI: y → n", "- bzImage: ",
+        f"- {workshop.patch()}: ",
+    ):  # fmt: skip
+        assert line in notes, line
+    assert "whole: 3.10" not in notes  # the same time is no change
+    # Made again, it still compares with 1.0, and not with itself.
+    assert workshop.make(at, key, "1.1").items == made.items
+    # And with any other that is asked for.
+    assert workshop.make(at, key, "1.2", since=at.release_before).facts.previous == "1.0"
+    assert released.load(at.release_before).facts.version == "1.1"
+
+
+def test_a_release_before_that_was_spoiled_is_not_compared_with(at: Layout, key: Path) -> None:
+    workshop.make(at, key)
+    (at.release / "bzImage").write_bytes(b"other")
+    refused(at, key, "bzImage: is not the file that SHA256SUMS names", version="1.1")
+
+
+def test_the_packed_evidence_is_the_same_whenever_it_is_packed(at: Layout) -> None:
+    checks = [evidence.Check("boot-test-q35-4", "", "PASS", "", {"boot-test-q35-4/console.log": ""})]
+    first = release.pack(at, checks)
+    (at.evidence / "boot-test-q35-4/console.log").touch()
+    assert release.pack(at, checks) == first
+    assert gzip.decompress(first)[:27] == b"boot-test-q35-4/console.log"
+
+
+def test_the_checkout_is_told_only_where_it_is_whole(tmp_path: Path) -> None:
+    assert release.commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert release.commit(tmp_path) is None  # no commit yet
+    (tmp_path / "a").write_text("a")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    found = release.commit(tmp_path)
+    assert found is not None and len(found) == 40
+    (tmp_path / "b").write_text("b")
+    assert release.commit(tmp_path) is None
+
+
+def test_run_guest_is_a_script_that_a_posix_shell_takes(at: Layout, key: Path) -> None:
+    workshop.make(at, key)
+    script = at.release / released.RUN_GUEST
+    assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+    text = script.read_text()
+    assert '-machine "q35,accel=$accel"' in text
+    assert "qmp.sock" not in text
+    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--accel" in told and "set -eu" not in told
+    for words in (["--accel"], ["--accel", "xen"]):
+        found = subprocess.run([script, *words], capture_output=True, text=True, check=False)
+        assert found.returncode in (2, 3)
+        assert "run-guest: " in found.stderr

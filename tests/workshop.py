@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest in miniature, as if it had been built and boot-tested, for the tests of releases; real keys."""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from minguest import boottest, bundle, files, launch, release, released, report, verdict
+from minguest.model import Launch, Machine
+from minguest.paths import Layout
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = Launch()
+REPORT = report.Report(
+    complete=True,
+    records=({"record": "begin", "protocol": 1, "cmdline": "console=ttyS0", "uptime": 0.75},),
+    pci=(
+        report.PciDevice(
+            "0000:00:01.0", "1234", "1111", "038000", True, (report.Bar(0, "0x80000000", 1 << 24, "mem32", True),)
+        ),
+    ),
+)
+
+
+def quiet(_: str) -> None:
+    """Takes what would be said."""
+
+
+def key(folder: Path, name: str = "key", passphrase: str = "") -> Path:
+    """A new Ed25519 key; its public half is beside it as NAME.pub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "a test", "-f", folder / name], check=True
+    )
+    return folder / name
+
+
+def patch() -> str:
+    """The first of the project's own patches for 4.12."""
+    return next(f"4.12/{path.name}" for path in sorted((ROOT / "configs/kernel/patches/4.12").glob("*.patch")))
+
+
+def facts(**kernel: Any) -> dict[str, Any]:
+    """What a manifest tells beside its files."""
+    return {
+        "guest": {"name": "default", "launch": msgspec.to_builtins(LAUNCH)},
+        "kernel": {
+            "wanted": ["4.12"], "line": "4.12", "version": "4.12.14", "reason": "in the cache",
+            "origin": "sha256:" + "a" * 64, "urls": ["https://example.org/linux-4.12.14.tar.xz"],
+            "licence": "GPL-2.0-only WITH Linux-syscall-note", "signature": "not verified: a test",
+            "patches": [{"file": patch(), "sha256": files.sha256(ROOT / "configs/kernel/patches" / patch()),
+                         "reason": "it has one"}],
+            **kernel,
+        },
+        "config": {"problems": [], "requested": 3, "fragments": {"20-efi.config": "b" * 64}},
+        "initrd": {"initd": {"sha256": "c" * 64, "size": 75000}, "template": "d" * 64,
+                   "overlays": {"base/etc/passwd": "e" * 64}},
+        "firmware": {"version": "2025.02-8+deb13u1", "sha256": "f" * 64, "urls": ["http://example.org/ovmf.deb"],
+                     "licence": "BSD-2-Clause-Patent"},
+        "tools": {"gcc": "12.2.0", "binutils": "2.40", "glibc": "2.36", "musl": "1.2.3"},
+    }  # fmt: skip
+
+
+def build(
+    root: Path,
+    config: str = "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\nCONFIG_EFI=y\n",
+    extra: Mapping[str, bytes] | None = None,
+    **kernel: Any,
+) -> Layout:
+    """A bundle of small files below `root`, which has the project's real configs/; `extra` has other content."""
+    root.mkdir(exist_ok=True)
+    if not (root / "configs").exists():
+        (root / "configs").symlink_to(ROOT / "configs")
+    at = Layout(root, "default", "4.12")
+    parts = root / "parts"
+    parts.mkdir(exist_ok=True)
+    for name in ("bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "System.map"):
+        (parts / name).write_bytes(f"{name}: {config}".encode() * 7)
+    (parts / "kernel.config").write_text(config)
+    for name, content in (extra or {}).items():
+        (parts / name).write_bytes(content)
+    bundle.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, facts(**kernel))
+    return at
+
+
+def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "pass") -> None:
+    """Evidence that a boot test left, of the bundle as it is."""
+    manifest = bundle.load(at.bundle)
+    spec = launch.Spec(machine, "tcg", "max", cpus, 64, 1 << 30, (launch.Gpu("gpu0", model="secondary-vga"),), (), 60)
+    judged = verdict.Verdict(
+        result=result,  # type: ignore[arg-type]
+        reason="three views agree" if result == "pass" else "CPUs: 1 of 4",
+        checks=(verdict.Check("CPUs", str(cpus), str(cpus), str(cpus), result == "pass"),),
+        phases=verdict.Phases(2.0, 1.0, 0.01, 3.1),
+        ending="power-off",
+    )
+    outcome = boottest.Outcome(manifest.files, LAUNCH, spec, "7.2", "tcg as asked", ("qemu",), judged)
+    folder = at.evidence / boottest.cell_name(machine, cpus)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "console.log").write_text("Linux version 4.12\n<b>no markup</b>\n")
+    (folder / "report.json").write_bytes(msgspec.json.encode(REPORT))
+    (folder / "verdict.json").write_bytes(msgspec.json.encode(outcome))
+
+
+def make(at: Layout, signing: Path | None, version: str = "1.0", since: Path | None = None) -> released.Release:
+    """doit release, quietly; without a key an unsigned one, as asked."""
+    return release.make(at, version, signing, since, unsigned=signing is None, say=quiet)
