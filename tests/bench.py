@@ -6,15 +6,18 @@ Figures of one noisy machine: compare within one run, quote ratios.
 
 import argparse
 import json
+import random
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from minguest import kernel, settings
 from minguest.run import run
+from tests import workshop
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +58,25 @@ def cold(tree: Path, config: Path) -> float:
         return time.monotonic() - start
 
 
+def shipping(work: Path, line: str) -> dict[str, float]:
+    """A release of what was built, verified and published twice; and of one padded to 20 MB, verified."""
+    with tempfile.TemporaryDirectory(prefix="minguest-bench-") as name:
+        folder = Path(name)
+        key = workshop.key(folder)
+        release = ("doit", "release", "version=bench", f"key={key}", line)
+        publish = ("doit", "publish", f"to={folder / 'shelf'}", line)
+        verify = (str(Path(sys.executable).with_name("minguest")), "verify")
+        figures = {"release, s": median(3, *release), "publish to a folder, s": seconds(*publish)}
+        figures["publish it again, s"] = median(3, *publish)
+        figures["verify, s"] = median(5, *verify, str(work / "release"), "--key", f"{key}.pub")
+        figures["release, bytes"] = sum(path.stat().st_size for path in (work / "release").iterdir())
+        padded = workshop.build(folder / "padded", extra={"bzImage": random.Random(0).randbytes(20_000_000)})
+        workshop.tested(padded)
+        workshop.make(padded, key)
+        figures["verify 20 MB, s"] = median(5, *verify, str(padded.release), "--key", f"{key}.pub")
+        return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="doit bench", description=__doc__)
     parser.add_argument("--work", default="out/default-6.12", help="folder of the guest to measure")
@@ -71,6 +93,7 @@ def main() -> None:
         **{f"{name}, bytes": size for name, size in sizes(work / "bundle").items()},
         **{f"boot, {name}, s": value for name, value in boots(words.boots, work, [line]).items()},
     }
+    figures |= shipping(work, line)
     tree = Path((work / "kernel/.tree").read_text())
     if words.cold:
         figures["kernel from nothing, s"] = cold(tree, work / "bundle/kernel.config")

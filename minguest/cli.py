@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `minguest`: for those who use a release. Needs none of what builds one."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from minguest import VERSION, boottest, bundle, evidence, launch, pull, settings, sshsig, verify
+from minguest.errors import MinguestError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 only when all holds, 1 when not, 2 for words that it does not know."""
+    words = _parser().parse_args(argv)
+    try:
+        status: int = words.run(words)
+        return status
+    except MinguestError as error:
+        print(f"minguest: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minguest", description="Gets, verifies and tries releases of guests for GPU passthrough."
+    )
+    parser.add_argument("--version", action="version", version=f"minguest {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "verify",
+        help="signature, sums, SBOM, provenance and evidence of a release",
+        description="Exit status 0 only when all of it holds. What was not checked is said.",
+    )
+    command.add_argument("release", help="a folder, oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
+    _trust(command)
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        "pull",
+        help="get a release and verify it",
+        description="Leaves a folder with a run-guest in it, or nothing.",
+    )
+    command.add_argument("source", help="oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
+    command.add_argument("--to", type=Path, metavar="DIR", help="the new folder; else NAME-VERSION here")
+    _trust(command)
+    command.set_defaults(run=_pull)
+
+    command = commands.add_parser(
+        "boot-test",
+        help="start a release or bundle in QEMU and judge it",
+        description="What doit boot-test does, for a folder that was not built here. Needs QEMU.",
+    )
+    command.add_argument("folder", type=Path, help="a release or bundle")
+    command.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict; else FOLDER.boot-test")
+    for name, text in boottest.WORDS.items():
+        command.add_argument(f"--{name}", default="", help=text)
+    command.set_defaults(run=_boot_test)
+    return parser
+
+
+def _trust(command: argparse.ArgumentParser) -> None:
+    who = command.add_mutually_exclusive_group()
+    who.add_argument("--key", type=Path, metavar="FILE.pub", help="the public key that must have signed it")
+    who.add_argument(
+        "--trusted-keys",
+        type=Path,
+        metavar="FILE",
+        help=f"allowed signers, as ssh-keygen reads them; else {settings.trusted_keys()}",
+    )
+    who.add_argument("--unsigned", action="store_true", help="accept an unsigned release: nobody vouches for it")
+    command.add_argument("--allow-failed", action="store_true", help="accept checks that its own maker saw fail")
+
+
+def _verify(words: argparse.Namespace) -> int:
+    with _trusted(words) as trusted:
+        source, cache, configs = words.release, settings.cache_folder(), settings.registry_configs()
+        with pull.at_hand(source, trusted, cache, configs, _say) as folder:
+            report = verify.verify(folder, trusted, allow_failed=words.allow_failed)
+    print(verify.table(report))
+    if not report.holds:
+        print(f"minguest: {words.release}: does NOT hold", file=sys.stderr)
+        return 1
+    assert report.facts is not None
+    print(f"{report.facts.name} {report.facts.version}: holds{'' if report.facts.signed else ', UNSIGNED'}")
+    return 0
+
+
+def _pull(words: argparse.Namespace) -> int:
+    with _trusted(words) as trusted:
+        place, report = pull.pull(
+            words.source,
+            words.to,
+            trusted,
+            settings.cache_folder(),
+            settings.registry_configs(),
+            allow_failed=words.allow_failed,
+            say=_say,
+        )
+    print(verify.table(report))
+    print(f"{place}: holds; start it with {place / 'run-guest'}")
+    return 0
+
+
+def _boot_test(words: argparse.Namespace) -> int:
+    folder: Path = words.folder.absolute()
+    manifest = bundle.load(folder)
+    work: Path = (words.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    bench = boottest.Bench(folder.name, folder, work / "boot-test", work / "kvm.json")
+    asked = launch.Words(**{name: getattr(words, name) for name in boottest.WORDS})
+    boottest.run(bench, asked, evidence.launch_of(manifest), _say)
+    print(f"console, report and verdict: {bench.folder}")
+    return 0
+
+
+def _trusted(words: argparse.Namespace) -> AbstractContextManager[sshsig.Trusted | None]:
+    return sshsig.trusting(words.key, words.trusted_keys or settings.trusted_keys(), unsigned=words.unsigned)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A release is got from a web server whole and verified, or not at all."""
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from minguest import cli, publish, pull, released, sshsig, web
+from minguest.errors import MinguestError, ToolError, UserError
+from minguest.paths import Layout
+from tests import faults, workshop
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workshop.key(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Layout:
+    made = workshop.build(tmp_path_factory.mktemp("work") / "project")
+    workshop.tested(made)
+    workshop.make(made, key)
+    return made
+
+
+@pytest.fixture
+def shelf(at: Layout, tmp_path: Path) -> Path:
+    """What `doit publish to=DIR` made."""
+    publish.publish(at.release, str(tmp_path / "shelf"), workshop.quiet)
+    return tmp_path / "shelf/default-4.12"
+
+
+@pytest.fixture
+def server(shelf: Path) -> Iterator[faults.Proxy]:
+    """A web server of the shelf, behind a proxy that can fail."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shelf))) as real:
+        threading.Thread(target=real.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        with faults.proxy(f"127.0.0.1:{real.server_port}") as proxy:
+            yield proxy
+        real.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty home, and no waiting."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MINGUEST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(web, "PAUSES", (0.0, 0.0))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+
+
+def get(source: str, key: Path, cache: Path, to: Path | None = None) -> Path:
+    with sshsig.trusting(key.with_suffix(".pub"), Path("nowhere")) as trusted:
+        return pull.pull(source, to, trusted, cache, [], allow_failed=False, say=workshop.quiet)[0]
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("path", ["/1.0", "/1.0/", "/latest", "/", ""])
+def test_a_release_comes_from_a_web_server(server: faults.Proxy, key: Path, at: Layout, path: str) -> None:
+    assert cli.main(["pull", f"http://{server.address}{path}", "--key", f"{key}.pub"]) == 0
+    place = Path.cwd() / "default-4.12-1.0"
+    assert left(Path.cwd()) == ["default-4.12-1.0"]
+    assert released.load(place).items == released.load(at.release).items
+    assert (place / released.RUN_GUEST).stat().st_mode & 0o111
+
+
+def test_verify_takes_an_address_and_leaves_nothing(
+    server: faults.Proxy, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", f"http://{server.address}/latest", "--key", f"{key}.pub"]) == 0
+    assert "default-4.12 1.0: holds" in capsys.readouterr().out
+    assert left(Path.cwd()) == []
+
+
+def test_pulled_again_it_is_there_already(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
+    url = f"http://{server.address}/1.0"
+    place = get(url, key, tmp_path / "cache")
+    assert get(url, key, tmp_path / "cache") == place
+    (place / "bzImage").write_bytes(b"another")
+    with pytest.raises(UserError, match="was changed since it was pulled"):
+        get(url, key, tmp_path / "cache")
+    shutil.rmtree(place)
+    place.mkdir()
+    with pytest.raises(UserError, match="is there already, and no release"):
+        get(url, key, tmp_path / "cache")
+
+
+def test_another_release_in_its_place_is_kept(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
+    at = workshop.build(tmp_path / "other", "CONFIG_SMP=y\nCONFIG_NR_CPUS=8\n")
+    workshop.tested(at)
+    workshop.make(at, key)
+    shutil.copytree(at.release, tmp_path / "mine")
+    with pytest.raises(UserError, match="another release is there"):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache", tmp_path / "mine")
+    assert released.load(tmp_path / "mine").items == released.load(at.release).items
+
+
+def test_a_wrong_key_stops_before_anything_is_got(server: faults.Proxy, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="which is not trusted here"):
+        get(f"http://{server.address}/1.0", workshop.key(tmp_path), tmp_path / "cache")
+    assert {seen.path for seen in server.seen} == {"/1.0/SHA256SUMS", "/1.0/SHA256SUMS.sig"}
+    assert left(Path.cwd()) == []
+
+
+@pytest.mark.parametrize("name", ["bzImage", "SHA256SUMS", "SHA256SUMS.sig", "manifest.json", "index.html"])
+def test_a_changed_file_leaves_nothing(server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path, name: str) -> None:
+    content = (shelf / "1.0" / name).read_bytes()
+    (shelf / "1.0" / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    with pytest.raises(MinguestError):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+    assert left(Path.cwd()) == []
+
+
+@pytest.mark.parametrize("fault", [503, 429, "no server", "no answer", "half an answer"])
+def test_every_request_may_fail_once(server: faults.Proxy, key: Path, tmp_path: Path, fault: faults.Fault) -> None:
+    # The same path is asked again at once; fetch's own pauses are in its own tests.
+    failed: set[str] = set()
+
+    def once(_: int, seen: faults.Seen) -> faults.Fault | None:
+        if seen.path in failed or not seen.path.endswith(("SUMS", "SUMS.sig")):
+            return None
+        failed.add(seen.path)
+        return fault
+
+    server.fault = once
+    assert get(f"http://{server.address}/1.0", key, tmp_path / "cache").is_dir()
+    assert len(failed) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "fault", "why"),
+    [
+        ("/1.0", 500, "HTTP 500"),
+        ("/1.0", 401, "HTTP 401"),
+        ("/1.0", "no answer", "GET http"),
+        ("/2.0", None, "no release there: it has no SHA256SUMS"),
+    ],
+)
+def test_a_server_that_does_not_have_it_is_named(
+    server: faults.Proxy, key: Path, tmp_path: Path, path: str, fault: faults.Fault | None, why: str
+) -> None:
+    server.fault = lambda number, seen: fault
+    with pytest.raises(ToolError, match=why):
+        get(f"http://{server.address}{path}", key, tmp_path / "cache")
+    assert left(Path.cwd()) == []
+
+
+@pytest.mark.parametrize(
+    ("latest", "why"), [(b"{", "damaged"), (b'{"version": "../x"}', "is no version"), (b"[" * 70000, "too many")]
+)
+def test_a_wrong_latest_is_named(
+    server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path, latest: bytes, why: str
+) -> None:
+    (shelf / "latest.json").write_bytes(latest)
+    with pytest.raises(UserError, match=why):
+        get(f"http://{server.address}/", key, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("source", ["ftp://host/x", "oci://", "http://", "s3://bucket/x"])
+def test_sources_that_cannot_be_are_named(key: Path, tmp_path: Path, source: str) -> None:
+    with pytest.raises(MinguestError):
+        get(source, key, tmp_path / "cache")
+    assert left(Path.cwd()) == []
