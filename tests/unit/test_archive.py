@@ -8,8 +8,6 @@ import lzma
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +18,7 @@ from hypothesis import strategies as st
 
 from minguest import archive
 from minguest.errors import ToolError, UserError
+from tests import small_disk
 
 File = tarfile.REGTYPE
 Folder = tarfile.DIRTYPE
@@ -255,31 +254,21 @@ def test_no_mix_of_names_and_links_leads_out(tmp_path: Path, members: list[tarfi
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "target"}
 
 
-# Fills a tmpfs of 64 KiB: a full disk as it really is, for root and, in a user namespace, for everyone else.
 FULL = """
-import subprocess, sys
-from pathlib import Path
 from minguest import archive
-from minguest.errors import ToolError
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", sys.argv[2]], check=True)
 try:
-    archive.extract_tar(Path(sys.argv[1]), Path(sys.argv[2]))
+    archive.extract_tar(Path(sys.argv[3]), folder)
 except ToolError as error:
-    print(error, list(Path(sys.argv[2]).iterdir()))
+    print(error, list(folder.iterdir()))
 """
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("no user namespaces here")
-    tarball, target = tmp_path / "a.tar", tmp_path / "target"
+    tarball = tmp_path / "a.tar"
     tarball.write_bytes(tar([member(f"d/{i}", content=b"x" * 9000) for i in range(20)]))
-    target.mkdir()
-    command = ["unshare", "-rm", sys.executable, "-c", FULL, os.fspath(tarball), os.fspath(target)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.fspath(Path(__file__).parents[2]), *sys.path])}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "No space left on device" in done.stdout and "remedy: free some space" in done.stdout
-    assert done.stdout.endswith("[]\n")
+    said = small_disk.run(FULL, tmp_path / "target", "64k", tarball)
+    assert "No space left on device" in said and "remedy: free some space" in said
+    assert said.endswith("[]\n")
 
 
 def test_an_error_of_the_system_is_no_traceback(tmp_path: Path) -> None:

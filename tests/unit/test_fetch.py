@@ -23,6 +23,7 @@ import pytest
 from minguest import fetch
 from minguest.errors import ToolError, UserError
 from minguest.model import Source
+from tests import small_disk
 
 ROOT = Path(__file__).parents[2]
 CONTENT = random.Random(4).randbytes(300_000)
@@ -520,33 +521,23 @@ def test_a_disk_that_fills_up_is_told(cache: Cache) -> None:
     assert not cache.whole.exists()
 
 
-# A tmpfs of 128 KiB, for root and, in a user namespace, for everyone else. No size, so it is not told before.
+# No size, so that it is not told before.
 FULL = """
-import subprocess, sys
-from pathlib import Path
 from minguest import fetch
-from minguest.errors import ToolError
 from minguest.model import Source
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", sys.argv[3]], check=True)
-source = Source(version="1", urls=(sys.argv[1],), sha256=sys.argv[2], licence="MIT")
+source = Source(version="1", urls=(sys.argv[3],), sha256=sys.argv[4], licence="MIT")
 try:
-    fetch.fetch(source, "thing", Path(sys.argv[3]), print)
+    fetch.fetch(source, "thing", folder, print)
 except ToolError as error:
     print(error)
-print({path.suffix: path.stat().st_size for path in Path(sys.argv[3], "sha256").iterdir()})
+print({path.suffix: path.stat().st_size for path in (folder / "sha256").iterdir()})
 """
 
 
 def test_a_disk_that_fills_up_keeps_the_part(cache: Cache) -> None:
-    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("no user namespaces here")
-    cache.folder.mkdir()
-    command = ["unshare", "-rm", sys.executable, "-c", FULL, cache.server.url("/good"), DIGEST, os.fspath(cache.folder)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.fspath(ROOT), *sys.path])}
-    # The server is in this process; a user namespace leaves the network as it is.
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "No space left on device" in done.stdout and "remedy: free some space" in done.stdout
-    assert re.search(r"'\.part': 1[0-9]{5}\b", done.stdout) and "''" not in done.stdout
+    said = small_disk.run(FULL, cache.folder, "128k", cache.server.url("/good"), DIGEST)
+    assert "No space left on device" in said and "remedy: free some space" in said
+    assert re.search(r"'\.part': 1[0-9]{5}\b", said) and "''" not in said
 
 
 def test_lines_of_progress_are_few(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

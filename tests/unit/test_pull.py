@@ -13,7 +13,7 @@ import pytest
 from minguest import cli, publish, pull, released, sshsig, web
 from minguest.errors import MinguestError, ToolError, UserError
 from minguest.paths import Layout
-from tests import faults, workshop
+from tests import faults, small_disk, workshop
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -176,3 +176,21 @@ def test_sources_that_cannot_be_are_named(key: Path, tmp_path: Path, source: str
     with pytest.raises(MinguestError):
         get(source, key, tmp_path / "cache")
     assert left(Path.cwd()) == []
+
+
+FULL = """
+from minguest import pull, sshsig
+with sshsig.trusting(Path(sys.argv[4]), Path("nowhere")) as trusted:
+    try:
+        pull.pull(sys.argv[3], folder / "to", trusted, Path(sys.argv[5]), [], allow_failed=False, say=print)
+    except ToolError as error:
+        print(error)
+print(list(folder.iterdir()))
+"""
+
+
+def test_a_full_disk_leaves_nothing(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
+    words = (f"http://{server.address}/1.0", f"{key}.pub", tmp_path / "cache")
+    said = small_disk.run(FULL, tmp_path / "disk", "16k", *words)
+    assert "No space left on device" in said and "remedy: free some space" in said
+    assert said.endswith("[]\n")

@@ -16,7 +16,7 @@ import pytest
 from minguest import attest, boottest, bundle, evidence, release, released
 from minguest.errors import UserError
 from minguest.paths import Layout
-from tests import workshop
+from tests import small_disk, workshop
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +242,26 @@ def test_run_guest_is_a_script_that_a_posix_shell_takes(at: Layout, key: Path) -
         found = subprocess.run([script, *words], capture_output=True, text=True, check=False)
         assert found.returncode in (2, 3)
         assert "run-guest: " in found.stderr
+
+
+FULL = """
+import shutil
+from minguest import release
+from tests import workshop
+at = workshop.build(folder / "project")
+workshop.tested(at)
+workshop.make(at, Path(sys.argv[3]))
+(at.root / "fill").write_bytes(b"x" * (shutil.disk_usage(folder).free - (64 << 10)))
+try:
+    workshop.make(at, Path(sys.argv[3]), "1.1")
+except ToolError as error:
+    print(error)
+print(release.released.load(at.release).facts.version, sorted(path.name for path in at.work.iterdir()))
+"""
+
+
+def test_a_full_disk_leaves_the_release_that_was_there(tmp_path: Path, key: Path) -> None:
+    said = small_disk.run(FULL, tmp_path / "disk", "1m", key)
+    assert "No space left on device" in said and "remedy: free some space" in said
+    assert said.splitlines()[-1].startswith("1.0 ")
+    assert ".new" not in said.splitlines()[-1]
