@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real registry for tests: Debian's docker-registry on a free loopback port."""
+"""A real registry for tests: Debian's docker-registry on a free loopback port.
+
+Its package is fetched and not installed: installed, it would run as a service that listens on every network.
+"""
 
 import contextlib
 import socket
@@ -8,6 +11,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from minguest import archive, fetch, settings
+from minguest.model import Source
+
+SOURCE = Source(
+    version="2.8.2+ds1-1",
+    urls=(
+        "http://deb.debian.org/debian/pool/main/d/docker-registry/docker-registry_2.8.2+ds1-1_amd64.deb",
+        "https://snapshot.debian.org/file/e56a894ce3aaf688756bd88fe282c3114e829ce9",
+    ),
+    sha256="a9bd06c0e006854608f8469b4371743f40604ad90975532bb3b7ceeb72fe2913",
+    size=4954916,
+    licence="Apache-2.0",
+)
+PROGRAM = "./usr/bin/docker-registry"
 USER, PASSWORD = "publisher", "open sesame"
 # bcrypt (the only kind that the registry takes) of PASSWORD, with the least cost.
 HTPASSWD = f"{USER}:$2b$04$dscy5Va3QJj/o4QWPBWlnOsod305mOMYR3kfDV2QSHMOhVjyGgj4.\n"
@@ -28,11 +45,15 @@ def registry(folder: Path, *, htpasswd: bool = False) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+    package = fetch.fetch(SOURCE, "docker-registry", settings.cache_folder(), print)
+    program = folder / "docker-registry"
+    program.write_bytes(archive.deb_member(package, [PROGRAM])[PROGRAM])
+    program.chmod(0o755)
     (folder / "htpasswd").write_text(HTPASSWD)
     config = folder / "config.yml"
     config.write_text((CONFIG + (AUTH if htpasswd else "")).format(folder=folder, address=address))
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
+        process = subprocess.Popen([program, "serve", config], stdout=log, stderr=log)
     try:
         _wait(process, address, folder / "log")
         yield address
