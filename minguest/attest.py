@@ -60,22 +60,24 @@ def unseal(content: bytes, where: str, verify: Callable[[bytes, bytes, str], str
         payload = json.loads(envelope.payload)
         if payload["_type"] != STATEMENT:
             raise ValueError(f"statement of type {payload['_type']!r}, not {STATEMENT!r}")
+        subjects = {each["name"]: each["digest"]["sha256"] for each in payload["subject"]}
+        if len(subjects) != len(payload["subject"]):
+            raise ValueError("a subject is named twice")
         statement = Statement(
-            {each["name"]: each["digest"]["sha256"] for each in payload["subject"]},
+            subjects,
             payload["predicateType"],
             payload["predicate"],
         )
         signatures = [sshsig.armour(bytes.fromhex(each.signature)) for each in envelope.signatures.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, SecureSystemsError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SecureSystemsError) as error:
         raise UserError(f"{where}: no attestation, or a damaged one: {error!r}") from error
     if verify is not None:
-        if not signatures:
-            raise UserError(f"{where}: nobody signed it")
-        for armoured in signatures:
-            verify(envelope.pae(), armoured, where)
+        if len(signatures) != 1:
+            raise UserError(f"{where}: has {len(signatures)} signatures, and one is wanted")
+        verify(envelope.pae(), signatures[0], where)
     return statement
 
 
 def same(told: Mapping[str, str], files: Mapping[str, str]) -> list[str]:
-    """What a statement's subjects and the files disagree on: names."""
+    """The names of files on whose hashes two lists disagree."""
     return sorted(name for name in told.keys() | files.keys() if told.get(name) != files.get(name))

@@ -10,7 +10,7 @@ from typing import get_args
 
 import msgspec
 
-from minguest import bundle, files, kconfig, launch, qemu, report, verdict
+from minguest import bundle, files, kconfig, launch, qemu, report, settings, verdict
 from minguest.errors import GuestFailed, GuestLost
 from minguest.model import Accel, Launch, Machine
 
@@ -103,25 +103,24 @@ def run(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], 
 def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> Outcome:
     manifest = bundle.load(bench.bundle)
     nr_cpus = nr_cpus_of(bench.bundle)
-    if manifest.config["problems"]:
+    if manifest.config.problems:
         # contract=ignore: the guest is booted as it was meant, to see what comes of its wrong config.
         nr_cpus = max(nr_cpus, wanted.max_cpus)
     spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS)
-    own = launch.settle(wanted, launch.Words(), nr_cpus, launch.display_models(), SYSFS)
     version = qemu.version()
     accel, why = _accelerator(bench, spec, version, manifest)
     spec = msgspec.structs.replace(spec, accel=accel)
     folder = bench.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    say(f"{bench.name}: linux {manifest.kernel['version']}, OVMF {manifest.firmware['version']}, {spec.machine}, {why}")
+    say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
     result = qemu.boot(_argv(bench, spec, folder), folder, spec.timeout)
     seen = report.parse(result.report)
-    judged = verdict.judge(spec, result, seen, manifest.config["problems"])
+    judged = verdict.judge(spec, result, seen, manifest.config.problems)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
     outcome = Outcome(manifest.files, wanted, spec, version, why, result.argv, judged)
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
-    if bench.evidence is not None and is_cell(spec, own, wanted):
+    if bench.evidence is not None and is_of(spec, wanted):
         with files.replacing_tree(bench.evidence / cell_name(spec.machine, spec.cpus)) as kept:
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
@@ -134,14 +133,20 @@ def nr_cpus_of(folder: Path) -> int:
     return int(config.get("NR_CPUS", "1")) if config.get("SMP") == "y" else 1
 
 
-def is_cell(spec: launch.Spec, own: launch.Spec, wanted: Launch) -> bool:
-    """Whether a boot test was one of `cells`: the guest's own launch but for machine and CPUs.
+def is_of(spec: launch.Spec, wanted: Launch) -> bool:
+    """Whether a boot test was of the guest's own launch but for machine and CPUs, and one of `cells`.
 
     How it is accelerated and how long it may take does not matter; the verdict tells it.
     """
-    free = {"machine", "cpus", "max_cpus", "accel", "timeout"}
-    same = all(getattr(spec, name) == getattr(own, name) for name in spec.__struct_fields__ if name not in free)
-    return same and (spec.machine, spec.cpus) in cells(wanted)
+    cards = [gpu.model or (gpu.host or "").removeprefix("0000:") for gpu in spec.gpus]
+    return (
+        (spec.machine, spec.cpus) in cells(wanted)
+        and spec.cpu == wanted.cpu
+        and spec.max_cpus == max(spec.cpus, wanted.max_cpus)
+        and spec.memory == settings.size(wanted.memory, "launch.memory")
+        and spec.cmdline == wanted.cmdline
+        and cards == [name.lower().removeprefix("0000:") for name in wanted.gpus if name != "none"]
+    )
 
 
 def _argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bundle: what ships, and the manifest that says what it was made of (docs/manifest.md)."""
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ import msgspec
 
 from minguest import VERSION, files
 from minguest.errors import UserError
+from minguest.model import Guest
 
 SCHEMA = 1
+NAME = "manifest.json"
+# What every bundle has beside its manifest.
+PARTS = ("bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map")
+AGAIN = "doit build makes a bundle; a release that was pulled is pulled again"
 
 
 class File(msgspec.Struct, frozen=True):
@@ -20,19 +26,66 @@ class File(msgspec.Struct, frozen=True):
     size: int
 
 
+class Patch(msgspec.Struct, frozen=True):
+    """A patch of this project that was applied."""
+
+    file: str
+    sha256: str
+    reason: str
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """The kernel, from its choice to what inspection found."""
+
+    wanted: tuple[str, ...]
+    line: str
+    version: str
+    reason: str
+    urls: tuple[str, ...]
+    licence: str | None
+    origin: str
+    signature: str
+    patches: tuple[Patch, ...]
+    inspected: dict[str, Any]
+
+
+class Config(msgspec.Struct, frozen=True):
+    """How the kernel's config was made and verified."""
+
+    fragments: dict[str, str]
+    requested: int
+    problems: tuple[str, ...]
+    """What contract=ignore let pass."""
+
+
+class Initrd(msgspec.Struct, frozen=True):
+    """What the initrd was made of; hashes of the template and of each file laid over."""
+
+    initd: File
+    template: str
+    overlays: dict[str, str]
+
+
+class Firmware(msgspec.Struct, frozen=True):
+    """The OVMF package."""
+
+    version: str
+    sha256: str
+    urls: tuple[str, ...]
+    licence: str
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """manifest.json. Every input by hash; no path, time or name of the machine that built it."""
 
     schema: int
     minguest: str
-    guest: dict[str, Any]
+    guest: Guest
     """The guest as its file says, launch included."""
-    kernel: dict[str, Any]
-    """wanted and taken line, version, reason, origin, signature, patches, and what inspection found."""
-    config: dict[str, Any]
-    """Fragments by hash, how many options were asked for, problems that contract=ignore let pass."""
-    initrd: dict[str, Any]
-    firmware: dict[str, Any]
+    kernel: Kernel
+    config: Config
+    initrd: Initrd
+    firmware: Firmware
     tools: dict[str, str]
     files: dict[str, File]
     """What lies beside the manifest."""
@@ -48,25 +101,29 @@ def write(target: Path, parts: Mapping[str, Path], facts: Mapping[str, Any]) -> 
     with files.replacing_tree(target) as folder:
         for name, path in parts.items():
             files.copy(path, folder / name)
-        manifest = Manifest(
-            schema=SCHEMA, minguest=VERSION, files={name: describe(folder / name) for name in sorted(parts)}, **facts
-        )
-        (folder / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        made = {name: describe(folder / name) for name in sorted(parts)}
+        manifest = msgspec.convert({"schema": SCHEMA, "minguest": VERSION, "files": made, **facts}, Manifest)
+        (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
 
 
 def load(folder: Path) -> Manifest:
     """Read a bundle's manifest and check that each file is what it says; UserError names what is not."""
-    path = folder / "manifest.json"
+    path = folder / NAME
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "missing, or not a plain file", str(path))
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UserError(f"{path}: no bundle: {error}", "doit build makes it") from error
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: no bundle's manifest: {why}", AGAIN) from error
     if manifest.schema != SCHEMA:
         raise UserError(f"{path}: schema {manifest.schema}, this minguest knows {SCHEMA}", "get a newer minguest")
+    if missing := [name for name in PARTS if name not in manifest.files]:
+        raise UserError(f"{path}: names no {', '.join(missing)}", AGAIN)
     for name, wanted in manifest.files.items():
         if name in ("", ".", "..") or "/" in name:
-            raise UserError(f"{path}: names {name!r}, which is not a file beside it", "get the bundle again")
+            raise UserError(f"{path}: names {name!r}, which is not a file beside it", AGAIN)
         if not (folder / name).is_file() or describe(folder / name) != wanted:
-            raise UserError(f"{folder / name}: is not the file that the manifest names", "doit build makes it again")
+            raise UserError(f"{folder / name}: is not the file that the manifest names", AGAIN)
     return manifest

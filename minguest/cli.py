@@ -2,28 +2,42 @@
 """The command `minguest`: for those who use a release. Needs none of what builds one."""
 
 import argparse
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from minguest import VERSION, boottest, bundle, evidence, launch, pull, settings, sshsig, verify
-from minguest.errors import MinguestError
+from minguest import VERSION, boottest, bundle, launch, pull, settings, sshsig, verify
+from minguest.errors import MinguestError, UserError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 only when all holds, 1 when not, 2 for words that it does not know."""
+    # A terminal that knows no umlaut shall still see a verdict.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = _parser().parse_args(argv)
+    # Ended from outside, what was begun is cleared away too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         status: int = words.run(words)
+        sys.stdout.flush()
         return status
     except MinguestError as error:
         print(f"minguest: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        return 1
+    except OSError as error:
+        name = printable(str(error.filename)) if error.filename else "the system"
+        print(f"minguest: {name}: {error.strerror or error}", file=sys.stderr)
+        sys.stdout = None  # it may be what failed, and would again at the exit
+    except MemoryError:
+        print("minguest: not enough memory", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +93,7 @@ def _trust(command: argparse.ArgumentParser) -> None:
 
 
 def _verify(words: argparse.Namespace) -> int:
+    pull.check_source(words.release)
     with _trusted(words) as trusted:
         source, cache, configs = words.release, settings.cache_folder(), settings.registry_configs()
         with pull.at_hand(source, trusted, cache, configs, _say) as folder:
@@ -109,13 +124,15 @@ def _pull(words: argparse.Namespace) -> int:
 
 
 def _boot_test(words: argparse.Namespace) -> int:
+    if not words.folder.is_dir():
+        raise UserError(f"{words.folder}: no such folder", "a release that was pulled, or a bundle")
     folder: Path = words.folder.absolute()
     manifest = bundle.load(folder)
     work: Path = (words.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
     work.mkdir(parents=True, exist_ok=True)
     bench = boottest.Bench(folder.name, folder, work / "boot-test", work / "kvm.json")
     asked = launch.Words(**{name: getattr(words, name) for name in boottest.WORDS})
-    boottest.run(bench, asked, evidence.launch_of(manifest), _say)
+    boottest.run(bench, asked, manifest.guest.launch, _say)
     print(f"console, report and verdict: {bench.folder}")
     return 0
 

@@ -6,10 +6,20 @@ None of these is shown with a traceback.
 """
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text for a terminal: what could move its cursor or turn its writing (control, format and line-break characters)
+    is written as an escape, but for the characters in `keep`."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 class MinguestError(Exception):
-    """The base: `str(error)` is the message, with the remedy on a line of its own."""
+    """The base: `str(error)` is the message, with the remedy on a line of its own.
+
+    A message may quote a server or a file that nobody trusts: see `printable`.
+    """
 
     def __init__(self, message: str, remedy: str = "") -> None:
+        message = printable(message, keep="\n")
         super().__init__(message if not remedy else f"{message}\n  remedy: {remedy}")
         self.message = message
         self.remedy = remedy

@@ -6,8 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from minguest import bundle
-from minguest.model import Launch
+from minguest.errors import printable
 
 # The type of the predicate: docs/release.md.
 KIND = "urn:minguest:attestation:evidence:v1"
@@ -55,15 +54,8 @@ class Predicate(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
 
 
-def launch_of(manifest: bundle.Manifest) -> Launch:
-    """The launch of the guest that a bundle was made for."""
-    return msgspec.convert(manifest.guest["launch"], Launch)
-
-
 def table(checks: Sequence[Check]) -> str:
     """The checks for a person, a row each."""
-    width = max(len(check.name) for check in checks)
-    return "\n".join(
-        f"    {check.result:<7}  {check.name:<{width}}  {check.title if check.result == 'PASS' else check.reason}"
-        for check in checks
-    )
+    rows = [(check.result, check.name, check.title if check.result == "PASS" else check.reason) for check in checks]
+    width = max((len(name) for _, name, _ in rows), default=0)
+    return "\n".join(printable(f"    {result:<7}  {name:<{width}}  {told}") for result, name, told in rows)

@@ -3,13 +3,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
-from minguest import boottest, bundle, reproduce
-from minguest.evidence import PLANNED, Check, Seconds, launch_of
+from minguest import boottest, bundle
+from minguest.evidence import PLANNED, Check, Seconds
 from minguest.model import Launch, Machine
+from minguest.report import Report
 
+# The name of a reproduction's record in the packed evidence.
+REPRODUCED = "reproduce.json"
 TOO_MANY = "the kernel was built for fewer CPUs"
 
 
@@ -18,9 +22,8 @@ def checks(folder: Path, reproduced: Path, manifest: bundle.Manifest, nr_cpus: i
 
     `folder` has a folder a boot test, `reproduced` is reproduce.json, `nr_cpus` is what the kernel was built for.
     """
-    launch = launch_of(manifest)
-    found = [_boot(folder, cell, manifest, launch, nr_cpus) for cell in boottest.cells(launch)]
-    found.append(_reproduced(reproduced, manifest))
+    found = [of_boot(folder, cell, manifest, nr_cpus) for cell in boottest.cells(manifest.guest.launch)]
+    found.append(of_reproduction(reproduced, manifest))
     found += [
         Check(name, title, "NOT RUN", "this version of minguest has no such check") for name, title in PLANNED.items()
     ]
@@ -33,7 +36,9 @@ def missing(found: Sequence[Check], launch: Launch) -> list[tuple[Machine, int]]
     return [cell for cell in boottest.cells(launch) if boottest.cell_name(*cell) not in done]
 
 
-def _boot(folder: Path, cell: tuple[Machine, int], manifest: bundle.Manifest, launch: Launch, nr_cpus: int) -> Check:
+def of_boot(folder: Path, cell: tuple[Machine, int], manifest: bundle.Manifest, nr_cpus: int) -> Check:
+    """What the evidence in `folder`/boot-test-MACHINE-CPUS comes to for the bundle of `manifest`."""
+    launch = manifest.guest.launch
     machine, cpus = cell
     name = boottest.cell_name(machine, cpus)
     own = ", the guest's own launch" if cell == boottest.own_cell(launch) else ""
@@ -42,37 +47,48 @@ def _boot(folder: Path, cell: tuple[Machine, int], manifest: bundle.Manifest, la
         return Check(name, title, "NOT RUN", TOO_MANY)
     try:
         outcome = msgspec.json.decode((folder / name / "verdict.json").read_bytes(), type=boottest.Outcome)
-    except (OSError, msgspec.DecodeError):
+        files = {f"{name}/{kept}": bundle.describe(folder / name / kept).sha256 for kept in boottest.KEPT}
+        msgspec.json.decode((folder / name / "report.json").read_bytes(), type=Report)
+    except (OSError, msgspec.DecodeError, RecursionError):
         return Check(name, title, "NOT RUN", "nobody ran it")
+    spec, found = outcome.spec, outcome.verdict
     if outcome.bundle != manifest.files or outcome.wanted != launch:
         return Check(name, title, "NOT RUN", "its last run was of other bytes or another launch")
-    found, phases = outcome.verdict, outcome.verdict.phases
+    if (spec.machine, spec.cpus) != cell or not boottest.is_of(spec, launch):
+        return Check(name, title, "NOT RUN", "what was run was another test")
+    passed = found.result == "pass" and found.checks and all(check.ok for check in found.checks)
+    phases = found.phases
     return Check(
         name,
         title,
-        "PASS" if found.result == "pass" else "FAIL",
+        "PASS" if passed else "FAIL",
         found.reason,
-        {f"{name}/{kept}": bundle.describe(folder / name / kept).sha256 for kept in boottest.KEPT},
+        files,
         outcome.qemu,
-        outcome.spec.accel,
+        spec.accel,
         Seconds(phases.firmware, phases.kernel, phases.initd, phases.wall),
     )
 
 
-def _reproduced(place: Path, manifest: bundle.Manifest) -> Check:
+class _Record(msgspec.Struct):
+    """As much of reproduce.Record as evidence needs; reproduce itself needs what builds."""
+
+    result: Literal["same", "different"]
+    files: dict[str, bundle.File]
+    differences: tuple[Any, ...]
+    varied: dict[str, Any]
+
+
+def of_reproduction(place: Path, manifest: bundle.Manifest) -> Check:
+    """What reproduce.json comes to for the bundle of `manifest`."""
     name, title = "reproduce", "built twice in different surroundings, compared byte by byte"
     try:
-        record = msgspec.json.decode(place.read_bytes(), type=reproduce.Record)
-    except (OSError, msgspec.DecodeError):
+        record = msgspec.json.decode(place.read_bytes(), type=_Record)
+    except (OSError, msgspec.DecodeError, RecursionError):
         return Check(name, title, "NOT RUN", "nobody ran it")
+    files = {REPRODUCED: bundle.describe(place).sha256}
     if record.result == "different":
-        return Check(name, title, "FAIL", f"{len(record.differences)} differences")
+        return Check(name, title, "FAIL", f"{len(record.differences)} differences", files)
     if record.files != manifest.files:
         return Check(name, title, "NOT RUN", "its last run was of other bytes")
-    return Check(
-        name,
-        title,
-        "PASS",
-        f"varied: {', '.join(sorted(record.varied))}",
-        {"reproduce.json": bundle.describe(place).sha256},
-    )
+    return Check(name, title, "PASS", f"varied: {', '.join(sorted(record.varied))}", files)

@@ -6,7 +6,6 @@ names the file, the key and the nearest known key.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -70,7 +69,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Lines in the order of preference."""
     fragments: tuple[str, ...] = ("*",)
     """Globs over the names in configs/kernel/ (`20-efi`, `*`), or paths of fragments from the project's root."""
-    options: Mapping[str, str | int | bool] = MappingProxyType({})
+    options: Mapping[str, str | int | bool] = {}
     """Values that win over the fragments', by option name without CONFIG_."""
     overlays: tuple[str, ...] = ()
     """Names in overlays/, or paths from the project's root; a later one wins."""

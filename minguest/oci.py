@@ -285,6 +285,7 @@ class Remote:
         """`place` without tag and digest means its `latest`."""
         place = place if place.tag or place.digest else Place(place.registry, place.repository, LATEST)
         self.where = str(place)
+        self.wanted = place.tag if place.tag != LATEST and not place.digest else None
         self._reference = place.digest or place.tag or LATEST
         self._registry = _Registry(place, credentials, "pull")
 
@@ -336,8 +337,6 @@ class _Registry:
         self._authorization: str | None = None
         self._session = web.session()
         # web.call returns as soon as it knows an answer's status, and the body is ours to read.
-        self._streaming = web.session()
-        self._streaming.stream = True
 
     def has_blob(self, digest: str) -> bool:
         """Whether the repository has a blob."""
@@ -463,7 +462,7 @@ class _Registry:
         own = _origin(self._base)
         for last in (False, True):
             answer = web.call(
-                self._streaming if stream else self._session,
+                self._session,
                 method,
                 url,
                 headers=headers,
@@ -471,6 +470,7 @@ class _Registry:
                 wanted=(*wanted, 401, 403),
                 auth=_Authorization(self._authorization if _origin(url) == own else None),
                 redirects=redirects,
+                stream=stream,
             )
             if answer.status_code not in (401, 403):
                 return answer

@@ -7,6 +7,8 @@ made and signed; nothing here vouches for the machine.
 
 from typing import Any
 
+import msgspec
+
 from minguest.bundle import Manifest
 
 KIND = "https://slsa.dev/provenance/v1"
@@ -19,8 +21,8 @@ def predicate(manifest: Manifest, commit: str | None) -> dict[str, Any]:
     return {
         "buildDefinition": {
             "buildType": BUILD,
-            "externalParameters": {"guest": manifest.guest, "wanted": manifest.kernel["wanted"]},
-            "internalParameters": {"tools": manifest.tools, "kernel": manifest.kernel["version"]},
+            "externalParameters": msgspec.to_builtins({"guest": manifest.guest, "wanted": manifest.kernel.wanted}),
+            "internalParameters": {"tools": manifest.tools, "kernel": manifest.kernel.version},
             "resolvedDependencies": dependencies(manifest, commit),
         },
         "runDetails": {"builder": {"id": BUILDER, "version": {"minguest": manifest.minguest}}},
@@ -33,23 +35,22 @@ def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]
     found.append(
         {
             "name": "ovmf",
-            "uri": manifest.firmware["urls"][0],
-            "digest": {"sha256": manifest.firmware["sha256"]},
-            "annotations": {"version": manifest.firmware["version"]},
+            "uri": manifest.firmware.urls[0],
+            "digest": {"sha256": manifest.firmware.sha256},
+            "annotations": {"version": manifest.firmware.version},
         }
     )
     found += [
-        {"name": f"patches/{patch['file']}", "digest": {"sha256": patch["sha256"]}}
-        for patch in manifest.kernel["patches"]
+        {"name": f"patches/{patch.file}", "digest": {"sha256": patch.sha256}} for patch in manifest.kernel.patches
     ]
     found += [
         {"name": f"fragments/{name}", "digest": {"sha256": digest}}
-        for name, digest in sorted(manifest.config["fragments"].items())
+        for name, digest in sorted(manifest.config.fragments.items())
     ]
-    found.append({"name": "initrd/template", "digest": {"sha256": manifest.initrd["template"]}})
+    found.append({"name": "initrd/template", "digest": {"sha256": manifest.initrd.template}})
     found += [
         {"name": f"overlays/{name}", "digest": {"sha256": digest}}
-        for name, digest in sorted(manifest.initrd["overlays"].items())
+        for name, digest in sorted(manifest.initrd.overlays.items())
     ]
     if commit is not None:
         found.append({"name": "minguest", "digest": {"gitCommit": commit}})
@@ -57,13 +58,13 @@ def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]
 
 
 def _kernel(manifest: Manifest) -> dict[str, Any]:
-    kind, _, digest = manifest.kernel["origin"].partition(":")
+    kind, _, digest = manifest.kernel.origin.partition(":")
     told: dict[str, Any] = {
         "name": "linux",
-        "annotations": {"version": manifest.kernel["version"], "signature": manifest.kernel["signature"]},
+        "annotations": {"version": manifest.kernel.version, "signature": manifest.kernel.signature},
     }
     if kind == "sha256":
-        return {**told, "uri": manifest.kernel["urls"][0], "digest": {"sha256": digest}}
+        return {**told, "uri": manifest.kernel.urls[0], "digest": {"sha256": digest}}
     # A tree of the user's own: a fingerprint of names, sizes and times, no hash of content.
-    told["annotations"]["origin"] = manifest.kernel["origin"]
+    told["annotations"]["origin"] = manifest.kernel.origin
     return told

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import requests
 
 from minguest import fetch, files, oci, released, sshsig, verify, web
 from minguest.errors import ToolError, UserError
@@ -27,9 +26,11 @@ class Remote(Protocol):
     """A place that a release can be read from."""
 
     where: str
+    wanted: str | None
+    """The version that was asked for, where the address names one."""
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A small file; None where the place has none of that name. UserError beyond `limit` bytes."""
+        """A small file; None where the place has none of that name. An error beyond `limit` bytes."""
 
     def save(self, name: str, sha256: str, target: Path) -> None:
         """Write a file of that hash to `target`; ToolError or UserError where it is not to be had."""
@@ -46,6 +47,7 @@ class Web:
 
     def __init__(self, url: str, cache: Path, say: Callable[[str], None]) -> None:
         self.where = url.rstrip("/")
+        self.wanted = None
         self._cache = cache
         self._say = say
         self._session = web.session()
@@ -57,17 +59,13 @@ class Web:
             if not released.VERSION.fullmatch(version):
                 raise UserError(f"{self.where}/{LATEST}: {version!r} is no version")
             say(f"{self.where}: the latest is {version}")
-            self.where = f"{self.where}/{version}"
+            self.where, self.wanted = f"{self.where}/{version}", version
 
     def read(self, name: str, limit: int) -> bytes | None:
         """One file, whole."""
-        answer = web.call(self._session, "GET", f"{self.where}/{name}", wanted=(200, 403, 404, 410))
         # Object stores say 403 of what is not there to those who may not list.
-        if answer.status_code != 200:
-            return None
-        if len(answer.content) > limit:
-            raise UserError(f"{self.where}/{name}: {len(answer.content)} bytes, too many for what it should be")
-        return answer.content
+        answer = web.call(self._session, "GET", f"{self.where}/{name}", wanted=(200, 403, 404, 410), limit=limit)
+        return answer.content if answer.status_code == 200 else None
 
     def save(self, name: str, sha256: str, target: Path) -> None:
         """By way of the cache, which resumes and knows what an earlier run has got."""
@@ -80,14 +78,15 @@ def remote(source: str, cache: Path, configs: Sequence[Path], say: Callable[[str
 
     `configs` are the files where docker and podman keep credentials.
     """
+    kind, separator, rest = source.partition("://")
+    source = f"{kind.lower()}{separator}{rest}"
     if source.startswith("oci://"):
         place = oci.parse(source)
         return oci.Remote(place, oci.credentials(configs, place.registry))
     if re.match(r"https?://", source):
-        try:
-            return Web(source, cache, say)
-        except requests.exceptions.InvalidURL as error:
-            raise UserError(f"{source}: no URL: {error}") from error
+        if "?" in source or "#" in source:
+            raise UserError(f"{web.shown(source)}: a folder's address has no '?' and no '#'")
+        return Web(source, cache, say)
     raise UserError(f"{source}: not known how to get that", "oci://REGISTRY/REPOSITORY:VERSION, or https://…")
 
 
@@ -115,18 +114,24 @@ def download(source: Remote, trusted: sshsig.Trusted | None, folder: Path, say: 
         (folder / released.RUN_GUEST).chmod(0o755)
 
 
+def check_source(source: str) -> None:
+    """UserError where a word can name no release: said before anything is asked of keys."""
+    if not is_remote(source) and not (source and Path(source).is_dir()):
+        raise UserError(f"{source!r}: no such folder", "a release's folder, oci://… or https://…")
+
+
 @contextmanager
 def at_hand(
     source: str, trusted: sshsig.Trusted | None, cache: Path, configs: Sequence[Path], say: Callable[[str], None]
 ) -> Iterator[Path]:
     """A release as a folder, wherever it is: a folder as it lies, anything else downloaded for the time being."""
     if not is_remote(source):
-        if not Path(source).is_dir():
-            raise UserError(f"{source}: no such folder", "a release's folder, oci://… or https://…")
         yield Path(source)
         return
     with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name, files.disk_errors(Path(name)):
-        download(remote(source, cache, configs, say), trusted, Path(name), say)
+        place = remote(source, cache, configs, say)
+        download(place, trusted, Path(name), say)
+        _is_wanted(place, released.read_facts(Path(name)))
         yield Path(name)
 
 
@@ -151,10 +156,12 @@ def pull(
     with tempfile.TemporaryDirectory(prefix=".minguest-pull-", dir=parent) as name, files.disk_errors(parent):
         folder = Path(name, "release")
         folder.mkdir()
-        download(remote(source, cache, configs, say), trusted, folder, say)
+        origin = remote(source, cache, configs, say)
+        download(origin, trusted, folder, say)
         report = verify.verify(folder, trusted, allow_failed=allow_failed)
         if not report.holds or report.facts is None:
-            raise UserError(f"{source}: does not hold; nothing was kept\n{verify.table(report)}")
+            raise UserError(f"{web.shown(source)}: does not hold; nothing was kept\n{verify.table(report)}")
+        _is_wanted(origin, report.facts)
         place = (target or parent / f"{report.facts.name}-{report.facts.version}").absolute()
         if place.exists():
             _refuse_other(place)
@@ -171,6 +178,21 @@ def pull(
             files.sync(path)
         folder.rename(place)
     return place, report
+
+
+def _is_wanted(place: Remote, facts: released.Facts) -> None:
+    """UserError where the signed facts tell of another release than the address: a place can serve an old one."""
+    *_, home, last = f"//{place.where}".split("/")
+    wanted = place.wanted
+    if home == facts.name and last != "latest":
+        wanted = last  # NAME/VERSION, as `publish` lays it out
+    elif home == "download":
+        wanted = last.removeprefix(f"{facts.name}-")  # NAME-VERSION, the tag at GitHub
+    if wanted not in (None, facts.version):
+        raise UserError(
+            f"{place.where}: is {facts.name} {facts.version}, and not {wanted}",
+            "the place serves another release under this address: ask who keeps it",
+        )
 
 
 def _refuse_other(place: Path) -> None:

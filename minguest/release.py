@@ -6,7 +6,6 @@ docs/release.md tells each file.
 
 import gzip
 import io
-import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,9 @@ from minguest import (
     sbom,
     sshsig,
     templates,
+    verify,
 )
-from minguest.errors import MinguestError, UserError
+from minguest.errors import MinguestError, UserError, printable
 from minguest.paths import Layout
 
 
@@ -70,7 +70,7 @@ def make(
     if key is not None:
         sshsig.check_key(key)
     manifest = bundle.load(at.bundle)
-    if manifest.config["problems"]:
+    if manifest.config.problems:
         raise UserError(
             f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
             "mend the config and build without contract=ignore",
@@ -85,8 +85,8 @@ def make(
         signed=not unsigned,
         guest=at.guest,
         line=at.line,
-        kernel=manifest.kernel["version"],
-        firmware=manifest.firmware["version"],
+        kernel=manifest.kernel.version,
+        firmware=manifest.firmware.version,
         minguest=VERSION,
         previous=before.facts.version if before else None,
     )
@@ -95,7 +95,8 @@ def make(
         with files.replacing_tree(at.release_before) as old:
             _copy_all(at.release, old)
     with files.replacing_tree(at.release) as folder:
-        _copy_all(at.bundle, folder)
+        for name in (*manifest.files, released.MANIFEST):
+            _write(folder / name, (at.bundle / name).read_bytes())
         _write(folder / released.RUN_GUEST, _run_guest(at, facts, manifest), executable=True)
         _write(folder / released.EVIDENCE_FILES, pack(at, checks))
         _write(folder / released.FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
@@ -108,6 +109,13 @@ def make(
         _write(folder / released.SUMS, sums)
         if sign is not None:
             _write(folder / released.SIGNATURE, sign(sums))
+        # Nothing is shipped that its reader would refuse: a file may have changed since it was looked at.
+        verdict = verify.verify(folder, None if sign is None else sshsig.Anyone(), allow_failed=True)
+        if not verdict.holds:
+            raise UserError(
+                f"what was made would not verify, so nothing was released\n{verify.table(verdict)}",
+                "did a build or a boot test run meanwhile? run doit release again",
+            )
     say(evidence.table(checks))
     if unsigned:
         say("UNSIGNED, as asked: minguest verify refuses it unless it is told --unsigned")
@@ -131,7 +139,7 @@ def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(name for check in checks for name in check.files):
-            path = at.reproduced if name == at.reproduced.name else at.evidence / name
+            path = at.reproduced if name == gather.REPRODUCED else at.evidence / name
             data = path.read_bytes()
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -140,7 +148,7 @@ def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
 
 
 def _own_test(checks: Sequence[evidence.Check], manifest: bundle.Manifest) -> None:
-    name = boottest.cell_name(*boottest.own_cell(evidence.launch_of(manifest)))
+    name = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
     own = next(check for check in checks if check.name == name)
     if own.result != "PASS":
         raise UserError(
@@ -181,7 +189,7 @@ def _before(at: Layout, version: str, since: Path | None) -> Before | None:
 
 
 def _own_seconds(checks: Sequence[evidence.Check], manifest: bundle.Manifest) -> evidence.Seconds | None:
-    name = boottest.cell_name(*boottest.own_cell(evidence.launch_of(manifest)))
+    name = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
     return next((check.seconds for check in checks if check.name == name), None)
 
 
@@ -198,11 +206,11 @@ def _write(path: Path, content: bytes | str, *, executable: bool = False) -> Non
 
 def _patches(at: Layout, manifest: bundle.Manifest) -> dict[str, str]:
     texts = {}
-    for patch in manifest.kernel["patches"]:
-        path = at.patches / patch["file"]
-        if not path.is_file() or files.sha256(path) != patch["sha256"]:
+    for patch in manifest.kernel.patches:
+        path = at.patches / patch.file
+        if not path.is_file() or files.sha256(path) != patch.sha256:
             raise UserError(f"{path}: is not the patch that the bundle was built with", "doit build makes it again")
-        texts[patch["file"]] = path.read_text()
+        texts[patch.file] = path.read_text()
     return texts
 
 
@@ -243,8 +251,8 @@ def commit(root: Path) -> str | None:
 
 
 def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> str:
-    wanted = evidence.launch_of(manifest)
-    spec = launch.settle(wanted, launch.Words(), boottest.nr_cpus_of(at.bundle), _models(wanted), boottest.SYSFS)
+    wanted = manifest.guest.launch
+    spec = launch.settle(wanted, launch.Words(), boottest.nr_cpus_of(at.bundle), wanted.gpus, boottest.SYSFS)
     # As under KVM; the script adds what software emulation wants.
     words = launch.argv(
         msgspec.structs.replace(spec, accel="kvm"),
@@ -270,11 +278,6 @@ def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> 
     )
 
 
-def _models(wanted: Any) -> list[str]:
-    """The guest's cards as they are named: which of them this QEMU can emulate was seen by the boot test."""
-    return list(wanted.gpus)
-
-
 def _quoted(word: str) -> str:
     """A word in double quotes for a POSIX shell."""
     return '"' + "".join(f"\\{c}" if c in '"$`\\' else c for c in word) + '"'
@@ -292,9 +295,9 @@ def _view(
     folder: Path,
 ) -> dict[str, Any]:
     config = kconfig.parse_config((folder / "kernel.config").read_text())
-    own = boottest.cell_name(*boottest.own_cell(evidence.launch_of(manifest)))
+    own = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
     seen = msgspec.json.decode((at.evidence / own / "report.json").read_bytes(), type=report.Report)
-    verdict = json.loads((at.evidence / own / "verdict.json").read_bytes())["verdict"]
+    outcome = msgspec.json.decode((at.evidence / own / "verdict.json").read_bytes(), type=boottest.Outcome)
     sizes = {name: file.size for name, file in manifest.files.items()}
     booted = [check for check in checks if check.seconds is not None]
     return {
@@ -304,11 +307,12 @@ def _view(
         "own": own,
         "seconds": _own_seconds(checks, manifest),
         "booted": booted,
-        "longest": max((check.seconds.whole for check in booted if check.seconds), default=1.0),
+        "longest": max([0.1, *(check.seconds.whole for check in booted if check.seconds)]),
+        "accel": next((check.accel for check in checks if check.name == own), ""),
         "sizes": dict(sorted(sizes.items(), key=lambda row: -row[1])),
         "before": before,
         "changes": changes(before, manifest, config, _own_seconds(checks, manifest)) if before else [],
-        "rows": verdict["checks"],
+        "rows": outcome.verdict.checks,
         "pci": seen.pci,
         "bars": bars(seen.pci),
         "cmdline": seen.record("begin").get("cmdline", ""),
@@ -319,7 +323,7 @@ def _view(
 
 def _screen(log: Path) -> str:
     """A console as text, without the firmware's escape codes."""
-    return "\n".join(line.text for line in console.lines(log.read_bytes())).strip()
+    return printable("\n".join(line.text for line in console.lines(log.read_bytes())).strip(), keep="\n\t")
 
 
 def bars(devices: Sequence[report.PciDevice]) -> list[dict[str, Any]]:
@@ -357,11 +361,11 @@ def changes(
 
 
 def _versions(manifest: bundle.Manifest) -> dict[str, str]:
-    return {"linux": manifest.kernel["version"], "OVMF": manifest.firmware["version"], **manifest.tools}
+    return {"linux": manifest.kernel.version, "OVMF": manifest.firmware.version, **manifest.tools}
 
 
 def _patched(manifest: bundle.Manifest) -> dict[str, str]:
-    return {each["file"]: each["sha256"][:12] for each in manifest.kernel["patches"]}
+    return {each.file: each.sha256[:12] for each in manifest.kernel.patches}
 
 
 def _sizes(manifest: bundle.Manifest) -> dict[str, str]:

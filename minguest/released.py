@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A release as a folder (docs/release.md): the names of its files, their sums, and reading it without trusting it."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,23 +127,21 @@ def parse_sums(text: bytes, where: str) -> dict[str, str]:
     return sums
 
 
-def load(folder: Path) -> Release:
-    """Read a release's files and check them against its SHA256SUMS. Nothing is said of signatures.
+def load(folder: Path, sums: bytes | None = None) -> Release:
+    """Read a release's files and check them against its SHA256SUMS, or against `sums`: what it was when its signature
+    was verified. Nothing is said of signatures.
 
     UserError: no release, a file that is missing, changed, or no plain file.
     """
-    try:
-        text = (folder / SUMS).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: no release: {SUMS}: {error.strerror}", "doit release version=X makes one"
-        ) from error
+    text = sums if sums is not None else read(folder, SUMS)
     items = []
     for name, digest in parse_sums(text, str(folder / SUMS)).items():
         items.append(_item(folder, name))
         if items[-1].sha256 != digest:
             raise UserError(f"{folder / name}: is not the file that {SUMS} names", "get or make the release again")
     items.append(_item(folder, SUMS))
+    if items[-1].sha256 != hashlib.sha256(text).hexdigest():
+        raise UserError(f"{folder / SUMS}: changed while it was read")
     if (folder / SIGNATURE).exists():
         items.append(_item(folder, SIGNATURE))
     facts = read_facts(folder)
@@ -152,8 +151,8 @@ def load(folder: Path) -> Release:
 def read_facts(folder: Path) -> Facts:
     """release.json of a folder; UserError where it is missing or of another schema."""
     try:
-        facts = msgspec.json.decode((folder / FACTS).read_bytes(), type=Facts)
-    except (OSError, msgspec.DecodeError) as error:
+        facts = msgspec.json.decode(read(folder, FACTS), type=Facts)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{folder / FACTS}: no release's facts: {error}") from error
     if facts.schema != SCHEMA:
         raise UserError(
@@ -164,8 +163,27 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
-def _item(folder: Path, name: str) -> Item:
+def read(folder: Path, name: str) -> bytes:
+    """A release's file; UserError unless it is a plain file that can be read."""
+    path = plain(folder, name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def plain(folder: Path, name: str) -> Path:
+    """The path of a file that is one: no link, no pipe; UserError else."""
     path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path}: missing, or not a plain file", "get or make the release again")
+    try:
+        if path.is_symlink() or not path.is_file():
+            what = "no release: " if name == SUMS else ""
+            raise UserError(f"{path}: {what}missing, or not a plain file", "get or make the release again")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def _item(folder: Path, name: str) -> Item:
+    path = plain(folder, name)
     return Item(name, files.sha256(path), path.stat().st_size, MEDIA_TYPES.get(name, "application/octet-stream"))

@@ -31,9 +31,12 @@ def run(
     stdin: IO[bytes] | None = None,
     check: bool = True,
     bare: bool = False,
+    merge: bool = True,
     pass_fds: Sequence[int] = (),
 ) -> tuple[int, str]:
     """Run a program and return its status and its output (stdout and stderr as one text).
+
+    Without `merge` stderr is left out and goes nowhere.
 
     `env` is added to the environment; `bare` keeps of it only where programs and temporary files are, and the C
     locale, so that a build does not depend on what the user's shell happens to export. `log` gets the command and
@@ -58,7 +61,7 @@ def run(
             env=environment,
             stdin=stdin if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if merge else subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into the C library, before exec
             pass_fds=pass_fds,

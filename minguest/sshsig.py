@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signatures as `ssh-keygen -Y` makes them: by a key that its owner has already, from a file, an agent or a token.
 
-Chosen over minisign and cosign because the tool and the keys are there: OpenSSH 8.1 (2019) and later, on every
+Chosen over minisign and cosign because the tool and the keys are there: OpenSSH 8.2 (2020) and later, on every
 distribution, macOS and Windows; the same keys and the same file of trusted signers sign and verify commits of git.
 The format: PROTOCOL.sshsig of OpenSSH. Trusted keys: ssh-keygen(1), ALLOWED SIGNERS.
 """
@@ -9,15 +9,17 @@ The format: PROTOCOL.sshsig of OpenSSH. Trusted keys: ssh-keygen(1), ALLOWED SIG
 import base64
 import binascii
 import hashlib
+import re
 import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from minguest.errors import UserError
+from minguest.errors import UserError, printable
 from minguest.run import run
 
 # A signature is good for one purpose: one that git or a mail program made over the same bytes does not count here.
@@ -31,6 +33,9 @@ MAGIC = b"SSHSIG"
 GIVEN = "the-key-that-was-given"
 # What ssh-keygen says where no line of the file fits.
 UNKNOWN = "No principal matched."
+# Bytes that are read of a file of public keys.
+KEY_MAX = 64 << 10
+KEY_KIND = re.compile(r"(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+")
 
 
 class Signature(msgspec.Struct, frozen=True):
@@ -71,7 +76,11 @@ def sign(data: bytes, key: Path) -> bytes:
 
 def check_key(key: Path) -> None:
     """UserError unless `key` is a file that could be a key; the key itself is never an argument."""
-    if not key.is_file():
+    try:
+        there = key.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         # A key that was pasted in place of its name is not shown again.
         shown = "a key's own text" if "-----" in str(key) else str(key)
         raise UserError(f"key={shown}: no such file", "key=FILE names a private key, or a .pub of one in ssh-agent")
@@ -145,6 +154,23 @@ def check(data: bytes, armoured: bytes, where: str) -> None:
         raise UserError(f"{where}: does not fit what it signs: one of the two was changed ({' '.join(said.split())})")
 
 
+class Verifier(Protocol):
+    """Who may sign."""
+
+    def verify(self, data: bytes, armoured: bytes, where: str) -> str:
+        """Who signed `data`. Raises UserError: damaged, by another key, or over other bytes."""
+
+
+class Anyone:
+    """Whoever signed: what is asked is only that the signature fits."""
+
+    def verify(self, data: bytes, armoured: bytes, where: str) -> str:
+        """The key's fingerprint."""
+        check(data, armoured, where)
+        told = parse(armoured, where)
+        return f"{told.kind} {told.fingerprint}"
+
+
 class Trusted:
     """Keys that may sign: an allowed_signers file, as ssh-keygen and git read it."""
 
@@ -153,38 +179,35 @@ class Trusted:
         self.shown = shown
 
     def verify(self, data: bytes, armoured: bytes, where: str) -> str:
-        """Who of the trusted signed `data`. Raises UserError: damaged, by another key, or over other bytes."""
+        """Who of the trusted signed `data`, by the name that the file gives."""
         told = parse(armoured, where)
         if told.namespace != NAMESPACE:
             raise UserError(f"{where}: was made for {told.namespace!r}, not for {NAMESPACE!r}")
+        check(data, armoured, where)
         with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name:
             signature, message = Path(name, "signature"), Path(name, "message")
             signature.write_bytes(armoured)
             message.write_bytes(data)
-            ask: list[str | Path] = ["ssh-keygen", "-Y"]
-            status, said = run(
-                [*ask, "find-principals", "-s", signature, "-f", self.path], deadline=DEADLINE_S, check=False
-            )
-            if status and (complaint := " ".join(said.replace(UNKNOWN, "").split())):
-                raise UserError(f"{self.shown}: no key of it can be used for this: {complaint}", "see ssh-keygen(1)")
-            if status:
-                raise UserError(
-                    f"{where}: is by {told.kind} {told.fingerprint}, which is not trusted here ({self.shown})",
-                    "trust it only if its owner told you this fingerprint: --key FILE.pub, or a line in trusted-keys",
-                )
-            principal = said.splitlines()[0]
-            with message.open("rb") as content:
-                status, said = run(
-                    [*ask, "verify", "-f", self.path, "-I", principal, "-n", NAMESPACE, "-s", signature],
-                    stdin=content,
-                    deadline=DEADLINE_S,
-                    check=False,
-                )
-        if status:
-            why = " ".join(said.split())
-            raise UserError(f"{where}: does not fit what it signs: one of the two was changed ({why})")
-        who = self.shown if principal == GIVEN else principal
-        return f"{who} ({told.kind} {told.fingerprint})"
+            find: list[str | Path] = ["ssh-keygen", "-Y", "find-principals", "-s", signature, "-f", self.path]
+            _, principals = run(find, deadline=DEADLINE_S, check=False, merge=False)
+            refused = ""
+            # A key may have several names there, and lines that are too old or for another purpose.
+            for principal in filter(None, principals.splitlines()):
+                argv: list[str | Path] = ["ssh-keygen", "-Y", "verify", "-f", self.path]
+                argv += ["-I", principal, "-n", NAMESPACE, "-s", signature]
+                with message.open("rb") as content:
+                    status, refused = run(argv, stdin=content, deadline=DEADLINE_S, check=False)
+                if status == 0:
+                    who = self.shown if principal == GIVEN else principal
+                    return printable(f"{who} ({told.kind} {told.fingerprint})")
+            _, said = run(find, deadline=DEADLINE_S, check=False)
+        lines = [*said.splitlines(), *refused.splitlines()]
+        complaint = "; ".join(line for line in lines if line not in (UNKNOWN, *principals.splitlines()))
+        raise UserError(
+            f"{where}: is by {told.kind} {told.fingerprint}, which is not trusted here ({self.shown})"
+            + (f": {complaint}" if complaint else ""),
+            "trust it only if its owner told you this fingerprint: --key FILE.pub, or a line in trusted-keys",
+        )
 
 
 @contextmanager
@@ -204,13 +227,23 @@ def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iter
             )
         yield Trusted(trusted, str(trusted))
         return
+    lines = _public_keys(key)
     with tempfile.TemporaryDirectory(prefix="minguest-trusted-") as name:
-        # The same reading as ssh-keygen's: whatever it takes for a key is one, and a private key is none here.
-        status, said = run(["ssh-keygen", "-l", "-f", key], deadline=DEADLINE_S, check=False)
-        words = key.read_text(errors="replace").split(maxsplit=2) if not status else []
-        if len(words) < 2 or words[0].startswith("-"):
-            why = " ".join(said.split()) if status else "not a public key in OpenSSH's format"
-            raise UserError(f"--key {key}: {why}", "give the signer's .pub file")
         path = Path(name, "trusted")
-        path.write_text(f"{GIVEN} {words[0]} {words[1]}\n")
+        path.write_text("".join(f"{GIVEN} {line}\n" for line in lines))
         yield Trusted(path, str(key))
+
+
+def _public_keys(path: Path) -> list[str]:
+    """The keys of a .pub file, comments left out; UserError where there is none."""
+    try:
+        # Not only a file: also what a shell's <(…) gives.
+        with path.open("rb") as file:
+            content = file.read(KEY_MAX).decode("ascii", "replace")
+    except OSError as error:
+        raise UserError(f"--key {path}: {error.strerror}", "give the signer's .pub file") from error
+    lines = [line.split() for line in content.splitlines()]
+    found = [" ".join(words[:2]) for words in lines if len(words) > 1 and KEY_KIND.fullmatch(words[0])]
+    if not found:
+        raise UserError(f"--key {path}: no public key in OpenSSH's format", "give the signer's .pub file")
+    return found

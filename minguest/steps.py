@@ -113,6 +113,10 @@ def step(
             action(**words)
         except MinguestError as error:
             return TaskFailed(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            return TaskFailed(f"{error.filename}: {error.strerror}")
         missing = [str(target) for target in targets if not target.exists()]
         return TaskFailed(f"did not make {', '.join(missing)}") if missing else None
 
@@ -401,7 +405,7 @@ class Project:
             manifest = bundle.load(self.at.bundle)
             checks = gather.checks(self.at.evidence, self.at.reproduced, manifest, boottest.nr_cpus_of(self.at.bundle))
             failed = []
-            for machine, cpus in gather.missing(checks, evidence.launch_of(manifest)):
+            for machine, cpus in gather.missing(checks, manifest.guest.launch):
                 try:
                     boottest.run(self.bench, Words(cpus=str(cpus), machine=machine), self.guest.launch, say)
                 except GuestError as error:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jinja2 templates of configs/templates/."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,15 @@ def render(template: Path, **facts: Any) -> str:
         lstrip_blocks=True,
         autoescape=template.name.endswith(".html.j2"),
     )
+    environment.filters["cell"] = _cell
     try:
         return environment.get_template(template.name).render(**facts)
     except jinja2.TemplateError as error:
         line = getattr(error, "lineno", None)
         raise UserError(f"{template}{f':{line}' if line else ''}: {error}") from error
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table: no markup of its own, no HTML, one line."""
+    escaped = re.sub(r"([\\`*_\[\]|<>#~])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")

@@ -46,13 +46,14 @@ def patch() -> str:
 def facts(**kernel: Any) -> dict[str, Any]:
     """What a manifest tells beside its files."""
     return {
-        "guest": {"name": "default", "launch": msgspec.to_builtins(LAUNCH)},
+        "guest": {"name": "default", "kernel": ["4.12"], "launch": msgspec.to_builtins(LAUNCH)},
         "kernel": {
             "wanted": ["4.12"], "line": "4.12", "version": "4.12.14", "reason": "in the cache",
             "origin": "sha256:" + "a" * 64, "urls": ["https://example.org/linux-4.12.14.tar.xz"],
             "licence": "GPL-2.0-only WITH Linux-syscall-note", "signature": "not verified: a test",
             "patches": [{"file": patch(), "sha256": files.sha256(ROOT / "configs/kernel/patches" / patch()),
                          "reason": "it has one"}],
+            "inspected": {},
             **kernel,
         },
         "config": {"problems": [], "requested": 3, "fragments": {"20-efi.config": "b" * 64}},

@@ -7,7 +7,7 @@ import pytest
 from minguest import boottest, launch
 from minguest.model import Launch
 
-LAUNCH = Launch()
+LAUNCH = Launch(cmdline=("a=b",))
 OWN = launch.Spec("q35", "tcg", "max", 4, 64, 1 << 30, (launch.Gpu("gpu0", model="secondary-vga"),), ("a=b",), 60)
 
 
@@ -29,7 +29,8 @@ def test_the_cells_are_both_machines_and_the_guests_own() -> None:
         ({"gpus": ()}, False),
         ({"cmdline": ()}, False),
         ({"cpu": "host"}, False),
+        ({"max_cpus": 8}, False),
     ],
 )
 def test_a_run_counts_only_with_the_guests_own_launch(changes: dict[str, object], counts: bool) -> None:
-    assert boottest.is_cell(msgspec.structs.replace(OWN, **changes), OWN, LAUNCH) is counts
+    assert boottest.is_of(msgspec.structs.replace(OWN, **changes), LAUNCH) is counts

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle is whole, and what its manifest says."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +10,26 @@ import pytest
 
 from minguest import bundle
 from minguest.errors import UserError
+from tests import workshop
 
-FACTS: dict[str, Any] = {
-    "guest": {}, "kernel": {}, "config": {"problems": []}, "initrd": {}, "firmware": {}, "tools": {},
-}  # fmt: skip
+FACTS: dict[str, Any] = workshop.facts()
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     (tmp_path / "a").write_bytes(b"kernel")
-    bundle.write(tmp_path / "bundle", {"bzImage": tmp_path / "a"}, FACTS)
+    bundle.write(tmp_path / "bundle", dict.fromkeys(bundle.PARTS, tmp_path / "a"), FACTS)
     return tmp_path / "bundle"
 
 
 def test_a_bundle_comes_back(made: Path) -> None:
     assert bundle.load(made).files["bzImage"].size == 6
-    assert sorted(path.name for path in made.iterdir()) == ["bzImage", "manifest.json"]
+    assert sorted(path.name for path in made.iterdir()) == sorted([*bundle.PARTS, "manifest.json"])
 
 
 def test_a_part_that_is_missing_leaves_the_old_bundle(made: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        bundle.write(made, {"bzImage": tmp_path / "a", "initrd.img": tmp_path / "nowhere"}, FACTS)
+        bundle.write(made, {**dict.fromkeys(bundle.PARTS, tmp_path / "a"), "initrd.img": tmp_path / "nowhere"}, FACTS)
     assert bundle.load(made).files["bzImage"].size == 6
 
 
@@ -45,5 +46,34 @@ def test_a_changed_or_missing_file_is_named(made: Path, spoil: bytes | None) -> 
 @pytest.mark.parametrize("text", ["", "{}", "{", '{"schema": "1"}'])
 def test_a_wrong_manifest_is_named(made: Path, text: str) -> None:
     (made / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=r"(?s)manifest\.json: no bundle.*doit build"):
+    with pytest.raises(UserError, match=r"(?s)manifest\.json: no bundle's manifest.*doit build"):
+        bundle.load(made)
+
+
+def test_a_manifest_that_is_no_plain_file_does_not_hang(made: Path) -> None:
+    (made / "manifest.json").unlink()
+    os.mkfifo(made / "manifest.json")
+    with pytest.raises(UserError, match="missing, or not a plain file"):
+        bundle.load(made)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("schema", 2, "schema 2, this minguest knows 1"),
+        ("files", {}, "names no bzImage, initrd.img"),
+        ("kernel", {}, "missing required field `wanted`"),
+        ("guest", {"name": "x", "kernel": [], "launch": {"memori": "1G"}}, "unknown field `memori`"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_named(made: Path, name: str, value: object, why: str) -> None:
+    content = json.loads((made / "manifest.json").read_bytes())
+    (made / "manifest.json").write_text(json.dumps({**content, name: value}))
+    with pytest.raises(UserError, match=why):
+        bundle.load(made)
+
+
+def test_a_manifest_nested_without_end_is_named(made: Path) -> None:
+    (made / "manifest.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="no bundle's manifest"):
         bundle.load(made)

@@ -2,8 +2,12 @@
 """A release is got from a web server whole and verified, or not at all."""
 
 import http.server
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -161,13 +165,14 @@ def test_a_server_that_does_not_have_it_is_named(
 
 
 @pytest.mark.parametrize(
-    ("latest", "why"), [(b"{", "damaged"), (b'{"version": "../x"}', "is no version"), (b"[" * 70000, "too many")]
+    ("latest", "why"),
+    [(b"{", "damaged"), (b'{"version": "../x"}', "is no version"), (b"[" * 70000, "more than 65536 bytes")],
 )
 def test_a_wrong_latest_is_named(
     server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path, latest: bytes, why: str
 ) -> None:
     (shelf / "latest.json").write_bytes(latest)
-    with pytest.raises(UserError, match=why):
+    with pytest.raises(MinguestError, match=why):
         get(f"http://{server.address}/", key, tmp_path / "cache")
 
 
@@ -194,3 +199,67 @@ def test_a_full_disk_leaves_nothing(server: faults.Proxy, key: Path, tmp_path: P
     said = small_disk.run(FULL, tmp_path / "disk", "16k", *words)
     assert "No space left on device" in said and "remedy: free some space" in said
     assert said.endswith("[]\n")
+
+
+def test_an_old_release_under_a_new_address_is_refused(
+    server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path
+) -> None:
+    # Signed and whole, and not what was asked for: NAME/VERSION as it is published, and GitHub's NAME-VERSION.
+    for path in ("default-4.12/1.1", "releases/download/default-4.12-1.1"):
+        shutil.copytree(shelf / "1.0", shelf / path)
+        with pytest.raises(UserError, match=r"is default-4\.12 1\.0, and not 1\.1"):
+            get(f"http://{server.address}/{path}", key, tmp_path / "cache")
+    shutil.copytree(shelf / "1.0", shelf / "default-4.12/1.0")
+    assert get(f"http://{server.address}/default-4.12/1.0", key, tmp_path / "cache").is_dir()
+    (shelf / "latest.json").write_text('{"version": "1.1"}')
+    shutil.copytree(shelf / "1.0", shelf / "1.1")
+    shutil.rmtree(Path.cwd() / "default-4.12-1.0")
+    with pytest.raises(UserError, match="and not"):
+        get(f"http://{server.address}/", key, tmp_path / "cache")
+    assert left(Path.cwd()) == []
+
+
+def test_a_server_that_never_ends_is_not_waited_for(
+    server: faults.Proxy, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.change = lambda seen, answer: faults.Answer(200, body=b"x" * (1 << 20))
+    with pytest.raises(MinguestError, match="SHA256SUMS: more than 65536 bytes"):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+    monkeypatch.setattr(web, "WHOLE_S", -1)
+    server.reset()
+    with pytest.raises(MinguestError, match="SHA256SUMS: not done after"):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+
+
+def test_what_a_stranger_says_does_not_move_the_cursor(
+    server: faults.Proxy, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.fault = lambda number, seen: faults.Answer(401, body=b"\x1b[2Jdefault-4.12 1.0: holds\x9b\xe2\x80\xae")
+    assert cli.main(["verify", f"http://user:secret@{server.address}/1.0", "--key", f"{key}.pub"]) == 1
+    said = capsys.readouterr()
+    assert "\x1b" not in said.err + said.out and "\u202e" not in said.err + said.out
+    assert "secret" not in said.err + said.out
+
+
+@pytest.mark.parametrize("source", ["https://", "http://host:99999/x", "http://h/x?y=1", "HTTP://127.0.0.1:1/x"])
+def test_addresses_that_cannot_be_are_named(key: Path, tmp_path: Path, source: str) -> None:
+    with pytest.raises(MinguestError) as found:
+        get(source, key, tmp_path / "cache")
+    assert "not known" not in str(found.value)
+
+
+def test_ended_from_outside_it_leaves_nothing(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
+    waiting = threading.Event()
+    server.fault = lambda number, seen: waiting.wait(20) and None if seen.path.endswith("bzImage") else None
+    argv = [sys.executable, "-m", "minguest.cli", "pull", f"http://{server.address}/1.0", "--key", f"{key}.pub"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(workshop.ROOT), *sys.path])}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + 20
+        while not any(seen.path.endswith("OVMF_VARS.fd") for seen in server.seen) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert left(Path.cwd()) != []
+        process.terminate()
+        waiting.set()
+        process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert left(Path.cwd()) == []

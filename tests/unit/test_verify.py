@@ -2,9 +2,12 @@
 """A release holds, or verify says what does not: one changed byte, one paper that tells another story."""
 
 import base64
+import hashlib
+import io
 import json
 import random
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,21 +170,21 @@ def part(bom: Any, ref: str) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda bom: part(bom, "file:bzImage")["hashes"][0].update(content="0" * 64), "the files"),
-        (lambda bom: bom["components"].remove(part(bom, "file:initrd.img")), "the files"),
+        (lambda bom: part(bom, "file:bzImage")["hashes"][0].update(content="0" * 64), "file:bzImage"),
+        (lambda bom: bom["components"].remove(part(bom, "file:initrd.img")), "components are not"),
         (lambda bom: part(bom, "linux").update(version="4.12.1"), "linux"),
-        (lambda bom: part(bom, "linux")["externalReferences"][0]["hashes"][0].update(content="0" * 64), "source of"),
-        (lambda bom: part(bom, "linux")["pedigree"]["patches"].pop(), "the patches"),
-        (lambda bom: part(bom, "linux")["properties"].clear(), "the origin of linux"),
-        (lambda bom: part(bom, "ovmf").update(version="2022.11"), "OVMF"),
-        (lambda bom: part(bom, "ovmf").update(externalReferences=[]), "OVMF"),
+        (lambda bom: part(bom, "linux")["externalReferences"][0]["hashes"][0].update(content="0" * 64), "of linux"),
+        (lambda bom: part(bom, "linux")["pedigree"]["patches"].pop(), "its patches"),
+        (lambda bom: part(bom, "linux")["properties"].clear(), "of linux"),
+        (lambda bom: part(bom, "ovmf").update(version="2022.11"), "of ovmf"),
+        (lambda bom: part(bom, "ovmf").update(externalReferences=[]), "of ovmf"),
         (lambda bom: part(bom, "initd")["hashes"][0].update(content="0" * 64), "initd"),
-        (lambda bom: part(bom, "gcc").update(version="13"), "the tools"),
-        (lambda bom: part(bom, "musl").pop("licenses"), "the licences"),
-        (set_in("metadata", "component", "version", to="2.0"), "the release"),
+        (lambda bom: part(bom, "gcc").update(version="13"), "of gcc"),
+        (lambda bom: part(bom, "musl").pop("licenses"), "of musl"),
+        (set_in("metadata", "component", "version", to="2.0"), "is of default-4.12 2.0"),
         (set_in("specVersion", to="1.4"), "CycloneDX 1.6 is known here"),
         (lambda bom: bom.pop("components"), "not in the form"),
-        (lambda bom: bom["components"].remove(part(bom, "gcc")), "not in the form"),
+        (lambda bom: bom["components"].remove(part(bom, "gcc")), "components are not"),
     ],
 )  # fmt: skip
 def test_an_sbom_that_tells_another_story_is_found(
@@ -227,8 +230,8 @@ def check(statement: Any, name: str) -> Any:
     ("spoil", "told"),
     [
         (set_in("subject", 0, "digest", "sha256", to="0" * 64), "is not about"),
-        (lambda it: check(it, "boot-test-q35-8").update(result="PASS"), "PASS without a verdict"),
-        (lambda it: check(it, "boot-test-pc-8").update(result="NOT RUN"), "but its verdict is another"),
+        (lambda it: check(it, "boot-test-q35-8").update(result="PASS"), "but its files come to NOT RUN"),
+        (lambda it: check(it, "boot-test-pc-8").update(result="NOT RUN"), "but its files come to a PASS"),
         (lambda it: check(it, "boot-test-pc-8").update(files={}), "is not what"),
         (lambda it: check(it, "boot-test-pc-8")["files"].update({"boot-test-pc-8/report.json": "0" * 64}), "is not wh"),
         (lambda it: it["predicate"]["checks"].remove(check(it, "boot-test-q35-4")), "is not what"),
@@ -247,6 +250,154 @@ def test_evidence_that_tells_another_story_is_found(
     assert told in found["evidence"]
 
 
+def repack(folder: Path, key: Path, spoil: Callable[[dict[str, bytes]], None]) -> None:
+    """Change what proves the evidence, with hashes and signatures that fit: what a lying signer could do."""
+    packed = verify._unpack((folder / released.EVIDENCE_FILES).read_bytes())
+    spoil(packed)
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name, data in packed.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    (folder / released.EVIDENCE_FILES).write_bytes(content.getvalue())
+
+    def told(statement: Any) -> None:
+        for subject in statement["subject"]:
+            if subject["name"] == released.EVIDENCE_FILES:
+                subject["digest"]["sha256"] = files.sha256(folder / released.EVIDENCE_FILES)
+        for each in statement["predicate"]["checks"]:
+            names = [name for name in packed if name.startswith(f"{each['name']}/")]
+            each["files"] = {name: hashlib.sha256(packed[name]).hexdigest() for name in names}
+
+    change_statement(folder, released.EVIDENCE, key, told)
+    sign_again(folder, key)
+
+
+def spoil_verdict(spoil: Callable[[Any], None], name: str = "boot-test-q35-4") -> Callable[[dict[str, bytes]], None]:
+    def changed(packed: dict[str, bytes]) -> None:
+        content = json.loads(packed[f"{name}/verdict.json"])
+        spoil(content)
+        packed[f"{name}/verdict.json"] = json.dumps(content).encode()
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_verdict(set_in("spec", "memory", to=64 << 20)),
+        spoil_verdict(set_in("spec", "gpus", to=[])),
+        spoil_verdict(set_in("spec", "cmdline", to=["nosmp"])),
+        spoil_verdict(set_in("spec", "cpus", to=1)),
+        spoil_verdict(set_in("spec", "accel", to="kvm")),
+        spoil_verdict(set_in("verdict", "checks", 0, "ok", to=False)),
+        spoil_verdict(set_in("verdict", "checks", to=[])),
+        spoil_verdict(set_in("verdict", "result", to="failed")),
+        spoil_verdict(set_in("verdict", "phases", "wall", to=0.5)),
+        spoil_verdict(set_in("verdict", "result", to="lost"), "boot-test-pc-8"),
+        lambda packed: packed.pop("boot-test-q35-4/console.log"),
+        lambda packed: packed.update({"boot-test-q35-4/report.json": b"garbage"}),
+        lambda packed: packed.update({"../outside/console.log": b"x"}),
+        lambda packed: packed.update({"pits/console.log": b"x"}),
+    ],
+)
+def test_evidence_that_does_not_prove_it_is_found(
+    folder: Path, key: Path, spoil: Callable[[dict[str, bytes]], None]
+) -> None:
+    repack(folder, key, spoil)
+    assert list(wrong(look(folder, key))) == ["evidence"]
+
+
+def test_a_failed_test_cannot_be_told_as_not_run(tmp_path: Path, key: Path) -> None:
+    at = workshop.build(tmp_path / "failed")
+    workshop.tested(at)
+    workshop.tested(at, "pc", 1, "failed")
+    workshop.make(at, key)
+    change_statement(
+        at.release, released.EVIDENCE, key, lambda it: check(it, "boot-test-pc-1").update(result="NOT RUN", reason="")
+    )
+    sign_again(at.release, key)
+    assert "but its files come to FAIL" in wrong(look(at.release, key))["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda it: check(it, "reproduce").update(result="PASS"), "its files come to NOT RUN"),
+        (lambda it: check(it, "real-card").update(result="PASS"), "a check unknown here"),
+        (lambda it: it["predicate"]["checks"].append(check(it, "hotplug")), "told twice"),
+        (lambda it: it["predicate"]["checks"].remove(check(it, "boot-test-pc-1")), "tells nothing of boot-test-pc-1"),
+        (lambda it: it["subject"].append(it["subject"][0]), "named twice"),
+    ],
+)
+def test_claims_without_proof_are_found(folder: Path, key: Path, spoil: Callable[[Any], None], told: str) -> None:
+    change_statement(folder, released.EVIDENCE, key, spoil)
+    sign_again(folder, key)
+    assert told in wrong(look(folder, key))["evidence"]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[:-20], lambda data: data[:40] + b"\0" * 9 + data[49:], lambda data: b"x"]
+)
+def test_damaged_evidence_is_found(folder: Path, key: Path, spoil: Callable[[bytes], bytes]) -> None:
+    path = folder / released.EVIDENCE_FILES
+    path.write_bytes(spoil(path.read_bytes()))
+
+    def told(statement: Any) -> None:
+        for each in statement["subject"]:
+            if each["name"] == path.name:
+                each["digest"]["sha256"] = files.sha256(path)
+
+    change_statement(folder, released.EVIDENCE, key, told)
+    sign_again(folder, key)
+    assert "evidence.tar.gz: damaged" in wrong(look(folder, key))["evidence"]
+
+
+def test_evidence_that_unpacks_without_end_is_not_unpacked(
+    folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "EVIDENCE_MAX", 1000)
+    assert "more than 0 MiB" in wrong(look(folder, key))["evidence"]
+
+
+def test_a_file_that_is_not_there_is_missed(folder: Path, key: Path) -> None:
+    for name in (released.NOTES, released.PAGE, released.SBOM, released.EVIDENCE):
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        sign_again(folder, key)
+        assert f"lists no {name}" in wrong(look(folder, key))["manifest"]
+        (folder / name).write_bytes(whole)
+
+
+def test_a_signed_file_that_nobody_knows_is_said(folder: Path, key: Path) -> None:
+    (folder / "doit.sh").write_text("x")
+    sign_again(folder, key)
+    report = look(folder, key)
+    assert report.holds and "unknown to this minguest: doit.sh" in verify.table(report)
+
+
+def test_names_and_words_do_not_move_the_cursor(folder: Path, key: Path) -> None:
+    (folder / "\x1b[2J\n  signature    ok  by Linus").write_text("")
+    change_statement(folder, released.PROVENANCE, key, lambda it: it.update(predicateType="\x1b[2J"))
+    sign_again_but = [path for path in folder.iterdir() if "\x1b" in path.name]
+    for path in sign_again_but:
+        path.rename(folder.parent / "aside")
+    sign_again(folder, key)
+    (folder.parent / "aside").rename(folder / "\x1b[2J\n  signature    ok  by Linus")
+    text = verify.table(look(folder, key))
+    assert "\x1b" not in text and "\n  signature    ok  by Linus" not in text
+
+
+def test_papers_nested_without_end_are_wrong_and_no_crash(folder: Path, key: Path) -> None:
+    for name in (released.SBOM, released.PROVENANCE, released.MANIFEST, released.FACTS):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"[" * 200_000)
+        sign_again(folder, key)
+        assert wrong(look(folder, key)), name
+        (folder / name).write_bytes(whole)
+
+
 def test_evidence_of_other_bytes_is_found(made: Path, folder: Path, key: Path, tmp_path: Path) -> None:
     # A signer who puts the evidence of another bundle beside this one, and signs all of it again.
     other = workshop.build(tmp_path / "other", "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\n")
@@ -263,7 +414,7 @@ def test_evidence_of_other_bytes_is_found(made: Path, folder: Path, key: Path, t
 
     change_statement(folder, released.EVIDENCE, key, about_this)
     sign_again(folder, key)
-    assert "is the test of other bytes" in wrong(look(folder, key))["evidence"]
+    assert "its last run was of other bytes" in wrong(look(folder, key))["evidence"]
 
 
 @pytest.mark.parametrize("name", [released.PROVENANCE, released.EVIDENCE])
@@ -275,7 +426,7 @@ def test_an_attestation_by_another_key_or_by_nobody_is_found(
     assert "which is not trusted here" in "".join(wrong(look(folder, key)).values())
     change(folder, name, set_in("signatures", to=[]))
     sign_again(folder, key)
-    assert "nobody signed it" in "".join(wrong(look(folder, key)).values())
+    assert "has 0 signatures" in "".join(wrong(look(folder, key)).values())
 
 
 @pytest.mark.parametrize("name", [released.PROVENANCE, released.EVIDENCE])
@@ -297,7 +448,7 @@ def test_a_damaged_envelope_is_found(folder: Path, key: Path, name: str, spoil: 
 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
-    [("version", "2.0", "the release"), ("kernel", "4.12.1", "tells of"), ("signed", False, "says that the release is"),
+    [("version", "2.0", "is of default-4.12 1.0"), ("kernel", "4.12.1", "tells of"), ("signed", False, "says that the"),
      ("name", "other-4.12", "tells of"), ("schema", 2, "schema 2"), ("version", "a b", "cannot be")],
 )  # fmt: skip
 def test_facts_that_tell_another_story_are_found(folder: Path, key: Path, name: str, value: Any, told: str) -> None:
@@ -361,7 +512,7 @@ def test_the_command(
     assert cli.main(["verify", str(made)]) == 0
     assert "by maker (ssh-ed25519" in capsys.readouterr().out
     assert cli.main(["verify", str(tmp_path / "nowhere"), "--unsigned"]) == 1
-    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert "nowhere': no such folder" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path), "--unsigned"]) == 1
     assert "does NOT hold" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
