@@ -7,15 +7,12 @@ An opener of a binary format covers every byte, what is outside of all parts as 
 differ always give a row, at worst one about bytes.
 """
 
-import bz2
 import hashlib
 import io
 import json
-import lzma
 import operator
 import struct
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +23,7 @@ import pefile
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from minguest import cpio, files, kconfig, run
+from minguest import binary, cpio, files, kconfig, run
 from minguest.errors import ToolError, UserError
 
 # How many rows describe() shows, more or less, and how many differing fields of one object folders() gives.
@@ -35,19 +32,12 @@ FIELDS = 20
 # Bytes and characters of a value around the place where it differs.
 SHOWN_BYTES = 8
 SHOWN_TEXT = 60
-# How deep contents are opened, and into how many bytes one may unpack: a damaged file must not eat the machine.
+# How deep contents are opened.
 DEEPEST = 8
-LARGEST = 1 << 30
 CHUNK = 1 << 16
-# Sections of one object; vmlinux has some 40.
-SECTIONS = 4096
 REGULAR = "regular file"
 LINK = "link to "
 MISSING = "missing"
-ZSTD = b"\x28\xb5\x2f\xfd"
-# What the standard library does not unpack, by its first bytes: lz4 and lzop as the kernel's payload has them are not
-# opened at all, zstd where there is no such program. It is said then.
-PACKERS = ((b"\x02\x21\x4c\x18", "lz4"), (b"\x89LZO\0", "lzop"), (ZSTD, "zstd"))
 ENDED = "no such line"
 
 
@@ -181,7 +171,9 @@ def _rows(where: str, first: bytes, second: bytes, depth: int) -> list[Row]:
     """What differs: the first format that both are in and that shows something says it, else the bytes do."""
     if first == second:
         return []
-    note = next((f" (packed by {name}, not opened)" for magic, name in PACKERS if _both(first, second, magic)), "")
+    # Where it is opened after all, what is found says more.
+    packer = binary.packer(first)
+    note = f" (packed by {packer}, not opened)" if packer and packer == binary.packer(second) else ""
     for opener in OPENERS if depth else ():
         one = _opened(opener, first)
         two = _opened(opener, second) if one else None
@@ -197,10 +189,6 @@ def _rows(where: str, first: bytes, second: bytes, depth: int) -> list[Row]:
     if texts[0] is not None and texts[1] is not None:
         return [_lines(where, texts[0], texts[1])]
     return [_bytes(where + note, first, second)]
-
-
-def _both(first: bytes, second: bytes, magic: bytes) -> bool:
-    return first.startswith(magic) and second.startswith(magic)
 
 
 def _opened(opener: Opener, data: bytes) -> Parts | None:
@@ -327,7 +315,7 @@ def _elf(data: bytes) -> Parts | None:
     if not data.startswith(b"\x7fELF"):
         return None
     image = ELFFile(io.BytesIO(data))
-    if image.num_sections() > SECTIONS or image.num_segments() > SECTIONS:
+    if image.num_sections() > binary.SECTIONS or image.num_segments() > binary.SECTIONS:
         raise ValueError("more sections than any object has")
     fields = _told("ELF header", image.header)
     for number, segment in enumerate(image.iter_segments()):
@@ -369,42 +357,21 @@ def _symbols(table: str, section: SymbolTableSection) -> dict[str, str]:
     return symbols
 
 
-# Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header": from 0x1f1 on, without gaps.
-BOOT_HEADER = 0x1F1
-BOOT_FORMAT = "<BHIHHHHHIHIHHBBHIIIIHBBIIIBBHIIQIIQQIII"
-BOOT_FIELDS = (
-    "setup_sects", "root_flags", "syssize", "ram_size", "vid_mode", "root_dev", "boot_flag", "jump", "header",
-    "version", "realmode_swtch", "start_sys_seg", "kernel_version", "type_of_loader", "loadflags",
-    "setup_move_size", "code32_start", "ramdisk_image", "ramdisk_size", "bootsect_kludge", "heap_end_ptr",
-    "ext_loader_ver", "ext_loader_type", "cmd_line_ptr", "initrd_addr_max", "kernel_alignment",
-    "relocatable_kernel", "min_alignment", "xloadflags", "cmdline_size", "hardware_subarch",
-    "hardware_subarch_data", "payload_offset", "payload_length", "setup_data", "pref_address", "init_size",
-    "handover_offset", "kernel_info_offset",
-)  # fmt: skip
-
-
 def _bzimage(data: bytes) -> Parts | None:
     """Boot header, PE header, PE sections, setup code, and the compressed kernel as one content."""
     if data[0x202:0x206] != b"HdrS":
         return None
-    header = dict(zip(BOOT_FIELDS, struct.unpack_from(BOOT_FORMAT, data, BOOT_HEADER), strict=True))
+    header = binary.setup_header(data)
     fields = {f"setup header {name}": f"{value:#x}" for name, value in header.items()}
-    # 0 stands for 4; the boot sector comes on top.
-    setup = ((header["setup_sects"] or 4) + 1) * 512
-    version = data[header["kernel_version"] + 0x200 :][:512].split(b"\0", 1)[0]
-    fields["kernel version"] = version.decode(errors="backslashreplace")
-    ranges = [("boot header", BOOT_HEADER, BOOT_HEADER + struct.calcsize(BOOT_FORMAT))]
+    setup = binary.setup_size(header)
+    fields["kernel version"] = binary.kernel_version(data)
+    ranges = [("boot header", binary.BOOT_HEADER, binary.BOOT_HEADER + struct.calcsize(binary.BOOT_FORMAT))]
     packed = {}
-    # The payload's place is known since protocol 2.08.
-    if header["version"] >= 0x208 and header["payload_length"]:
-        start = setup + header["payload_offset"]
-        end = start + header["payload_length"]
-        ranges.append(("compressed payload", start, end))
-        packed["compressed payload"] = data[start:end]
-        # All but gzip get the unpacked size behind them (scripts/Makefile.lib, size_append).
-        if not data.startswith(b"\x1f\x8b", start):
-            packed["compressed payload"] = data[start : end - 4]
-            fields["compressed payload size when unpacked"] = str(int.from_bytes(data[end - 4 : end], "little"))
+    if payload := binary.payload(data):
+        ranges.append(("compressed payload", payload.start, payload.behind))
+        packed["compressed payload"] = data[payload.start : payload.end]
+        if payload.behind > payload.end:
+            fields["compressed payload size when unpacked"] = str(payload.unpacked)
     pe_fields, pe_ranges = _pe(data)
     ranges += [*pe_ranges, ("setup code", 0, setup), ("protected-mode code", setup, len(data))]
     contents = _partition(data, ranges, "")
@@ -455,44 +422,18 @@ def _gzip(data: bytes) -> Parts | None:
             end = data.index(b"\0", at)
             fields[name] = data[at:end].decode("latin-1")
             at = end + 1
-    unpacker = zlib.decompressobj(31)
-    content = unpacker.decompress(data, LARGEST)
-    return Parts({f"gzip {name}": value for name, value in fields.items()}, _unpacked(unpacker, content))
+    return Parts({f"gzip {name}": value for name, value in fields.items()}, _unpacked(data))
 
 
-def _xz(data: bytes) -> Parts | None:
-    # The second is the older lzma format with the usual properties and a dictionary of whole 64 KiB.
-    if not data.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        return None
-    unpacker = lzma.LZMADecompressor(memlimit=LARGEST)
-    return Parts({}, _unpacked(unpacker, unpacker.decompress(data, LARGEST)))
+def _packed(data: bytes) -> Parts | None:
+    """Formats of which no header is told."""
+    return Parts({}, _unpacked(data)) if binary.packer(data) else None
 
 
-def _bzip2(data: bytes) -> Parts | None:
-    if not data.startswith(b"BZh"):
-        return None
-    unpacker = bz2.BZ2Decompressor()
-    return Parts({}, _unpacked(unpacker, unpacker.decompress(data, LARGEST)))
-
-
-def _unpacked(unpacker: Any, content: bytes) -> dict[str, bytes]:
-    if not unpacker.eof:
-        raise ValueError("cut short, or too large")
+def _unpacked(data: bytes) -> dict[str, bytes]:
+    content, rest = binary.unpack(data)
     # Without a name: what is packed has none of its own, and a path through it reads better without.
-    rest = {"after the packed stream": unpacker.unused_data} if unpacker.unused_data else {}
-    return {"": content, **rest}
-
-
-def _zstd(data: bytes) -> Parts | None:
-    """RFC 8878, by the program zstd, which configs/packages.txt has for the kernel."""
-    if not data.startswith(ZSTD):
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        packed, content = Path(folder) / "packed", Path(folder) / "content"
-        packed.write_bytes(data)
-        limit = f"--fsize={LARGEST}"
-        run.run(["prlimit", limit, "zstd", "-d", "-q", packed, "-o", content], deadline=60, bare=True)
-        return Parts({}, {"": content.read_bytes()})
+    return {"": content, **({"after the packed stream": rest} if rest else {})}
 
 
 def _cpio(data: bytes) -> Parts | None:
@@ -542,13 +483,12 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _config(data: bytes) -> Parts | None:
     """A kernel's .config: nothing but options and comments."""
-    lines = (_text(data) or "").split("\n")
-    options = kconfig.parse_config("\n".join(lines))
-    if not options or not all(line.startswith(("#", "CONFIG_")) for line in lines if line):
+    options = kconfig.parse_config(binary.config_text(data) or "")
+    if not options:
         return None
     return Parts({f"CONFIG_{name}": value for name, value in options.items()}, {})
 
 
 OPENERS: tuple[Opener, ...] = (
-    _bzimage, _elf, _gzip, _xz, _bzip2, _zstd, _cpio, _json, _config,
+    _bzimage, _elf, _gzip, _packed, _cpio, _json, _config,
 )  # fmt: skip

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images are read, not trusted."""
 
+import bz2
 import gzip
+import lzma
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from minguest import binary
-from minguest.errors import UserError
+from minguest.errors import ToolError, UserError
 
 
 def header(flags: int = 0b1011, size: int = 0x4000) -> bytes:
@@ -44,6 +47,42 @@ def test_the_boot_header(tmp_path: Path) -> None:
     assert facts.xloadflags == ("kernel-64", "above-4g", "efi-handover-64")
     assert facts.init_size == 0x1234000
     assert not facts.efi_stub
+    assert facts.compression is None
+
+
+def test_where_a_kernel_likes_to_be(tmp_path: Path) -> None:
+    data = bytearray(header())
+    struct.pack_into("<I", data, 0x230, 0x200000)
+    data[0x235] = 12
+    struct.pack_into("<Q", data, 0x258, 0x1000000)
+    struct.pack_into("<I", data, 0x264, 0x190)
+    struct.pack_into("<H", data, 0x20E, 0)
+    facts = binary.bzimage_facts(bytes(data), "k")
+    assert (facts.alignment, facts.min_alignment) == (0x200000, 0x1000)
+    assert (facts.pref_address, facts.handover_offset, facts.version) == (0x1000000, 0x190, "")
+
+
+def test_where_the_payload_is() -> None:
+    data = bytearray(header())
+    data[0x1F1] = 3
+    struct.pack_into("<II", data, 0x248, 0x10, 0x20)
+    start = 4 * 512 + 0x10
+    struct.pack_into("<I", data, start + 0x1C, 777)
+
+    def found(first: bytes) -> binary.Payload | None:
+        data[start : start + 8] = first.ljust(8, b"\0")
+        return binary.payload(bytes(data))
+
+    size_behind = {b"BZh9": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\x5d\0\0": "lzma", b"?": None}
+    for first, name in size_behind.items():
+        assert found(first) == binary.Payload(start, start + 0x1C, start + 0x20, name, 777)
+    assert found(b"\x1f\x8b\x08") == binary.Payload(start, start + 0x20, start + 0x20, "gzip", 777)
+    assert found(b"\x7fELF") == binary.Payload(start, start + 0x20, start + 0x20, "none", None)
+    data[0x1F1] = 0  # stands for 4
+    assert found(b"")
+    assert binary.payload(bytes(data)).start == start + 512  # type: ignore[union-attr]
+    struct.pack_into("<H", data, 0x206, 0x207)
+    assert found(b"") is None
 
 
 @pytest.mark.parametrize(("machine", "subsystem", "stub"), [(0x8664, 10, True), (0x14C, 10, False), (0x8664, 3, False)])
@@ -85,3 +124,52 @@ def test_the_embedded_config(tmp_path: Path) -> None:
     path.write_bytes(b"IKCFG_ST" + packed[:-4] + b"IKCFG_ED")
     with pytest.raises(UserError, match="embedded config cannot be read"):
         binary.embedded_config(path)
+
+
+def test_an_embedded_config_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary, "LARGEST_CONFIG", 100)
+    with pytest.raises(UserError, match="k: its embedded config cannot be read: unpacks into more than 100 bytes"):
+        binary.embedded_config_in(b"IKCFG_ST" + gzip.compress(bytes(101)) + b"IKCFG_ED", "k")
+
+
+def zstd(content: bytes) -> bytes:
+    return subprocess.run(["zstd", "-q", "-c"], input=content, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("bzip2", bz2.compress),
+        ("xz", lzma.compress),
+        ("lzma", lambda content: lzma.compress(content, lzma.FORMAT_ALONE)),
+        ("zstd", zstd),
+    ],
+)
+def test_what_is_packed(name: str, pack: Callable[[bytes], bytes]) -> None:
+    content = bytes(range(256)) * 1000
+    packed = pack(content)
+    assert binary.packer(packed) == name
+    assert binary.unpack(packed, len(content)) == (content, b"")
+    with pytest.raises(ValueError, match="unpacks into more than 255999 bytes"):
+        binary.unpack(packed, len(content) - 1)
+    with pytest.raises(ValueError, match="damaged" if name == "zstd" else "cut short"):
+        binary.unpack(packed[:-9])
+    with pytest.raises(ValueError, match="damaged"):
+        binary.unpack(packed[:8] + bytes(range(99)) + packed[9:])
+    if name != "zstd":
+        assert binary.unpack_head(packed, 10) == content[:10]
+        assert binary.unpack(packed + b"more") == (content, b"more")
+
+
+def test_what_is_not_packed() -> None:
+    assert binary.packer(b"BZ") is None
+    for unpack in (binary.unpack, binary.unpack_head):
+        with pytest.raises(ValueError, match="not packed"):
+            unpack(b"text", 10)
+
+
+def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ToolError, match="lz4: no such program"):
+        binary.unpack(b"\x02\x21\x4c\x18")

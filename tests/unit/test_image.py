@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel of others is taken for what its content says; everything else is refused by name."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minguest import binary, cpio, image
+from minguest.errors import UserError
+from minguest.image import Image
+from tests.unit.test_binary import header, with_pe
+from tests.unit.test_compare import image as bzimage
+from tests.unit.test_compare import with_size, zstd
+
+Read = Callable[..., Image]
+VERSION = "6.1.0-9-foreign (me@host) #1 SMP Debian 6.1.1 (2026-01-01)"
+BANNER = "Linux version 6.1.0-9-foreign (me@host) (gcc-12 (Debian 12.2.0) 12.2.0, GNU ld 2.40) #1 SMP Debian 6.1.1 (2026-01-01)"  # noqa: E501
+CONFIG = 'CONFIG_X86_64=y\nCONFIG_LOCALVERSION=""\nCONFIG_EFI=y\n# CONFIG_SMP is not set\n'
+OPTIONS = {"X86_64": "y", "LOCALVERSION": '""', "EFI": "y", "SMP": "n"}
+LINK = ["gcc", "-nostdlib", "-static", "-no-pie", "-mcmodel=kernel", "-fno-pic", "-Wl,--build-id=none"]
+AT = "-Wl,-Ttext-segment=0xffffffff81000000"
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Reads bytes as a file named `k`."""
+
+    def read(data: bytes, *look_for: str) -> Image:
+        (tmp_path / "k").write_bytes(data)
+        return image.read(tmp_path / "k", look_for)
+
+    return read
+
+
+def linked(folder: Path, *flags: str, banner: str = BANNER, config: bytes = b"") -> bytes:
+    """A kernel as small as can be: linked to where kernels run, with a banner, a string and maybe a config."""
+    (folder / "config").write_bytes(b"IKCFG_ST" + gzip.compress(config) + b"IKCFG_ED" if config else b"")
+    (folder / "x.c").write_text(
+        f'const char linux_banner[] = "{banner}\\n"; const char said[] = "\\0016efi: EFI v%u.%.02u by";\n'
+        '__asm__(".section .rodata\\n.incbin \\"config\\"\\n.text");\n'
+        "void _start(void) {}\n"
+    )
+    subprocess.run([*LINK, *flags, "-o", "vmlinux", "x.c"], cwd=folder, check=True)
+    return (folder / "vmlinux").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return linked(tmp_path_factory.mktemp("kernel"), AT, config=CONFIG.encode())
+
+
+@pytest.fixture(scope="session")
+def stripped(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """As a bzImage has it, with relocations behind it."""
+    return linked(tmp_path_factory.mktemp("kernel"), AT, "-s", config=CONFIG.encode()) + b"relocs\0\xff" * 3
+
+
+def kernel(payload: bytes, *, pe: bool = True) -> bytes:
+    """A bzImage, padded as no real one needs to be."""
+    return bzimage(payload, tail=bytes(0x1000), pe=pe)
+
+
+def put(data: bytes, at: int, layout: str, *values: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(layout, changed, at, *values)
+    return bytes(changed)
+
+
+def piped(*argv: str) -> Callable[[bytes], bytes]:
+    return lambda content: subprocess.run(argv, input=content, capture_output=True, check=True).stdout
+
+
+def here(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+def xz_for_x86(content: bytes) -> bytes:
+    """As scripts/xz_wrap.sh of the kernel does it."""
+    filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 25}]
+    return lzma.compress(content, check=lzma.CHECK_CRC32, filters=filters)
+
+
+def lzma_alone(content: bytes) -> bytes:
+    return lzma.compress(content, lzma.FORMAT_ALONE)
+
+
+PACKERS = [
+    pytest.param("gzip", gzip.compress, id="gzip"),
+    pytest.param("bzip2", bz2.compress, id="bzip2"),
+    pytest.param("lzma", lzma_alone, id="lzma"),
+    pytest.param("xz", xz_for_x86, id="xz"),
+    pytest.param("zstd", zstd, id="zstd"),
+    pytest.param("lz4", piped("lz4", "-l", "-9", "-", "-"), id="lz4", marks=here("lz4")),
+    pytest.param("lzo", piped("lzop", "-9"), id="lzo", marks=here("lzop")),
+]
+
+
+def pack(name: str, packed: bytes, content: bytes) -> bytes:
+    return packed if name == "gzip" else with_size(packed, content)
+
+
+# ── what is read ──
+
+
+@pytest.mark.parametrize(("name", "compress"), PACKERS)
+def test_a_kernel_of_every_compression(
+    read: Read, stripped: bytes, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    found = read(kernel(pack(name, compress(stripped), stripped)), "efi: EFI v", "smpboot: Allowing")
+    assert (found.kind, found.compression, found.opened, found.closed_because) == ("bzImage", name, True, "")
+    assert found.config == OPTIONS
+    assert found.strings == {"efi: EFI v"}
+    assert found.symbols is None
+    assert found.version == "6.12.94 (me@host"  # the header's
+    assert found.bzimage
+    assert (found.bzimage.compression, found.bzimage.efi_stub) == (name, True)
+    assert found.size == found.bzimage.size == Path(found.path).stat().st_size
+
+
+def test_a_kernel_that_is_not_packed(read: Read, stripped: bytes) -> None:
+    found = read(kernel(stripped, pe=False))
+    assert (found.compression, found.opened, found.config) == ("none", True, OPTIONS)
+    assert found.bzimage
+    assert not found.bzimage.efi_stub
+
+
+def test_a_vmlinux(read: Read, vmlinux: bytes) -> None:
+    found = read(vmlinux, "efi: EFI v", "\u2026")
+    assert (found.kind, found.compression, found.opened, found.bzimage) == ("vmlinux", "none", True, None)
+    assert (found.version, found.config) == (VERSION, OPTIONS)
+    assert found.strings == {"efi: EFI v"}
+    assert found.symbols
+    assert {"_start", "linux_banner"} <= found.symbols
+    assert "" not in found.symbols
+
+
+def test_a_vmlinux_without_symbols_and_config(read: Read, tmp_path: Path) -> None:
+    found = read(linked(tmp_path, AT, "-s", banner="Linux version 7.0 of nobody"))
+    assert (found.version, found.config, found.symbols) == ("7.0 of nobody", None, None)
+
+
+def test_only_what_is_loaded_is_searched(read: Read, vmlinux: bytes, tmp_path: Path) -> None:
+    (tmp_path / "debug").write_bytes(b"efi: a string of debug information")
+    argv = ["objcopy", "--add-section", f".debug_str={tmp_path}/debug"]
+    (tmp_path / "v").write_bytes(vmlinux)
+    subprocess.run([*argv, tmp_path / "v"], check=True)
+    assert read((tmp_path / "v").read_bytes(), "efi: EFI v", "efi: a string").strings == {"efi: EFI v"}
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_config(read: Read, newline: str) -> None:
+    text = f"#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 6.12.94 Kernel Configuration\n#\n{CONFIG}"
+    found = read(text.replace("\n", newline).encode(), "EFI")
+    assert (found.kind, found.version, found.config) == ("config", "6.12.94", OPTIONS)
+    assert (found.opened, found.strings, found.compression) == (True, frozenset(), "none")
+    assert read(CONFIG.encode()).version is None
+    assert read(gzip.compress(CONFIG.encode())).wrapped_in == "gzip"  # /proc/config.gz
+
+
+@pytest.mark.parametrize(("name", "compress"), PACKERS)
+def test_a_file_that_is_packed_as_a_whole(
+    read: Read, vmlinux: bytes, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    found = read(compress(vmlinux))
+    assert (found.kind, found.wrapped_in, found.compression, found.version) == ("vmlinux", name, name, VERSION)
+    assert found.size < len(vmlinux)
+
+
+def with_section(data: bytes, name: bytes = b".linux", machine: int = 0x8664) -> bytes:
+    """An EFI program with one section, filled up to the file's alignment."""
+    stub = put(with_pe(bytes(0x600), machine), 0x46, "<H", 1)
+    filled = len(data) + 0x100
+    row = struct.pack("<8sIIII12xI", name, len(data), 0x10000, filled, 0x600, 0x40000040)
+    return stub[: 0x58 + 0xA0] + row + stub[0x58 + 0xA0 + len(row) :] + data + bytes(0x100)
+
+
+def test_the_kernel_inside_of_a_uki(read: Read, stripped: bytes) -> None:
+    inner = kernel(gzip.compress(stripped))
+    found = read(with_section(inner))
+    assert (found.kind, found.wrapped_in, found.compression, found.config) == ("bzImage", "UKI", "gzip", OPTIONS)
+    assert found.bzimage
+    assert found.bzimage.size == len(inner) < found.size
+    assert read(gzip.compress(with_section(inner))).wrapped_in == "gzip, UKI"
+
+
+# ── what stays closed: the headers are facts all the same ──
+
+
+def closed(read: Read, payload: bytes) -> str:
+    found = read(kernel(payload), "efi: EFI v")
+    assert (found.opened, found.config, found.symbols, found.strings) == (False, None, None, frozenset())
+    assert (found.kind, found.version) == ("bzImage", "6.12.94 (me@host")
+    return found.closed_because
+
+
+@pytest.mark.parametrize(
+    ("magic", "why"),
+    [
+        (b"\x02\x21\x4c\x18", "lz4: the program lz4 is not installed"),
+        (b"\x89LZO\0\r\n\x1a\n", "lzo: the program lzop is not installed"),
+        (b"\x28\xb5\x2f\xfd", "zstd: the program zstd is not installed"),
+    ],
+)
+def test_a_program_that_is_missing_is_named(
+    read: Read, monkeypatch: pytest.MonkeyPatch, magic: bytes, why: str
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert closed(read, with_size(magic, b"content")) == why
+    with pytest.raises(UserError, match=f"{why.split(': ')[1]}\n  remedy: apt-get install"):
+        read(magic)
+
+
+def test_lzop_is_asked_rightly(read: Read, stripped: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no lzop, one that takes the words of the real one and packs by adding its magic."""
+    (tmp_path / "bin").mkdir()
+    script = '#!/bin/sh\n[ "$1 $2 $4" = "-d -q -o" ] && tail -c +6 "$3" >"$5"\n'
+    (tmp_path / "bin/lzop").write_text(script)
+    (tmp_path / "bin/lzop").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    assert read(kernel(with_size(b"\x89LZO\0" + stripped, stripped))).config == OPTIONS
+
+
+@pytest.mark.parametrize(("name", "compress"), PACKERS)
+def test_a_damaged_payload_is_said(read: Read, stripped: bytes, name: str, compress: Callable[[bytes], bytes]) -> None:
+    packed = compress(stripped)
+    assert closed(read, pack(name, packed[: len(packed) // 2], stripped)).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(("name", "compress"), PACKERS)
+def test_more_than_it_says_is_not_unpacked(
+    read: Read, stripped: bytes, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    packed = compress(stripped)
+    packed = packed[:-4] if name == "gzip" else packed
+    less = closed(read, packed + struct.pack("<I", len(stripped) - 1))
+    more = closed(read, packed + struct.pack("<I", len(stripped) + 1))
+    if name == "gzip":  # it checks its own size
+        assert less == more == "gzip: damaged: Error -3 while decompressing data: incorrect length check"
+    else:
+        assert less == f"{name}: unpacks into more than {len(stripped) - 1} bytes"
+        assert more == f"{name}: unpacks into {len(stripped)} bytes and says {len(stripped) + 1}"
+
+
+def test_a_payload_of_an_unlikely_size(read: Read) -> None:
+    assert "2147483648 bytes, which no kernel has" in closed(read, b"BZh9" + struct.pack("<I", 1 << 31))
+    assert closed(read, b"unknown to us") == "packed by nothing that is known: its first bytes are " + (
+        b"unknown ".hex(" ")
+    )
+
+
+# ── what is refused ──
+
+
+def tarball() -> bytes:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("vmlinuz"))
+    return held.getvalue()
+
+
+ARM64 = put(bytes(0x1000), 0x38, "<I", 0x644D5241)
+INITRD = cpio.archive([cpio.Entry("init", 0o100755, b"\x7fELF" * 20000)])
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "k: empty"),
+        (INITRD, "not a kernel: an initrd"),
+        (gzip.compress(INITRD), r"k \(unpacked from gzip\): not a kernel: an initrd"),
+        (zstd(INITRD), r"k \(unpacked from zstd\): not a kernel: an initrd"),
+        (tarball(), "not a kernel: a tarball"),
+        (lzma.compress(tarball()), r"\(unpacked from xz\): not a kernel: a tarball"),
+        (ARM64, "not a kernel: a kernel for arm64"),
+        (b"MZ" + ARM64[2:], "not a kernel: a kernel for arm64"),
+        (gzip.compress(ARM64), r"\(unpacked from gzip\): not a kernel: a kernel for arm64"),
+        (with_section(b"", b".text"), "an EFI program, but no kernel"),
+        (with_section(b"", b".linux", 0xAA64), "an EFI program for ARM64, not for x86-64"),
+        (with_pe(ARM64, 0xAA64), "an EFI program for ARM64, not for x86-64"),
+        (with_section(b"MZ"), r"its section .linux\): not a kernel"),
+        (with_section(bytes(0x2000))[:0x1000], "k: cut short: 4096 bytes, where its header says at least 9728"),
+        (b"\0\x01\x02\x03random", "not a kernel: bytes that begin 00 01 02 03"),
+        (b"\xc3\x28 no text", "not a kernel: bytes that begin c3 28"),
+        (b"0000 T _text\n", "not a kernel: a text that begins '0000 T _text'"),
+        (b"CONFIG_EFI=y\n", "1 options, but not the whole .config of an x86-64 kernel: no CONFIG_X86_64=y"),
+        (b"CONFIG_X86_64=y\nCONFIG_XEN=y\n", "2 options, but not the whole .* no CONFIG_LOCALVERSION"),
+        (header()[:0x300], "k: cut short: 768 bytes"),
+        (kernel(b""), "6.12.94 .*no compressed kernel: no Linux, or one before 2.6.26"),
+        (put(kernel(b"x" * 9), 0x206, "<H", 0x207), r"no compressed kernel: .*\(boot protocol 2.07\)"),
+        (kernel(bytes(9000))[:0x1000], "k: cut short: 4096 bytes, where its header says at least"),
+        (put(kernel(b"x" * 9), 0x1F4, "<I", 0x1000), "k: cut short: .* at least 67584"),
+        (put(kernel(b"x" * 9), 0x236, "<H", 0), "a 32-bit kernel"),
+        (gzip.compress(b"x" * 99)[:20], "k: packed by gzip, and cannot be unpacked: cut short"),
+        (b"\x7fELF", "k: not an ELF file, or cut short"),
+        (b"!<arch>\ndebian-binary   1\0", "a Debian package"),
+    ],
+)  # fmt: skip
+def test_what_is_no_kernel_is_named(read: Read, data: bytes, what: str) -> None:
+    with pytest.raises(UserError, match=what) as caught:
+        read(data)
+    assert caught.value.remedy
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path, "a folder"), (tmp_path / "none", "No such file"), (tmp_path / "pipe", "no regular")):
+        with pytest.raises(UserError, match=what) as caught:
+            image.read(path)
+        assert str(path) in caught.value.message
+
+
+def test_elf_files_that_are_no_kernel(read: Read, vmlinux: bytes, tmp_path: Path) -> None:
+    (tmp_path / "o.c").write_text("int x;\n")
+    for flag in ("-m64", "-m32"):
+        subprocess.run(["gcc", flag, "-c", "-o", f"o{flag}", "o.c"], cwd=tmp_path, check=True)
+    # Linked as a program is; and a kernel of another name.
+    program = linked(tmp_path)
+    other = linked(tmp_path, AT, banner="FreeBSD 15")
+    for data, what in (
+        ((tmp_path / "o-m64").read_bytes(), "no kernel: it is not linked"),
+        ((tmp_path / "o-m32").read_bytes(), "for x86, 32 bits, not for x86-64"),
+        (put(vmlinux, 0x12, "<H", 183), "for AArch64, 64 bits, not for x86-64"),
+        (program, "nothing in it is loaded where kernels run"),
+        (other, "no Linux kernel"),
+        (vmlinux[:-1], "cut short"),
+        (vmlinux[:0x20], "not an ELF file, or cut short"),
+        (put(vmlinux, 0x40 + 32, "<Q", 1 << 40), "cut short"),
+    ):
+        with pytest.raises(UserError, match=what):
+            read(data)
+
+
+def test_an_older_kernel_does_not_say_in_its_header_that_it_is_of_64_bits(read: Read, stripped: bytes) -> None:
+    old = put(put(kernel(gzip.compress(stripped)), 0x206, "<H", 0x20A), 0x236, "<H", 0)
+    assert read(old).config == OPTIONS
+
+
+def test_the_payload_of_an_older_kernel_says_that_it_is_32_bit(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "o.c").write_text("int x;\n")
+    subprocess.run(["gcc", "-m32", "-c", "-o", "o", "o.c"], cwd=tmp_path, check=True)
+    old = put(kernel(gzip.compress((tmp_path / "o").read_bytes())), 0x206, "<H", 0x20A)
+    with pytest.raises(UserError, match=r"k \(its payload\): an ELF file for x86, 32 bits"):
+        read(old)
+
+
+# ── bounds ──
+
+
+def test_a_bomb_is_told_by_its_head(read: Read) -> None:
+    bomb = gzip.compress(bytes(1 << 27), 1)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="not a kernel"):
+        read(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_a_bomb_of_text_ends_at_the_limit(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary, "LARGEST", 1 << 20)
+    monkeypatch.setattr(binary.unpack, "__defaults__", (1 << 20,))
+    with pytest.raises(UserError, match="unpacks into more than 1048576 bytes"):
+        read(gzip.compress(b"#\n" * (1 << 20)))
+    with pytest.raises(UserError, match="not a kernel: a text"):
+        read(CONFIG.encode() + b"#\n" * (1 << 20))
+
+
+def test_what_cannot_be_a_kernel_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "disk").open("wb") as file:
+        file.truncate(1 << 27)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="not a kernel"):
+        image.read(tmp_path / "disk")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_what_holds_itself_ends(read: Read) -> None:
+    packed = CONFIG.encode()
+    for _ in range(image.DEEPEST + 1):
+        packed = gzip.compress(packed)
+    with pytest.raises(UserError, match="not a kernel"):
+        read(packed)
+
+
+def test_segments_that_overlap_are_read_once(read: Read, vmlinux: bytes) -> None:
+    # All program headers the same, each for the whole file.
+    (count,) = struct.unpack_from("<H", vmlinux, 0x38)
+    data = vmlinux
+    for number in range(count):
+        row = (1, 4, 0, 0xFFFF_FFFF_8100_0000, 0, len(vmlinux), len(vmlinux), 0x1000)
+        data = put(data, 0x40 + 56 * number, "<IIQQQQQQ", *row)
+    with pytest.raises(UserError, match="segments that overlap"):
+        read(data)
+
+
+def test_a_large_kernel_takes_less_than_two_seconds(read: Read, tmp_path: Path) -> None:
+    # 60 MB of which one in four bytes is hard to pack: some 15 MB.
+    filler = b"".join(os.urandom(1024) + bytes(3072) for _ in range(15000))
+    (tmp_path / "filler").write_bytes(filler)
+    (tmp_path / "y.c").write_text('__asm__(".section .rodata\\n.incbin \\"filler\\"\\n.text");\n')
+    content = linked(tmp_path, AT, "-s", "y.c")
+    whole = kernel(with_size(zstd(content), content))
+    assert len(whole) > 15e6
+    start = time.process_time()
+    assert read(whole, *(f"not in it {number}" for number in range(40)), "efi: EFI v").strings == {"efi: EFI v"}
+    assert time.process_time() - start < 2
+
+
+# ── damage ──
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_damage_is_said_and_no_failure(read: Read, vmlinux: bytes, stripped: bytes, data: st.DataObject) -> None:
+    bzimage_of = kernel(gzip.compress(stripped, mtime=0))
+    wholes = [vmlinux, bzimage_of, kernel(stripped), with_section(bzimage_of), gzip.compress(vmlinux, mtime=0)]
+    whole = data.draw(st.sampled_from(wholes))
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Often in the headers, where sizes and offsets are.
+        at = data.draw(st.integers(0, len(whole) - 1) | st.integers(0, min(0x300, len(whole) - 1)))
+        damaged[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0xFF]) | st.integers(0, 255))
+    try:
+        found = read(bytes(damaged[: data.draw(st.just(len(whole)) | st.integers(0, len(whole)))]))
+    except UserError as error:
+        assert str(error)
+    else:
+        assert found.opened is (found.closed_because == "")
