@@ -550,7 +550,7 @@ def test_every_fault_of_what_changes_something_is_overcome(
     tmp_path: Path, front: Proxy, place: Place, kind: Fault
 ) -> None:
     what = release(tmp_path / "release", TINY)
-    wanted = ("POST .*/uploads/", "PUT .*/uploads/", "PUT .*/manifests/sha256:", "PUT .*/sha256-", r"PUT .*/manifests/1\.0$")
+    wanted = ("POST .*/uploads/", "PUT .*/uploads/", "PUT .*/manifests/sha256:", "PUT .*/sha256-", r"PUT .*/1\.0$")
     faults = [on(each, kind) for each in wanted]
     front.fault = lambda number, seen: next(filter(None, (fault(number, seen) for fault in faults)), None)
     publish(what, place)
