@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import operator
+import os
 import struct
 import tempfile
 from collections import Counter
@@ -132,11 +133,13 @@ def diffoscope(first: Path, second: Path, report: Path) -> bool:
 def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", "two folders are compared, each with a build's output")
-    return {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
+    # Not rglob: before Python 3.12 it stumbles over a link whose target is too long a name.
+    found = {}
+    for place, folders, names in os.walk(folder):
+        for name in (*names, *(each for each in folders if Path(place, each).is_symlink())):
+            path = Path(place, name)
+            found[path.relative_to(folder).as_posix()] = path
+    return found
 
 
 def _compare(first: Path | None, second: Path | None) -> list[Row]:

@@ -70,7 +70,14 @@ class Web:
     def save(self, name: str, sha256: str, target: Path) -> None:
         """By way of the cache, which resumes and knows what an earlier run has got."""
         source = Source(version="", urls=(f"{self.where}/{name}",), sha256=sha256, licence="")
-        shutil.copyfile(fetch.fetch(source, name, self._cache, self._say), target)
+        try:
+            path = fetch.fetch(source, name, self._cache, self._say)
+        except ToolError as error:
+            raise ToolError(
+                f"{self.where}: {name} is not to be had as {released.SUMS} lists it\n{error.message}",
+                "try again; if it stays so, the publication is incomplete or was changed: ask who keeps it",
+            ) from error
+        shutil.copyfile(path, target)
 
 
 def remote(source: str, cache: Path, configs: Sequence[Path], say: Callable[[str], None]) -> Remote:

@@ -34,6 +34,8 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     gpu: bool
     bars: tuple[Bar, ...]
     driver: str | None = None
+    command: str | None = None
+    """The command register in hex: bit 1 is memory decoding."""
 
 
 class Report(msgspec.Struct, frozen=True):

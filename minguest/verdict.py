@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares three views of one guest: what was asked, what QEMU made, what initd saw. Pure."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ RESERVED_MAX = 32 << 20
 # QEMU says this of a BAR that has no address: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
 UNMAPPED = -1
 ROM = 6
+# What initd says on the console when its report went nowhere.
+NO_PORT = re.compile(r"initd: .* bytes, to no port")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -84,8 +87,10 @@ def judge(spec: Spec, run: Run, report: Report, problems: Sequence[str] = ()) ->
 
 
 def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
-    panic = next((line for line in screen if "Kernel panic - not syncing" in line.text), None)
-    if panic:
+    panic = _panic(screen)
+    if any("UEFI Interactive Shell" in line.text for line in screen):
+        what = "it stands in the UEFI shell: the firmware could not start the kernel"
+    elif panic:
         what = f"the kernel panicked (console line {panic.number})"
     else:
         what = {
@@ -101,8 +106,13 @@ def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
     if not any(line.text for line in screen) and not report.records:
         what += "; it never spoke, neither on the console nor on the report's port"
     elif not report.records:
-        what += "; initd never spoke"
+        spoke = next((line for line in screen if NO_PORT.match(line.text)), None)
+        what += f"; initd could not write its report (console line {spoke.number})" if spoke else "; initd never spoke"
     return what + (f"; report: {report.damage}" if report.damage else "")
+
+
+def _panic(screen: Sequence[console.Line]) -> console.Line | None:
+    return next((line for line in screen if "Kernel panic - not syncing" in line.text), None)
 
 
 def _phases(run: Run, report: Report) -> Phases:
@@ -139,15 +149,19 @@ def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
     devices = {device.address: device for device in report.pci}
     in_qemu = dict(_functions(views.get("pci", ())))
     yield _all_devices(in_qemu, devices)
+    yield _bars(report.pci)
     for gpu in spec.gpus:
         yield _gpu(gpu, in_qemu, devices)
     off = run.ending == "power-off"
-    yield Check("power-off", "yes", run.ending, "asked for", off, "" if off else run.detail or run.ending)
+    panic = _panic(console.lines(run.console))
+    why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
+    yield Check("power-off", "yes", run.ending, "asked for", off, "" if off else why)
 
 
 def _equal(name: str, asked: int, qemu: int | None, guest: int) -> Check:
     ok = asked == qemu == guest
-    return Check(name, str(asked), _shown(qemu), str(guest), ok, "" if ok else f"{guest} of {asked}")
+    why = f"{guest} of {asked}" if guest != asked else f"QEMU has {_shown(qemu)}, {asked} were asked for"
+    return Check(name, str(asked), _shown(qemu), str(guest), ok, "" if ok else why)
 
 
 def _shown(value: int | None) -> str:
@@ -158,19 +172,26 @@ def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
     facts = views.get("memory", {})
     made = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
     ram = report.record("memory").get("ram_bytes") or 0
-    ok = made == spec.memory and spec.memory - RESERVED_MAX <= ram <= spec.memory
+    enough = spec.memory - RESERVED_MAX <= ram <= spec.memory
+    ok = made == spec.memory and enough
+    in_qemu = "not answered" if made is None else _size(made)
+    why = f"{_size(ram)} of {_size(spec.memory)}" if not enough else f"QEMU has {in_qemu}"
     return Check(
         "memory",
-        _mib(spec.memory),
-        "not answered" if made is None else _mib(made),
-        f"{_mib(ram)} RAM",
+        _size(spec.memory),
+        in_qemu,
+        f"{_size(ram)} RAM",
         ok,
-        "" if ok else f"{_mib(ram)} of {_mib(spec.memory)}",
+        "" if ok else why,
     )
 
 
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB"
+def _size(count: int) -> str:
+    """Bytes for a person; memory up to some GiB stays in MiB, as its differences are of some MiB."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << shift and (shift != 30 or (count % (1 << 30) == 0 and count >= 8 << 30)):
+            return f"{count / (1 << shift):.0f} {unit}"
+    return f"{count} bytes"
 
 
 def _functions(buses: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,6 +214,14 @@ def _all_devices(made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) ->
     return Check("PCI devices", "all", str(len(made)), str(len(seen)), ok, why or ("" if ok else "QMP did not answer"))
 
 
+def _bars(devices: Sequence[PciDevice]) -> Check:
+    """Every BAR of every device has an address: one that has none may take the others of its bridge with it."""
+    bars = [(device.address, bar) for device in devices for bar in device.bars if bar.index != ROM]
+    dead = [f"{address} BAR {bar.index}" for address, bar in bars if not bar.assigned]
+    why = f"no address: {', '.join(dead)}" if dead else ""
+    return Check("BARs", "all placed", "", f"{len(bars) - len(dead)} of {len(bars)}", not dead, why)
+
+
 def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
     name = f"GPU {gpu.id}"
     found = next(((address, each) for address, each in made.items() if each.get("qdev_id") == gpu.id), None)
@@ -206,10 +235,15 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
         return Check(name, str(gpu), in_qemu, "not there", False, f"the guest sees nothing at {address}")
     bars = {bar.index: bar for bar in view.bars if bar.index != ROM}
     wrong = [] if view.gpu else [f"class {view.pci_class} is no display controller's"]
+    dead = [index for index in sorted(regions) if index not in bars or not bars[index].assigned]
+    wrong += [f"BAR {index} ({_size(regions[index]['size'])}) has no address" for index in dead]
     for index, region in sorted(regions.items()):
-        bar = bars.get(index)
-        if bar is None or not bar.assigned or region["address"] == UNMAPPED:
-            wrong.append(f"BAR {index} ({region['size'] // 1024} KiB) has no address")
+        if dead:
+            break  # Linux does not enable such a device, so QEMU knows the addresses of none of its BARs
+        bar = bars[index]
+        if region["address"] == UNMAPPED:
+            off = f"the device does not decode (command {view.command})"
+            wrong.append(f"BAR {index} ({_size(region['size'])}): guest {bar.start}, and {off}")
         elif (int(bar.start or "0", 16), bar.size) != (region["address"], region["size"]):
             wrong.append(f"BAR {index}: guest {bar.start}, QEMU {region['address']:#x}")
     if not regions:

@@ -81,7 +81,7 @@ def test_three_views_that_agree_are_a_pass() -> None:
     found = judge()
     assert (found.result, found.reason) == ("pass", "three views agree")
     assert [check.name for check in found.checks] == [
-        "CPUs", "CPUs at most", "memory", "firmware", "PCI devices", "GPU gpu0", "power-off",
+        "CPUs", "CPUs at most", "memory", "firmware", "PCI devices", "BARs", "GPU gpu0", "power-off",
     ]  # fmt: skip
     phases = found.phases
     assert (phases.firmware, phases.kernel, phases.wall) == (1.25, 0.75, 3.0)
@@ -105,7 +105,7 @@ def gpu_changed(**fields: Any) -> list[dict[str, Any]]:
         (changed("cpus", possible="0-3"), "CPUs at most: 4 of 8"),
         (changed("memory", ram_bytes=(1 << 30) - (33 << 20)), "memory: 991 MiB of 1024 MiB"),
         (changed("memory", ram_bytes=2 << 30), "memory: 2048 MiB of 1024 MiB"),
-        (changed("memory", ram_bytes=None), "memory: 0 MiB of 1024 MiB"),
+        (changed("memory", ram_bytes=None), "memory: 0 bytes of 1024 MiB"),
         (changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
         (RECORDS[:-1], "PCI devices: the guest does not see 0000:01:00.0"),
         ([*RECORDS, pci("0000:09:00.0")], "PCI devices: QEMU does not know 0000:09:00.0"),
@@ -113,7 +113,7 @@ def gpu_changed(**fields: Any) -> list[dict[str, Any]]:
         (gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24)]), "GPU gpu0: BAR 2 (4 KiB) has no address"),
         (
             gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24), {**bar(2, 0, 4096), "assigned": False}]),
-            "GPU gpu0: BAR 2 (4 KiB) has no address",
+            "BARs: no address: 0000:00:02.0 BAR 2; GPU gpu0: BAR 2 (4 KiB) has no address",
         ),
         (
             gpu_changed(bars=[bar(0, 0xD0000000, 1 << 24), bar(2, 0xC1000000, 4096)]),
@@ -162,7 +162,26 @@ def test_no_devices_at_all_are_not_alike() -> None:
 def test_a_bar_that_qemu_sees_unmapped_fails() -> None:
     views = copy.deepcopy(VIEWS)
     views["pci"][0]["devices"][1]["regions"][0]["address"] = -1
-    assert judge(views=views).reason == "GPU gpu0: BAR 0 (16384 KiB) has no address"
+    assert judge(views=views).reason == (
+        "GPU gpu0: BAR 0 (16 MiB): guest 0xc0000000, and the device does not decode (command None)"
+    )
+
+
+def test_a_dead_bar_of_any_device_fails() -> None:
+    dead = {**bar(2, 0, 1 << 38), "start": None, "size": None, "assigned": False}
+    records = [{**each, "bars": [dead]} if each.get("address") == "0000:01:00.0" else each for each in RECORDS]
+    assert judge(records).reason == "BARs: no address: 0000:01:00.0 BAR 2"
+
+
+def test_one_dead_bar_is_named_and_not_those_that_suffer_from_it() -> None:
+    views = copy.deepcopy(VIEWS)
+    for region_ in views["pci"][0]["devices"][1]["regions"]:
+        region_["address"] = -1
+    views["pci"][0]["devices"][1]["regions"][0]["size"] = 256 << 30
+    records = gpu_changed(bars=[{**bar(0, 0, 0), "assigned": False}, bar(2, 0xC1000000, 4096)], command="0000")
+    assert judge(records, views).reason == (
+        "BARs: no address: 0000:00:02.0 BAR 0; GPU gpu0: BAR 0 (256 GiB) has no address"
+    )
 
 
 def test_a_gpu_that_qemu_did_not_make_fails() -> None:
@@ -211,5 +230,32 @@ def test_a_failure_quotes_the_telling_lines_and_what_was_known() -> None:
 
 def test_the_table_of_a_pass_has_a_row_a_check_and_the_times() -> None:
     shown = verdict.table(judge()).splitlines()
-    assert len(shown) == 1 + 7 + 1
+    assert len(shown) == 1 + 8 + 1
     assert shown[-1] == "  times: firmware 1.25 s · kernel 0.75 s · initd 0.10 s · whole 3.00 s"
+
+
+def test_what_qemu_made_beside_what_was_asked_is_told() -> None:
+    assert judge(views={**VIEWS, "cpus": [{}] * 6}).reason == "CPUs: QEMU has 6, 4 were asked for"
+    more = {"base-memory": 1 << 30, "plugged-memory": 256 << 20}
+    assert judge(views={**VIEWS, "memory": more}).reason == "memory: QEMU has 1280 MiB"
+
+
+def test_a_panic_after_the_report_is_told() -> None:
+    screen = b"[ 1.0] Linux version 6.12\n[ 2.0] Kernel panic - not syncing: NMI: Not continuing\n"
+    assert (
+        judge(console=screen, ending="reset").reason
+        == "power-off: the kernel panicked after its report (console line 2)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("screen", "reason"),
+    [
+        (b"BdsDxe: failed to load Boot0001\nUEFI Interactive Shell v2.2\nShell> ", "it stands in the UEFI shell"),
+        (b"initd: 0.1.0: 14 records, 3634 bytes, to no port\n", "initd could not write its report (console line 1)"),
+    ],
+)
+def test_a_guest_that_is_lost_elsewhere_is_found(screen: bytes, reason: str) -> None:
+    found = judge([], console=screen, ending="deadline", end=False)
+    assert found.result == "lost"
+    assert reason in found.reason
