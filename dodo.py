@@ -8,6 +8,7 @@
 
 Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
        version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
+       log=FILE  report=FILE
 """
 
 from pathlib import Path
@@ -82,6 +83,16 @@ def task_release():
 def task_publish():
     """put the release where users fetch it; to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX"""
     return PROJECT.publish_step()
+
+
+def task_diagnose():
+    """which known pit a console tells of; log=FILE report=FILE"""
+    return PROJECT.diagnose_step()
+
+
+def task_pits_page():
+    """docs/pits.md, of configs/pits/"""
+    return PROJECT.pits_page_step()
 
 
 def task_lint():

@@ -4,13 +4,13 @@
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 
-from minguest import bundle, files, kconfig, launch, qemu, report, settings, verdict
+from minguest import bundle, files, kconfig, launch, pits, qemu, report, settings, verdict
 from minguest.errors import GuestFailed, GuestLost
 from minguest.model import Accel, Launch, Machine
 
@@ -46,6 +46,8 @@ class Bench(msgspec.Struct, frozen=True):
     """Gets console.log, report.json, verdict.json and qemu.sh; what was in it is removed."""
     kvm: Path
     """A file: whether KVM runs this firmware on this machine."""
+    pits: Path | None = None
+    """configs/pits/: a guest that fails is told its pit."""
     evidence: Path | None = None
     """A folder: a run that is one of `cells` is kept here too, by the cell's name."""
 
@@ -62,6 +64,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """Which accelerator was taken, and why."""
     argv: tuple[str, ...]
     verdict: verdict.Verdict
+    pits: tuple[str, ...] = ()
+    """Known ways to fail that were recognized, roots only; of a pass none."""
 
 
 def cells(launch: Launch) -> list[tuple[Machine, int]]:
@@ -96,6 +100,9 @@ def run(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], 
     if judged.result == "pass":
         say(f"PASS: {judged.reason}")
         return outcome
+    if bench.pits:
+        known = pits.load(bench.pits)
+        say(pits.describe(_diagnose(known, bench.folder), known))
     kind = GuestFailed if judged.result == "failed" else GuestLost
     raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {bench.folder / 'console.log'}")
 
@@ -118,13 +125,22 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
     seen = report.parse(result.report)
     judged = verdict.judge(spec, result, seen, manifest.config.problems)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
-    outcome = Outcome(manifest.files, wanted, spec, version, why, result.argv, judged)
+    told: tuple[str, ...] = ()
+    if bench.pits and judged.result != "pass":
+        told = tuple(hit.id for hit in _diagnose(pits.load(bench.pits), folder).roots)
+    outcome = Outcome(manifest.files, wanted, spec, version, why, result.argv, judged, told)
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
     if bench.evidence is not None and is_of(spec, wanted):
         with files.replacing_tree(bench.evidence / cell_name(spec.machine, spec.cpus)) as kept:
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
     return outcome
+
+
+def _diagnose(known: Mapping[str, pits.Pit], folder: Path) -> pits.Diagnosis:
+    """What the console, QEMU's own words and the report of a boot test tell together."""
+    text = (folder / "console.log").read_bytes() + b"\n" + (folder / "qemu.log").read_bytes()
+    return pits.diagnose(known, pits.see(text, report.parse((folder / "report.jsonl").read_bytes())))
 
 
 def nr_cpus_of(folder: Path) -> int:

@@ -26,6 +26,10 @@ class Layout:
         return self.fragments / "patches"
 
     @property
+    def pits(self) -> Path:
+        return self.configs / "pits"
+
+    @property
     def templates(self) -> Path:
         return self.configs / "templates"
 

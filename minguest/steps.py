@@ -30,6 +30,7 @@ from minguest import (
     initrd,
     kconfig,
     kernel,
+    pits,
     publish,
     release,
     reproduce,
@@ -44,9 +45,22 @@ from minguest.paths import Layout
 Task = dict[str, Any]
 CODE = Path(__file__).parent
 # What the command line may say with an equals sign, before or after the tasks.
-WORDS = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to")
+WORDS = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to", "log", "report")
 # Commands of doit that run no task: they must not ask the network which kernel can be had.
-IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
+IDLE = {
+    "diagnose",
+    "pits-page",
+    "list",
+    "help",
+    "info",
+    "clean",
+    "forget",
+    "ignore",
+    "dumpdb",
+    "strace",
+    "tabcompletion",
+    "reset-dep",
+}
 
 
 def say(text: str) -> None:
@@ -385,7 +399,9 @@ class Project:
 
     @property
     def bench(self) -> boottest.Bench:
-        return boottest.Bench(self.at.name, self.at.bundle, self.at.boot_test, self.at.kvm, self.at.evidence)
+        return boottest.Bench(
+            self.at.name, self.at.bundle, self.at.boot_test, self.at.kvm, self.at.pits, self.at.evidence
+        )
 
     def boot_test_step(self) -> Task:
         def test(**words: str) -> None:
@@ -476,6 +492,38 @@ class Project:
             basename="publish",
             doc="put the release where users fetch it: to=DIR, oci://…, github:OWNER/REPO, s3://…",
             facts=_always,
+        )
+
+    def diagnose_step(self) -> Task:
+        def make() -> None:
+            if not self.words["log"]:
+                raise UserError("no log", "doit diagnose log=FILE: a guest's console, of any kernel")
+            known = pits.load(self.at.pits)
+            told = _path(self.words["report"])
+            log = Path(self.words["log"]).expanduser()
+            seen = pits.see(pits.read_log(log), pits.read_report(told) if told else None)
+            say(pits.describe(pits.diagnose(known, seen), known))
+
+        return step(
+            make,
+            basename="diagnose",
+            doc="which known pit a console tells of: log=FILE, report=FILE",
+            facts=_always,
+        )
+
+    def pits_page_step(self) -> Task:
+        target = self.root / "docs/pits.md"
+
+        def make() -> None:
+            files.write(target, pits.page(pits.load(self.at.pits)))
+
+        return step(
+            make,
+            basename="pits-page",
+            doc="docs/pits.md, of configs/pits/",
+            file_dep=sorted(self.at.pits.glob("*.toml")),
+            targets=[target],
+            code=["pits"],
         )
 
 

@@ -197,3 +197,5 @@ def test_efi_off_built_all_the_same_has_one_cpu_and_ends(built: paths.Layout, do
     found = json.loads((ROOT / f"out/efi-off-{LINE}/boot-test/verdict.json").read_bytes())
     assert found["verdict"]["result"] == "failed"
     assert found["verdict"]["ending"] == "no power-off"
+    assert found["pits"] == ["efi-off"]
+    assert "mend:  CONFIG_EFI=y" in result.stdout
