@@ -8,7 +8,7 @@
 
 Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
        version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
-       log=FILE  report=FILE
+       log=FILE  report=FILE  image=FILE  config=FILE  cpus=N  gpu=MODEL,…
 """
 
 from pathlib import Path
@@ -88,6 +88,11 @@ def task_publish():
 def task_diagnose():
     """which known pit a console tells of; log=FILE report=FILE"""
     return PROJECT.diagnose_step()
+
+
+def task_doctor():
+    """what a kernel would do under OVMF, before its first boot; image=FILE config=FILE cpus=N gpu=MODEL"""
+    return PROJECT.doctor_step()
 
 
 def task_pits_page():

@@ -21,11 +21,14 @@ from doit.tools import config_changed
 from minguest import (
     boottest,
     bundle,
+    contract,
+    doctor,
     evidence,
     fetch,
     files,
     firmware,
     gather,
+    image,
     initd,
     initrd,
     kconfig,
@@ -39,28 +42,33 @@ from minguest import (
 )
 from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
 from minguest.launch import Words
-from minguest.model import Choice, Guest, Source, Sources
+from minguest.model import Choice, Guest, Launch, Source, Sources
 from minguest.paths import Layout
 
 Task = dict[str, Any]
 CODE = Path(__file__).parent
 # What the command line may say with an equals sign, before or after the tasks.
-WORDS = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to", "log", "report")
+WORDS = (
+    "guest",
+    "kernel",
+    "source",
+    "contract",
+    "version",
+    "key",
+    "unsigned",
+    "since",
+    "to",
+    "log",
+    "report",
+    "image",
+    "config",
+    "cpus",
+    "gpu",
+)
 # Commands of doit that run no task: they must not ask the network which kernel can be had.
-IDLE = {
-    "diagnose",
-    "pits-page",
-    "list",
-    "help",
-    "info",
-    "clean",
-    "forget",
-    "ignore",
-    "dumpdb",
-    "strace",
-    "tabcompletion",
-    "reset-dep",
-}
+IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
+# And the tasks that build nothing.
+IDLE |= {"diagnose", "doctor", "pits-page"}
 
 
 def say(text: str) -> None:
@@ -510,6 +518,40 @@ class Project:
             doc="which known pit a console tells of: log=FILE, report=FILE",
             facts=_always,
         )
+
+    def doctor_step(self) -> Task:
+        def make() -> None:
+            if not self.words["image"]:
+                raise UserError("no image", "doit doctor image=FILE [config=FILE] [cpus=N] [gpu=MODEL,…]")
+            looked = image.read(Path(self.words["image"]).expanduser(), doctor.look_for())
+            own = _path(self.words["config"])
+            config = image.read(own).config if own else None
+            found = doctor.examine(looked, config, contract.load(self.at.configs / "contract.toml"), self._launch())
+            say(doctor.describe(looked, found))
+            if wrong := [each.option for each in found if each.sure != "not known"]:
+                raise UserError(
+                    f"under OVMF with this launch it would fail: {', '.join(wrong)}",
+                    "set these options and build it again",
+                )
+
+        return step(
+            make,
+            basename="doctor",
+            doc="what a kernel would do under OVMF, before its first boot: image=FILE config=FILE cpus=N gpu=MODEL",
+            facts=_always,
+        )
+
+    def _launch(self) -> Launch:
+        """The guest's launch with the words of the command line."""
+        launch = self.guest.launch
+        if self.words["cpus"]:
+            cpus = settings.integer(self.words["cpus"], "cpus")
+            settings.check_cpus(cpus, "cpus")
+            launch = msgspec.structs.replace(launch, cpus=cpus, max_cpus=cpus)
+        if self.words["gpu"]:
+            names = () if self.words["gpu"] == "none" else tuple(self.words["gpu"].split(","))
+            launch = msgspec.structs.replace(launch, gpus=names)
+        return launch
 
     def pits_page_step(self) -> Task:
         target = self.root / "docs/pits.md"
