@@ -2,6 +2,7 @@
 """Real guests in a real QEMU: those that must pass, and those that must not."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -136,7 +137,9 @@ def test_an_init_that_ends_is_a_panic_and_lost(bench: Bench) -> None:
 def test_a_guest_that_powers_off_too_early_is_lost(bench: Bench) -> None:
     found, _ = bench.boot("initd.report=/dev/nowhere")
     assert found.result == "lost"
-    assert found.reason == "it powered off before its report was whole; initd never spoke"
+    assert re.fullmatch(
+        r"it powered off before its report was whole; initd could not write its report \(.*\)", found.reason
+    )
 
 
 def test_a_guest_that_never_ends_is_ended(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import attest, boottest, bundle, evidence, release, released
+from minguest import attest, boottest, bundle, evidence, release, released, sbom
 from minguest.errors import UserError
 from minguest.paths import Layout
 from tests import small_disk, workshop
@@ -265,3 +265,17 @@ def test_a_full_disk_leaves_the_release_that_was_there(tmp_path: Path, key: Path
     assert "No space left on device" in said and "remedy: free some space" in said
     assert said.splitlines()[-1].startswith("1.0 ")
     assert ".new" not in said.splitlines()[-1]
+
+
+def test_what_would_not_verify_is_not_put_in_place(at: Layout, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop.make(at, key)
+    monkeypatch.setattr(sbom, "render", lambda *_: b"{}\n")
+    refused(at, key, r"(?s)would not verify, so nothing was released.*SBOM +WRONG", version="1.1")
+    assert released.load(at.release).facts.version == "1.0"
+
+
+def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key: Path) -> None:
+    workshop.tested(at, "q35", 1)
+    for path in (at.evidence / "boot-test-q35-1").iterdir():
+        (at.evidence / "boot-test-q35-4" / path.name).write_bytes(path.read_bytes())
+    refused(at, key, "boot-test-q35-4: NOT RUN, what was run was another test")

@@ -518,3 +518,34 @@ def test_the_command(
     with pytest.raises(SystemExit) as stopped:
         cli.main(["verifi"])
     assert stopped.value.code == 2
+
+
+def test_a_commit_that_is_none_is_found(folder: Path, key: Path) -> None:
+    def told(statement: Any) -> None:
+        used = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+        used[:] = [each for each in used if each["name"] != "minguest"]
+        used.append({"name": "minguest", "digest": {"gitCommit": "\x1b[2J"}})
+
+    change_statement(folder, released.PROVENANCE, key, told)
+    sign_again(folder, key)
+    assert "is no commit of git" in wrong(look(folder, key))["provenance"]
+
+
+def test_a_file_of_the_manifest_that_the_sums_do_not_list_is_found(folder: Path, key: Path) -> None:
+    content = b"stranger"
+    (folder / "stranger").write_bytes(content)
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    change(folder, released.MANIFEST, lambda it: it["files"].update({"stranger": facts}))
+    (folder / "stranger").rename(folder.parent / "stranger")
+    sign_again(folder, key)
+    (folder.parent / "stranger").rename(folder / "stranger")
+    assert "tells of another stranger than SHA256SUMS" in wrong(look(folder, key))["manifest"]
+
+
+def test_a_second_signature_is_one_too_many(folder: Path, key: Path, tmp_path: Path) -> None:
+    # Each costs time to check, and a stranger's beside the maker's says nothing.
+    first = json.loads((folder / released.PROVENANCE).read_bytes())["signatures"]
+    change_statement(folder, released.PROVENANCE, key, lambda it: None)
+    change(folder, released.PROVENANCE, lambda it: it["signatures"].append({**first[0], "keyid": "SHA256:other"}))
+    sign_again(folder, key)
+    assert "has 2 signatures, and one is wanted" in wrong(look(folder, key))["provenance"]
