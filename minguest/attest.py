@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import Error as SecureSystemsError
-from securesystemslib.signer import Signature  # type: ignore[attr-defined]
 
 from minguest import sshsig
 from minguest.errors import UserError
 
+# _SLOW: securesystemslib loads every cloud's library that is installed, boto3 among them: 0.2 s that a build with
+# nothing to do shall not wait for. So it is imported where it is used.
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 
@@ -34,6 +33,9 @@ class Statement(msgspec.Struct, frozen=True):
 
 def seal(statement: Statement, sign: Callable[[bytes], bytes] | None) -> bytes:
     """The envelope as a file. `sign` makes an armoured SSH signature; None leaves the envelope unsigned."""
+    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - see _SLOW
+    from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # noqa: PLC0415
+
     payload = {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": sha}} for name, sha in sorted(statement.subjects.items())],
@@ -53,6 +55,9 @@ def unseal(content: bytes, where: str, verify: Callable[[bytes, bytes, str], str
 
     `verify(data, armoured, where)` raises for a signature that is not good; None asks for none.
     """
+    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - see _SLOW
+    from securesystemslib.exceptions import Error as SecureSystemsError  # noqa: PLC0415
+
     try:
         envelope = Envelope.from_dict(json.loads(content))
         if envelope.payload_type != PAYLOAD_TYPE:
