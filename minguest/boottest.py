@@ -4,7 +4,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -94,20 +94,20 @@ def run(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], 
         say(f"waiting for another boot test of {bench.name}")
 
     with files.lock(bench.folder.with_name(f".{bench.folder.name}.run"), waiting):
-        outcome = _boot(bench, words, wanted, say)
+        outcome, diagnosis = _boot(bench, words, wanted, say)
     judged = outcome.verdict
     say(verdict.table(judged))
     if judged.result == "pass":
         say(f"PASS: {judged.reason}")
         return outcome
-    if bench.pits:
-        known = pits.load(bench.pits)
-        say(pits.describe(_diagnose(known, bench.folder), known))
+    if diagnosis:
+        say(diagnosis)
     kind = GuestFailed if judged.result == "failed" else GuestLost
     raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {bench.folder / 'console.log'}")
 
 
-def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> Outcome:
+def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> tuple[Outcome, str]:
+    """The outcome, and for a guest that did not pass what its pit is, in words."""
     manifest = bundle.load(bench.bundle)
     nr_cpus = nr_cpus_of(bench.bundle)
     if manifest.config.problems:
@@ -125,22 +125,21 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
     seen = report.parse(result.report)
     judged = verdict.judge(spec, result, seen, manifest.config.problems)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
-    told: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    diagnosis = ""
     if bench.pits and judged.result != "pass":
-        told = tuple(hit.id for hit in _diagnose(pits.load(bench.pits), folder).roots)
-    outcome = Outcome(manifest.files, wanted, spec, version, why, result.argv, judged, told)
+        known = pits.load(bench.pits)
+        # QEMU's own words too: some pits are the host's.
+        text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
+        found = pits.diagnose(known, pits.see(text, seen))
+        roots, diagnosis = tuple(hit.id for hit in found.roots), pits.describe(found, known)
+    outcome = Outcome(manifest.files, wanted, spec, version, why, result.argv, judged, roots)
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
     if bench.evidence is not None and is_of(spec, wanted):
         with files.replacing_tree(bench.evidence / cell_name(spec.machine, spec.cpus)) as kept:
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
-    return outcome
-
-
-def _diagnose(known: Mapping[str, pits.Pit], folder: Path) -> pits.Diagnosis:
-    """What the console, QEMU's own words and the report of a boot test tell together."""
-    text = (folder / "console.log").read_bytes() + b"\n" + (folder / "qemu.log").read_bytes()
-    return pits.diagnose(known, pits.see(text, report.parse((folder / "report.jsonl").read_bytes())))
+    return outcome, diagnosis
 
 
 def nr_cpus_of(folder: Path) -> int:

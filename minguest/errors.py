@@ -19,7 +19,7 @@ class MinguestError(Exception):
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        message = printable(message, keep="\n")
+        message = printable(message, keep="\n\t")
         super().__init__(message if not remedy else f"{message}\n  remedy: {remedy}")
         self.message = message
         self.remedy = remedy

@@ -22,7 +22,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 
-from minguest import files
+from minguest import files, web
 from minguest.errors import ToolError, UserError
 from minguest.model import Source
 
@@ -348,7 +348,7 @@ def _get(session: requests.Session, url: str, headers: dict[str, str]) -> reques
     try:
         return session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, SILENCE_S))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise _MirrorError(_why(error)) from error
+        raise _MirrorError(web.why(error, CONNECT_S, SILENCE_S)) from error
 
 
 def _read(response: requests.Response) -> bytes:
@@ -358,21 +358,7 @@ def _read(response: requests.Response) -> bytes:
         # label a .tar.gz as gzip *encoding*, and the hash is over the file as it is.
         return response.raw.read1(CHUNK, decode_content=False) or b""
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise _CutError(_why(error)) from error
-
-
-def _why(error: Exception) -> str:
-    """One short line out of the nested words of requests and urllib3."""
-    if isinstance(error, requests.ConnectTimeout | urllib3.exceptions.ConnectTimeoutError):
-        return f"no connection within {CONNECT_S:g} s"
-    if isinstance(error, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
-        return f"silent for {SILENCE_S:g} s"
-    cause = error.args[0] if error.args else error
-    reason = getattr(cause, "reason", None) or cause
-    if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
-        return f"silent for {SILENCE_S:g} s"
-    # `HTTPConnection(host='…', port=1): Failed to establish a new connection: [Errno 111] Connection refused`
-    return " ".join(str(reason).split(": ", 1)[-1].split())
+        raise _CutError(web.why(error, CONNECT_S, SILENCE_S)) from error
 
 
 def _answers(url: str, deadline_s: float) -> bool:

@@ -136,14 +136,16 @@ def shown(url: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def why(error: Exception) -> str:
-    """One short line out of the nested words of requests and urllib3."""
+def why(error: Exception, connect_s: float = CONNECT_S, silence_s: float = SILENCE_S) -> str:
+    """One short line out of the nested words of requests and urllib3; seconds that the request was given."""
     if isinstance(error, requests.ConnectTimeout | urllib3.exceptions.ConnectTimeoutError):
-        return f"no connection within {CONNECT_S} s"
+        return f"no connection within {connect_s:g} s"
     if isinstance(error, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
-        return f"silent for {SILENCE_S} s"
+        return f"silent for {silence_s:g} s"
     cause = error.args[0] if error.args else error
     reason = getattr(cause, "reason", None) or cause
+    if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
+        return f"silent for {silence_s:g} s"
     # `HTTPConnection(host='…', port=1): Failed to establish a new connection: [Errno 111] Connection refused`
     return " ".join(str(reason).split(": ", 1)[-1].split()) or type(error).__name__
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import lzma
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -328,7 +327,6 @@ def test_what_is_not_opened_is_said(differ: Compare) -> None:
     assert places(differ(b"\x02\x21\x4c\x18\xff1", b"\x28\xb5\x2f\xfd\xff2")) == [""]
 
 
-@pytest.mark.skipif(shutil.which("lz4") is None, reason="lz4 is not installed")
 def test_lz4_is_opened_where_the_program_is(differ: Compare, elves: tuple[bytes, bytes]) -> None:
     argv = ["lz4", "-l", "-9", "-", "-"]
     packed = [subprocess.run(argv, input=each, capture_output=True, check=True).stdout for each in elves]
