@@ -111,25 +111,26 @@ static bool bring_online(const char *subsystem, const char *name)
 	return online;
 }
 
-static void all_online(const char *path, const char *subsystem)
+static void all_online(const char *path, const char *subsystem, long long until_us)
 {
 	DIR *folder = opendir(path);
 	struct dirent *entry;
 
 	if (!folder)
 		return;
-	while ((entry = readdir(folder)))
+	while (uptime_us() < until_us && (entry = readdir(folder)))
 		if (numbered(entry->d_name, subsystem))
 			bring_online(subsystem, entry->d_name);
 	closedir(folder);
 }
 
-void hotplug_all_online(void)
+/* A CPU may take seconds to start: past until_us, none more is. */
+void hotplug_all_online(long long until_us)
 {
 	/* Without memory hotplug in the kernel there is no such file. */
 	write_text(AT_FDCWD, MEMORY "/auto_online_blocks", "online");
-	all_online(CPUS, "cpu");
-	all_online(MEMORY, "memory");
+	all_online(CPUS, "cpu", until_us);
+	all_online(MEMORY, "memory", until_us);
 }
 
 static void report_event(struct port *port, const char *action,
@@ -180,15 +181,15 @@ static void handle_uevent(const char *message, size_t len, struct port *port)
 	report_event(port, action, subsystem, device, online);
 }
 
-/* Everything that waits on the socket. */
-void hotplug_handle(int uevents, struct port *port)
+/* Everything that waits on the socket; past until_us the rest stays there. */
+void hotplug_handle(int uevents, struct port *port, long long until_us)
 {
 	char message[8192];
 	struct sockaddr_nl from = { 0 };
 	socklen_t from_len;
 	ssize_t n;
 
-	for (;;) {
+	while (uptime_us() < until_us) {
 		from_len = sizeof(from);
 		n = recvfrom(uevents, message, sizeof(message) - 1, 0,
 			     (struct sockaddr *)&from, &from_len);
@@ -196,7 +197,7 @@ void hotplug_handle(int uevents, struct port *port)
 			continue;
 		if (n < 0 && errno == ENOBUFS) {
 			/* Events were lost: look at everything instead. */
-			hotplug_all_online();
+			hotplug_all_online(until_us);
 			report_event(port, "overrun", NULL, NULL, false);
 			continue;
 		}

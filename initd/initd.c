@@ -4,6 +4,7 @@
  * kernel's command line, reports what the guest is, and then does as asked.
  */
 #define _GNU_SOURCE	/* ppoll */
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -22,6 +23,11 @@
 
 #define SHELL "/bin/sh"
 
+#define WAIT_S		10	/* if the words do not say */
+#define WAIT_MAX_S	600
+#define CPUS_MAX	65536	/* beyond any kernel's CONFIG_NR_CPUS */
+#define MEMORY_MAX	(1LL << 52)	/* what an x86-64 can address */
+
 enum then { WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT };
 
 struct words {
@@ -29,6 +35,7 @@ struct words {
 	const char *report;	/* initd.report=, a device, or NULL */
 	enum then then;		/* initd.then= */
 	const char *program;
+	struct wait wait;	/* initd.wait-...= */
 };
 
 static const struct {
@@ -156,12 +163,28 @@ static void read_then(struct words *words, const char *value)
 	words->then = WAIT;
 }
 
+static void read_count(long long *count, const char *word, size_t name, long long most)
+{
+	const char *value = word + name;
+	long long number;
+	char *end;
+
+	errno = 0;
+	number = strtoll(value, &end, 10);
+	/* strtoll() would take a sign and spaces. */
+	if (!isdigit((unsigned char)*value) || *end || errno ||
+	    number < 1 || number > most)
+		say("%s: not a number from 1 to %lld; ignored", word, most);
+	else
+		*count = number;
+}
+
 /* The kernel hands no word with a dot to PID 1, so it is read from /proc. */
 static void read_words(struct words *words)
 {
 	char *rest = words->line, *word;
 
-	*words = (struct words){ .then = WAIT };
+	*words = (struct words){ .then = WAIT, .wait.seconds = WAIT_S };
 	if (!read_text(AT_FDCWD, "/proc/cmdline", words->line, sizeof(words->line)))
 		die("/proc/cmdline");
 
@@ -170,8 +193,16 @@ static void read_words(struct words *words)
 			read_report(words, word + 13);
 		else if (!strncmp(word, "initd.then=", 11))
 			read_then(words, word + 11);
+		else if (!strncmp(word, "initd.wait-cpus=", 16))
+			read_count(&words->wait.cpus, word, 16, CPUS_MAX);
+		else if (!strncmp(word, "initd.wait-memory=", 18))
+			read_count(&words->wait.memory, word, 18, MEMORY_MAX);
+		else if (!strncmp(word, "initd.wait-seconds=", 19))
+			read_count(&words->wait.seconds, word, 19, WAIT_MAX_S);
 		else if (!strncmp(word, "initd.", 6))
-			say("%s: not known; known: initd.report=, initd.then=", word);
+			say("%s: not known; known: initd.report=, initd.then=, "
+			    "initd.wait-cpus=, initd.wait-memory=, "
+			    "initd.wait-seconds=", word);
 	}
 }
 
@@ -203,6 +234,14 @@ static void hold_signals(void)
 	for (i = 0; i < COUNT(orders); i++)
 		sigaction(orders[i].number, &action, NULL);
 	reboot(RB_DISABLE_CAD);		/* Ctrl-Alt-Del: a SIGINT to us instead */
+}
+
+static void wait_if_asked(const struct words *words, struct port *port, int uevents)
+{
+	if (!words->wait.cpus && !words->wait.memory)
+		return;
+	port_open(port, words->report);
+	await_plugged(&words->wait, port, uevents);
 }
 
 static void send_report(struct port *port, const char *device, long long started_us)
@@ -311,7 +350,7 @@ static int supervise(struct port *port, int uevents, const char *path)
 		if (ppoll(&ready, 1, NULL, &none) < 0 && errno != EINTR)
 			die("ppoll");
 		if (ready.revents)
-			hotplug_handle(uevents, port);
+			hotplug_handle(uevents, port, NO_HURRY);
 		if (reap(program, &status)) {
 			report_exit(port, path, status);
 			return RB_POWER_OFF;
@@ -366,7 +405,11 @@ static int as_program(int argc, char **argv, long long started_us)
 		"Words on the guest kernel's command line:\n"
 		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS3\n"
 		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
-		"                        reboot, halt, or a program's /PATH\n";
+		"                        reboot, halt, or a program's /PATH\n"
+		"Before the report, wait until as much is in use:\n"
+		"  initd.wait-cpus=N         so many CPUs\n"
+		"  initd.wait-memory=BYTES   so much memory, in whole blocks\n"
+		"  initd.wait-seconds=S      but no longer than that (1 to 600; 10)\n";
 
 	if (argc == 2 && !strcmp(argv[1], "--report"))
 		return print_report(started_us);
@@ -382,7 +425,7 @@ int main(int argc, char **argv)
 {
 	long long started_us = uptime_us();
 	struct words words;
-	struct port port;
+	struct port port = CLOSED_PORT;
 	int uevents, how;
 
 	if (getpid() != 1)
@@ -394,7 +437,8 @@ int main(int argc, char **argv)
 	read_words(&words);
 	/* Listen first: what is plugged in meanwhile waits in the socket. */
 	uevents = hotplug_listen();
-	hotplug_all_online();
+	hotplug_all_online(NO_HURRY);
+	wait_if_asked(&words, &port, uevents);
 	send_report(&port, words.report, started_us);
 	how = do_as_asked(&words, &port, uevents);
 	port_drain(&port);

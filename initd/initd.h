@@ -6,6 +6,7 @@
 #ifndef INITD_H
 #define INITD_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -56,6 +57,15 @@ void report_all(struct json *j, long long started_us);
 void report_pci(struct json *j);
 void put_text(struct json *j, const char *key, int dir, const char *path);
 void put_number(struct json *j, const char *key, int dir, const char *path);
+void put_bytes(struct json *j, const char *key, long long bytes);	/* < 0: null */
+
+struct blocks {
+	long long bytes;	/* of each */
+	int present;
+	int online;
+};
+
+bool count_blocks(struct blocks *blocks);
 
 /* port.c: where the report goes */
 struct port {
@@ -64,14 +74,27 @@ struct port {
 	int file;	/* /run/initd/report.jsonl, or -1 */
 };
 
+#define CLOSED_PORT { .device = NULL, .tty = -1, .file = -1 }
+
 void port_open(struct port *port, const char *device);
 void port_first(struct port *port, const struct json *j);
 void port_more(struct port *port, const struct json *j);
 void port_drain(struct port *port);
 
 /* hotplug.c */
+#define NO_HURRY LLONG_MAX
+
 int hotplug_listen(void);
-void hotplug_all_online(void);
-void hotplug_handle(int uevents, struct port *port);
+void hotplug_all_online(long long until_us);
+void hotplug_handle(int uevents, struct port *port, long long until_us);
+
+/* await.c: until what the host plugs in is in use */
+struct wait {
+	long long cpus;		/* initd.wait-cpus=, or 0 */
+	long long memory;	/* initd.wait-memory=, bytes, or 0 */
+	long long seconds;	/* initd.wait-seconds= */
+};
+
+void await_plugged(const struct wait *wait, struct port *port, int uevents);
 
 #endif

@@ -60,11 +60,12 @@ static bool make_raw(int fd)
 	return !tcsetattr(fd, TCSANOW, &t);
 }
 
+/* Opened a second time it stays as it is. */
 void port_open(struct port *port, const char *device)
 {
-	*port = (struct port){ .device = device, .tty = -1, .file = -1 };
-	if (!device)
+	if (!device || port->device)
 		return;
+	port->device = device;
 
 	/*
 	 * O_NONBLOCK: neither a missing carrier nor a reader that has gone
@@ -108,7 +109,7 @@ void port_first(struct port *port, const struct json *j)
 		say("%s/report.jsonl: %s", FOLDER, strerror(errno));
 }
 
-/* What happens after the report: a line each, to the same places. */
+/* What happens besides the report: a line each, to what is open of the two. */
 void port_more(struct port *port, const struct json *j)
 {
 	write_tty(port, j);

@@ -51,7 +51,7 @@ static long long memory_total(int dir, const char *path)
 	return row ? strtoll(row + strlen("MemTotal:"), NULL, 10) * 1024 : -1;
 }
 
-static void put_bytes(struct json *j, const char *key, long long bytes)
+void put_bytes(struct json *j, const char *key, long long bytes)
 {
 	if (bytes >= 0)
 		json_int(j, key, bytes);
@@ -184,36 +184,45 @@ static long long ram_bytes(void)
 	return hidden ? -1 : sum;
 }
 
-static void put_blocks(struct json *j)
+/* False without memory hotplug in the kernel. */
+bool count_blocks(struct blocks *blocks)
 {
-	long long block_bytes;
-	int present = 0, online = 0;
 	struct dirent *entry;
 	char path[64], state[32];
-	DIR *blocks = NULL;
+	DIR *folder = NULL;
 
+	*blocks = (struct blocks){ 0 };
 	/* In hexadecimal with no 0x: drivers/base/memory.c, block_size_bytes_show */
-	if (read_number(AT_FDCWD, MEMORY "/block_size_bytes", 16, &block_bytes))
-		blocks = opendir(MEMORY);
-	if (!blocks) {
+	if (read_number(AT_FDCWD, MEMORY "/block_size_bytes", 16, &blocks->bytes))
+		folder = opendir(MEMORY);
+	if (!folder)
+		return false;
+	while ((entry = readdir(folder))) {
+		if (!numbered(entry->d_name, "memory"))
+			continue;
+		blocks->present++;
+		snprintf(path, sizeof(path), "%.40s/state", entry->d_name);
+		if (read_text(dirfd(folder), path, state, sizeof(state)) &&
+		    !strcmp(state, "online"))
+			blocks->online++;
+	}
+	closedir(folder);
+	return true;
+}
+
+static void put_blocks(struct json *j)
+{
+	struct blocks blocks;
+
+	if (!count_blocks(&blocks)) {
 		json_null(j, "block_bytes");
 		json_null(j, "blocks_present");
 		json_null(j, "blocks_online");
 		return;
 	}
-	while ((entry = readdir(blocks))) {
-		if (!numbered(entry->d_name, "memory"))
-			continue;
-		present++;
-		snprintf(path, sizeof(path), "%.40s/state", entry->d_name);
-		if (read_text(dirfd(blocks), path, state, sizeof(state)) &&
-		    !strcmp(state, "online"))
-			online++;
-	}
-	closedir(blocks);
-	json_int(j, "block_bytes", block_bytes);
-	json_int(j, "blocks_present", present);
-	json_int(j, "blocks_online", online);
+	json_int(j, "block_bytes", blocks.bytes);
+	json_int(j, "blocks_present", blocks.present);
+	json_int(j, "blocks_online", blocks.online);
 }
 
 static void report_memory(struct json *j)

@@ -2,6 +2,7 @@
 """initd as an ordinary program: the same report of the machine that the tests run on."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_its_report_is_this_machine(program: Path) -> None:
 def test_it_is_built_alike_twice(program: Path, tmp_path: Path) -> None:
     initd.build(ROOT / "initd", tmp_path / "initd", tmp_path / "log")
     assert (tmp_path / "initd").read_bytes() == program.read_bytes()
+
+
+def test_its_help_names_every_word_that_the_docs_name(program: Path) -> None:
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    words = re.findall(r"^\| `(initd\.[a-z-]+=)", (ROOT / "docs/report.md").read_text(), re.MULTILINE)
+    assert len(words) == 5
+    assert [word for word in words if word not in told] == []
 
 
 @pytest.mark.parametrize("words", [["--no-such-word"], []])
