@@ -8,7 +8,7 @@
 
 Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
        version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
-       log=FILE  report=FILE  image=FILE  config=FILE  cpus=N  gpu=MODEL,…
+       log=FILE  report=FILE  image=FILE  config=FILE  cpus=N  gpu=MODEL,…  only=PIT,…
 """
 
 from pathlib import Path
@@ -93,6 +93,11 @@ def task_diagnose():
 def task_doctor():
     """what a kernel would do under OVMF, before its first boot; image=FILE config=FILE cpus=N gpu=MODEL"""
     return PROJECT.doctor_step()
+
+
+def task_pits():
+    """the sabotage matrix: dig every known pit, and see that its first boot names it; only=ID,…"""
+    return PROJECT.pits_step()
 
 
 def task_pits_page():

@@ -4,14 +4,26 @@
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 
-from minguest import bundle, files, kconfig, launch, pits, qemu, report, settings, verdict
-from minguest.errors import GuestFailed, GuestLost
+from minguest import (
+    bundle,
+    contract,
+    files,
+    kconfig,
+    launch,
+    model,
+    pits,
+    qemu,
+    report,
+    settings,
+    verdict,
+)
+from minguest.errors import GuestFailed, GuestLost, ToolError
 from minguest.model import Accel, Launch, Machine
 
 SYSFS = Path("/sys")
@@ -34,6 +46,8 @@ WORDS = {
     "machine": "q35 or pc",
     "accel": "auto, kvm or tcg",
     "timeout": "seconds after which the guest counts as lost",
+    "plug-cpus": "plug CPUs in while the guest runs, until there are so many",
+    "plug-memory": "plug memory in while the guest runs, until there is so much, such as 3G",
 }
 
 
@@ -68,6 +82,22 @@ class Outcome(msgspec.Struct, frozen=True):
     """Known ways to fail that were recognized, roots only; of a pass none."""
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """What one start of QEMU came to."""
+
+    verdict: verdict.Verdict | None
+    """None: QEMU did not start the guest."""
+    report: report.Report
+    diagnosis: pits.Diagnosis
+    argv: tuple[str, ...]
+    refusal: str = ""
+    """What QEMU said in place of starting."""
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        return tuple(hit.id for hit in self.diagnosis.roots)
+
+
 def cells(launch: Launch) -> list[tuple[Machine, int]]:
     """Machine and number of CPUs of every boot test that a release tells of; the guest's own launch is among them."""
     wanted = {(machine, cpus) for machine in MACHINES for cpus in CPUS} | {own_cell(launch)}
@@ -84,30 +114,34 @@ def cell_name(machine: Machine, cpus: int) -> str:
     return f"boot-test-{machine}-{cpus}"
 
 
-def run(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> Outcome:
+def run(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> None:
     """Boot the bundle and write console.log, report.json, verdict.json and qemu.sh.
 
-    Raises GuestFailed or GuestLost for anything but a pass. A second run waits for the first.
+    Raises GuestFailed, GuestLost or ToolError for anything but a pass. A second run waits for the first.
     """
 
     def waiting() -> None:
         say(f"waiting for another boot test of {bench.name}")
 
     with files.lock(bench.folder.with_name(f".{bench.folder.name}.run"), waiting):
-        outcome, diagnosis = _boot(bench, words, wanted, say)
-    judged = outcome.verdict
+        trial = _boot(bench, words, wanted, say)
+    judged = trial.verdict
+    if judged is None:
+        raise ToolError(trial.refusal, _pit(trial))
     say(verdict.table(judged))
     if judged.result == "pass":
         say(f"PASS: {judged.reason}")
-        return outcome
-    if diagnosis:
-        say(diagnosis)
+        return
+    say(pits.describe(trial.diagnosis))
     kind = GuestFailed if judged.result == "failed" else GuestLost
     raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {bench.folder / 'console.log'}")
 
 
-def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> tuple[Outcome, str]:
-    """The outcome, and for a guest that did not pass what its pit is, in words."""
+def _pit(trial: Trial) -> str:
+    return pits.describe(trial.diagnosis) if trial.diagnosis.roots else ""
+
+
+def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> Trial:
     manifest = bundle.load(bench.bundle)
     nr_cpus = nr_cpus_of(bench.bundle)
     if manifest.config.problems:
@@ -115,31 +149,67 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
         nr_cpus = max(nr_cpus, wanted.max_cpus)
     spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS)
     version = qemu.version()
-    accel, why = _accelerator(bench, spec, version, manifest)
+    accel, why = accelerator(bench, spec, version, manifest)
     spec = msgspec.structs.replace(spec, accel=accel)
     folder = bench.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
-    result = qemu.boot(_argv(bench, spec, folder), folder, spec.timeout)
-    seen = report.parse(result.report)
-    judged = verdict.judge(spec, result, seen, manifest.config.problems)
-    files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
-    roots: tuple[str, ...] = ()
-    diagnosis = ""
-    if bench.pits and judged.result != "pass":
-        known = pits.load(bench.pits)
-        # QEMU's own words too: some pits are the host's.
-        text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
-        found = pits.diagnose(known, pits.see(text, seen))
-        roots, diagnosis = tuple(hit.id for hit in found.roots), pits.describe(found, known)
-    outcome = Outcome(manifest.files, wanted, spec, version, why, result.argv, judged, roots)
+    known = pits.load(bench.pits) if bench.pits else {}
+    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, manifest.kernel.line)
+    trial = attempt(spec, argv(bench, spec, folder), folder, known, breaches, manifest.config.problems)
+    if trial.verdict is None:
+        return trial
+    outcome = Outcome(manifest.files, wanted, spec, version, why, trial.argv, trial.verdict, trial.roots)
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
     if bench.evidence is not None and is_of(spec, wanted):
         with files.replacing_tree(bench.evidence / cell_name(spec.machine, spec.cpus)) as kept:
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
-    return outcome, diagnosis
+    return trial
+
+
+def attempt(
+    spec: launch.Spec,
+    command: Sequence[str],
+    folder: Path,
+    known: Mapping[str, pits.Pit],
+    breaches: Sequence[contract.Breach],
+    problems: Sequence[str] = (),
+    nmi: bool = False,
+) -> Trial:
+    """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose what came of it."""
+    plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
+    try:
+        result = qemu.boot(command, folder, spec.timeout, qemu.Deeds(spec.plug_cpus, plugged, nmi))
+    except ToolError as error:
+        said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
+        found = pits.diagnose(known, pits.see(said, facts=verdict.facts_of_launch(spec)))
+        return Trial(None, report.Report(False, (), ()), found, tuple(command), str(error))
+    seen = report.parse(result.report)
+    files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
+    # QEMU's own words too: some pits are the host's.
+    text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
+    found = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen), breaches))
+    judged = verdict.judge(spec, result, seen, problems)
+    if known:
+        judged = verdict.with_pits(judged, {hit.id: hit.pit.title for hit in found.roots})
+    return Trial(judged, seen, found, result.argv)
+
+
+def breaches_of(
+    known: Mapping[str, pits.Pit], config: Path, wanted: Launch, spec: launch.Spec, line: str
+) -> list[contract.Breach]:
+    """Where a kernel's config breaks the contract of what is launched in fact."""
+    launched = msgspec.structs.replace(
+        wanted,
+        machine=spec.machine,
+        cpus=spec.cpus,
+        max_cpus=spec.max_cpus,
+        gpus=tuple(str(gpu) for gpu in spec.gpus),
+        numa=tuple(model.Node("") for _ in spec.numa),
+    )
+    return contract.check(pits.rules(known), kconfig.parse_config(config.read_text()), launched, line)
 
 
 def nr_cpus_of(folder: Path) -> int:
@@ -159,12 +229,14 @@ def is_of(spec: launch.Spec, wanted: Launch) -> bool:
         and spec.cpu == wanted.cpu
         and spec.max_cpus == max(spec.cpus, wanted.max_cpus)
         and spec.memory == settings.size(wanted.memory, "launch.memory")
+        and not (spec.plug_cpus or spec.plug_memory)
         and spec.cmdline == wanted.cmdline
         and cards == [name.lower().removeprefix("0000:") for name in wanted.gpus if name != "none"]
     )
 
 
-def _argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
+def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
+    """QEMU's command for a boot test in `folder`, which gets a fresh copy of the variables."""
     files.copy(bench.bundle / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
     # Relative, so that a verdict tells nothing of the machine and qemu.sh can be moved with the bundle.
     parts = Path(os.path.relpath(bench.bundle, folder))
@@ -177,7 +249,7 @@ def _argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
     )
 
 
-def _accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: bundle.Manifest) -> tuple[Accel, str]:
+def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: bundle.Manifest) -> tuple[Accel, str]:
     """KVM or TCG, and why. A proof of KVM is kept until QEMU, the bundle's bytes or the host's kernel change."""
     if spec.accel != "auto":
         return spec.accel, f"{spec.accel} as asked"
@@ -190,6 +262,6 @@ def _accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: bundle
         probe = msgspec.structs.replace(spec, accel="kvm", gpus=(), cpus=1)
         folder = bench.folder.with_name("kvm-proof")
         folder.mkdir(parents=True, exist_ok=True)
-        works, why = qemu.kvm_works(_argv(bench, probe, folder), folder, KVM_PROOF)
+        works, why = qemu.kvm_works(argv(bench, probe, folder), folder, KVM_PROOF)
         files.write(bench.kvm, msgspec.json.encode((key.decode(), works, why)))
     return ("kvm", f"kvm ({why})") if works else ("tcg", f"software emulation ({why})")

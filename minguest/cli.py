@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from minguest import VERSION, boottest, bundle, launch, pull, settings, sshsig, verify
+from minguest import VERSION, boottest, bundle, launch, paths, pits, pull, settings, sshsig, verify
 from minguest.errors import MinguestError, UserError, printable
 
 
@@ -76,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in boottest.WORDS.items():
         command.add_argument(f"--{name}", default="", help=text)
     command.set_defaults(run=_boot_test)
+
+    command = commands.add_parser(
+        "diagnose",
+        help="name the known pit that a guest's console tells of",
+        description="Of any kernel, however it was started. Exit status 0 whenever the log could be read.",
+    )
+    command.add_argument("log", type=Path, help="the console, as a serial port carried it to a file")
+    command.add_argument("--report", type=Path, metavar="FILE", help="initd's report, or a boot test's report.json")
+    command.set_defaults(run=_diagnose)
     return parser
 
 
@@ -130,10 +139,16 @@ def _boot_test(words: argparse.Namespace) -> int:
     manifest = bundle.load(folder)
     work: Path = (words.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
     work.mkdir(parents=True, exist_ok=True)
-    bench = boottest.Bench(folder.name, folder, work / "boot-test", work / "kvm.json")
-    asked = launch.Words(**{name: getattr(words, name) for name in boottest.WORDS})
+    bench = boottest.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
+    asked = launch.Words(**{name: getattr(words, name) for name in launch.Words.__struct_fields__})
     boottest.run(bench, asked, manifest.guest.launch, _say)
     print(f"console, report and verdict: {bench.folder}")
+    return 0
+
+
+def _diagnose(words: argparse.Namespace) -> int:
+    seen = pits.see(pits.read_log(words.log), pits.read_report(words.report) if words.report else None)
+    _say(pits.describe(pits.diagnose(pits.load(paths.known_pits()), seen)))
     return 0
 
 
@@ -142,7 +157,8 @@ def _trusted(words: argparse.Namespace) -> AbstractContextManager[sshsig.Trusted
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    # It may quote a guest: its console, its report.
+    print(printable(text, keep="\n\t"), flush=True)
 
 
 if __name__ == "__main__":

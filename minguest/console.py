@@ -6,7 +6,7 @@ import re
 import msgspec
 
 # CSI and single-character escapes, as the firmware draws its screens with them (ECMA-48).
-ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
+ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 # Lines that name trouble in the words of 4.12 and 6.12; each was seen in a real console.
 TELLING = re.compile(
     r"A valid RSDP was not found|SMP disabled|SMP motherboard not detected|MADT or MP tables are not detected|"
@@ -22,9 +22,14 @@ class Line(msgspec.Struct, frozen=True):
     text: str
 
 
+def plain(raw: bytes) -> bytes:
+    """The console without escapes and carriage returns."""
+    return ESCAPES.sub(b"", raw).replace(b"\r", b"")
+
+
 def lines(raw: bytes) -> list[Line]:
-    """The console as text: escapes and carriage returns dropped, empty lines kept for the numbers."""
-    text = ESCAPES.sub("", raw.decode("utf-8", "replace")).replace("\r", "")
+    """The console as text: empty lines are kept for the numbers."""
+    text = plain(raw).decode("utf-8", "replace")
     return [Line(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1)]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract: what a final kernel config must hold for a launch, as rows of configs/contract.toml.
+"""The contract: what a final kernel config must hold for a launch. Its rows are the [[require]] of configs/pits/.
 
 It is asked of the final .config, whoever made it: fragments, the user's own file, another tree's defaults.
 """
@@ -8,13 +8,11 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
 from minguest.errors import UserError
 from minguest.model import Launch
-from minguest.settings import decode
 
 WIDTH = 100
 
@@ -38,12 +36,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The row holds only where the config has this option on."""
     line: str | None = None
     """The row holds only for this line."""
-
-
-class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """configs/contract.toml."""
-
-    require: tuple[Rule, ...]
+    pit: str = ""
+    """The pit whose file it is in; filled in when that is read."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,10 @@ class Breach:
     found: str
     fragment: str
     without: str
+    pit: str
+
+    def __str__(self) -> str:
+        return f"CONFIG_{self.option} is {self.found}, wanted {self.wanted}"
 
 
 def needs(launch: Launch) -> dict[str, bool]:
@@ -67,24 +65,22 @@ def needs(launch: Launch) -> dict[str, bool]:
         "x2apic": launch.max_cpus > 255,
         "gpu": bool(launch.gpus),
         "q35": launch.machine == "q35",
+        "numa": len(launch.numa) > 1,
     }
 
 
-def load(path: Path) -> tuple[Rule, ...]:
-    """Read the contract; UserError names the file, the row and the nearest word that is known."""
-    rules = decode(path, Contract).require
+def verify(rule: Rule, where: str) -> None:
+    """Check what a schema cannot; UserError names `where`, the row and the nearest word that is known."""
+    where = f"{where}: {rule.option}"
     numbers = [name for name in Launch.__struct_fields__ if isinstance(getattr(Launch(), name), int)]
-    for rule in rules:
-        where = f"{path}: {rule.option}"
-        _known(rule.when, list(needs(Launch())), f"{where}: when = {rule.when!r}")
-        if isinstance(rule.at_least, str):
-            _known(rule.at_least, numbers, f"{where}: at_least = {rule.at_least!r}")
-        if rule.value is not None and rule.at_least is not None:
-            raise UserError(f"{where}: value and at_least exclude each other", "leave one of them out")
-        for name in filter(None, (rule.option, rule.given)):
-            if name.startswith("CONFIG_"):
-                raise UserError(f"{where}: {name!r} is written without CONFIG_ here")
-    return rules
+    _known(rule.when, list(needs(Launch())), f"{where}: when = {rule.when!r}")
+    if isinstance(rule.at_least, str):
+        _known(rule.at_least, numbers, f"{where}: at_least = {rule.at_least!r}")
+    if rule.value is not None and rule.at_least is not None:
+        raise UserError(f"{where}: value and at_least exclude each other", "leave one of them out")
+    for name in filter(None, (rule.option, rule.given)):
+        if name.startswith("CONFIG_"):
+            raise UserError(f"{where}: {name!r} is written without CONFIG_ here")
 
 
 def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, line: str) -> list[Breach]:
@@ -104,7 +100,7 @@ def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, line
             wanted = f"at least {least}"
             met = found.isdecimal() and int(found) >= least
         if not met:
-            breaches.append(Breach(rule.option, wanted, found, rule.fragment, rule.without))
+            breaches.append(Breach(rule.option, wanted, found, rule.fragment, rule.without, rule.pit))
     return breaches
 
 
@@ -120,7 +116,9 @@ def describe(breaches: Iterable[Breach]) -> str:
             f"  CONFIG_{each.option:{option}}  wanted {each.wanted:{wanted}}  found {each.found:{value}}"
             f"  fragment {each.fragment}"
         )
-        lines += textwrap.wrap(f"without it: {each.without}", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += textwrap.wrap(
+            f"without it (pit {each.pit}): {each.without}", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from minguest import contract
+from minguest import contract, pits
+from minguest.facts import Fact
 from minguest.image import Image
 from minguest.model import Launch
 
@@ -30,7 +31,10 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 class Finding(msgspec.Struct, frozen=True):
     """One thing that would go wrong, or that nothing here can tell."""
 
+    pit: str
+    """Its id in configs/pits/."""
     option: str
+    """Of the kernel's config; empty where it is the launch's."""
     sure: Sure
     why: str
     without: str
@@ -43,14 +47,22 @@ def look_for() -> tuple[str, ...]:
 
 
 def examine(
-    image: Image, config: Mapping[str, str] | None, rules: Sequence[contract.Rule], launch: Launch
+    image: Image,
+    config: Mapping[str, str] | None,
+    known_pits: Mapping[str, pits.Pit],
+    launch: Launch,
+    facts: Mapping[str, Fact] | None = None,
 ) -> list[Finding]:
-    """What the contract of `launch` misses in a kernel. `config` is given beside it, and wins over its own."""
+    """Which pits a kernel would fall into with `launch`, whose facts are `facts`.
+
+    `config` is given beside the image, and wins over its own.
+    """
+    rules = pits.rules(known_pits)
     line = ".".join((image.version or "").split(".")[:2])
     known = config if config is not None else image.config
     if known is not None:
         found = [
-            Finding(each.option, "certain", f"CONFIG_{each.option} is {each.found}, wanted {each.wanted}", each.without)
+            Finding(each.pit, each.option, "certain", str(each), each.without)
             for each in contract.check(rules, known, launch, line)
         ]
     else:
@@ -58,7 +70,9 @@ def examine(
     header = image.bzimage
     if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
         without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
-        found.append(Finding("EFI_STUB", "certain", "the image has no PE header for x86-64", without))
+        found.append(Finding("efi-stub-off", "EFI_STUB", "certain", "the image has no PE header for x86-64", without))
+    for hit in pits.diagnose(known_pits, pits.see(b"", facts=facts)).roots:
+        found.append(Finding(hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
     order: tuple[Sure, ...] = ("certain", "likely", "not known")
     return sorted(found, key=lambda each: order.index(each.sure))
 
@@ -72,10 +86,10 @@ def _by_words(image: Image, rules: Sequence[contract.Rule], launch: Launch, line
         if option in WORDS and image.opened:
             if not image.strings & set(WORDS[option]):
                 why = "nothing that it would print is in the kernel"
-                found.append(Finding(option, "likely", why, each.without))
+                found.append(Finding(each.pit, option, "likely", why, each.without))
         else:
             why = "the image carries no config" if image.opened else image.closed_because
-            found.append(Finding(option, "not known", f"{why}; config=FILE tells", each.without))
+            found.append(Finding(each.pit, option, "not known", f"{why}; config=FILE tells", each.without))
     return found
 
 
@@ -85,7 +99,7 @@ def describe(image: Image, findings: Sequence[Finding]) -> str:
     text = [f"{image.path}: {image.kind}, linux {image.version or 'of a version that it does not tell'}{packed}"]
     for each in findings:
         if each.sure != "not known":
-            text += [f"  {each.sure}: {each.why}", f"      without it: {each.without}"]
+            text += [f"  {each.sure}: {each.pit}: {each.why}", f"      at boot: {each.without}"]
     unknown = [each for each in findings if each.sure == "not known"]
     if unknown:
         text.append(f"  not known ({unknown[0].why}): {', '.join(each.option for each in unknown)}")

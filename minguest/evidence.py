@@ -18,7 +18,6 @@ PLANNED = {
     "hotplug": "CPUs and memory added while the guest runs",
     "large-bars": "cards with BARs of up to 256 GiB",
     "rehearsal": "a real VFIO passthrough of an emulated card",
-    "pits": "every known way to fail is named by its first boot",
     "real-card": "a card of the host's, passed through",
 }
 

@@ -10,20 +10,27 @@ import msgspec
 from minguest import boottest, bundle
 from minguest.evidence import PLANNED, Check, Seconds
 from minguest.model import Launch, Machine
+from minguest.paths import Layout
 from minguest.report import Report
 
 # The name of a reproduction's record in the packed evidence.
 REPRODUCED = "reproduce.json"
+# And of the sabotage matrix.
+MATRIX = "pits.json"
 TOO_MANY = "the kernel was built for fewer CPUs"
 
 
-def checks(folder: Path, reproduced: Path, manifest: bundle.Manifest, nr_cpus: int) -> list[Check]:
-    """Every check's result for the bundle of `manifest`. Reads; runs nothing.
+def sources(at: Layout) -> dict[str, Path]:
+    """Where the records are that are no boot test's, by their names in the packed evidence."""
+    return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json"}
 
-    `folder` has a folder a boot test, `reproduced` is reproduce.json, `nr_cpus` is what the kernel was built for.
-    """
-    found = [of_boot(folder, cell, manifest, nr_cpus) for cell in boottest.cells(manifest.guest.launch)]
-    found.append(of_reproduction(reproduced, manifest))
+
+def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int) -> list[Check]:
+    """Every check's result for the bundle of `manifest`; `nr_cpus` is what the kernel was built for."""
+    found = [of_boot(at.evidence, cell, manifest, nr_cpus) for cell in boottest.cells(manifest.guest.launch)]
+    places = sources(at)
+    found.append(of_reproduction(places[REPRODUCED], manifest))
+    found.append(of_matrix(places[MATRIX], manifest))
     found += [
         Check(name, title, "NOT RUN", "this version of minguest has no such check") for name, title in PLANNED.items()
     ]
@@ -92,3 +99,38 @@ def of_reproduction(place: Path, manifest: bundle.Manifest) -> Check:
     if record.files != manifest.files:
         return Check(name, title, "NOT RUN", "its last run was of other bytes")
     return Check(name, title, "PASS", f"varied: {', '.join(sorted(record.varied))}", files)
+
+
+class _Cell(msgspec.Struct):
+    """As much of dig.Cell as evidence needs."""
+
+    pit: str
+    result: Literal["right", "wrong", "NOT RUN"]
+
+
+class _Matrix(msgspec.Struct):
+    """As much of dig.Matrix as evidence needs."""
+
+    bundle: dict[str, bundle.File]
+    whole: bool
+    qemu: str
+    cells: tuple[_Cell, ...]
+
+
+def of_matrix(place: Path, manifest: bundle.Manifest) -> Check:
+    """What matrix.json comes to for the bundle of `manifest`."""
+    name, title = "pits", "every known way to fail, dug: its first boot names it, and nothing else"
+    try:
+        matrix = msgspec.json.decode(place.read_bytes(), type=_Matrix)
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return Check(name, title, "NOT RUN", "nobody ran it")
+    if matrix.bundle != manifest.files:
+        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+    results = [cell.result for cell in matrix.cells]
+    reason = ", ".join(f"{results.count(each)} {each}" for each in ("right", "wrong", "NOT RUN") if each in results)
+    files = {MATRIX: bundle.describe(place).sha256}
+    if "wrong" in results:
+        return Check(name, title, "FAIL", reason, files, matrix.qemu)
+    if not matrix.whole:
+        return Check(name, title, "NOT RUN", f"not every pit was dug: {reason}")
+    return Check(name, title, "PASS", reason, files, matrix.qemu)

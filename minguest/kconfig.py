@@ -145,7 +145,7 @@ def merge(
             )
         else:
             before = merged.get(name)
-            merged[name] = Option(name, _spell(value), guest, 0, f"overrides {before.place}" if before else "override")
+            merged[name] = Option(name, spell(value), guest, 0, f"overrides {before.place}" if before else "override")
     refuse(problems)
     return merged
 
@@ -384,7 +384,7 @@ def _move(option: Option, line: str) -> str:
     return f"move it into {target}"
 
 
-def _spell(value: str | int | bool) -> str:
+def spell(value: str | int | bool) -> str:
     """A guest's value as a .config spells it."""
     if isinstance(value, bool):
         return "y" if value else "n"

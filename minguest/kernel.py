@@ -65,7 +65,7 @@ def configure(
     line: str,
     fragments: Sequence[Path],
     overrides: Mapping[str, str | int | bool],
-    rules: Path,
+    rules: Sequence[contract.Rule],
     launch: Launch,
     target: Path,
     *,
@@ -101,7 +101,7 @@ def configure(
     run.run(make_argv(tree, work, 1, "olddefconfig"), log=log, bare=True)
     text = (work / ".config").read_text()
     config = kconfig.parse_config(text)
-    breaches = contract.check(contract.load(rules), config, launch, line)
+    breaches = contract.check(rules, config, launch, line)
     unmet = kconfig.unmet(requested, config)
     problems = [contract.describe(breaches)] if breaches else []
     if unmet:

@@ -9,9 +9,10 @@ from typing import Any, get_args
 
 import msgspec
 
-from minguest import run, settings
+from minguest import model, run, settings
 from minguest.errors import UserError
 from minguest.model import Accel, Launch, Machine
+from minguest.report import cpu_list
 
 QEMU = "qemu-system-x86_64"
 # Domain, bus, slot and function, as lspci -D prints them.
@@ -20,6 +21,10 @@ BDF = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.IGNOR
 # its screens on the first two. Not the third: it would share its interrupt with the first.
 CONSOLE, REPORT = "ttyS0", "/dev/ttyS3"
 REPORT_INDEX = 3
+# Memory is plugged in by DIMMs of whole blocks: 128 MiB is Linux' smallest on x86-64 (MIN_MEMORY_BLOCK_SIZE).
+DIMM = 128 << 20
+# Seconds that initd waits for what is plugged in.
+PLUG_SECONDS = 20
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -28,9 +33,19 @@ class Gpu(msgspec.Struct, frozen=True):
     id: str
     model: str | None = None
     host: str | None = None
+    bar: int = 0
+    """Bytes of the BAR of a card that is nothing but one: QEMU's pci-testdev."""
 
     def __str__(self) -> str:
-        return self.model or f"vfio-pci {self.host}"
+        return self.model or (f"BAR {short(self.bar)}" if self.bar else f"vfio-pci {self.host}")
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A NUMA node: CPUs by number, memory in bytes, distances to all nodes."""
+
+    cpus: tuple[int, ...]
+    memory: int
+    distances: tuple[int, ...]
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -45,6 +60,14 @@ class Spec(msgspec.Struct, frozen=True):
     gpus: tuple[Gpu, ...]
     cmdline: tuple[str, ...]
     timeout: float
+    max_memory: int = 0
+    """Bytes with what can be plugged in; 0: nothing can."""
+    slots: int = 0
+    numa: tuple[Node, ...] = ()
+    plug_cpus: int = 0
+    """CPUs that are there in the end, some of them plugged in while the guest runs; 0: none is."""
+    plug_memory: int = 0
+    """Bytes of memory that are there in the end, likewise."""
 
 
 class Words(msgspec.Struct, frozen=True):
@@ -56,6 +79,8 @@ class Words(msgspec.Struct, frozen=True):
     machine: str = ""
     accel: str = ""
     timeout: str = ""
+    plug_cpus: str = ""
+    plug_memory: str = ""
 
 
 def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sysfs: Path) -> Spec:
@@ -72,6 +97,15 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
         )
     names = tuple(filter(None, words.gpu.split(","))) if words.gpu else launch.gpus
     gpus = () if names == ("none",) else tuple(_gpu(f"gpu{n}", name, models, sysfs) for n, name in enumerate(names))
+    memory = settings.size(words.memory or launch.memory, "--memory")
+    most, plugged = _room(launch, memory, words.plug_memory)
+    max_cpus = max(cpus, launch.max_cpus)
+    plug_cpus = settings.integer(words.plug_cpus, "--plug-cpus") if words.plug_cpus else 0
+    if plug_cpus and not cpus < plug_cpus <= max_cpus:
+        raise UserError(
+            f"--plug-cpus {plug_cpus}: the guest starts with {cpus} CPUs and can have {max_cpus}",
+            "say how many there are to be in the end; launch.max_cpus is the limit",
+        )
     timeout = settings.integer(words.timeout, "--timeout") if words.timeout else launch.timeout
     if timeout <= 0:
         raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
@@ -80,12 +114,73 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
         accel=one_of("--accel", words.accel, Accel) if words.accel else launch.accel,
         cpu=launch.cpu,
         cpus=cpus,
-        max_cpus=max(cpus, launch.max_cpus),
-        memory=settings.size(words.memory or launch.memory, "--memory"),
+        max_cpus=max_cpus,
+        memory=memory,
         gpus=gpus,
         cmdline=launch.cmdline,
         timeout=timeout,
+        max_memory=most,
+        slots=launch.slots if most else 0,
+        numa=_nodes(launch.numa, cpus, memory),
+        plug_cpus=plug_cpus,
+        plug_memory=plugged,
     )
+
+
+def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
+    """Bytes that memory can grow to, and shall."""
+    most = settings.size(launch.max_memory, "launch.max_memory") if launch.max_memory else 0
+    plugged = settings.size(plug, "--plug-memory") if plug else 0
+    # A boot test that plugs memory in makes the room for it.
+    most = max(most, plugged)
+    if most and most <= memory:
+        raise UserError(
+            f"memory {short(memory)}, at most {short(most)}: nothing can be plugged in",
+            "max_memory counts the memory that is there in the end: make it more than memory",
+        )
+    if (plugged - memory) % DIMM if plugged else False:
+        raise UserError(f"--plug-memory {plug}: {short(plugged - memory)} is no multiple of {short(DIMM)}")
+    return most, plugged
+
+
+def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, ...]:
+    """The nodes by number; UserError where they do not add up to the launch."""
+    if not wanted:
+        return ()
+    sizes = [settings.size(node.memory, f"launch.numa[{n}].memory") for n, node in enumerate(wanted)]
+    if sum(sizes) != memory:
+        raise UserError(
+            f"launch.numa: the nodes have {short(sum(sizes))}, the launch has {short(memory)}",
+            "let the nodes' memory come to launch.memory",
+        )
+    lists = []
+    for n, node in enumerate(wanted):
+        try:
+            lists.append(cpu_list(node.cpus))
+        except ValueError:
+            raise UserError(f"launch.numa[{n}].cpus = {node.cpus!r} is no list of CPUs", "for example 0-3,8") from None
+    named = [cpu for each in lists for cpu in each]
+    if wrong := sorted({cpu for cpu in named if named.count(cpu) > 1 or cpu >= cpus}):
+        raise UserError(
+            f"launch.numa: CPU {wrong[0]} is in two nodes, or is none of the {cpus} that the guest starts with"
+        )
+    lists[0] += [cpu for cpu in range(cpus) if cpu not in named]
+    far = [tuple(10 if a == b else 20 for b in range(len(wanted))) for a in range(len(wanted))]
+    distances = [node.distances or far[n] for n, node in enumerate(wanted)]
+    for n, row in enumerate(distances):
+        if len(row) != len(wanted) or row[n] != 10 or not all(10 <= each <= 254 for each in row):
+            raise UserError(
+                f"launch.numa[{n}].distances = {list(row)}: one a node is wanted, 10 to itself, 10 to 254 to others"
+            )
+    return tuple(Node(tuple(sorted(c)), s, tuple(d)) for c, s, d in zip(lists, sizes, distances, strict=True))
+
+
+def planned(launch: Launch) -> Spec:
+    """A launch that nobody starts yet: its cards need not be on this machine. UserError for what cannot be."""
+    there = msgspec.structs.replace(launch, gpus=tuple(name for name in launch.gpus if not BDF.fullmatch(name)))
+    spec = settle(there, Words(), launch.cpus, display_models(), Path("/sys"))
+    absent = tuple(Gpu(f"host{n}", host=name) for n, name in enumerate(launch.gpus) if BDF.fullmatch(name))
+    return msgspec.structs.replace(spec, gpus=(*spec.gpus, *absent))
 
 
 def one_of(where: str, word: str, choices: Any) -> Any:
@@ -108,6 +203,11 @@ def _gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
         return Gpu(name, host=_bound(word.lower(), sysfs))
     if word in models:
         return Gpu(name, model=word)
+    if word.startswith("bar:"):
+        size = settings.size(word.removeprefix("bar:"), f"--gpu {word}")
+        if size & (size - 1):
+            raise UserError(f"--gpu {word}: a BAR's size is a power of two", "for example bar:64G")
+        return Gpu(name, bar=size)
     if ":" in word:
         raise UserError(f"--gpu {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0")
     near = difflib.get_close_matches(word, models, 1)
@@ -144,6 +244,16 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
         # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
         # doesn't work!". Under KVM it leaves that out by itself (arch/x86/kernel/kvm.c).
         words.insert(0, "no_timer_check")
+    memory = f"{spec.memory // 2**20}M"
+    if spec.max_memory:
+        memory += f",slots={spec.slots},maxmem={spec.max_memory // 2**20}M"
+    if spec.plug_cpus or spec.plug_memory:
+        words += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)
+        words += [f"initd.wait-memory={spec.plug_memory}"] * bool(spec.plug_memory)
+        words.append(f"initd.wait-seconds={PLUG_SECONDS}")
+        if spec.accel == "tcg":
+            # Linux measures each CPU that is plugged in against the timer, for seconds where a host is slow.
+            words.insert(0, "lpj=2000000")
     command = [
         QEMU,
         "-nodefaults",
@@ -152,7 +262,7 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
         "-machine", f"{spec.machine},accel={spec.accel}",
         "-cpu", spec.cpu,
         "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}",
-        "-m", f"{spec.memory // 2**20}M",
+        "-m", memory,
         # Flash, not -bios: the variables are writable, and code and variables are the pair that was built together.
         "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={comma(code)}",
         "-drive", f"if=pflash,unit=1,format=raw,file={comma(variables)}",
@@ -175,21 +285,48 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
             # An ended guest stays, to be asked.
             "-no-shutdown",
         ]  # fmt: skip
+    command += _numa_argv(spec.numa)
     for number, gpu in enumerate(spec.gpus):
         command += _gpu_argv(spec, gpu, number)
+    return command
+
+
+def _numa_argv(nodes: Sequence[Node]) -> list[str]:
+    command = []
+    for n, node in enumerate(nodes):
+        cpus = "".join(f",cpus={cpu}" for cpu in node.cpus)
+        command += [
+            "-object", f"memory-backend-ram,id=node{n}-memory,size={node.memory // 2**20}M",
+            "-numa", f"node,nodeid={n},memdev=node{n}-memory{cpus}",
+        ]  # fmt: skip
+    for a, node in enumerate(nodes):
+        for b, distance in enumerate(node.distances):
+            if a != b:
+                command += ["-numa", f"dist,src={a},dst={b},val={distance}"]
     return command
 
 
 def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
     if gpu.model:
         return ["-device", f"{gpu.model},id={gpu.id}"]
+    device = (
+        f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}" if gpu.bar else f"vfio-pci,host={gpu.host},id={gpu.id}"
+    )
     if spec.machine == "pc":
-        return ["-device", f"vfio-pci,host={gpu.host},id={gpu.id}"]
+        return ["-device", device]
     # A card is a PCI Express endpoint: behind a root port it has a link, and its driver finds its capabilities.
     return [
         "-device", f"pcie-root-port,id=port{number},bus=pcie.0,chassis={number + 1},slot={number + 1}",
-        "-device", f"vfio-pci,host={gpu.host},id={gpu.id},bus=port{number}",
+        "-device", f"{device},bus=port{number}",
     ]  # fmt: skip
+
+
+def short(count: int) -> str:
+    """Bytes for a person, in the largest unit that they are whole in."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << shift and count % (1 << shift) == 0:
+            return f"{count >> shift} {unit}"
+    return f"{count} bytes"
 
 
 def comma(path: str) -> str:

@@ -42,8 +42,19 @@ class Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     firmware: Mapping[str, Source]
 
 
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One NUMA node."""
+
+    memory: str
+    """A size such as `512M`; those of all nodes come to the launch's memory."""
+    cpus: str = ""
+    """A list such as `0-3,8`. CPUs that no node names are the first one's."""
+    distances: tuple[int, ...] = ()
+    """To every node in their order, this one's own (10) included; left out, QEMU's own: 20."""
+
+
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What QEMU is told. Memory is in bytes here and a string with a unit (`2G`) in TOML."""
+    """What QEMU is told. Sizes are strings with a unit (`2G`), as in TOML."""
 
     machine: Machine = "q35"
     cpu: str = "max"
@@ -52,8 +63,14 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_cpus: int = 64
     """CPUs that can be there after hot-adding; the kernel's NR_CPUS must reach it."""
     memory: str = "1G"
+    max_memory: str = ""
+    """With what can be plugged in; empty: nothing can."""
+    slots: int = 4
+    """Places for DIMMs, where there is a max_memory."""
+    numa: tuple[Node, ...] = ()
     gpus: tuple[str, ...] = ("secondary-vga",)
-    """Emulated display-class device models, or PCI addresses of the host's cards for vfio-pci."""
+    """Emulated display-class device models, `bar:SIZE` for a card with one large BAR and nothing else, or PCI
+    addresses of the host's cards for vfio-pci."""
     cmdline: tuple[str, ...] = ()
     """Words for the kernel beside those that boot-test adds."""
     accel: Accel = "auto"

@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every path of the project, in one class."""
+"""Every path of the project, in one class; and where an installed minguest has its data."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def known_pits() -> Path:
+    """The pits of a minguest that was installed, which are in its package; else configs/pits/ of the checkout."""
+    packed = PACKAGE / "data" / "pits"
+    return packed if packed.is_dir() else PACKAGE.parent / "configs" / "pits"
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,15 @@ class Layout:
     @property
     def reproduced(self) -> Path:
         return self.work / "reproduce.json"
+
+    @property
+    def matrices(self) -> Path:
+        """The sabotage matrices of all guests and lines, and their page."""
+        return self.out / "pits"
+
+    @property
+    def matrix(self) -> Path:
+        return self.matrices / self.name
 
     @property
     def release(self) -> Path:

@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pits: known ways for a guest to fail, one file each in configs/pits/, and which of them a console tells of. Pure.
 
-A pit is recognized by symptoms: patterns on the console, words of the kernel's command line, facts of initd's report.
-Patterns are RE2's (https://github.com/google/re2/wiki/Syntax), which takes no longer than the text is long, whatever
-the pattern.
+A pit is recognized by symptoms: patterns on the console, words of the kernel's command line, facts of launch, QMP and
+initd's report; and by what it requires of the kernel's config, where that is known: all pits' requirements together
+are the contract. Patterns are RE2's (https://github.com/google/re2/wiki/Syntax), which takes no longer than the text is
+long, whatever the pattern.
 """
 
+import difflib
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import re2
 
-from minguest import console, settings
+from minguest import console, contract, errors, kconfig, settings
 from minguest.errors import UserError
+from minguest.facts import Fact, condition, of_report
 from minguest.report import Report, parse
 
 Layer = Literal["config", "cmdline", "firmware", "launch", "host", "initrd", "effect"]
 # printk's time, which may be switched off, and what a log collector puts before it.
-TIME = re.compile(r"^.{0,80}?\[\s*\d+\.\d{6}\]\s?|^<\d+>")
-CMDLINE = re.compile(r"(?:Kernel command line|Command line): (.*)$")
+TIME = re.compile(rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\] ?|<\d+>)", re.MULTILINE)
+CMDLINE = re.compile(rb"(?:Kernel command line|Command line): (.*)")
 # The kernel has come to its end of the boot: what it did not print by now it does not print.
-BOOTED = re.compile(r"Run \S+ as init process|Freeing unused kernel|initd: |Kernel panic - not syncing")
+BOOTED = re.compile(rb"Run \S+ as init process|Freeing unused kernel|initd: |Kernel panic - not syncing")
 # Lines that are quoted of one pit.
 QUOTED = 4
+# Characters of a line that are quoted.
+WIDTH = 300
+# Bytes of a log that are cleaned at once, and a line more.
+PART = 1 << 20
 # Bytes of a log: a guest that says more repeats itself.
 LOG_MAX = 64 << 20
 LAYERS: Mapping[Layer, str] = {
@@ -39,12 +47,15 @@ LAYERS: Mapping[Layer, str] = {
 PAGE = """\
 # Pits: when a guest fails
 
-Made of `configs/pits/` by `doit pits-page`. `doit diagnose log=FILE` finds yours in a console's log.
+Made of `configs/pits/` by `doit pits-page`. `doit diagnose log=FILE`, or `minguest diagnose FILE`,
+finds yours in a console's log.
 
 **My guest has one CPU under OVMF.** Look for `A valid RSDP was not found` on the console. It is there: the kernel was
 built without `CONFIG_EFI` ([efi-off](#efi-off)), so it never found the ACPI tables; set `CONFIG_EFI=y`. It is not
-there: look at the command line for `acpi=off`, `nosmp`, `nr_cpus=`, `maxcpus=`, `nolapic`, and take it away.
+there: look at the command line for `acpi=off`, `nosmp`, `nr_cpus=`, `maxcpus=`, `nolapic`, and take it away. None of
+them: the kernel has no ACPI ([acpi-off](#acpi-off)) or no SMP ([smp-off](#smp-off)).
 
+## What you see
 """
 
 
@@ -54,11 +65,42 @@ class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     console: tuple[str, ...] = ()
     """Patterns; each is found in some line, without printk's time."""
     missing: tuple[str, ...] = ()
-    """Patterns that are found in no line of a console that came as far as BOOTED."""
+    """Patterns that are found in no line of a console whose kernel came as far as BOOTED, or to a whole report."""
     cmdline: tuple[str, ...] = ()
     """Patterns; each is a whole word of the kernel's command line."""
-    report: Mapping[str, str | None] = {}
-    """`record.field` of initd's report, and what it is as text; null is null."""
+    no_cmdline: tuple[str, ...] = ()
+    """Patterns; none is a whole word of a command line that is known."""
+    facts: tuple[str, ...] = ()
+    """Conditions (minguest/facts.py) that hold."""
+    unless: tuple[str, ...] = ()
+    """Conditions of which none is known to hold."""
+
+
+class Dig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to bring a pit about: the smallest change of a healthy guest, and the verdict that must follow."""
+
+    name: str = ""
+    """Tells the digs of one pit apart."""
+    lines: tuple[str, ...] = ()
+    """Only on these; else on every line."""
+    options: Mapping[str, str | int | bool] = {}
+    """Options of another kernel."""
+    cmdline: tuple[str, ...] = ()
+    """Words after those of the guest."""
+    launch: Mapping[str, Any] = {}
+    """Fields of the guest's launch."""
+    plug: Mapping[str, int | str] = {}
+    """`cpus` and `memory` that are there in the end, plugged in while the guest runs."""
+    sabotage: tuple[str, ...] = ()
+    """Keys of dig.SABOTAGE."""
+    result: tuple[Literal["failed", "lost", "not started"], ...] = ("failed",)
+    """Any of these."""
+    needs: str = ""
+    """A key of dig.NEEDS; where the machine has not what it names, this is NOT RUN."""
+    wrong: tuple[str, ...] = ()
+    """Of a guest that failed: the rows of its verdict that are wrong, all of them; `pits` only where no other is."""
+    cannot: str = ""
+    """Why it cannot be brought about here at all; it is NOT RUN then."""
 
 
 class Pit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,118 +109,197 @@ class Pit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     layer: Layer
     """Where the mistake is; `effect`: not a mistake, what comes of one."""
-    symptom: tuple[Symptom, ...]
+    symptom: tuple[Symptom, ...] = ()
     """Any of them is enough."""
+    require: tuple[contract.Rule, ...] = ()
+    """What of the kernel's config it rests on: any of them broken is enough, where the config is known."""
     cause: str = ""
     mend: str = ""
     """The exact change."""
     leads_to: tuple[str, ...] = ()
     """Pits and effects that are seen because of this one."""
     links: tuple[str, ...] = ()
+    dig: tuple[Dig, ...] = ()
 
 
 class Seen(msgspec.Struct, frozen=True):
     """What is known of one boot."""
 
-    lines: tuple[console.Line, ...]
+    screen: bytes
+    """The console without times, escapes and carriage returns; it keeps its lines' numbers."""
     words: tuple[str, ...]
     """Of the kernel's command line."""
     booted: bool
-    report: Report | None = None
+    facts: Mapping[str, Fact] = {}
+    breaches: tuple[contract.Breach, ...] | None = None
+    """Where the kernel's config breaks the contract of its launch; None: its config is not known."""
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A pit that was recognized, and the lines that tell it."""
+    """A pit that was recognized."""
 
     id: str
     pit: Pit
     lines: tuple[console.Line, ...]
+    """That tell it."""
+    proof: tuple[str, ...] = ()
+    """What tells it beside the console: of config, command line and facts."""
     follows: tuple[str, ...] = ()
     """Ids of recognized pits that it comes of."""
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """Roots first, in the order of the console; then what follows from them."""
+    """Roots in the order of the console; then what follows from them."""
 
     roots: tuple[Found, ...]
     follows: tuple[Found, ...]
-    ruled_out: tuple[str, ...]
-    """Ids of pits that have a symptom's line in common with a root, and are not it."""
+    unexplained: tuple[Found, ...]
+    """Effects that come of none of the roots: their cause is none that is known."""
+    ruled_out: tuple[tuple[str, str], ...]
+    """Pits that have an effect in common with a root and are not it, and what rules them out."""
 
 
 def load(folder: Path) -> dict[str, Pit]:
     """Read every pit by its id, the name of its file. UserError names file and field."""
     pits = {path.stem: settings.decode(path, Pit) for path in sorted(folder.glob("*.toml"))}
+    if not pits:
+        raise UserError(f"{folder}: no pit there")
     for name, pit in pits.items():
-        where = folder / f"{name}.toml"
-        if not pit.symptom:
-            raise UserError(f"{where}: no [[symptom]]: nothing would ever tell of it")
-        if pit.layer != "effect" and not (pit.cause and pit.mend):
-            raise UserError(f"{where}: cause or mend is missing", 'only a pit with layer = "effect" has none')
+        where = str(folder / f"{name}.toml")
+        _verify(where, pit)
         for other in pit.leads_to:
             if other not in pits:
-                raise UserError(f"{where}: leads_to = {other!r}: no such pit", f"known: {', '.join(pits)}")
-        for symptom in pit.symptom:
-            if symptom == Symptom():
-                raise UserError(f"{where}: an empty [[symptom]] would always be there")
-            for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline):
-                try:
-                    re2.compile(pattern)
-                except re2.error as error:
-                    why = error.args[0].decode() if isinstance(error.args[0], bytes) else error
-                    raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns are RE2's") from error
+                near = difflib.get_close_matches(other, pits, 1)
+                raise UserError(f"{where}: leads_to = {other!r}: no such pit", f"nearest: {near[0]}" if near else "")
+        rules = tuple(msgspec.structs.replace(rule, pit=name) for rule in pit.require)
+        pits[name] = msgspec.structs.replace(pit, require=rules)
     return pits
 
 
-def see(raw: bytes, report: Report | None = None) -> Seen:
-    """What a console tells, with or without printk's times, escapes and carriage returns."""
-    lines = tuple(
-        console.Line(line.number, TIME.sub("", line.text)) for line in console.lines(raw) if line.text.strip()
-    )
-    told = report.record("begin").get("cmdline") if report else None
-    spoken = next((found[1] for line in lines if (found := CMDLINE.search(line.text))), "")
-    return Seen(lines, tuple((told or spoken).split()), any(BOOTED.search(line.text) for line in lines), report)
+def _verify(where: str, pit: Pit) -> None:
+    if not (pit.symptom or pit.require):
+        raise UserError(f"{where}: no [[symptom]] and no [[require]]: nothing would ever tell of it")
+    if pit.layer != "effect" and not (pit.cause and pit.mend):
+        raise UserError(f"{where}: cause or mend is missing", 'only a pit with layer = "effect" has none')
+    if pit.layer != "effect" and not pit.dig:
+        raise UserError(f"{where}: no [[dig]]: how is it brought about?", "if it cannot be: [[dig]] cannot = WHY")
+    for rule in pit.require:
+        contract.verify(rule, where)
+    for symptom in pit.symptom:
+        if symptom == Symptom():
+            raise UserError(f"{where}: an empty [[symptom]] would always be there")
+        for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline, *symptom.no_cmdline):
+            try:
+                re2.compile(pattern)
+            except re2.error as error:
+                why = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+                raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns are RE2's") from error
+        try:
+            for text in (*symptom.facts, *symptom.unless):
+                condition(text)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    names = [dig.name for dig in pit.dig]
+    if len(set(names)) != len(names):
+        raise UserError(f"{where}: two [[dig]] of one name", "name = tells them apart")
+
+
+def rules(pits: Mapping[str, Pit]) -> tuple[contract.Rule, ...]:
+    """The contract: what all pits require of a config."""
+    return tuple(rule for pit in pits.values() for rule in pit.require)
+
+
+def see(
+    raw: bytes,
+    report: Report | None = None,
+    facts: Mapping[str, Fact] | None = None,
+    breaches: Sequence[contract.Breach] | None = None,
+) -> Seen:
+    """What a console tells, with or without printk's times, escapes and carriage returns.
+
+    `facts` are those of the whole boot; left out, those of the report.
+    """
+    screen = _cleaned(raw)
+    told = str(report.record("begin").get("cmdline") or "") if report else ""
+    spoken = CMDLINE.search(screen)
+    words = told or (spoken[1].decode("utf-8", "replace") if spoken else "")
+    if facts is None:
+        facts = of_report(report) if report else {}
+    booted = facts.get("report") == "whole" or BOOTED.search(screen) is not None
+    return Seen(screen, tuple(words.split()), booted, facts, None if breaches is None else tuple(breaches))
+
+
+def _cleaned(raw: bytes) -> bytes:
+    """Without times, escapes and carriage returns, a part at a time: a large log is not held many times over."""
+    clean = bytearray()
+    begin = 0
+    while begin < len(raw):
+        end = raw.find(b"\n", begin + PART) + 1 or len(raw)
+        clean += TIME.sub(b"", console.plain(raw[begin:end]))
+        begin = end
+    return bytes(clean)
 
 
 def diagnose(pits: Mapping[str, Pit], seen: Seen) -> Diagnosis:
     """Which pits this boot fell into. None is guessed: where nothing is known, the diagnosis is empty."""
-    screen = "\n".join(line.text for line in seen.lines)
     hits = {}
     for name, pit in pits.items():
-        matched = [lines for symptom in pit.symptom if (lines := _matches(symptom, seen, screen)) is not None]
-        if matched:
-            best = max(matched, key=len)
-            hits[name] = Found(name, pit, tuple(sorted(best, key=lambda line: line.number)[:QUOTED]))
+        matched = [each for each in (_matches(one, seen) for one in pit.symptom) if isinstance(each, _Match)]
+        broken = [str(breach) for breach in seen.breaches or () if breach.pit == name]
+        if matched or broken:
+            lines = max((match.lines for match in matched), key=len, default=())
+            proof = dict.fromkeys(broken + [each for match in matched for each in match.proof])
+            lines = tuple(sorted(lines, key=lambda line: line.number)[:QUOTED])
+            hits[name] = Found(name, pit, lines, tuple(proof))
     below = {name: _below(pits, name) for name in hits}
     found = [
         msgspec.structs.replace(hit, follows=tuple(other for other in hits if other != name and name in below[other]))
         for name, hit in hits.items()
     ]
     found.sort(key=lambda hit: (hit.lines[0].number if hit.lines else 0, hit.id))
-    roots = tuple(hit for hit in found if not hit.follows)
-    shared = {effect for hit in roots for effect in pits[hit.id].leads_to}
-    others = tuple(
-        name for name, pit in pits.items() if name not in hits and pit.layer != "effect" and shared & set(pit.leads_to)
+    roots = tuple(hit for hit in found if not hit.follows and hit.pit.layer != "effect")
+    return Diagnosis(
+        roots,
+        tuple(hit for hit in found if hit.follows),
+        tuple(hit for hit in found if not hit.follows and hit.pit.layer == "effect"),
+        tuple(_ruled_out(pits, hits, roots, seen)),
     )
-    return Diagnosis(roots, tuple(hit for hit in found if hit.follows), others)
 
 
-def describe(diagnosis: Diagnosis, pits: Mapping[str, Pit]) -> str:
+def _ruled_out(
+    pits: Mapping[str, Pit], hits: Mapping[str, Found], roots: Sequence[Found], seen: Seen
+) -> Iterator[tuple[str, str]]:
+    shared = {effect for hit in roots for effect in pits[hit.id].leads_to}
+    for name, pit in pits.items():
+        if name in hits or pit.layer == "effect" or not shared & set(pit.leads_to):
+            continue
+        against = [why for symptom in pit.symptom if isinstance(why := _matches(symptom, seen), str) and why]
+        if pit.require and seen.breaches is not None:
+            against.insert(0, " and ".join(f"CONFIG_{rule.option} is as wanted" for rule in pit.require[:1]))
+        if against:
+            yield name, against[0]
+
+
+def describe(diagnosis: Diagnosis) -> str:
     """A diagnosis for a person: the root, its cause and mend, the lines that tell, what follows, what it is not."""
-    if not diagnosis.roots:
-        return "no known pit"
-    text = []
+    text = [] if diagnosis.roots else ["no known pit"]
     for hit in diagnosis.roots:
         text.append(f"{hit.id}: {hit.pit.title}")
-        text += [f"  {line.number:5} | {line.text}" for line in hit.lines]
-        if hit.pit.cause:
-            text += [f"  cause: {hit.pit.cause}", f"  mend:  {hit.pit.mend}"]
+        text += _evidence(hit)
+        text += [f"  cause: {hit.pit.cause}", f"  mend:  {hit.pit.mend}"]
     for hit in diagnosis.follows:
         text.append(f"follows from {', '.join(hit.follows)}: {hit.pit.title}")
-        text += [f"  {line.number:5} | {line.text}" for line in hit.lines]
-    if diagnosis.ruled_out:
-        text.append("not it, though some of it looks alike: " + ", ".join(diagnosis.ruled_out))
+        text += _evidence(hit)
+    for hit in diagnosis.unexplained:
+        text.append(f"seen, and of no cause that is known: {hit.pit.title}")
+        text += _evidence(hit)
+    text += [errors.printable(f"not {name}: {why}"[:WIDTH]) for name, why in diagnosis.ruled_out]
     return "\n".join(text)
+
+
+def _evidence(hit: Found) -> list[str]:
+    told = [f"  {line.number:5} | {line.text}" for line in hit.lines] + [f"        | {each}" for each in hit.proof]
+    return [errors.printable(line[:WIDTH]) for line in told]
 
 
 def _below(pits: Mapping[str, Pit], name: str) -> set[str]:
@@ -193,75 +314,132 @@ def _below(pits: Mapping[str, Pit], name: str) -> set[str]:
     return found
 
 
-def _matches(symptom: Symptom, seen: Seen, screen: str) -> list[console.Line] | None:
-    """The lines that tell a symptom, or None where it is not there."""
+class _Match(msgspec.Struct, frozen=True):
+    lines: tuple[console.Line, ...]
+    proof: tuple[str, ...]
+
+
+def _matches(symptom: Symptom, seen: Seen) -> _Match | str:
+    """What tells a symptom; or what rules it out, empty where that is only not known."""
+    proof = []
+    for of in (_words(symptom, seen), _facts(symptom, seen)):
+        if isinstance(of, str):
+            return of
+        proof += of
+    lines = _lines(symptom, seen)
+    return lines if isinstance(lines, str) else _Match(tuple(lines), tuple(proof))
+
+
+def _words(symptom: Symptom, seen: Seen) -> list[str] | str:
+    if (symptom.cmdline or symptom.no_cmdline) and not seen.words:
+        return ""
+    proof = []
     for pattern in symptom.cmdline:
-        if not any(re2.fullmatch(pattern, word) for word in seen.words):
-            return None
-    for path, wanted in symptom.report.items():
-        if seen.report is None or not seen.report.complete or _field(seen.report, path) != wanted:
-            return None
-    if symptom.missing and (not seen.booted or any(re2.search(pattern, screen) for pattern in symptom.missing)):
-        return None
+        word = next((word for word in seen.words if re2.fullmatch(pattern, word)), None)
+        if word is None:
+            return f"the command line has no {pattern}"
+        proof.append(f"{word} is on the command line")
+    for pattern in symptom.no_cmdline:
+        if word := next((word for word in seen.words if re2.fullmatch(pattern, word)), None):
+            return f"{word} is on the command line"
+    return proof
+
+
+def _facts(symptom: Symptom, seen: Seen) -> list[str] | str:
+    proof = []
+    for each in map(condition, symptom.facts):
+        holds = each.holds(seen.facts)
+        if not holds:
+            return each.told(seen.facts) if holds is False else ""
+        proof.append(each.told(seen.facts))
+    for each in map(condition, symptom.unless):
+        if each.holds(seen.facts):
+            return each.told(seen.facts)
+    return proof
+
+
+def _lines(symptom: Symptom, seen: Seen) -> list[console.Line] | str:
     lines = []
     for pattern in symptom.console:
-        # Once over the whole, which is fast; over the lines only where it is there.
-        if not re2.search(pattern, screen):
-            return None
-        line = next((line for line in seen.lines if re2.search(pattern, line.text)), None)
+        line = _find(pattern, seen.screen)
         if line is None:
-            return None
+            return f"no console line has {pattern!r}" if seen.screen.strip() else ""
         lines.append(line)
+    if symptom.missing and not seen.booted:
+        return ""
+    for pattern in symptom.missing:
+        if line := _find(pattern, seen.screen):
+            return f"the console says {line.text!r}"
     return lines
 
 
-def _field(report: Report, path: str) -> str | None:
-    record, _, field = path.partition(".")
-    value: Any = report.record(record).get(field)
-    return None if value is None else str(value)
+@functools.cache
+def _compiled(pattern: str) -> Any:
+    return re2.compile(pattern)
+
+
+def _find(pattern: str, screen: bytes) -> console.Line | None:
+    """The first line that has a pattern in it."""
+    for match in _compiled(pattern).finditer(screen):
+        if b"\n" not in match[0]:
+            begin, end = screen.rfind(b"\n", 0, match.start()) + 1, screen.find(b"\n", match.end())
+            text = screen[begin : end if end >= 0 else None].decode("utf-8", "replace").rstrip()
+            return console.Line(screen.count(b"\n", 0, begin) + 1, text)
+    return None
 
 
 def read_log(path: Path) -> bytes:
     """A console's log from anywhere; UserError for what cannot be one."""
     try:
         if not path.is_file():
-            raise UserError(f"log={path}: no such file, or not a plain one", "log=FILE names a guest's console log")
+            raise UserError(f"log {path}: no such file, or not a plain one", "it is a guest's console, as a file")
         size = path.stat().st_size
         if size > LOG_MAX:
             raise UserError(
-                f"log={path}: {size / 1e6:.0f} MB, and {LOG_MAX >> 20} MiB is the most",
+                f"log {path}: {size / 1e6:.0f} MB, and {LOG_MAX >> 20} MiB is the most",
                 "give its first part: head -c 64M",
             )
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"log={path}: {error.strerror}") from error
+        raise UserError(f"log {path}: {error.strerror}") from error
     if not raw.strip():
-        raise UserError(f"log={path}: empty", "was the console written to it? -serial file:LOG, or console=ttyS0")
+        raise UserError(f"log {path}: empty", "was the console written to it? -serial file:LOG, or console=ttyS0")
     if raw.count(0) * 10 > len(raw):
-        raise UserError(f"log={path}: not a console's text: {raw.count(0)} of {len(raw)} bytes are zero")
+        raise UserError(f"log {path}: not a console's text: {raw.count(0)} of {len(raw)} bytes are zero")
     return raw
 
 
 def read_report(path: Path) -> Report:
     """initd's report as a file: its lines, or the report.json of a boot test."""
+    remedy = "it is initd's report, or a boot test's report.json"
     try:
+        if not path.is_file():
+            raise UserError(f"report {path}: no such file, or not a plain one", remedy)
+        if path.stat().st_size > LOG_MAX:
+            raise UserError(f"report {path}: more than {LOG_MAX >> 20} MiB", remedy)
         raw = path.read_bytes()
-        return msgspec.json.decode(raw, type=Report) if b'"complete"' in raw[:200] else parse(raw)
-    except (OSError, msgspec.DecodeError) as error:
+        report = msgspec.json.decode(raw, type=Report) if b'"complete"' in raw[:200] else parse(raw)
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"report={path}: {why}", "report=FILE names initd's report, or a boot test's report.json"
-        ) from error
+        raise UserError(f"report {path}: {why}", remedy) from error
+    if not report.records:
+        raise UserError(f"report {path}: no record in it: {report.damage or 'empty'}", remedy)
+    return report
 
 
 def page(pits: Mapping[str, Pit]) -> str:
     """docs/pits.md: for someone whose guest has just failed, symptoms first."""
-    text = [PAGE]
-    text += ["| what you see | what it may be |", "| --- | --- |"]
+    text = [PAGE + "| what you see | what it may be |", "| --- | --- |"]
     for effect, pit in pits.items():
         if pit.layer == "effect":
             roots = [name for name, other in pits.items() if other.layer != "effect" and effect in _below(pits, name)]
-            text.append(f"| {pit.title} | {', '.join(f'[{name}](#{name})' for name in roots)} |")
+            text.append(f"| {pit.title} | {_linked(roots)} |")
+    text += ["", "## A line on the console", "| console (a pattern, RE2) | what it is |", "| --- | --- |"]
+    said: dict[str, list[str]] = {}
+    for name, pit in pits.items():
+        for pattern in (pattern for symptom in pit.symptom for pattern in symptom.console if pit.layer != "effect"):
+            said.setdefault(pattern, []).append(name)
+    text += [f"| {_code(pattern)} | {_linked(dict.fromkeys(names))} |" for pattern, names in sorted(said.items())]
     for layer, title in LAYERS.items():
         of_layer = {name: pit for name, pit in pits.items() if pit.layer == layer}
         if not of_layer:
@@ -271,15 +449,45 @@ def page(pits: Mapping[str, Pit]) -> str:
             text += ["", f"### {name}", f"**{pit.title[0].upper()}{pit.title[1:]}.** {pit.cause}", ""]
             text += [f"Mend: {pit.mend}.", ""]
             text += [f"- {_told(symptom)}" for symptom in pit.symptom]
-            if pit.leads_to:
-                text.append(f"- seen because of it: {'; '.join(pits[other].title for other in pit.leads_to)}")
+            text += [f"- config: {_required(rule)}" for rule in pit.require]
+            if effects := [pits[other].title for other in pit.leads_to if pits[other].layer == "effect"]:
+                text.append(f"- seen because of it: {'; '.join(effects)}")
+            text += [f"- dug by: {_dug(dig)}" for dig in pit.dig]
             text += [f"- <{link}>" for link in pit.links]
     return "\n".join(text) + "\n"
+
+
+def _linked(names: Iterable[str]) -> str:
+    return ", ".join(f"[{name}](#{name})" for name in names)
+
+
+def _code(text: str) -> str:
+    """Code in a cell of a Markdown table, where a bar would end the cell."""
+    return f"`{text}`".replace("|", "\\|")
 
 
 def _told(symptom: Symptom) -> str:
     parts = [f"console: `{pattern}`" for pattern in symptom.console]
     parts += [f"not on the console: `{pattern}`" for pattern in symptom.missing]
     parts += [f"command line: `{pattern}`" for pattern in symptom.cmdline]
-    parts += [f"report: {path} is {value}" for path, value in symptom.report.items()]
+    parts += [f"not on the command line: `{pattern}`" for pattern in symptom.no_cmdline]
+    parts += [f"boot test: `{text}`" for text in symptom.facts]
+    parts += [f"unless `{text}`" for text in symptom.unless]
     return ", and ".join(parts)
+
+
+def _required(rule: contract.Rule) -> str:
+    wanted = f"at least {rule.at_least}" if rule.at_least is not None else rule.value or "y"
+    when = "" if rule.when == "always" else f" ({rule.when})"
+    return f"`CONFIG_{rule.option}` not {wanted}{when}: {rule.without}"
+
+
+def _dug(dig: Dig) -> str:
+    if dig.cannot:
+        return f"cannot be: {dig.cannot}"
+    parts = [f"`CONFIG_{option}={kconfig.spell(value)}`" for option, value in dig.options.items()]
+    parts += [f"`{word}`" for word in (*dig.cmdline, *dig.sabotage)]
+    parts += [f"launch `{key} = {value}`" for key, value in dig.launch.items()]
+    parts += [f"plugging in, up to `{key} = {value}`" for key, value in dig.plug.items()]
+    lines = f" ({', '.join(dig.lines)})" if dig.lines else ""
+    return ", ".join(parts) + lines

@@ -19,7 +19,7 @@ from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
 from minguest import files, run
 from minguest.errors import ToolError
-from minguest.report import BEGIN, END
+from minguest.report import BEGIN, END, READY
 
 # Seconds between two looks at the report file and at QEMU.
 LOOK = 0.02
@@ -30,8 +30,24 @@ ANSWER = 10.0
 # Bytes of console after which the guest counts as lost: it repeats itself.
 CONSOLE_MAX = 64 << 20
 
+# Where a guest stands for ever, by its words on the console: it is given DEAD_END seconds to say the rest.
+DEAD_ENDS = {
+    b"UEFI Interactive Shell": "it stands in the UEFI shell: the firmware could not start the kernel",
+    b"!!!! X64 Exception Type": "the firmware crashed",
+    b"-- System halted": "the kernel's decompressor halted",
+}
+DEAD_END = 2.0
+
 Ending = Literal[
-    "power-off", "no power-off", "reset", "deadline", "panic", "internal error", "qemu died", "console flood"
+    "power-off",
+    "no power-off",
+    "reset",
+    "dead end",
+    "deadline",
+    "panic",
+    "internal error",
+    "qemu died",
+    "console flood",
 ]
 QUERIES = {
     "version": "query-version",
@@ -41,6 +57,20 @@ QUERIES = {
     "memory": "query-memory-size-summary",
     "pci": "query-pci",
 }
+
+
+class Deeds(msgspec.Struct, frozen=True):
+    """What is done to a guest while it runs."""
+
+    cpus: int = 0
+    """CPUs are plugged in until there are so many, once initd says that it is ready."""
+    dimms: tuple[int, ...] = ()
+    """Bytes of DIMMs that are plugged in then."""
+    nmi: bool = False
+    """A non-maskable interrupt after the report."""
+
+
+NOTHING = Deeds()
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -60,10 +90,10 @@ class Run(msgspec.Struct, frozen=True):
     wall: float
 
 
-def boot(argv: Sequence[str], folder: Path, timeout: float) -> Run:
+def boot(argv: Sequence[str], folder: Path, timeout: float, deeds: Deeds = NOTHING) -> Run:
     """Run QEMU in `folder`, which gets console.log, report.jsonl, qemu.sh and qemu.log.
 
-    ToolError if QEMU is missing or ends before the guest has run.
+    ToolError if QEMU is missing, ends before the guest has run, or refuses one of the deeds.
     """
     program = run.require(argv[0])
     for name in ("report.jsonl", "qmp.sock"):
@@ -71,7 +101,7 @@ def boot(argv: Sequence[str], folder: Path, timeout: float) -> Run:
     (folder / "report.jsonl").touch()
     files.write(folder / "qemu.sh", script(argv))
     (folder / "qemu.sh").chmod(0o755)
-    return asyncio.run(_boot(program, list(argv), folder, timeout))
+    return asyncio.run(_boot(program, list(argv), folder, timeout, deeds))
 
 
 def kvm_works(argv: Sequence[str], folder: Path, timeout: float) -> tuple[bool, str]:
@@ -97,6 +127,17 @@ def version() -> str:
     return text.splitlines()[0].removeprefix("QEMU emulator version ")
 
 
+def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every PCI function that query-pci tells, by address, bridges' too."""
+    found = {}
+    pending = [device for bus in buses for device in bus["devices"]]
+    while pending:
+        device = pending.pop(0)
+        found[f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}"] = device
+        pending += device.get("pci_bridge", {}).get("devices", [])
+    return found
+
+
 def script(argv: Sequence[str]) -> str:
     """The command as a script, an option and its value a line, that runs the same guest again."""
     lines = [shlex.quote(argv[0])]
@@ -113,7 +154,7 @@ exec {command}
 """
 
 
-async def _boot(program: str, argv: list[str], folder: Path, timeout: float) -> Run:
+async def _boot(program: str, argv: list[str], folder: Path, timeout: float, deeds: Deeds) -> Run:
     start = time.monotonic()
     with (folder / "qemu.log").open("wb") as errors, (folder / "console.log").open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
@@ -128,7 +169,7 @@ async def _boot(program: str, argv: list[str], folder: Path, timeout: float) -> 
         )
         console = bytearray()
         reader = asyncio.create_task(_tee(process, console, sink))
-        watch = _Watch(process, folder, start, timeout, console)
+        watch = _Watch(process, folder, start, timeout, console, deeds)
         try:
             ending, detail, views = await watch.until_done()
         finally:
@@ -165,7 +206,13 @@ class _Watch:
     """Looks at QEMU and at the report until one of them says that the guest is done."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, folder: Path, start: float, timeout: float, console: bytearray
+        self,
+        process: asyncio.subprocess.Process,
+        folder: Path,
+        start: float,
+        timeout: float,
+        console: bytearray,
+        deeds: Deeds,
     ) -> None:
         self.process = process
         self.folder = folder
@@ -177,6 +224,11 @@ class _Watch:
         self.end: float | None = None
         self.shutdown: dict[str, Any] | None = None
         self.broken = False
+        self.looked_at = 0
+        self.stands: tuple[float, str] | None = None
+        self.plug = bool(deeds.cpus or deeds.dimms)
+        self.nmi = deeds.nmi
+        self.deeds = deeds
 
     async def until_done(self) -> tuple[Ending, str, dict[str, Any]]:
         client = QMPClient("minguest")
@@ -190,6 +242,8 @@ class _Watch:
                 while not listener.empty():
                     await self._hear(client, await listener.get())
                 self._read_report()
+                if connected and self.process.returncode is None:
+                    await self._act(client)
                 if (done := self._done()) is not None:
                     break
                 await asyncio.sleep(LOOK)
@@ -199,6 +253,33 @@ class _Watch:
         finally:
             with contextlib.suppress(QMPError, EOFError, OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(client.disconnect(), ANSWER)
+
+    async def _act(self, client: QMPClient) -> None:
+        """Do what is to be done and whose time has come; each once."""
+        try:
+            if self.plug and READY in self.report:
+                self.plug = False
+                await self._plug(client)
+            if self.nmi and self.end is not None:
+                self.nmi = False
+                await asyncio.wait_for(client.execute("inject-nmi"), ANSWER)
+        except (TimeoutError, QMPError, EOFError) as error:
+            if self.process.returncode is None:
+                raise ToolError(f"QEMU did not do what it was told to: {error}") from error
+
+    async def _plug(self, client: QMPClient) -> None:
+        async def told(command: str, **arguments: Any) -> Any:
+            return await asyncio.wait_for(client.execute(command, arguments), ANSWER)
+
+        slots = cast("list[dict[str, Any]]", await told("query-hotpluggable-cpus"))
+        free = sorted(
+            (slot for slot in slots if "qom-path" not in slot), key=lambda slot: sorted(slot["props"].items())
+        )
+        for number, slot in enumerate(free[: max(0, self.deeds.cpus - (len(slots) - len(free)))]):
+            await told("device_add", driver=slot["type"], id=f"plugged-cpu{number}", **slot["props"])
+        for number, size in enumerate(self.deeds.dimms):
+            await told("object-add", **{"qom-type": "memory-backend-ram", "id": f"dimm{number}-memory", "size": size})
+            await told("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"dimm{number}-memory")
 
     async def _hear(self, client: QMPClient, event: Message) -> None:
         if event["event"] == "SHUTDOWN":
@@ -222,11 +303,21 @@ class _Watch:
             return "internal error", "QEMU stopped the guest with an internal error"
         if self.end is not None and now > self.end + POWER_OFF:
             return "no power-off", f"{POWER_OFF:g} s after its report it still ran"
+        if (why := self._dead_end(now)) is not None:
+            return "dead end", why
         if now > self.timeout:
             return "deadline", f"{self.timeout:g} s are over"
         if len(self.console) > CONSOLE_MAX:
             return "console flood", f"more than {CONSOLE_MAX >> 20} MiB on the console"
         return None
+
+    def _dead_end(self, now: float) -> str | None:
+        if len(self.console) != self.looked_at:
+            self.looked_at = len(self.console)
+            for words, why in DEAD_ENDS.items():
+                if self.stands is None and words in self.console:
+                    self.stands = now, why
+        return self.stands[1] if self.stands and now > self.stands[0] + DEAD_END else None
 
     def _read_report(self) -> None:
         size = (self.folder / "report.jsonl").stat().st_size

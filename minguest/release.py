@@ -75,7 +75,7 @@ def make(
             f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
             "mend the config and build without contract=ignore",
         )
-    checks = gather.checks(at.evidence, at.reproduced, manifest, boottest.nr_cpus_of(at.bundle))
+    checks = gather.checks(at, manifest, boottest.nr_cpus_of(at.bundle))
     _own_test(checks, manifest)
     before = _before(at, version, since)
     facts = released.Facts(
@@ -139,7 +139,7 @@ def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(name for check in checks for name in check.files):
-            path = at.reproduced if name == gather.REPRODUCED else at.evidence / name
+            path = gather.sources(at).get(name, at.evidence / name)
             data = path.read_bytes()
             member = tarfile.TarInfo(name)
             member.size = len(data)

@@ -9,6 +9,12 @@ import msgspec
 PROTOCOL = 1
 BEGIN = b'{"record":"begin"'
 END = b'{"record":"end"'
+# More than any kernel's NR_CPUS.
+CPUS_MAX = 1 << 16
+# initd waits for CPUs or memory that are to be plugged in now.
+READY = b'{"record":"ready"'
+# The index of an expansion ROM among the BARs.
+ROM = 6
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -38,6 +44,50 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     """The command register in hex: bit 1 is memory decoding."""
 
 
+class _Begin(msgspec.Struct):
+    uptime: float | None = None
+    cmdline: str | None = None
+
+
+class _Cpus(msgspec.Struct):
+    possible: str | None = None
+    present: str | None = None
+    online: str | None = None
+
+
+class _Node(msgspec.Struct):
+    cpus: str | None = None
+    memory_bytes: int | None = None
+    distances: tuple[int, ...] | None = None
+
+
+class _Memory(msgspec.Struct):
+    ram_bytes: int | None = None
+    blocks_present: int | None = None
+    blocks_online: int | None = None
+
+
+class _Firmware(msgspec.Struct):
+    kind: str | None = None
+    vendor: str | None = None
+    version: str | None = None
+
+
+class _Interrupts(msgspec.Struct):
+    controllers: tuple[str, ...] | None = None
+
+
+# What is read of records that stay as they came: a guest that says something else there has no report.
+SHAPES = {
+    "begin": _Begin,
+    "cpus": _Cpus,
+    "node": _Node,
+    "memory": _Memory,
+    "firmware": _Firmware,
+    "interrupts": _Interrupts,
+}
+
+
 class Report(msgspec.Struct, frozen=True):
     """What initd said, as far as it came. Without `complete` the rest was lost."""
 
@@ -46,6 +96,10 @@ class Report(msgspec.Struct, frozen=True):
     pci: tuple[PciDevice, ...]
     damage: str | None = None
     """Why reading stopped early, if it did."""
+
+    def all(self, name: str) -> list[dict[str, Any]]:
+        """Every record of that name."""
+        return [each for each in self.records if each["record"] == name]
 
     def record(self, name: str) -> dict[str, Any]:
         """The first record of that name; empty where there is none."""
@@ -69,7 +123,11 @@ def parse(text: bytes) -> Report:
                 raise ValueError(f"protocol {record.get('protocol')}, this reader knows {PROTOCOL}")
             if record["record"] == "pci":
                 devices.append(msgspec.convert(record, PciDevice))
-        except ValueError as error:  # msgspec's and json's errors are ValueErrors
+            elif record["record"] in SHAPES:
+                shape = msgspec.convert(record, SHAPES[record["record"]])
+                for name in ("possible", "present", "online", "cpus"):
+                    cpu_list(getattr(shape, name, None) or "")
+        except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
             damage = f"line {number}: {error}"
             break
         records.append(record)
@@ -82,10 +140,19 @@ def parse(text: bytes) -> Report:
     return Report(complete, tuple(records), tuple(devices), damage)
 
 
-def cpu_count(cpulist: str) -> int:
-    """How many CPUs a kernel list such as `0-3,8` names."""
-    count = 0
-    for part in filter(None, cpulist.strip().split(",")):
+def cpu_list(text: str) -> list[int]:
+    """The CPUs that a kernel list such as `0-3,8` names; ValueError where it is none."""
+    found: list[int] = []
+    for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
-        count += int(last or first) - int(first) + 1
-    return count
+        if int(last or first) >= CPUS_MAX:
+            raise ValueError(f"CPU {last or first}: no kernel has so many")
+        found += range(int(first), int(last or first) + 1)
+        if len(found) > CPUS_MAX:
+            raise ValueError(f"{len(found)} CPUs: no kernel has so many")
+    return found
+
+
+def cpu_count(cpulist: str) -> int:
+    """How many CPUs a kernel list names."""
+    return len(cpu_list(cpulist))

@@ -6,6 +6,7 @@ imported code nor values: see `step`.
 """
 
 import difflib
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from minguest import (
     boottest,
     bundle,
     contract,
+    dig,
     doctor,
     evidence,
     fetch,
@@ -33,14 +35,17 @@ from minguest import (
     initrd,
     kconfig,
     kernel,
+    launch,
     pits,
     publish,
     release,
     reproduce,
     settings,
     source,
+    variants,
+    verdict,
 )
-from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
+from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError, printable
 from minguest.launch import Words
 from minguest.model import Choice, Guest, Launch, Source, Sources
 from minguest.paths import Layout
@@ -64,6 +69,7 @@ WORDS = (
     "config",
     "cpus",
     "gpu",
+    "only",
 )
 # Commands of doit that run no task: they must not ask the network which kernel can be had.
 IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
@@ -72,8 +78,8 @@ IDLE |= {"diagnose", "doctor", "pits-page"}
 
 
 def say(text: str) -> None:
-    """One line to the user, at once."""
-    print(text, flush=True)
+    """A text to the user, at once; a guest's own words in it do not move the cursor."""
+    print(printable(text, keep="\n\t"), flush=True)
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]
@@ -200,6 +206,14 @@ class Project:
         return None if self.choice.source else self.sources.kernel[self.choice.line]
 
     @property
+    def contract(self) -> tuple[contract.Rule, ...]:
+        return pits.rules(self.pits)
+
+    @functools.cached_property
+    def pits(self) -> dict[str, pits.Pit]:
+        return pits.load(self.at.pits)
+
+    @property
     def tree(self) -> Path:
         name = self.choice.version
         return self.at.tree(f"{name}-{source.path_tag(self.choice.source)}" if self.choice.source else name)
@@ -245,7 +259,7 @@ class Project:
                 self.choice.line,
                 self.fragments,
                 self.guest.options,
-                self.at.configs / "contract.toml",
+                self.contract,
                 self.guest.launch,
                 self.at.config,
                 root=self.root,
@@ -261,12 +275,13 @@ class Project:
             make,
             name=self.at.name,
             doc="the kernel's config from fragments, verified against them and the contract",
-            file_dep=[*self.fragments, self.at.configs / "contract.toml", self.tree / source.STAMP],
+            file_dep=[*self.fragments, self.tree / source.STAMP],
             targets=[self.at.config / "kernel.config", self.at.config / "config.json"],
             code=["kconfig", "contract", "explain"],
             facts=lambda: {
                 "options": dict(self.guest.options),
                 "launch": self.guest.launch,
+                "contract": self.contract,
                 "ignore": self.ignore,
                 "tree": self.tree,
                 "make": kernel.make_argv(self.tree, self.at.config, 1),
@@ -421,13 +436,16 @@ class Project:
             doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
             file_dep=[self.at.bundle / "manifest.json"],
             facts=_always,
-            params=[{"name": name, "long": name, "default": "", "help": text} for name, text in boottest.WORDS.items()],
+            params=[
+                {"name": name.replace("-", "_"), "long": name, "default": "", "help": text}
+                for name, text in boottest.WORDS.items()
+            ],
         )
 
     def evidence_step(self) -> Task:
         def make() -> None:
             manifest = bundle.load(self.at.bundle)
-            checks = gather.checks(self.at.evidence, self.at.reproduced, manifest, boottest.nr_cpus_of(self.at.bundle))
+            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle))
             failed = []
             for machine, cpus in gather.missing(checks, manifest.guest.launch):
                 try:
@@ -435,7 +453,7 @@ class Project:
                 except GuestError as error:
                     say(str(error))
                     failed.append(boottest.cell_name(machine, cpus))
-            checks = gather.checks(self.at.evidence, self.at.reproduced, manifest, boottest.nr_cpus_of(self.at.bundle))
+            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle))
             say(evidence.table(checks))
             if failed:
                 raise GuestFailed(
@@ -506,11 +524,10 @@ class Project:
         def make() -> None:
             if not self.words["log"]:
                 raise UserError("no log", "doit diagnose log=FILE: a guest's console, of any kernel")
-            known = pits.load(self.at.pits)
             told = _path(self.words["report"])
             log = Path(self.words["log"]).expanduser()
             seen = pits.see(pits.read_log(log), pits.read_report(told) if told else None)
-            say(pits.describe(pits.diagnose(known, seen), known))
+            say(pits.describe(pits.diagnose(self.pits, seen)))
 
         return step(
             make,
@@ -526,12 +543,14 @@ class Project:
             looked = image.read(Path(self.words["image"]).expanduser(), doctor.look_for())
             own = _path(self.words["config"])
             config = image.read(own).config if own else None
-            found = doctor.examine(looked, config, contract.load(self.at.configs / "contract.toml"), self._launch())
+            wanted = self._launch()
+            facts = verdict.facts_of_launch(launch.planned(wanted))
+            found = doctor.examine(looked, config, self.pits, wanted, facts)
             say(doctor.describe(looked, found))
-            if wrong := [each.option for each in found if each.sure != "not known"]:
+            if wrong := dict.fromkeys(each.pit for each in found if each.sure != "not known"):
                 raise UserError(
-                    f"under OVMF with this launch it would fail: {', '.join(wrong)}",
-                    "set these options and build it again",
+                    f"under OVMF with this launch it would fall into {', '.join(wrong)}",
+                    "docs/pits.md tells cause and mend of each",
                 )
 
         return step(
@@ -543,21 +562,60 @@ class Project:
 
     def _launch(self) -> Launch:
         """The guest's launch with the words of the command line."""
-        launch = self.guest.launch
+        wanted = self.guest.launch
         if self.words["cpus"]:
             cpus = settings.integer(self.words["cpus"], "cpus")
             settings.check_cpus(cpus, "cpus")
-            launch = msgspec.structs.replace(launch, cpus=cpus, max_cpus=cpus)
+            wanted = msgspec.structs.replace(wanted, cpus=cpus, max_cpus=cpus)
         if self.words["gpu"]:
             names = () if self.words["gpu"] == "none" else tuple(self.words["gpu"].split(","))
-            launch = msgspec.structs.replace(launch, gpus=names)
-        return launch
+            wanted = msgspec.structs.replace(wanted, gpus=names)
+        return wanted
+
+    def pits_step(self) -> Task:
+        folder = self.at.matrix
+
+        def make() -> None:
+            shop = variants.Workshop(
+                tree=self.tree,
+                line=self.choice.line,
+                version=self.choice.version,
+                fragments=tuple(self.fragments),
+                options=self.guest.options,
+                built=self.at.kernel,
+                folder=folder,
+                root=self.root,
+            )
+            site = dig.Site(
+                bench=self.bench,
+                launch=self.guest.launch,
+                known=self.pits,
+                folder=folder,
+                package=fetch.fetch(self.ovmf, f"OVMF {self.ovmf.version}", self.cache, say),
+                kernels=lambda options: variants.kernel_with(shop, options, say),
+            )
+            only = [name for name in (self.words["only"] or "").split(",") if name]
+            made = dig.run(site, only, say)
+            found = {other.name: each for other in sorted(self.at.matrices.iterdir()) if (each := dig.load(other))}
+            page = dig.page(self.at.templates / "pits.html.j2", list(found.values()), list(found))
+            files.write(self.at.matrices / "index.html", page)
+            say(f"linux {made.version}: {dig.summary(made.cells)}; {self._shown(self.at.matrices / 'index.html')}")
+            if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
+                raise GuestFailed(f"not what must follow: {', '.join(wrong)}", f"their consoles: {folder}/runs")
+
+        return step(
+            make,
+            basename="pits",
+            doc="the sabotage matrix: dig every pit, and see that its first boot names it; only=ID,…",
+            file_dep=[self.at.bundle / "manifest.json"],
+            facts=_always,
+        )
 
     def pits_page_step(self) -> Task:
         target = self.root / "docs/pits.md"
 
         def make() -> None:
-            files.write(target, pits.page(pits.load(self.at.pits)))
+            files.write(target, pits.page(self.pits))
 
         return step(
             make,

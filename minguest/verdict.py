@@ -2,22 +2,22 @@
 """Compares three views of one guest: what was asked, what QEMU made, what initd saw. Pure."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from minguest import console
-from minguest.launch import Gpu, Spec
-from minguest.qemu import Run
-from minguest.report import PciDevice, Report, cpu_count
+from minguest.facts import Fact, of_report
+from minguest.launch import Gpu, Node, Spec
+from minguest.qemu import DEAD_ENDS, Run, functions
+from minguest.report import ROM, PciDevice, Report, cpu_count, cpu_list
 
 # A guest never sees all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
 # Measured with OVMF 2025.02: 1.5 to 4 MiB on both lines.
 RESERVED_MAX = 32 << 20
 # QEMU says this of a BAR that has no address: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
 UNMAPPED = -1
-ROM = 6
 # What initd says on the console when its report went nowhere.
 NO_PORT = re.compile(r"initd: .* bytes, to no port")
 
@@ -86,16 +86,30 @@ def judge(spec: Spec, run: Run, report: Report, problems: Sequence[str] = ()) ->
     )
 
 
+def with_pits(judged: Verdict, roots: Mapping[str, str]) -> Verdict:
+    """The verdict with the pits that were recognized, by id with their titles. A guest in a pit does not pass."""
+    if judged.result == "lost" or (judged.result == "failed" and roots):
+        return judged
+    why = "; ".join(f"{name}: {title}" for name, title in roots.items())
+    row = Check("pits", "none", "", ", ".join(roots) or "none known", not roots, why)
+    judged = msgspec.structs.replace(judged, checks=(*judged.checks, row))
+    if roots:
+        return msgspec.structs.replace(judged, result="failed", reason=f"three views agree, but {why}")
+    return judged
+
+
 def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
     panic = _panic(screen)
-    if any("UEFI Interactive Shell" in line.text for line in screen):
-        what = "it stands in the UEFI shell: the firmware could not start the kernel"
+    stands = next((why for words, why in DEAD_ENDS.items() if words in run.console), None)
+    if stands:
+        what = stands
     elif panic:
         what = f"the kernel panicked (console line {panic.number})"
     else:
         what = {
             "power-off": "it powered off before its report was whole",
             "reset": f"it reset ({run.detail})",
+            "dead end": run.detail,
             "deadline": f"it hung: no whole report, {run.detail}",
             "no power-off": "its report is damaged",
             "panic": "it panicked",
@@ -132,10 +146,12 @@ def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
     cpus = report.record("cpus")
     online = cpu_count(cpus.get("online") or "")
     made = len(views["cpus"]) if "cpus" in views else None
-    yield _equal("CPUs", spec.cpus, made, online)
+    yield _equal("CPUs", max(spec.cpus, spec.plug_cpus), made, online, f"{spec.cpus} → " if spec.plug_cpus else "")
     slots = len(views["hotpluggable_cpus"]) if "hotpluggable_cpus" in views else None
     yield _equal("CPUs at most", spec.max_cpus, slots, cpu_count(cpus.get("possible") or ""))
     yield _memory(spec, views, report)
+    if spec.numa:
+        yield _nodes(spec.numa, report)
     firmware = report.record("firmware")
     uefi = firmware.get("kind") == "uefi"
     yield Check(
@@ -147,7 +163,7 @@ def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
         "" if uefi else f"the guest saw {firmware.get('kind')}, not UEFI",
     )
     devices = {device.address: device for device in report.pci}
-    in_qemu = dict(_functions(views.get("pci", ())))
+    in_qemu = functions(views.get("pci", ()))
     yield _all_devices(in_qemu, devices)
     yield _bars(report.pci)
     for gpu in spec.gpus:
@@ -158,10 +174,10 @@ def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
     yield Check("power-off", "yes", run.ending, "asked for", off, "" if off else why)
 
 
-def _equal(name: str, asked: int, qemu: int | None, guest: int) -> Check:
+def _equal(name: str, asked: int, qemu: int | None, guest: int, before: str = "") -> Check:
     ok = asked == qemu == guest
     why = f"{guest} of {asked}" if guest != asked else f"QEMU has {_shown(qemu)}, {asked} were asked for"
-    return Check(name, str(asked), _shown(qemu), str(guest), ok, "" if ok else why)
+    return Check(name, f"{before}{asked}", _shown(qemu), str(guest), ok, "" if ok else why)
 
 
 def _shown(value: int | None) -> str:
@@ -172,18 +188,34 @@ def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
     facts = views.get("memory", {})
     made = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
     ram = report.record("memory").get("ram_bytes") or 0
-    enough = spec.memory - RESERVED_MAX <= ram <= spec.memory
-    ok = made == spec.memory and enough
+    asked = max(spec.memory, spec.plug_memory)
+    enough = asked - RESERVED_MAX <= ram <= asked
+    ok = made == asked and enough
     in_qemu = "not answered" if made is None else _size(made)
-    why = f"{_size(ram)} of {_size(spec.memory)}" if not enough else f"QEMU has {in_qemu}"
+    why = f"{_size(ram)} of {_size(asked)}" if not enough else f"QEMU has {in_qemu}"
     return Check(
         "memory",
-        _size(spec.memory),
+        f"{_size(spec.memory)} → {_size(asked)}" if spec.plug_memory else _size(asked),
         in_qemu,
         f"{_size(ram)} RAM",
         ok,
         "" if ok else why,
     )
+
+
+def _nodes(asked: Sequence[Node], report: Report) -> Check:
+    """Every node's CPUs and distances; its memory, less what the kernel keeps of it, to a tenth."""
+    seen = report.all("node")
+    wrong = [] if len(seen) == len(asked) else [f"{len(seen)} of {len(asked)}"]
+    for number, (node, view) in enumerate(zip(asked, seen, strict=False)):
+        if set(node.cpus) - set(cpu_list(view.get("cpus") or "")):
+            wrong.append(f"node {number} has CPUs {view.get('cpus')}")
+        if tuple(view.get("distances") or ()) != node.distances:
+            wrong.append(f"node {number}'s distances are {view.get('distances')}")
+        if not node.memory * 0.9 - RESERVED_MAX <= (view.get("memory_bytes") or 0) <= node.memory * 1.01 + RESERVED_MAX:
+            wrong.append(f"node {number} has {_size(view.get('memory_bytes') or 0)} of {_size(node.memory)}")
+    guest = "; ".join(f"CPUs {view.get('cpus')}" for view in seen) or "none"
+    return Check("NUMA nodes", str(len(asked)), "", guest, not wrong, "; ".join(wrong))
 
 
 def _size(count: int) -> str:
@@ -192,16 +224,6 @@ def _size(count: int) -> str:
         if count >= 1 << shift and (shift != 30 or (count % (1 << 30) == 0 and count >= 8 << 30)):
             return f"{count / (1 << shift):.0f} {unit}"
     return f"{count} bytes"
-
-
-def _functions(buses: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every function that query-pci tells, by address, bridges' too."""
-    for bus in buses:
-        pending = list(bus["devices"])
-        while pending:
-            device = pending.pop(0)
-            yield f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}", device
-            pending += device.get("pci_bridge", {}).get("devices", [])
 
 
 def _all_devices(made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
@@ -234,7 +256,7 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     if view is None:
         return Check(name, str(gpu), in_qemu, "not there", False, f"the guest sees nothing at {address}")
     bars = {bar.index: bar for bar in view.bars if bar.index != ROM}
-    wrong = [] if view.gpu else [f"class {view.pci_class} is no display controller's"]
+    wrong = [] if view.gpu or gpu.bar else [f"class {view.pci_class} is no display controller's"]
     dead = [index for index in sorted(regions) if index not in bars or not bars[index].assigned]
     wrong += [f"BAR {index} ({_size(regions[index]['size'])}) has no address" for index in dead]
     for index, region in sorted(regions.items()):
@@ -251,6 +273,37 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     placed = sum(bar.assigned for bar in bars.values())
     guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
     return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def facts_of_launch(spec: Spec) -> dict[str, Fact]:
+    """What was asked, by the names in facts.NAMES."""
+    return {
+        "cpus.asked": max(spec.cpus, spec.plug_cpus),
+        "cpus.max_asked": spec.max_cpus,
+        "cpus.plugged": max(0, spec.plug_cpus - spec.cpus),
+        "memory.asked": max(spec.memory, spec.plug_memory),
+        "memory.plugged": max(0, spec.plug_memory - spec.memory),
+        "nodes.asked": len(spec.numa) or 1,
+        "gpus.asked": len(spec.gpus),
+    }
+
+
+def facts(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
+    """All that is known of one boot, by the names in facts.NAMES."""
+    found = {**facts_of_launch(spec), **of_report(report), "ending": run.ending}
+    found["kernel.speaks"] = "yes" if b"Linux version" in run.console else "no"
+    found["console.lines"] = sum(bool(line.strip()) for line in run.console.splitlines())
+    if "cpus" in run.views:
+        found["cpus.made"] = len(run.views["cpus"])
+    if memory := run.views.get("memory"):
+        made = memory["base-memory"] + memory.get("plugged-memory", 0)
+        found["memory.made"] = made
+        if isinstance(ram := found.get("memory.ram"), int):
+            found["memory.missing"] = made - ram
+    if "pci" in run.views:
+        made = {device.get("qdev_id") for device in functions(run.views["pci"]).values()}
+        found["gpus.made"] = sum(gpu.id in made for gpu in spec.gpus)
+    return found
 
 
 def table(verdict: Verdict) -> str:

@@ -23,7 +23,9 @@ from minguest.errors import UserError, printable
 
 # Bytes that evidence may have when it is unpacked: more than a release has, less than what fills memory.
 EVIDENCE_MAX = 256 << 20
-EVIDENCE_NAME = re.compile(rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{re.escape(gather.REPRODUCED)}")
+EVIDENCE_NAME = re.compile(
+    rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{re.escape(gather.REPRODUCED)}|{re.escape(gather.MATRIX)}"
+)
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 FORMATS = ("1.6",)
 
@@ -294,6 +296,8 @@ def _agree(
                 again = gather.of_boot(folder, cells[check.name], manifest, nr_cpus)
             elif check.name == "reproduce":
                 again = gather.of_reproduction(folder / gather.REPRODUCED, manifest)
+            elif check.name == "pits":
+                again = gather.of_matrix(folder / gather.MATRIX, manifest)
             elif check.result == "NOT RUN" and not check.files:
                 continue
             else:

@@ -6,6 +6,7 @@ Figures of one noisy machine: compare within one run, quote ratios.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -77,12 +78,39 @@ def shipping(work: Path, line: str) -> dict[str, float]:
         return figures
 
 
+def peak(*argv: str) -> tuple[float, float]:
+    """Wall time in seconds and the most memory in bytes of a command, whatever its status."""
+    start = time.monotonic()
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0  # waited for already
+    return time.monotonic() - start, usage.ru_maxrss * 1024
+
+
+def knowing(image: Path) -> dict[str, float]:
+    """diagnose of 10 MB of a healthy console, which every pattern is looked for in; doctor of `image`."""
+    console = (ROOT / "tests/data/consoles/6.12-healthy-q35-4.log").read_bytes()
+    with tempfile.NamedTemporaryFile() as log:
+        log.write(console * (10_000_000 // len(console) + 1))
+        log.flush()
+        told = [peak("doit", "diagnose", f"log={log.name}") for _ in range(5)]
+    looked = [peak("doit", "doctor", f"image={image}") for _ in range(5)]
+    size = image.stat().st_size / 1e6
+    return {
+        "diagnose 10 MB, s": statistics.median(wall for wall, _ in told),
+        "diagnose 10 MB, bytes at most": max(memory for _, memory in told),
+        f"doctor {size:.1f} MB, s": statistics.median(wall for wall, _ in looked),
+        f"doctor {size:.1f} MB, bytes at most": max(memory for _, memory in looked),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="doit bench", description=__doc__)
     parser.add_argument("--work", default="out/default-6.12", help="folder of the guest to measure")
     parser.add_argument("--boots", type=int, default=5, help="how many boots (default 5)")
     parser.add_argument("--cold", action="store_true", help="also compile the kernel from nothing")
     parser.add_argument("--against", type=Path, help="another .config to compile from nothing, on the same tree")
+    parser.add_argument("--image", type=Path, help="a kernel for doctor to look at, else the built one")
     words = parser.parse_args()
     work = ROOT / words.work
     line = f"kernel={work.name.rsplit('-', 1)[1]}"
@@ -93,7 +121,7 @@ def main() -> None:
         **{f"{name}, bytes": size for name, size in sizes(work / "bundle").items()},
         **{f"boot, {name}, s": value for name, value in boots(words.boots, work, [line]).items()},
     }
-    figures |= shipping(work, line)
+    figures |= shipping(work, line) | knowing(words.image or work / "bundle/bzImage")
     tree = Path((work / "kernel/.tree").read_text())
     if words.cold:
         figures["kernel from nothing, s"] = cold(tree, work / "bundle/kernel.config")

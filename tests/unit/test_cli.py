@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installed command does without what builds and publishes."""
+"""The installed command: does without what builds and publishes, and shows untrusted text as text."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+import pytest
+
+from minguest import boottest, bundle, cli
+
+CONSOLES = Path(__file__).parents[1] / "data" / "consoles"
 ROOT = Path(__file__).parents[2]
 # What the extras `build`, `s3` and `test` bring, by the names that are imported.
 NOT_THERE = ("doit", "jinja2", "elftools", "debian", "pefile", "kconfiglib", "cyclonedx", "boto3", "pytest", "oras")
+# A reset, a bell, an eight-bit CSI, a change of direction, a backspace and a line separator.
+STRANGE = "\x1bc\x07\x9b2J\u202e\x08\u2028"
 
 
 def test_the_command_needs_none_of_the_builds_packages() -> None:
@@ -15,3 +23,102 @@ def test_the_command_needs_none_of_the_builds_packages() -> None:
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "verify" in found.stdout
+
+
+def test_diagnose_names_the_pit_of_a_console(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["diagnose", str(CONSOLES / "6.12-efi-off.log")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("efi-off: ")
+    assert "A valid RSDP was not found" in said.out
+    assert "mend: " in said.out
+    assert not said.err
+
+
+def test_a_guest_without_a_pit_is_no_failure_of_diagnose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["diagnose", str(CONSOLES / "6.12-healthy-q35-4.log")]) == 0
+    assert capsys.readouterr().out == "no known pit\n"
+
+
+def test_diagnose_reads_initds_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, report = tmp_path / "console.log", tmp_path / "report"
+    log.write_text("[    0.000000] Linux version 6.12.0\n")
+    report.write_text('{"record":"begin","protocol":1,"cmdline":"acpi=off"}\n{"record":"end","records":1}\n')
+    assert cli.main(["diagnose", str(log)]) == 0
+    assert "acpi-off-cmdline: " not in capsys.readouterr().out
+    assert cli.main(["diagnose", str(log), "--report", str(report)]) == 0
+    assert "acpi-off-cmdline: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "why"),
+    [
+        ("none.log", None, "no such file"),
+        (".", None, "no such file, or not a plain one"),
+        ("empty.log", b" \n", "empty"),
+        ("binary.log", bytes(4096), "not a console's text"),
+    ],
+)
+def test_what_cannot_be_a_console_is_told_in_one_line(
+    name: str, raw: bytes | None, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / name
+    if raw is not None:
+        log.write_bytes(raw)
+    assert cli.main(["diagnose", str(log)]) == 1
+    said = capsys.readouterr()
+    assert not said.out
+    first, *remedy = said.err.splitlines()
+    assert first.startswith("minguest: ")
+    assert why in first
+    assert all(line.startswith("  remedy: ") for line in remedy)
+
+
+def test_a_report_that_cannot_be_one_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = str(CONSOLES / "6.12-efi-off.log")
+    assert cli.main(["diagnose", log, "--report", str(tmp_path / "none")]) == 1
+    assert "minguest: report " in capsys.readouterr().err
+
+
+def test_a_console_moves_nothing_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "console.log"
+    log.write_text(f"ACPI BIOS Error (bug): A valid RSDP was not found {STRANGE}\n")
+    assert cli.main(["diagnose", str(log)]) == 0
+    said = capsys.readouterr().out
+    assert "A valid RSDP was not found" in said
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that passes for a bundle, as far as the command looks into it."""
+    monkeypatch.setattr(bundle, "load", lambda _: msgspec.convert({"guest": {"launch": {}}}, _Loaded))
+    return tmp_path
+
+
+def test_boot_test_knows_the_pits(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benches: list[boottest.Bench] = []
+    monkeypatch.setattr(boottest, "run", lambda bench, *_: benches.append(bench))
+    assert cli.main(["boot-test", str(bundled), "--work", str(bundled / "work")]) == 0
+    assert benches[0].pits is not None
+    assert (benches[0].pits / "efi-off.toml").is_file()
+
+
+def test_a_guest_under_test_moves_nothing_on_the_terminal(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A verdict quotes the guest's report, which may hold anything."""
+    monkeypatch.setattr(boottest, "run", lambda bench, words, wanted, say: say(f"CPUs\n{STRANGE}"))
+    assert cli.main(["boot-test", str(bundled), "--work", str(bundled / "work")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("CPUs\n\\x1bc")
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+
+
+class _Guest(msgspec.Struct):
+    launch: dict[str, str]
+
+
+class _Loaded(msgspec.Struct):
+    """As much of a manifest as is read before a boot test."""
+
+    guest: _Guest

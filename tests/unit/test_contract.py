@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from minguest import contract
+from minguest import contract, pits
 from minguest.contract import Breach, Rule
 from minguest.errors import UserError
-from minguest.model import Launch
+from minguest.model import Launch, Node
 
 ROOT = Path(__file__).parents[2]
-OWN = ROOT / "configs" / "contract.toml"
+OWN = pits.rules(pits.load(ROOT / "configs/pits"))
 
 
 def write(folder: Path, row: str) -> Path:
-    path = folder / "contract.toml"
-    path.write_text(f"[[require]]\n{row}\n")
+    path = folder / "a.toml"
+    dug = '[[dig]]\ncannot = "a test"'
+    path.write_text(f'title = "a"\nlayer = "config"\ncause = "b"\nmend = "c"\n{dug}\n[[require]]\n{row}\n')
     return path
 
 
@@ -69,6 +70,8 @@ def test_a_row(given: Rule, config: dict[str, str], expected: bool) -> None:
         ("gpu", Launch(gpus=("0000:01:00.0",)), True),
         ("q35", Launch(machine="q35"), True),
         ("q35", Launch(machine="pc"), False),
+        ("numa", Launch(), False),
+        ("numa", Launch(numa=(Node("512M"), Node("512M"))), True),
     ],
 )
 def test_when(when: str, launch: Launch, expected: bool) -> None:
@@ -105,39 +108,43 @@ def test_when(when: str, launch: Launch, expected: bool) -> None:
 def test_a_wrong_contract_is_named(tmp_path: Path, row: str, message: str) -> None:
     path = write(tmp_path, row)
     with pytest.raises(UserError, match=message) as caught:
-        contract.load(path)
+        pits.load(tmp_path)
     assert str(caught.value).startswith(str(path))
 
 
 def test_what_the_user_reads() -> None:
     assert contract.describe([]) == ""
     text = contract.describe(
-        [Breach("EFI", "y", "n", "efi", "one CPU"), Breach("NR_CPUS", "at least 64", "8", "smp", "word " * 40)]
+        [
+            Breach("EFI", "y", "n", "efi", "one CPU", "efi-off"),
+            Breach("NR_CPUS", "at least 64", "8", "smp", "word " * 40, "cpu-limit"),
+        ]
     )
     lines = text.splitlines()
     assert lines[0] == "the kernel's config breaks the contract of this launch in 2 places:"
     assert lines[1] == "  CONFIG_EFI      wanted y            found n  fragment efi"
-    assert lines[2] == "      without it: one CPU"
+    assert lines[2] == "      without it (pit efi-off): one CPU"
     assert lines[3] == "  CONFIG_NR_CPUS  wanted at least 64  found 8  fragment smp"
     assert max(map(len, lines)) <= contract.WIDTH
-    assert "in 1 place:" in contract.describe([Breach("EFI", "y", "n", "efi", "one CPU")])
+    assert "in 1 place:" in contract.describe([Breach("EFI", "y", "n", "efi", "one CPU", "efi-off")])
 
 
 # The project's own
 
 
 def test_the_story_behind_the_project() -> None:
-    rules = contract.load(OWN)
+    rules = OWN
     everything = {each.option: "y" for each in rules} | {"NR_CPUS": "64", "SERIAL_8250_RUNTIME_UARTS": "4"}
     assert contract.check(rules, everything, Launch(), "4.12") == []
     (breach,) = contract.check(rules, everything | {"EFI": "n"}, Launch(), "4.12")
     assert (breach.option, breach.wanted, breach.found, breach.fragment) == ("EFI", "y", "n", "efi")
+    assert breach.pit == "efi-off"
     assert "SMP disabled" in breach.without
     (breach,) = contract.check(rules, everything | {"NR_CPUS": "8"}, Launch(), "6.12")
     assert breach.wanted == "at least 64"
 
 
 def test_every_row_names_a_fragment_that_is_there() -> None:
-    named = {each.fragment for each in contract.load(OWN)}
+    named = {each.fragment for each in OWN}
     there = {path.name.partition(".")[0].partition("-")[2] for path in (ROOT / "configs" / "kernel").glob("*.config")}
     assert named <= there

@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import contract, doctor, kconfig
+from minguest import doctor, kconfig, pits
 from minguest.image import Image
 from minguest.model import Launch
 
 ROOT = Path(__file__).parents[2]
-RULES = contract.load(ROOT / "configs/contract.toml")
+PITS = pits.load(ROOT / "configs/pits")
 WHOLE = frozenset(doctor.look_for())
 
 
@@ -29,43 +29,51 @@ def options(found: list[doctor.Finding], sure: str) -> list[str]:
 
 def test_a_config_decides() -> None:
     config = kconfig.parse_config("CONFIG_64BIT=y\nCONFIG_SMP=y\nCONFIG_NR_CPUS=8\n# CONFIG_EFI is not set\n")
-    found = doctor.examine(image(config=config), None, RULES, Launch(cpus=8, max_cpus=8))
+    found = doctor.examine(image(config=config), None, PITS, Launch(cpus=8, max_cpus=8))
     assert "EFI" in options(found, "certain")
     assert "NR_CPUS" not in options(found, "certain")
     assert not options(found, "likely") and not options(found, "not known")
-    assert "NR_CPUS" in options(doctor.examine(image(config=config), None, RULES, Launch(max_cpus=9)), "certain")
+    assert "NR_CPUS" in options(doctor.examine(image(config=config), None, PITS, Launch(max_cpus=9)), "certain")
     # One that is given wins over the image's own.
     given = {**config, "EFI": "y"}
-    assert "EFI" not in options(doctor.examine(image(config=config), given, RULES, Launch()), "certain")
+    assert "EFI" not in options(doctor.examine(image(config=config), given, PITS, Launch()), "certain")
 
 
 @pytest.mark.parametrize("option", sorted(doctor.WORDS))
 def test_without_a_config_the_words_that_it_would_print_tell(option: str) -> None:
-    found = doctor.examine(image(strings=WHOLE - set(doctor.WORDS[option])), None, RULES, Launch())
+    found = doctor.examine(image(strings=WHOLE - set(doctor.WORDS[option])), None, PITS, Launch())
     assert options(found, "likely") == [option]
     assert options(found, "certain") == []
     for word in doctor.WORDS[option]:
         one = WHOLE - set(doctor.WORDS[option]) | {word}
-        assert options(doctor.examine(image(strings=one), None, RULES, Launch()), "likely") == []
+        assert options(doctor.examine(image(strings=one), None, PITS, Launch()), "likely") == []
 
 
 def test_what_nothing_tells_is_not_guessed() -> None:
-    found = doctor.examine(image(), None, RULES, Launch())
+    found = doctor.examine(image(), None, PITS, Launch())
     assert {each.sure for each in found} == {"not known"}
     assert "NR_CPUS" in options(found, "not known")
     text = doctor.describe(image(), found)
     assert "nothing wrong was found in what could be told" in text and "config=FILE tells" in text
     closed = image(opened=False, closed_because="lz4: the program lz4 is not installed", strings=frozenset())
-    found = doctor.examine(closed, None, RULES, Launch())
+    found = doctor.examine(closed, None, PITS, Launch())
     assert not options(found, "likely")
     assert "lz4 is not installed" in doctor.describe(closed, found)
 
 
 def test_what_is_wrong_comes_with_what_happens_at_boot() -> None:
-    config = {rule.option: rule.value or "y" for rule in RULES} | {"NR_CPUS": "64", "SERIAL_8250_RUNTIME_UARTS": "4"}
-    assert doctor.describe(image(), doctor.examine(image(), config, RULES, Launch())).endswith(
-        "nothing wrong was found"
-    )
-    found = doctor.examine(image(), {**config, "EFI": "n"}, RULES, Launch())
+    config = {rule.option: rule.value or "y" for rule in pits.rules(PITS)} | {
+        "NR_CPUS": "64",
+        "SERIAL_8250_RUNTIME_UARTS": "4",
+    }
+    assert doctor.describe(image(), doctor.examine(image(), config, PITS, Launch())).endswith("nothing wrong was found")
+    found = doctor.examine(image(), {**config, "EFI": "n"}, PITS, Launch())
     text = doctor.describe(image(), found)
-    assert "certain: CONFIG_EFI is n, wanted y" in text and "A valid RSDP was not found" in text
+    assert "certain: efi-off: CONFIG_EFI is n, wanted y" in text and "A valid RSDP was not found" in text
+
+
+def test_a_launch_that_no_kernel_mends_is_told_too() -> None:
+    found = doctor.examine(image(), {}, PITS, Launch(), {"memory.asked": 64 << 20})
+    assert [each.why for each in found if each.pit == "memory-too-little"] == ["memory.asked is 67108864"]
+    found = doctor.examine(image(), {}, PITS, Launch(), {"memory.asked": 128 << 20})
+    assert "memory-too-little" not in [each.pit for each in found]

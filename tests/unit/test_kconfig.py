@@ -265,7 +265,7 @@ values = st.one_of(
     st.integers().map(str),
     st.integers(0).map(hex),
     # What a guest's file may hold, with what only Unicode takes for the end of a line.
-    st.text(string.ascii_letters + string.punctuation + " \tä€\x0b\x85\u2028").map(kconfig._spell),
+    st.text(string.ascii_letters + string.punctuation + " \tä€\x0b\x85\u2028").map(kconfig.spell),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from minguest import launch
 from minguest.errors import UserError
 from minguest.launch import Words, settle
-from minguest.model import Launch
+from minguest.model import Launch, Node
 
 SERIAL = "isa-serial,chardev=report,index=3"
 MODELS = ["bochs-display", "secondary-vga", "virtio-gpu-pci"]
@@ -100,3 +100,86 @@ def test_this_qemu_knows_its_display_models() -> None:
 
 def test_a_comma_in_a_path_is_doubled() -> None:
     assert launch.comma("/a,b/c") == "/a,,b/c"
+
+
+def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
+    numa = (Node("512M", "0-1"), Node("512M", "3", (21, 10)))
+    spec = settle(Launch(numa=numa), Words(accel="tcg"), 64, MODELS, sysfs)
+    assert [node.cpus for node in spec.numa] == [(0, 1, 2), (3,)]
+    command = argv(spec)
+    assert value(command, "-object") == [
+        "memory-backend-ram,id=node0-memory,size=512M", "memory-backend-ram,id=node1-memory,size=512M",
+    ]  # fmt: skip
+    assert value(command, "-numa") == [
+        "node,nodeid=0,memdev=node0-memory,cpus=0,cpus=1,cpus=2", "node,nodeid=1,memdev=node1-memory,cpus=3",
+        "dist,src=0,dst=1,val=20", "dist,src=1,dst=0,val=21",
+    ]  # fmt: skip
+    assert not value(argv(settle(Launch(), Words(accel="tcg"), 64, MODELS, sysfs)), "-numa")
+
+
+@pytest.mark.parametrize(
+    ("numa", "message"),
+    [
+        ((Node("512M"),), "the nodes have 512 MiB, the launch has 1 GiB"),
+        ((Node("512M", "0-1"), Node("512M", "1-2")), "CPU 1 is in two nodes"),
+        ((Node("512M", "0-1"), Node("512M", "4")), "CPU 4 is .* none of the 4"),
+        ((Node("512M", "0-x"), Node("512M")), "is no list of CPUs"),
+        ((Node("512M", "", (10,)), Node("512M")), "one a node is wanted"),
+        ((Node("512M", "", (11, 20)), Node("512M")), "10 to itself"),
+        ((Node("512M", "", (10, 255)), Node("512M")), "10 to 254 to others"),
+        ((Node("much"), Node("512M")), r"launch.numa\[0\].memory = 'much' is not a size"),
+    ],
+)
+def test_nodes_that_do_not_add_up_are_refused(sysfs: Path, numa: tuple[Node, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(Launch(numa=numa), Words(), 64, MODELS, sysfs)
+
+
+def test_what_is_plugged_in_gets_room_and_is_waited_for(sysfs: Path) -> None:
+    words = Words(plug_cpus="8", plug_memory="3G", accel="tcg")
+    spec = settle(Launch(), words, 64, MODELS, sysfs)
+    assert (spec.plug_cpus, spec.plug_memory, spec.max_memory) == (8, 3 << 30, 3 << 30)
+    command = argv(spec)
+    assert value(command, "-m") == ["1024M,slots=4,maxmem=3072M"]
+    (append,) = value(command, "-append")
+    assert "initd.wait-cpus=8 initd.wait-memory=3221225472 initd.wait-seconds=" in append and "lpj=" in append
+    room = argv(settle(Launch(max_memory="8G", slots=2), Words(accel="tcg"), 64, MODELS, sysfs))
+    assert value(room, "-m") == ["1024M,slots=2,maxmem=8192M"]
+    assert "initd.wait" not in " ".join(room)
+
+
+@pytest.mark.parametrize(
+    ("launched", "words", "message"),
+    [
+        (Launch(), Words(plug_cpus="4"), "starts with 4 CPUs and can have 64"),
+        (Launch(), Words(plug_cpus="65"), "starts with 4 CPUs and can have 64"),
+        (Launch(), Words(plug_cpus="many"), "is not a whole number"),
+        (Launch(), Words(plug_memory="1G"), "nothing can be plugged in"),
+        (Launch(max_memory="512M"), Words(), "memory 1 GiB, at most 512 MiB: nothing can be plugged in"),
+        (Launch(), Words(plug_memory="1100M"), "76 MiB is no multiple of 128 MiB"),
+    ],
+)
+def test_what_cannot_be_plugged_in_is_refused(sysfs: Path, launched: Launch, words: Words, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(launched, words, 64, MODELS, sysfs)
+
+
+def test_a_card_that_is_one_large_bar(sysfs: Path) -> None:
+    spec = settle(Launch(), Words(gpu="bar:64G", accel="tcg"), 64, MODELS, sysfs)
+    assert str(spec.gpus[0]) == "BAR 64 GiB"
+    assert value(argv(spec), "-device")[1:] == [
+        "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1", "pci-testdev,membar=65536M,id=gpu0,bus=port0",
+    ]  # fmt: skip
+    on_pc = settle(Launch(machine="pc"), Words(gpu="bar:16M", accel="tcg"), 64, MODELS, sysfs)
+    assert value(argv(on_pc), "-device")[1:] == ["pci-testdev,membar=16M,id=gpu0"]
+    for word, why in (("bar:3G", "a power of two"), ("bar:", "is not a size"), ("bar:much", "is not a size")):
+        with pytest.raises(UserError, match=why):
+            settle(Launch(), Words(gpu=word), 64, MODELS, sysfs)
+
+
+def test_a_launch_that_is_only_planned_needs_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "display_models", lambda: MODELS)
+    spec = launch.planned(Launch(gpus=("secondary-vga", "0000:41:00.0")))
+    assert [str(gpu) for gpu in spec.gpus] == ["secondary-vga", "vfio-pci 0000:41:00.0"]
+    with pytest.raises(UserError, match="did you mean secondary-vga"):
+        launch.planned(Launch(gpus=("secondary-vgaa",)))

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import attest, boottest, bundle, evidence, release, released, sbom
+from minguest import attest, boottest, bundle, evidence, gather, release, released, sbom, sshsig, verify
 from minguest.errors import UserError
 from minguest.paths import Layout
 from tests import small_disk, workshop
@@ -279,3 +279,39 @@ def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key:
     for path in (at.evidence / "boot-test-q35-1").iterdir():
         (at.evidence / "boot-test-q35-4" / path.name).write_bytes(path.read_bytes())
     refused(at, key, "boot-test-q35-4: NOT RUN, what was run was another test")
+
+
+def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) -> None:
+    cells = [{"pit": "efi-off", "result": each} for each in results]
+    made = {"bundle": files or bundle.load(at.bundle).files, "whole": whole, "qemu": "7.2", "cells": cells}
+    at.matrix.mkdir(parents=True, exist_ok=True)
+    (at.matrix / "matrix.json").write_bytes(msgspec.json.encode(made))
+
+
+@pytest.mark.parametrize(
+    ("results", "whole", "result", "reason"),
+    [
+        (("right", "right", "NOT RUN"), True, "PASS", "2 right, 1 NOT RUN"),
+        (("right", "wrong"), True, "FAIL", "1 right, 1 wrong"),
+        (("right",), False, "NOT RUN", "not every pit was dug: 1 right"),
+        (("wrong",), False, "FAIL", "1 wrong"),
+    ],
+)
+def test_the_matrix_is_evidence(
+    at: Layout, key: Path, results: tuple[str, ...], whole: bool, result: str, reason: str
+) -> None:
+    matrix(at, *results, whole=whole)
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
+    assert (check.result, check.reason) == (result, reason)
+    if result != "FAIL":
+        workshop.make(at, key)
+        with sshsig.trusting(Path(f"{key}.pub"), Path("nowhere"), unsigned=False) as trusted:
+            found = verify.verify(at.release, trusted)
+        assert found.holds
+        assert {check.name: check.result for check in found.checks}["pits"] == result
+
+
+def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
+    matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
+    assert (check.result, check.reason) == ("NOT RUN", "its last run was of other bytes")

@@ -76,3 +76,26 @@ def test_damage_is_named(line: bytes, damage: str) -> None:
 @pytest.mark.parametrize(("text", "count"), [("", 0), ("0", 1), ("0-3", 4), ("0-3,8,10-11\n", 7)])
 def test_cpu_lists(text: str, count: int) -> None:
     assert report.cpu_count(text) == count
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"record":"cpus","present":3}',
+        '{"record":"cpus","online":"a-b"}',
+        '{"record":"cpus","possible":"0-99999999999"}',
+        '{"record":"cpus","possible":"' + "0-60000," * 40 + '"}',
+        '{"record":"node","cpus":"x"}',
+        '{"record":"node","distances":[null]}',
+        '{"record":"memory","ram_bytes":"much"}',
+        '{"record":"firmware","vendor":7}',
+        '{"record":"interrupts","controllers":[7]}',
+        '{"record":"begin","protocol":1,"cmdline":7}',
+        '{"record":"begin","protocol":1,"uptime":"late"}',
+        "[" * 100_000,
+    ],
+)
+def test_a_guest_that_lies_about_types_has_no_report(record: str) -> None:
+    found = report.parse(f'{{"record":"begin","protocol":1}}\n{record}\n{{"record":"end","records":2}}\n'.encode())
+    assert not found.complete
+    assert (found.damage or "").startswith("line 2: ")

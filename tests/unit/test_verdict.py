@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from minguest import report, verdict
-from minguest.launch import Gpu, Spec
+from minguest.facts import NAMES
+from minguest.launch import Gpu, Node, Spec
 from minguest.qemu import Ending, Run
 
 SPEC = Spec("q35", "tcg", "max", 4, 8, 1 << 30, (Gpu("gpu0", model="secondary-vga"),), (), 60)
@@ -259,3 +260,84 @@ def test_a_guest_that_is_lost_elsewhere_is_found(screen: bytes, reason: str) -> 
     found = judge([], console=screen, ending="deadline", end=False)
     assert found.result == "lost"
     assert reason in found.reason
+
+
+def test_a_guest_in_a_pit_does_not_pass() -> None:
+    passed = verdict.with_pits(judge(), {})
+    assert (passed.result, passed.checks[-1].name, passed.checks[-1].ok) == ("pass", "pits", True)
+    found = verdict.with_pits(judge(), {"msi-off": "no MSI"})
+    assert (found.result, found.reason) == ("failed", "three views agree, but msi-off: no MSI")
+    assert [check.name for check in found.checks if not check.ok] == ["pits"]
+    # Where another row is wrong, that is the failure, and the pit only its name.
+    failed = judge(changed("firmware", kind="bios"))
+    assert verdict.with_pits(failed, {"seabios": "SeaBIOS"}) == failed
+    lost = judge([], ending="deadline", end=False)
+    assert verdict.with_pits(lost, {"efi-off": "no EFI"}) == lost
+
+
+PLUGGED = msgspec.structs.replace(SPEC, cpus=2, plug_cpus=4, memory=512 << 20, plug_memory=1 << 30)
+
+
+def test_what_was_plugged_in_is_asked_for_too() -> None:
+    found = judge(spec=PLUGGED)
+    assert found.result == "pass"
+    shown = {check.name: check.asked for check in found.checks}
+    assert (shown["CPUs"], shown["memory"]) == ("2 → 4", "512 MiB → 1024 MiB")
+    few = judge(changed("cpus", online="0-1"), spec=PLUGGED)
+    assert few.reason == "CPUs: 2 of 4"
+    little = judge(changed("memory", ram_bytes=512 << 20), spec=PLUGGED)
+    assert little.reason == "memory: 512 MiB of 1024 MiB"
+
+
+NUMA = msgspec.structs.replace(SPEC, numa=(Node((0, 1), 512 << 20, (10, 20)), Node((2, 3), 512 << 20, (20, 10))))
+
+
+def nodes(**second: Any) -> list[dict[str, Any]]:
+    first = {"record": "node", "id": 0, "cpus": "0-1", "memory_bytes": 480 << 20, "distances": [10, 20]}
+    other = {**first, "id": 1, "cpus": "2-3", "distances": [20, 10], **second}
+    return [*RECORDS, first, other]
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (RECORDS, "NUMA nodes: 0 of 2"),
+        (nodes()[:-1], "NUMA nodes: 1 of 2"),
+        (nodes(cpus="3"), "NUMA nodes: node 1 has CPUs 3"),
+        (nodes(distances=[30, 10]), "NUMA nodes: node 1's distances are [30, 10]"),
+        (nodes(memory_bytes=300 << 20), "NUMA nodes: node 1 has 300 MiB of 512 MiB"),
+        (nodes(memory_bytes=None), "NUMA nodes: node 1 has 0 bytes of 512 MiB"),
+    ],
+)
+def test_nodes_are_as_launched(records: list[dict[str, Any]], reason: str) -> None:
+    assert judge(nodes(), spec=NUMA).result == "pass"
+    assert judge(records, spec=NUMA).reason == reason
+
+
+def test_a_card_that_is_one_bar_needs_no_class() -> None:
+    bar_only = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", bar=1 << 24),))
+    assert judge(gpu_changed(gpu=False), spec=bar_only).result == "pass"
+
+
+def test_facts_are_of_all_three_views() -> None:
+    text = "".join(json.dumps(each) + "\n" for each in [*RECORDS, {"record": "end", "records": len(RECORDS)}]).encode()
+    text = text.replace(b'{"record": "', b'{"record":"')
+    run = Run((), "power-off", "", b"a\n\nb\n", text, VIEWS, 2.0, 2.1, 3.0)
+    found = verdict.facts(PLUGGED, run, report.parse(text))
+    wanted: dict[str, Any] = {
+        "cpus.asked": 4, "cpus.plugged": 2, "cpus.max_asked": 8, "cpus.made": 4, "cpus.online": 4,
+        "memory.asked": 1 << 30, "memory.made": 1 << 30,
+        "memory.plugged": 512 << 20, "memory.missing": 3 << 20, "nodes.asked": 1, "nodes": 0,
+        "gpus.asked": 1, "gpus.made": 1, "gpus.seen": 1, "ending": "power-off", "console.lines": 2, "report": "whole",
+    }  # fmt: skip
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert set(found) <= set(NAMES)
+    silent = verdict.facts(SPEC, Run((), "deadline", "", b"", b"", {}, None, None, 3.0), report.parse(b""))
+    assert "cpus.made" not in silent and "gpus.made" not in silent and silent["report"] == "none"
+    assert silent["kernel.speaks"] == "no"
+    spoken = Run((), "deadline", "", b"[    0.0] Linux version 6.12\n", b"", {}, None, None, 3.0)
+    assert verdict.facts(SPEC, spoken, report.parse(b""))["kernel.speaks"] == "yes"
+    left_out = copy.deepcopy(VIEWS)
+    left_out["pci"][0]["devices"].pop(1)
+    run = Run((), "power-off", "", b"", text, left_out, 2.0, 2.1, 3.0)
+    assert verdict.facts(SPEC, run, report.parse(text))["gpus.made"] == 0

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pits, dug for real: all that need no other kernel, and the one that this project exists for."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from minguest import boottest, dig, fetch, paths, pits, settings
+from minguest.model import Launch
+from tests.integration.conftest import LINE, ROOT, Doit
+
+KNOWN = pits.load(ROOT / "configs/pits")
+NO_KERNEL = [name for name, pit in KNOWN.items() if pit.dig and not any(each.options for each in pit.dig)]
+CHOSEN = [dig.HEALTHY, *NO_KERNEL, "efi-off"]
+
+
+@pytest.fixture(scope="module")
+def dug(built: paths.Layout, doit: Doit) -> str:
+    """The screen of one run over all of them."""
+    result = doit("pits", f"kernel={LINE}", f"only={','.join(CHOSEN)}")
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def cells(built: paths.Layout, dug: str) -> dict[str, dig.Cell]:
+    matrix = dig.load(built.matrix)
+    assert matrix is not None and matrix.line == LINE
+    return {cell.id: cell for cell in matrix.cells if cell.pit in CHOSEN}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, dig.Cell], name: str) -> None:
+    of_pit = [cell for cell in cells.values() if cell.pit == name]
+    assert of_pit
+    for cell in of_pit:
+        each = next((one for one in (KNOWN[name].dig if name in KNOWN else ()) if one.name == cell.name), None)
+        if each is not None and (each.cannot or each.needs) and cell.result == "NOT RUN":
+            assert cell.why
+        else:
+            assert (cell.result, cell.why) == ("right", "")
+
+
+def test_every_cell_has_its_console_and_the_page_leads_there(
+    built: paths.Layout, dug: str, cells: dict[str, dig.Cell]
+) -> None:
+    page = built.matrices / "index.html"
+    links = set(re.findall(r'href="([^"#]+)"', page.read_text()))
+    for cell in cells.values():
+        if cell.result == "right":
+            assert f"{built.name}/runs/{cell.id}/console.log" in links
+    assert all((page.parent / link).exists() for link in links)
+    assert re.search(rf"linux {LINE}\S*: \d+ right, 0 wrong, \d+ NOT RUN", dug)
+
+
+def test_the_story_is_told(cells: dict[str, dig.Cell]) -> None:
+    told = cells["efi-off"].diagnosis
+    assert told.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
+    assert re.search(r"\n +\d+ \| .*A valid RSDP was not found", told)
+    assert "CONFIG_EFI is n, wanted y" in told
+    assert "mend:  CONFIG_EFI=y" in told
+    assert re.search(r"follows from [\w, -]*efi-off.*: SMP is off", told)
+    assert "not acpi-off-cmdline: " in told
+
+
+def test_a_pit_that_is_not_named_is_a_wrong_cell(built: paths.Layout, tmp_path: Path) -> None:
+    """The matrix can fail: a symptom that nobody has, and a pit that is named where nothing is wrong."""
+    deaf = msgspec.structs.replace(KNOWN["msi-off-cmdline"], symptom=(pits.Symptom(console=("not said by anyone",)),))
+    loud = msgspec.structs.replace(KNOWN["nmi-panic"], symptom=(pits.Symptom(console=("Linux version",)),))
+    wrong = {"msi-off-cmdline": deaf, "nmi-panic": loud}
+    sources = settings.sources(ROOT / "configs/sources.toml")
+    site = dig.Site(
+        bench=boottest.Bench(built.name, built.bundle, tmp_path / "boot-test", built.kvm),
+        launch=Launch(),
+        known=wrong,
+        folder=tmp_path,
+        package=fetch.fetch(sources.firmware["ovmf"], "OVMF", settings.cache_folder(), print),
+        kernels=lambda _: built.bundle,
+    )
+    said: list[str] = []
+    matrix = dig.run(site, ["msi-off-cmdline"], said.append)
+    (cell,) = matrix.cells
+    assert (cell.result, matrix.whole) == ("wrong", False)
+    assert "named was nmi-panic" in cell.why
+    assert "wrong  " in said[0] and "wanted: failed: pits; pit msi-off-cmdline" in said[0]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""initd.wait-cpus= and initd.wait-memory=: guests that get CPUs and memory while they run, and some that do not."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minguest import initd, initrd, launch, paths, qemu, report
+from minguest.model import Launch
+from tests.integration.conftest import LINE, ROOT
+
+GIB = 1 << 30
+NO_DEEDS = qemu.Deeds()
+
+Boot = Callable[..., qemu.Run]
+
+
+@pytest.fixture(scope="module")
+def other_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default guest's initrd with initd as its sources are now, for a line that nobody built again."""
+    folder = tmp_path_factory.mktemp("initrd")
+    initd.build(ROOT / "initd", folder / "initd", folder / "log")
+    initrd.build(ROOT / "configs/templates/initrd.list.j2", folder / "initd", (), folder / "initrd.img")
+    return folder / "initrd.img"
+
+
+LINES = [LINE, *(line for line in ("4.12",) if (paths.Layout(ROOT, "default", line).bundle / "bzImage").exists())]
+
+
+@pytest.fixture(params=LINES)
+def boot(request: pytest.FixtureRequest, other_initrd: Path, tmp_path: Path) -> Boot:
+    """Boots 2 CPUs and 1 GiB with room for 8 CPUs and 4 GiB, and does the deeds."""
+    if request.param == LINE:
+        request.getfixturevalue("built")
+    at = paths.Layout(ROOT, "default", request.param)
+
+    def boot(*cmdline: str, deeds: qemu.Deeds = NO_DEEDS) -> qemu.Run:
+        # With no lpj= Linux measures each CPU that is added, and where TCG is slow that takes seconds.
+        words = ("lpj=2000000", *cmdline)
+        wanted = Launch(cpus=2, max_cpus=8, memory="1G", max_memory="4G", slots=4, gpus=(), cmdline=words)
+        spec = launch.settle(wanted, launch.Words(accel="tcg"), 64, (), Path("/sys"))
+        (tmp_path / "OVMF_VARS.fd").write_bytes((at.bundle / "OVMF_VARS.fd").read_bytes())
+        argv = launch.argv(
+            spec,
+            code=str(at.bundle / "OVMF_CODE.fd"),
+            variables="OVMF_VARS.fd",
+            kernel=str(at.bundle / "bzImage"),
+            initrd=str(other_initrd),
+        )
+        return qemu.boot(argv, tmp_path, 60, deeds)
+
+    return boot
+
+
+def ready(run: qemu.Run) -> list[dict[str, object]]:
+    """The records `ready`, each a line of its own before `begin`."""
+    before = run.report[: run.report.index(report.BEGIN)]
+    return [json.loads(line) for line in before.splitlines() if line.startswith(b"{")]
+
+
+def said(run: qemu.Run) -> str:
+    """What initd said on the console."""
+    return "\n".join(re.findall(r"initd: (.*?)\r?\n", run.console.decode(errors="replace")))
+
+
+def test_what_is_plugged_in_is_in_the_report(boot: Boot) -> None:
+    deeds = qemu.Deeds(cpus=8, dimms=(1 * GIB, 1 * GIB))
+    run = boot("initd.wait-cpus=8", f"initd.wait-memory={3 * GIB}", "initd.wait-seconds=30", deeds=deeds)
+    assert ready(run) == [{"record": "ready", "cpus": 2, "memory_bytes": 1 * GIB}]
+    found = report.parse(run.report)
+    assert found.complete
+    assert report.cpu_count(found.record("cpus")["online"]) == 8
+    memory = found.record("memory")
+    assert memory["blocks_online"] * memory["block_bytes"] == 3 * GIB
+    assert re.search(r"^8 CPUs and 3072 MiB after \d+\.\d s$", said(run), re.MULTILINE)
+    # The report tells it, so no event does.
+    assert b'"event"' not in run.report
+    assert run.ending == "power-off"
+
+
+def test_what_is_never_plugged_in_is_not_waited_for_for_ever(boot: Boot) -> None:
+    run = boot("initd.wait-cpus=8", f"initd.wait-memory={3 * GIB}", "initd.wait-seconds=2")
+    found = report.parse(run.report)
+    assert found.complete
+    assert report.cpu_count(found.record("cpus")["online"]) == 2
+    times = found.record("times")
+    assert 2 <= times["report"] - times["start"] < 6
+    assert "gave up after 2 s: 2 of 8 CPUs, 1024 of 3072 MiB" in said(run).splitlines()
+    assert run.ending == "power-off"
+
+
+def test_half_of_it_is_told(boot: Boot) -> None:
+    run = boot("initd.wait-cpus=5", "initd.wait-seconds=4", deeds=qemu.Deeds(cpus=3))
+    assert report.cpu_count(report.parse(run.report).record("cpus")["online"]) == 3
+    assert "gave up after 4 s: 3 of 5 CPUs" in said(run).splitlines()
+
+
+def test_what_is_there_already_is_not_waited_for(boot: Boot) -> None:
+    run = boot("initd.wait-memory=1")
+    assert len(ready(run)) == 1
+    assert report.parse(run.report).complete
+    assert "1024 MiB after 0.0 s" in said(run).splitlines()
+
+
+def test_words_that_are_no_numbers_are_named_and_ignored(boot: Boot) -> None:
+    words = ["wait-cpus=", "wait-cpus=0", "wait-memory=3G", "wait-memory=+1", "wait-seconds=601"]
+    run = boot(*(f"initd.{word}" for word in words))
+    named = re.findall(r"^initd\.(\S+): not a number from 1 to \d+; ignored$", said(run), re.MULTILINE)
+    assert named == words
+    assert ready(run) == []
+    assert report.parse(run.report).complete
+    assert "after" not in said(run)

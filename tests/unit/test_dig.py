@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix: what is dug, what counts as right, and what is kept of it. The digging itself needs a guest."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from minguest import boottest, bundle, dig, pits, report, verdict
+from minguest.errors import UserError
+from minguest.pits import Dig
+
+ROOT = Path(__file__).parents[2]
+KNOWN = pits.load(ROOT / "configs/pits")
+PHASES = verdict.Phases(1.0, 1.0, 0.1, 2.1)
+
+
+def trial(
+    result: str, wrong: tuple[str, ...] = (), roots: tuple[str, ...] = (), effects: tuple[str, ...] = ()
+) -> boottest.Trial:
+    """What a boot might have come to."""
+    checks = tuple(verdict.Check(name, "", "", "", False, "why") for name in wrong)
+    judged = None if result == "not started" else verdict.Verdict(result, "a reason", checks, PHASES, "")  # type: ignore[arg-type]
+    found = pits.Diagnosis(
+        tuple(pits.Found(name, KNOWN[name], ()) for name in roots),
+        (),
+        tuple(pits.Found(name, KNOWN[name], ()) for name in effects),
+        (),
+    )
+    return boottest.Trial(judged, report.Report(True, (), ()), found, ("qemu",), "QEMU said no")
+
+
+EFI = Dig(options={"EFI": False}, wrong=("CPUs", "firmware"))
+LOST = Dig(sabotage=("initrd=none",), result=("lost", "not started"))
+
+
+@pytest.mark.parametrize(
+    ("name", "each", "came", "why"),
+    [
+        ("efi-off", EFI, trial("failed", ("firmware", "CPUs"), ("efi-off",)), ""),
+        ("efi-off", EFI, trial("failed", ("CPUs",), ("efi-off",)), "wrong rows are CPUs: why"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware", "memory"), ("efi-off",)), "memory: why"),
+        ("efi-off", EFI, trial("pass"), "the verdict is pass: a reason; named was no pit"),
+        ("efi-off", EFI, trial("lost", (), ("efi-off",)), "the verdict is lost: a reason"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("acpi-off",)), "named was acpi-off"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("efi-off", "acpi-off")), "named was efi-off, acpi-off"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware")), "named was no pit"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("efi-off",), ("one-cpu",)), "unexplained: one-cpu"),
+        ("initrd-missing", LOST, trial("lost", (), ("initrd-missing",)), ""),
+        ("initrd-missing", LOST, trial("not started", (), ("initrd-missing",)), ""),
+        ("initrd-missing", EFI, trial("not started", (), ("initrd-missing",)), "not started: QEMU said no"),
+        (dig.HEALTHY, Dig(), trial("pass"), ""),
+        (dig.HEALTHY, Dig(), trial("pass", (), ("efi-off",)), "named was efi-off"),
+        (dig.HEALTHY, Dig(), trial("pass", (), (), ("one-cpu",)), "unexplained: one-cpu"),
+        (dig.HEALTHY, Dig(), trial("failed", ("CPUs",)), "the verdict is failed"),
+    ],
+)  # fmt: skip
+def test_what_is_right(name: str, each: Dig, came: boottest.Trial, why: str) -> None:
+    found = dig.against(name, each, came)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_every_pit_of_the_project_can_be_dug_or_says_why_not() -> None:
+    dig.verify(KNOWN)
+    assert sum(pit.layer != "effect" for pit in KNOWN.values()) >= 20
+    for line in ("4.12", "6.12"):
+        dug = {name for name, _ in dig.plan(KNOWN, line, ())}
+        assert {name for name, pit in KNOWN.items() if pit.layer != "effect"} <= dug
+        assert dig.HEALTHY in dug
+
+
+def test_the_plan() -> None:
+    assert [name for name, _ in dig.plan(KNOWN, "6.12", ["efi-off", "msi-off-cmdline"])] == [
+        "msi-off-cmdline",
+        "efi-off",
+    ]
+    assert [each.name for name, each in dig.plan(KNOWN, "4.12", ["pci-off"])] == ["without-acpi"]
+    assert len(dig.plan(KNOWN, "6.12", ["healthy"])) == len(dig.CONTROLS)
+    with pytest.raises(UserError, match=r"only=efi-of: no pit that can be dug\n.*nearest: efi-off"):
+        dig.plan(KNOWN, "6.12", ["efi-of"])
+    with pytest.raises(UserError, match=r"known: healthy, "):
+        dig.plan(KNOWN, "6.12", ["zzz"])
+
+
+@pytest.mark.parametrize(
+    ("each", "why"),
+    [
+        (Dig(), "changes nothing"),
+        (Dig(cannot="why", cmdline=("a",)), "changes nothing"),
+        (Dig(sabotage=("firmware=gone",)), "sabotage = 'firmware=gone': not known"),
+        (Dig(cmdline=("a",), needs="a-card"), "needs = 'a-card': not known"),
+        (Dig(launch={"cpu": 3}), r"launch: Expected `str`, got `int`"),
+        (Dig(launch={"cpuss": 3}), r"launch: .*unknown field `cpuss`"),
+    ],
+)
+def test_a_dig_that_cannot_be_understood_is_named(each: Dig, why: str) -> None:
+    with pytest.raises(UserError, match=rf"efi-off.toml: \[\[dig\]\].*{why}"):
+        dig.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], dig=(each,))})
+
+
+def cell(pit: str, result: str, line_why: str = "") -> dig.Cell:
+    return dig.Cell(pit, "", "a title", "EFI <b>", "failed", "got", result, line_why, "it <was>", 1.5)  # type: ignore[arg-type]
+
+
+def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> None:
+    cells = (
+        cell("efi-off", "right"),
+        cell("msi-off", "wrong", "named was no pit"),
+        cell("apic-off", "NOT RUN", "cannot"),
+    )
+    files = {"bzImage": bundle.File("a" * 64, 1)}
+    first = dig.Matrix(1, "4.12", "4.12.14", "7.2", files, "key", False, cells)
+    second = msgspec.structs.replace(first, line="6.12", version="6.12.94", whole=True, cells=cells[:1])
+    text = dig.page(ROOT / "configs/templates/pits.html.j2", [first, second], ["default-4.12", "default-6.12"])
+    for line in ("4.12", "6.12"):
+        assert f'href="default-{line}/runs/efi-off/console.log"' in text
+    assert "Linux 4.12.14, QEMU 7.2: 1 right, 1 wrong, 1 NOT RUN; not every pit was dug" in text
+    assert "Linux 6.12.94, QEMU 7.2: 1 right, 0 wrong, 0 NOT RUN<" in text
+    assert text.count("no cell") == 2
+    assert "NOT RUN: cannot" in text and "named was no pit" in text
+    assert "EFI &lt;b&gt;" in text and "it &lt;was&gt;" in text
+
+
+def test_a_matrix_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert dig.load(tmp_path) is None
+    (tmp_path / "matrix.json").write_text(json.dumps({"schema": 1}))
+    assert dig.load(tmp_path) is None

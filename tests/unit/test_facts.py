@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditions on a boot's facts: read strictly, and not known is neither true nor false."""
+
+import re
+
+import pytest
+
+from minguest import facts, report
+from minguest.errors import UserError
+from minguest.facts import condition
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "holds"),
+    [
+        ("cpus.online < cpus.asked", {"cpus.online": 1, "cpus.asked": 4}, True),
+        ("cpus.online < cpus.asked", {"cpus.online": 4, "cpus.asked": 4}, False),
+        ("cpus.online < cpus.asked", {"cpus.online": 1}, None),
+        ("cpus.online < cpus.asked", {"cpus.asked": 4}, None),
+        ("memory.asked < 96M", {"memory.asked": (96 << 20) - 1}, True),
+        ("memory.asked < 96M", {"memory.asked": 96 << 20}, False),
+        ("bars.dead > 0", {"bars.dead": 0}, False),
+        ("bars.dead >= 1", {"bars.dead": 1}, True),
+        ("bars.dead <= 1", {"bars.dead": 2}, False),
+        ("firmware.vendor == SeaBIOS", {"firmware.vendor": "SeaBIOS"}, True),
+        ("firmware.vendor != SeaBIOS", {"firmware.vendor": "SeaBIOS"}, False),
+        ("report == whole", {}, None),
+    ],
+)
+def test_a_condition(text: str, known: dict[str, facts.Fact], holds: bool | None) -> None:
+    assert condition(text).holds(known) is holds
+
+
+def test_what_is_so_is_told() -> None:
+    each = condition("cpus.online < cpus.asked")
+    assert each.told({"cpus.online": 1, "cpus.asked": 4}) == "cpus.online is 1, cpus.asked is 4"
+    assert condition("bars.dead > 0").told({}) == "bars.dead is not known"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("cpus.online", "is not NAME"),
+        ("cpus.online =< 4", "is not NAME"),
+        ("cpu.online < 4", r"no fact 'cpu.online'\n.*cpus.online"),
+        ("firmware.vendor < SeaBIOS", "a word has no order"),
+        ("cpus.online < cpus.wanted", "a word has no order"),
+    ],
+)
+def test_a_wrong_condition_is_named(text: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)condition .{re.escape(text)}.*{why}"):
+        condition(text)
+
+
+def test_a_report_tells_its_facts() -> None:
+    lines = b"""\
+{"record":"begin","protocol":1}
+{"record":"cpus","present":"0-3","online":"0,2"}
+{"record":"node","id":0}
+{"record":"node","id":1}
+{"record":"memory","ram_bytes":100,"blocks_present":8,"blocks_online":7}
+{"record":"firmware","kind":"bios","vendor":"SeaBIOS"}
+{"record":"interrupts","controllers":["IO-APIC","PCI-MSI"]}
+{"record":"pci","address":"0000:00:02.0","vendor":"1","device":"2","class":"030000","gpu":true,"bars":[
+"""
+    lines = lines.rstrip().rstrip(b"[") + (
+        b'[{"index":0,"start":"0x1","size":4,"kind":"mem32","assigned":true},'
+        b'{"index":2,"start":null,"size":null,"kind":"mem64","assigned":false},'
+        b'{"index":6,"start":null,"size":null,"kind":"rom","assigned":false}]}\n{"record":"end","records":8}\n'
+    )
+    assert facts.of_report(report.parse(lines)) == {
+        "report": "whole", "cpus.present": 4, "cpus.online": 2, "memory.ram": 100, "memory.blocks": 8,
+        "memory.blocks_online": 7, "nodes": 2, "firmware.kind": "bios", "firmware.vendor": "SeaBIOS", "gpus.seen": 1,
+        "pci.devices": 1, "bars.dead": 1, "interrupts.controllers": "IO-APIC,PCI-MSI",
+    }  # fmt: skip
+    assert facts.of_report(report.parse(lines[:-30])) == {"report": "damaged"}
+    assert facts.of_report(report.parse(b"")) == {"report": "none"}
