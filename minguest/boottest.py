@@ -89,6 +89,8 @@ class Trial(msgspec.Struct, frozen=True):
     """None: QEMU did not start the guest."""
     report: report.Report
     diagnosis: pits.Diagnosis
+    blind: pits.Diagnosis
+    """The same without knowing the kernel's config, as for a stranger's console."""
     argv: tuple[str, ...]
     refusal: str = ""
     """What QEMU said in place of starting."""
@@ -184,17 +186,19 @@ def attempt(
         result = qemu.boot(command, folder, spec.timeout, qemu.Deeds(spec.plug_cpus, plugged, nmi))
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
-        found = pits.diagnose(known, pits.see(said, facts=verdict.facts_of_launch(spec)))
-        return Trial(None, report.Report(False, (), ()), found, tuple(command), str(error))
+        told = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
+        found = pits.diagnose(known, pits.see(said, facts=told))
+        return Trial(None, report.Report(False, (), ()), found, found, tuple(command), str(error))
     seen = report.parse(result.report)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
     # QEMU's own words too: some pits are the host's.
     text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
     found = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen), breaches))
+    blind = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
     judged = verdict.judge(spec, result, seen, problems)
     if known:
         judged = verdict.with_pits(judged, {hit.id: hit.pit.title for hit in found.roots})
-    return Trial(judged, seen, found, result.argv)
+    return Trial(judged, seen, found, blind, result.argv)
 
 
 def breaches_of(
@@ -206,6 +210,7 @@ def breaches_of(
         machine=spec.machine,
         cpus=spec.cpus,
         max_cpus=spec.max_cpus,
+        max_memory=str(spec.max_memory or ""),
         gpus=tuple(str(gpu) for gpu in spec.gpus),
         numa=tuple(model.Node("") for _ in spec.numa),
     )
@@ -223,7 +228,7 @@ def is_of(spec: launch.Spec, wanted: Launch) -> bool:
 
     How it is accelerated and how long it may take does not matter; the verdict tells it.
     """
-    cards = [gpu.model or (gpu.host or "").removeprefix("0000:") for gpu in spec.gpus]
+    cards = [gpu.word.lower().removeprefix("0000:") for gpu in spec.gpus]
     return (
         (spec.machine, spec.cpus) in cells(wanted)
         and spec.cpu == wanted.cpu

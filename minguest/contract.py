@@ -66,6 +66,7 @@ def needs(launch: Launch) -> dict[str, bool]:
         "gpu": bool(launch.gpus),
         "q35": launch.machine == "q35",
         "numa": len(launch.numa) > 1,
+        "memory-hotplug": bool(launch.max_memory),
     }
 
 

@@ -39,6 +39,8 @@ CONTROLS = (
     pits.Dig("two-nodes", launch={"numa": NODES}),
     pits.Dig("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
 )
+# The modules that dig and judge: what they found is not kept when they change.
+CODE = ("contract", "dig", "facts", "launch", "pits", "qemu", "report", "sabotage", "verdict")
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]
 
@@ -72,6 +74,7 @@ class Cell(msgspec.Struct, frozen=True):
     why: str = ""
     diagnosis: str = ""
     seconds: float = 0.0
+    qemu: str = ""
 
     @property
     def id(self) -> str:
@@ -86,10 +89,9 @@ class Matrix(msgspec.Struct, frozen=True):
     line: str
     version: str
     """Of the kernel."""
-    qemu: str
     bundle: dict[str, bundle.File]
     key: str
-    """Of the bundle and of how all pits are seen and dug: cells of another key are not kept."""
+    """Of all that a cell hangs on: bundle, launch, how pits are seen and dug, and this program's code."""
     whole: bool
     """Whether every pit has all of its cells, and every control."""
     cells: tuple[Cell, ...]
@@ -130,29 +132,42 @@ def plan(known: Mapping[str, pits.Pit], line: str, only: Sequence[str]) -> list[
 
 def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
     """Dig, and write matrix.json after every cell. Cells of an earlier run on the same bytes and pits are kept."""
+    with files.lock(site.folder / ".run", lambda: say("waiting for another matrix")):
+        return _run(site, only, say)
+
+
+def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
     verify(site.known)
     manifest = bundle.load(site.bench.bundle)
     line = manifest.kernel.line
     chosen = plan(site.known, line, only)
-    key = _key(manifest, site.known)
+    key = key_of(manifest, site.launch, site.known)
     kept = load(site.folder)
     cells = {cell.id: cell for cell in kept.cells} if kept and kept.key == key else {}
     order = [_cell(site, name, each).id for name, each in plan(site.known, line, ())]
+
+    def keep() -> Matrix:
+        made = tuple(cells[each] for each in order if each in cells)
+        whole = len(made) == len(order)
+        matrix = Matrix(SCHEMA, line, manifest.kernel.version, manifest.files, key, whole, made)
+        files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
+        return matrix
+
     for name, each in chosen:
+        # Forgotten first: its console is about to go.
+        cells.pop(_cell(site, name, each).id, None)
+        keep()
         cell = _dig(site, name, each, manifest)
         say(row(cell))
         cells[cell.id] = cell
-        made = tuple(cells[each] for each in order if each in cells)
-        matrix = Matrix(
-            SCHEMA, line, manifest.kernel.version, qemu.version(), manifest.files, key, len(made) == len(order), made
-        )
-        files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
-    return matrix
+    return keep()
 
 
-def _key(manifest: bundle.Manifest, known: Mapping[str, pits.Pit]) -> str:
+def key_of(manifest: bundle.Manifest, wanted: Launch, known: Mapping[str, pits.Pit]) -> str:
+    """What a matrix must have been dug with to tell of this bundle, launch and these pits."""
     judged = [(name, pit.layer, pit.symptom, pit.require, pit.leads_to, pit.dig) for name, pit in known.items()]
-    return hashlib.sha256(msgspec.json.encode([manifest.files, judged])).hexdigest()
+    code = [files.sha256(Path(__file__).with_name(f"{name}.py")) for name in CODE]
+    return hashlib.sha256(msgspec.json.encode([SCHEMA, manifest.files, wanted, CONTROLS, judged, code])).hexdigest()
 
 
 def load(folder: Path) -> Matrix | None:
@@ -231,7 +246,7 @@ def _dig(site: Site, name: str, each: pits.Dig, manifest: bundle.Manifest) -> Ce
         return msgspec.structs.replace(cell, result="wrong", why=str(error), seconds=time.monotonic() - start)
     if trial is None:
         return msgspec.structs.replace(cell, why=why_not)
-    why = against(name, each, trial)
+    why = against(name, each, trial, _blind(site, name, each))
     return msgspec.structs.replace(
         cell,
         got=_got(trial),
@@ -239,6 +254,7 @@ def _dig(site: Site, name: str, each: pits.Dig, manifest: bundle.Manifest) -> Ce
         why=why,
         diagnosis=pits.describe(trial.diagnosis),
         seconds=time.monotonic() - start,
+        qemu=qemu.version(),
     )
 
 
@@ -294,7 +310,14 @@ def _got(trial: boottest.Trial) -> str:
     return f"{text}; pit {named}" if named else text
 
 
-def against(name: str, each: pits.Dig, trial: boottest.Trial) -> str:
+def _blind(site: Site, name: str, each: pits.Dig) -> str:
+    """What must be named where the kernel's config is not known."""
+    if each.blind is not None:
+        return each.blind
+    return name if name in site.known and site.known[name].symptom else ""
+
+
+def against(name: str, each: pits.Dig, trial: boottest.Trial, blind: str) -> str:
     """What of the trial is not as it must be; empty if all is."""
     against = []
     results = ("pass",) if name == HEALTHY else each.result
@@ -310,6 +333,8 @@ def against(name: str, each: pits.Dig, trial: boottest.Trial) -> str:
         against.append(f"wrong rows are {rows or 'none'}")
     if trial.roots != (() if name == HEALTHY else (name,)):
         against.append(f"named was {', '.join(trial.roots) or 'no pit'}")
+    if (named := ", ".join(hit.id for hit in trial.blind.roots)) != blind:
+        against.append(f"without the kernel's config, named was {named or 'no pit'}, not {blind or 'none'}")
     if trial.diagnosis.unexplained:
         against.append(f"unexplained: {', '.join(hit.id for hit in trial.diagnosis.unexplained)}")
     return "; ".join(against)

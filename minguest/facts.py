@@ -40,9 +40,18 @@ NAMES: Mapping[str, str] = {
     "bars.dead": "BARs without an address",
     "interrupts.controllers": "with commas, as /proc/interrupts names them",
     "report": "whole, damaged or none",
-    "ending": "how the run ended: power-off, reset, deadline, …",
+    "ending": "how the run ended: power-off, reset, deadline, …; refused: QEMU did not start it",
     "console.lines": "lines on the console that are not empty",
     "kernel.speaks": "yes or no: its version is on the console",
+}
+# What the facts that are words may say; the others are numbers.
+WORDS: Mapping[str, set[str] | None] = {
+    "firmware.kind": {"uefi", "bios"},
+    "firmware.vendor": None,
+    "interrupts.controllers": None,
+    "report": {"whole", "damaged", "none"},
+    "ending": None,
+    "kernel.speaks": {"yes", "no"},
 }
 OPERATORS = {"==": eq, "!=": ne, "<=": le, ">=": ge, "<": lt, ">": gt}
 FORM = re.compile(r"(?P<name>[a-z_.]+) (?P<operator>==|!=|<=|>=|<|>) (?P<other>\S+)")
@@ -80,16 +89,22 @@ def condition(text: str) -> Condition:
     name, operator, other = match["name"], match["operator"], match["other"]
     if name not in NAMES:
         raise UserError(f"condition {text!r}: no fact {name!r}", f"known: {', '.join(NAMES)}")
-    if other in NAMES:
+    if name in WORDS:
+        known = WORDS[name]
+        if operator not in ("==", "!="):
+            raise UserError(f"condition {text!r}: a word has no order", "== or !=")
+        if known is not None and other not in known:
+            raise UserError(f"condition {text!r}: {name} is never {other!r}", f"known: {', '.join(sorted(known))}")
+        return Condition(name, operator, other, False)
+    if other in NAMES and other not in WORDS:
         return Condition(name, operator, other, True)
-    value: Fact = other
     if re.fullmatch(r"\d+", other):
-        value = int(other)
-    elif re.fullmatch(r"\d+[KMGT]", other):
-        value = settings.size(other, f"condition {text!r}")
-    elif operator not in ("==", "!="):
-        raise UserError(f"condition {text!r}: a word has no order", "write a number, a size such as 96M, or a fact")
-    return Condition(name, operator, value, False)
+        return Condition(name, operator, int(other), False)
+    if re.fullmatch(r"\d+[MGT]", other):
+        return Condition(name, operator, settings.size(other, f"condition {text!r}"), False)
+    raise UserError(
+        f"condition {text!r}: {other!r} is no number", "a number, a size such as 96M, or another fact's name"
+    )
 
 
 def of_report(report: Report) -> dict[str, Fact]:

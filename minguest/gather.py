@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from minguest import boottest, bundle
+from minguest import boottest, bundle, dig, pits
 from minguest.evidence import PLANNED, Check, Seconds
 from minguest.model import Launch, Machine
 from minguest.paths import Layout
@@ -30,7 +30,8 @@ def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int) -> list[Check]:
     found = [of_boot(at.evidence, cell, manifest, nr_cpus) for cell in boottest.cells(manifest.guest.launch)]
     places = sources(at)
     found.append(of_reproduction(places[REPRODUCED], manifest))
-    found.append(of_matrix(places[MATRIX], manifest))
+    key = dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
+    found.append(of_matrix(places[MATRIX], manifest, key))
     found += [
         Check(name, title, "NOT RUN", "this version of minguest has no such check") for name, title in PLANNED.items()
     ]
@@ -104,33 +105,37 @@ def of_reproduction(place: Path, manifest: bundle.Manifest) -> Check:
 class _Cell(msgspec.Struct):
     """As much of dig.Cell as evidence needs."""
 
-    pit: str
     result: Literal["right", "wrong", "NOT RUN"]
+    qemu: str
 
 
 class _Matrix(msgspec.Struct):
     """As much of dig.Matrix as evidence needs."""
 
+    schema: int
     bundle: dict[str, bundle.File]
+    key: str
     whole: bool
-    qemu: str
     cells: tuple[_Cell, ...]
 
 
-def of_matrix(place: Path, manifest: bundle.Manifest) -> Check:
-    """What matrix.json comes to for the bundle of `manifest`."""
+def of_matrix(place: Path, manifest: bundle.Manifest, key: str | None = None) -> Check:
+    """What matrix.json comes to for the bundle of `manifest`; `key` is dig.key_of, where what dug it is at hand."""
     name, title = "pits", "every known way to fail, dug: its first boot names it, and nothing else"
     try:
         matrix = msgspec.json.decode(place.read_bytes(), type=_Matrix)
     except (OSError, msgspec.DecodeError, RecursionError):
         return Check(name, title, "NOT RUN", "nobody ran it")
-    if matrix.bundle != manifest.files:
+    if matrix.bundle != manifest.files or matrix.schema != dig.SCHEMA:
         return Check(name, title, "NOT RUN", "its last run was of other bytes")
+    if key is not None and matrix.key != key:
+        return Check(name, title, "NOT RUN", "its last run was of other pits, another launch or another minguest")
     results = [cell.result for cell in matrix.cells]
     reason = ", ".join(f"{results.count(each)} {each}" for each in ("right", "wrong", "NOT RUN") if each in results)
     files = {MATRIX: bundle.describe(place).sha256}
+    versions = ", ".join(sorted({cell.qemu for cell in matrix.cells if cell.qemu}))
     if "wrong" in results:
-        return Check(name, title, "FAIL", reason, files, matrix.qemu)
-    if not matrix.whole:
-        return Check(name, title, "NOT RUN", f"not every pit was dug: {reason}")
-    return Check(name, title, "PASS", reason, files, matrix.qemu)
+        return Check(name, title, "FAIL", reason, files, versions)
+    if not matrix.whole or "right" not in results:
+        return Check(name, title, "NOT RUN", f"not every pit was dug: {reason or 'none'}")
+    return Check(name, title, "PASS", reason, files, versions)

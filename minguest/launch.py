@@ -10,7 +10,7 @@ from typing import Any, get_args
 import msgspec
 
 from minguest import model, run, settings
-from minguest.errors import UserError
+from minguest.errors import ToolError, UserError
 from minguest.model import Accel, Launch, Machine
 from minguest.report import cpu_list
 
@@ -31,6 +31,8 @@ class Gpu(msgspec.Struct, frozen=True):
     """A card of the guest: an emulated `model`, or the `host`'s PCI address for vfio-pci."""
 
     id: str
+    word: str
+    """As the launch names it."""
     model: str | None = None
     host: str | None = None
     bar: int = 0
@@ -178,8 +180,12 @@ def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, 
 def planned(launch: Launch) -> Spec:
     """A launch that nobody starts yet: its cards need not be on this machine. UserError for what cannot be."""
     there = msgspec.structs.replace(launch, gpus=tuple(name for name in launch.gpus if not BDF.fullmatch(name)))
-    spec = settle(there, Words(), launch.cpus, display_models(), Path("/sys"))
-    absent = tuple(Gpu(f"host{n}", host=name) for n, name in enumerate(launch.gpus) if BDF.fullmatch(name))
+    try:
+        models: Sequence[str] = display_models()
+    except ToolError:
+        models = launch.gpus  # without QEMU nobody knows which there are
+    spec = settle(there, Words(), launch.cpus, models, Path("/sys"))
+    absent = tuple(Gpu(f"host{n}", name, host=name) for n, name in enumerate(launch.gpus) if BDF.fullmatch(name))
     return msgspec.structs.replace(spec, gpus=(*spec.gpus, *absent))
 
 
@@ -200,14 +206,14 @@ def display_models(qemu: str = QEMU) -> list[str]:
 
 def _gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
     if BDF.fullmatch(word):
-        return Gpu(name, host=_bound(word.lower(), sysfs))
+        return Gpu(name, word, host=_bound(word.lower(), sysfs))
     if word in models:
-        return Gpu(name, model=word)
+        return Gpu(name, word, model=word)
     if word.startswith("bar:"):
         size = settings.size(word.removeprefix("bar:"), f"--gpu {word}")
         if size & (size - 1):
             raise UserError(f"--gpu {word}: a BAR's size is a power of two", "for example bar:64G")
-        return Gpu(name, bar=size)
+        return Gpu(name, word, bar=size)
     if ":" in word:
         raise UserError(f"--gpu {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0")
     near = difflib.get_close_matches(word, models, 1)

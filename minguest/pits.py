@@ -26,12 +26,18 @@ Layer = Literal["config", "cmdline", "firmware", "launch", "host", "initrd", "ef
 # printk's time, which may be switched off, and what a log collector puts before it.
 TIME = re.compile(rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\] ?|<\d+>)", re.MULTILINE)
 CMDLINE = re.compile(rb"(?:Kernel command line|Command line): (.*)")
+# The kernel's banner: a log may hold several boots, and begin after its own.
+BANNER = re.compile(rb"^.*Linux version \d+\.\d+.*#\d+", re.MULTILINE)
+# Words that leave out of the console what a healthy kernel says.
+SILENCING = re.compile(r"quiet|loglevel=[0-6]")
 # The kernel has come to its end of the boot: what it did not print by now it does not print.
 BOOTED = re.compile(rb"Run \S+ as init process|Freeing unused kernel|initd: |Kernel panic - not syncing")
 # Lines that are quoted of one pit.
 QUOTED = 4
 # Characters of a line that are quoted.
 WIDTH = 300
+# Bytes that a console does not send: ASCII's control characters, but for those that move the cursor or ring.
+CONTROLS = [bytes([code]) for code in (*range(7), *range(14, 27), *range(28, 32), 127)]
 # Bytes of a log that are cleaned at once, and a line more.
 PART = 1 << 20
 # Bytes of a log: a guest that says more repeats itself.
@@ -50,10 +56,14 @@ PAGE = """\
 Made of `configs/pits/` by `doit pits-page`. `doit diagnose log=FILE`, or `minguest diagnose FILE`,
 finds yours in a console's log.
 
-**My guest has one CPU under OVMF.** Look for `A valid RSDP was not found` on the console. It is there: the kernel was
-built without `CONFIG_EFI` ([efi-off](#efi-off)), so it never found the ACPI tables; set `CONFIG_EFI=y`. It is not
-there: look at the command line for `acpi=off`, `nosmp`, `nr_cpus=`, `maxcpus=`, `nolapic`, and take it away. None of
-them: the kernel has no ACPI ([acpi-off](#acpi-off)) or no SMP ([smp-off](#smp-off)).
+**My guest has one CPU under OVMF.**
+1. Was it given more? `-smp 8`, and none of them only to be plugged in later.
+2. `A valid RSDP was not found` on the console, and no line `efi: EFI v…`: the kernel was built without `CONFIG_EFI`
+   ([efi-off](#efi-off)), so it never found the ACPI tables. Set `CONFIG_EFI=y`.
+3. On the kernel's command line: [acpi=off](#acpi-off-cmdline), [nosmp or maxcpus=0](#smp-off-cmdline),
+   [nr_cpus=](#cpu-limit-cmdline), [maxcpus=](#maxcpus-cmdline), [nolapic or disableapic](#lapic-off-cmdline). Take it
+   away.
+4. None of them: the kernel has no ACPI ([acpi-off](#acpi-off)) or no SMP ([smp-off](#smp-off)).
 
 ## What you see
 """
@@ -65,7 +75,8 @@ class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     console: tuple[str, ...] = ()
     """Patterns; each is found in some line, without printk's time."""
     missing: tuple[str, ...] = ()
-    """Patterns that are found in no line of a console whose kernel came as far as BOOTED, or to a whole report."""
+    """Patterns that are found in no line of a console that has its kernel's banner, was not silenced, and came as far
+    as BOOTED; or of one with a whole report."""
     cmdline: tuple[str, ...] = ()
     """Patterns; each is a whole word of the kernel's command line."""
     no_cmdline: tuple[str, ...] = ()
@@ -97,6 +108,8 @@ class Dig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Any of these."""
     needs: str = ""
     """A key of dig.NEEDS; where the machine has not what it names, this is NOT RUN."""
+    blind: str | None = None
+    """What is named where the kernel's config is not known; left out: the pit itself if it has a symptom, else none."""
     wrong: tuple[str, ...] = ()
     """Of a guest that failed: the rows of its verdict that are wrong, all of them; `pits` only where no other is."""
     cannot: str = ""
@@ -173,6 +186,9 @@ def load(folder: Path) -> dict[str, Pit]:
                 raise UserError(f"{where}: leads_to = {other!r}: no such pit", f"nearest: {near[0]}" if near else "")
         rules = tuple(msgspec.structs.replace(rule, pit=name) for rule in pit.require)
         pits[name] = msgspec.structs.replace(pit, require=rules)
+    for name in pits:
+        if name in _below(pits, name):
+            raise UserError(f"{folder / name}.toml: leads_to comes back to itself: nothing would be the root")
     return pits
 
 
@@ -186,14 +202,16 @@ def _verify(where: str, pit: Pit) -> None:
     for rule in pit.require:
         contract.verify(rule, where)
     for symptom in pit.symptom:
-        if symptom == Symptom():
-            raise UserError(f"{where}: an empty [[symptom]] would always be there")
+        if not (symptom.console or symptom.cmdline or symptom.facts):
+            raise UserError(f"{where}: an empty [[symptom]] would always be there", "console, cmdline or facts")
         for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline, *symptom.no_cmdline):
             try:
-                re2.compile(pattern)
+                everywhere = _compiled(pattern).search(b"")
             except re2.error as error:
                 why = error.args[0].decode() if isinstance(error.args[0], bytes) else error
                 raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns are RE2's") from error
+            if everywhere:
+                raise UserError(f"{where}: pattern {pattern!r} would always be there")
         try:
             for text in (*symptom.facts, *symptom.unless):
                 condition(text)
@@ -219,14 +237,16 @@ def see(
 
     `facts` are those of the whole boot; left out, those of the report.
     """
-    screen = _cleaned(raw)
+    screen = _last_boot(_cleaned(raw))
     told = str(report.record("begin").get("cmdline") or "") if report else ""
     spoken = CMDLINE.search(screen)
-    words = told or (spoken[1].decode("utf-8", "replace") if spoken else "")
+    # What comes after "--" is init's (admin-guide/kernel-parameters).
+    words = (told or (spoken[1].decode("utf-8", "replace") if spoken else "")).partition(" -- ")[0].split()
     if facts is None:
         facts = of_report(report) if report else {}
-    booted = facts.get("report") == "whole" or BOOTED.search(screen) is not None
-    return Seen(screen, tuple(words.split()), booted, facts, None if breaches is None else tuple(breaches))
+    told_all = BANNER.search(screen) and BOOTED.search(screen) and not any(map(SILENCING.fullmatch, words))
+    booted = facts.get("report") == "whole" or bool(told_all)
+    return Seen(screen, tuple(words), booted, facts, None if breaches is None else tuple(breaches))
 
 
 def _cleaned(raw: bytes) -> bytes:
@@ -238,6 +258,15 @@ def _cleaned(raw: bytes) -> bytes:
         clean += TIME.sub(b"", console.plain(raw[begin:end]))
         begin = end
     return bytes(clean)
+
+
+def _last_boot(screen: bytes) -> bytes:
+    """Of several boots the last, from its banner on; the lines before are left empty, for the numbers."""
+    banners = list(BANNER.finditer(screen))
+    if len(banners) < 2:
+        return screen
+    begin = banners[-1].start()
+    return b"\n" * screen.count(b"\n", 0, begin) + screen[begin:]
 
 
 def diagnose(pits: Mapping[str, Pit], seen: Seen) -> Diagnosis:
@@ -375,7 +404,9 @@ def _lines(symptom: Symptom, seen: Seen) -> list[console.Line] | str:
 
 @functools.cache
 def _compiled(pattern: str) -> Any:
-    return re2.compile(pattern)
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(f"(?m){pattern}", options=options)
 
 
 def _find(pattern: str, screen: bytes) -> console.Line | None:
@@ -404,8 +435,14 @@ def read_log(path: Path) -> bytes:
         raise UserError(f"log {path}: {error.strerror}") from error
     if not raw.strip():
         raise UserError(f"log {path}: empty", "was the console written to it? -serial file:LOG, or console=ttyS0")
-    if raw.count(0) * 10 > len(raw):
-        raise UserError(f"log {path}: not a console's text: {raw.count(0)} of {len(raw)} bytes are zero")
+    sample = raw[:PART]
+    # No text: what is neither UTF-8 nor ASCII, and what no terminal knows. A line with noise on it has some of it.
+    odd = sample.decode("utf-8", "replace").count("\ufffd") + sum(map(sample.count, CONTROLS))
+    if odd * 5 > len(sample):
+        raise UserError(
+            f"log {path}: not a console's text: {odd} of its first {len(sample)} bytes are none",
+            "what was it written by? UTF-16 becomes text with iconv -f UTF-16",
+        )
     return raw
 
 

@@ -90,7 +90,9 @@ def build(
 def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "pass") -> None:
     """Evidence that a boot test left, of the bundle as it is."""
     manifest = bundle.load(at.bundle)
-    spec = launch.Spec(machine, "tcg", "max", cpus, 64, 1 << 30, (launch.Gpu("gpu0", model="secondary-vga"),), (), 60)
+    spec = launch.Spec(
+        machine, "tcg", "max", cpus, 64, 1 << 30, (launch.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60
+    )
     judged = verdict.Verdict(
         result=result,  # type: ignore[arg-type]
         reason="three views agree" if result == "pass" else "CPUs: 1 of 4",

@@ -8,7 +8,9 @@ from minguest import boottest, launch
 from minguest.model import Launch
 
 LAUNCH = Launch(cmdline=("a=b",))
-OWN = launch.Spec("q35", "tcg", "max", 4, 64, 1 << 30, (launch.Gpu("gpu0", model="secondary-vga"),), ("a=b",), 60)
+OWN = launch.Spec(
+    "q35", "tcg", "max", 4, 64, 1 << 30, (launch.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), ("a=b",), 60
+)
 
 
 def test_the_cells_are_both_machines_and_the_guests_own() -> None:
@@ -34,3 +36,11 @@ def test_the_cells_are_both_machines_and_the_guests_own() -> None:
 )
 def test_a_run_counts_only_with_the_guests_own_launch(changes: dict[str, object], counts: bool) -> None:
     assert boottest.is_of(msgspec.structs.replace(OWN, **changes), LAUNCH) is counts
+
+
+@pytest.mark.parametrize("word", ["bar:16G", "0000:01:00.0", "01:00.0"])
+def test_every_kind_of_card_counts(word: str) -> None:
+    card = launch.Gpu("gpu0", word, bar=1 << 34) if "bar" in word else launch.Gpu("gpu0", word, host="0000:01:00.0")
+    spec = msgspec.structs.replace(OWN, gpus=(card,))
+    assert boottest.is_of(spec, msgspec.structs.replace(LAUNCH, gpus=(word,)))
+    assert not boottest.is_of(spec, LAUNCH)

@@ -9,7 +9,9 @@ import pytest
 
 from minguest import boottest, bundle, dig, pits, report, verdict
 from minguest.errors import UserError
+from minguest.model import Launch
 from minguest.pits import Dig
+from tests import workshop
 
 ROOT = Path(__file__).parents[2]
 KNOWN = pits.load(ROOT / "configs/pits")
@@ -28,7 +30,7 @@ def trial(
         tuple(pits.Found(name, KNOWN[name], ()) for name in effects),
         (),
     )
-    return boottest.Trial(judged, report.Report(True, (), ()), found, ("qemu",), "QEMU said no")
+    return boottest.Trial(judged, report.Report(True, (), ()), found, found, ("qemu",), "QEMU said no")
 
 
 EFI = Dig(options={"EFI": False}, wrong=("CPUs", "firmware"))
@@ -57,9 +59,27 @@ LOST = Dig(sabotage=("initrd=none",), result=("lost", "not started"))
     ],
 )  # fmt: skip
 def test_what_is_right(name: str, each: Dig, came: boottest.Trial, why: str) -> None:
-    found = dig.against(name, each, came)
+    found = dig.against(name, each, came, ", ".join(came.roots))
     assert why in found
     assert bool(found) == bool(why)
+
+
+def test_a_config_pit_is_named_by_its_symptoms_too() -> None:
+    came = trial("failed", ("CPUs", "firmware"), ("efi-off",))
+    assert "without the kernel's config, named was efi-off, not none" in dig.against("efi-off", EFI, came, "")
+    deaf = msgspec.structs.replace(came, blind=pits.Diagnosis((), (), (), ()))
+    assert "named was no pit, not efi-off" in dig.against("efi-off", EFI, deaf, "efi-off")
+
+
+def test_a_matrix_is_of_its_bundle_launch_and_pits(tmp_path: Path) -> None:
+    manifest = bundle.load(workshop.build(tmp_path / "project").bundle)
+    key = dig.key_of(manifest, Launch(), KNOWN)
+    assert key == dig.key_of(manifest, Launch(), dict(KNOWN))
+    assert key != dig.key_of(manifest, Launch(memory="2G"), KNOWN)
+    reworded = msgspec.structs.replace(KNOWN["efi-off"], cause="otherwise", mend="otherwise")
+    assert key == dig.key_of(manifest, Launch(), {**KNOWN, "efi-off": reworded})
+    other = msgspec.structs.replace(KNOWN["efi-off"], leads_to=())
+    assert key != dig.key_of(manifest, Launch(), {**KNOWN, "efi-off": other})
 
 
 def test_every_pit_of_the_project_can_be_dug_or_says_why_not() -> None:
@@ -101,7 +121,7 @@ def test_a_dig_that_cannot_be_understood_is_named(each: Dig, why: str) -> None:
 
 
 def cell(pit: str, result: str, line_why: str = "") -> dig.Cell:
-    return dig.Cell(pit, "", "a title", "EFI <b>", "failed", "got", result, line_why, "it <was>", 1.5)  # type: ignore[arg-type]
+    return dig.Cell(pit, "", "a title", "EFI <b>", "failed", "got", result, line_why, "it <was>", 1.5, "7.2")  # type: ignore[arg-type]
 
 
 def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> None:
@@ -111,7 +131,7 @@ def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> 
         cell("apic-off", "NOT RUN", "cannot"),
     )
     files = {"bzImage": bundle.File("a" * 64, 1)}
-    first = dig.Matrix(1, "4.12", "4.12.14", "7.2", files, "key", False, cells)
+    first = dig.Matrix(1, "4.12", "4.12.14", files, "key", False, cells)
     second = msgspec.structs.replace(first, line="6.12", version="6.12.94", whole=True, cells=cells[:1])
     text = dig.page(ROOT / "configs/templates/pits.html.j2", [first, second], ["default-4.12", "default-6.12"])
     for line in ("4.12", "6.12"):

@@ -44,7 +44,12 @@ def test_what_is_so_is_told() -> None:
         ("cpus.online =< 4", "is not NAME"),
         ("cpu.online < 4", r"no fact 'cpu.online'\n.*cpus.online"),
         ("firmware.vendor < SeaBIOS", "a word has no order"),
-        ("cpus.online < cpus.wanted", "a word has no order"),
+        ("cpus.online < cpus.wanted", "is no number"),
+        ("cpus.online == two", "is no number"),
+        ("memory.asked == 64MB", "is no number"),
+        ("report == hole", r"report is never 'hole'\n.*whole"),
+        ("firmware.vendor < cpus.online", "a word has no order"),
+        ("cpus.online < firmware.kind", "is no number"),
     ],
 )
 def test_a_wrong_condition_is_named(text: str, why: str) -> None:

@@ -4,6 +4,7 @@
 import gzip
 import io
 import json
+import re
 import stat
 import subprocess
 import tarfile
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import attest, boottest, bundle, evidence, gather, release, released, sbom, sshsig, verify
+from minguest import attest, boottest, bundle, dig, evidence, gather, pits, release, released, sbom, sshsig, verify
 from minguest.errors import UserError
 from minguest.paths import Layout
 from tests import small_disk, workshop
@@ -282,8 +283,10 @@ def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key:
 
 
 def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) -> None:
-    cells = [{"pit": "efi-off", "result": each} for each in results]
-    made = {"bundle": files or bundle.load(at.bundle).files, "whole": whole, "qemu": "7.2", "cells": cells}
+    cells = [{"pit": "efi-off", "result": each, "qemu": "7.2"} for each in results]
+    manifest = bundle.load(at.bundle)
+    key = dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
+    made = {"schema": 1, "bundle": files or manifest.files, "key": key, "whole": whole, "cells": cells}
     at.matrix.mkdir(parents=True, exist_ok=True)
     (at.matrix / "matrix.json").write_bytes(msgspec.json.encode(made))
 
@@ -295,6 +298,8 @@ def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) 
         (("right", "wrong"), True, "FAIL", "1 right, 1 wrong"),
         (("right",), False, "NOT RUN", "not every pit was dug: 1 right"),
         (("wrong",), False, "FAIL", "1 wrong"),
+        (("NOT RUN",), True, "NOT RUN", "not every pit was dug: 1 NOT RUN"),
+        ((), True, "NOT RUN", "not every pit was dug: none"),
     ],
 )
 def test_the_matrix_is_evidence(
@@ -315,3 +320,11 @@ def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
     matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
     (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
     assert (check.result, check.reason) == ("NOT RUN", "its last run was of other bytes")
+
+
+def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
+    matrix(at, "right")
+    place = at.matrix / "matrix.json"
+    place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
+    assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run was of other pits")

@@ -13,7 +13,7 @@ from minguest.facts import NAMES
 from minguest.launch import Gpu, Node, Spec
 from minguest.qemu import Ending, Run
 
-SPEC = Spec("q35", "tcg", "max", 4, 8, 1 << 30, (Gpu("gpu0", model="secondary-vga"),), (), 60)
+SPEC = Spec("q35", "tcg", "max", 4, 8, 1 << 30, (Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60)
 GPU_AT = "0000:00:02.0"
 
 
@@ -186,7 +186,7 @@ def test_one_dead_bar_is_named_and_not_those_that_suffer_from_it() -> None:
 
 
 def test_a_gpu_that_qemu_did_not_make_fails() -> None:
-    spec = msgspec.structs.replace(SPEC, gpus=(*SPEC.gpus, Gpu("gpu1", model="x")))
+    spec = msgspec.structs.replace(SPEC, gpus=(*SPEC.gpus, Gpu("gpu1", "x", model="x")))
     assert judge(spec=spec).reason == "GPU gpu1: QEMU made no such device"
 
 
@@ -315,7 +315,7 @@ def test_nodes_are_as_launched(records: list[dict[str, Any]], reason: str) -> No
 
 
 def test_a_card_that_is_one_bar_needs_no_class() -> None:
-    bar_only = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", bar=1 << 24),))
+    bar_only = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24),))
     assert judge(gpu_changed(gpu=False), spec=bar_only).result == "pass"
 
 
