@@ -17,11 +17,11 @@ import msgspec
 
 from minguest import boottest, bundle, files, kconfig, launch, pits, qemu, templates
 from minguest.errors import MinguestError, UserError
+from minguest.evidence import MATRIX_SCHEMA
 from minguest.model import Launch
 from minguest.sabotage import SABOTAGE, Parts
 
 Result = Literal["right", "wrong", "NOT RUN"]
-SCHEMA = 1
 HEALTHY = "healthy"
 # Seconds after which a guest that says nothing more counts as lost; a healthy one is done in four to ten.
 TIMEOUT = 40
@@ -149,7 +149,7 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
     def keep() -> Matrix:
         made = tuple(cells[each] for each in order if each in cells)
         whole = len(made) == len(order)
-        matrix = Matrix(SCHEMA, line, manifest.kernel.version, manifest.files, key, whole, made)
+        matrix = Matrix(MATRIX_SCHEMA, line, manifest.kernel.version, manifest.files, key, whole, made)
         files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
         return matrix
 
@@ -167,7 +167,9 @@ def key_of(manifest: bundle.Manifest, wanted: Launch, known: Mapping[str, pits.P
     """What a matrix must have been dug with to tell of this bundle, launch and these pits."""
     judged = [(name, pit.layer, pit.symptom, pit.require, pit.leads_to, pit.dig) for name, pit in known.items()]
     code = [files.sha256(Path(__file__).with_name(f"{name}.py")) for name in CODE]
-    return hashlib.sha256(msgspec.json.encode([SCHEMA, manifest.files, wanted, CONTROLS, judged, code])).hexdigest()
+    return hashlib.sha256(
+        msgspec.json.encode([MATRIX_SCHEMA, manifest.files, wanted, CONTROLS, judged, code])
+    ).hexdigest()
 
 
 def load(folder: Path) -> Matrix | None:

@@ -11,6 +11,8 @@ from minguest.errors import printable
 # The type of the predicate: docs/release.md.
 KIND = "urn:minguest:attestation:evidence:v1"
 SCHEMA = 1
+# Of matrix.json, which dig writes and gather reads.
+MATRIX_SCHEMA = 1
 Result = Literal["PASS", "FAIL", "NOT RUN"]
 
 # Checks that are planned and that nothing here can run yet: a release says so rather than nothing.

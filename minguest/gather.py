@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from minguest import boottest, bundle, dig, pits
-from minguest.evidence import PLANNED, Check, Seconds
+from minguest import boottest, bundle
+from minguest.evidence import MATRIX_SCHEMA, PLANNED, Check, Seconds
 from minguest.model import Launch, Machine
 from minguest.paths import Layout
 from minguest.report import Report
@@ -25,12 +25,14 @@ def sources(at: Layout) -> dict[str, Path]:
     return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json"}
 
 
-def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int) -> list[Check]:
-    """Every check's result for the bundle of `manifest`; `nr_cpus` is what the kernel was built for."""
+def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int, key: str) -> list[Check]:
+    """Every check's result for the bundle of `manifest`.
+
+    `nr_cpus` is what the kernel was built for, `key` dig.key_of: what a matrix must have been dug with.
+    """
     found = [of_boot(at.evidence, cell, manifest, nr_cpus) for cell in boottest.cells(manifest.guest.launch)]
     places = sources(at)
     found.append(of_reproduction(places[REPRODUCED], manifest))
-    key = dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
     found.append(of_matrix(places[MATRIX], manifest, key))
     found += [
         Check(name, title, "NOT RUN", "this version of minguest has no such check") for name, title in PLANNED.items()
@@ -120,13 +122,13 @@ class _Matrix(msgspec.Struct):
 
 
 def of_matrix(place: Path, manifest: bundle.Manifest, key: str | None = None) -> Check:
-    """What matrix.json comes to for the bundle of `manifest`; `key` is dig.key_of, where what dug it is at hand."""
+    """What matrix.json comes to for the bundle of `manifest`; `key` is dig.key_of, where all that dug it is at hand."""
     name, title = "pits", "every known way to fail, dug: its first boot names it, and nothing else"
     try:
         matrix = msgspec.json.decode(place.read_bytes(), type=_Matrix)
     except (OSError, msgspec.DecodeError, RecursionError):
         return Check(name, title, "NOT RUN", "nobody ran it")
-    if matrix.bundle != manifest.files or matrix.schema != dig.SCHEMA:
+    if matrix.bundle != manifest.files or matrix.schema != MATRIX_SCHEMA:
         return Check(name, title, "NOT RUN", "its last run was of other bytes")
     if key is not None and matrix.key != key:
         return Check(name, title, "NOT RUN", "its last run was of other pits, another launch or another minguest")

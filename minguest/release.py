@@ -19,11 +19,13 @@ from minguest import (
     boottest,
     bundle,
     console,
+    dig,
     evidence,
     files,
     gather,
     kconfig,
     launch,
+    pits,
     provenance,
     released,
     report,
@@ -75,7 +77,9 @@ def make(
             f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
             "mend the config and build without contract=ignore",
         )
-    checks = gather.checks(at, manifest, boottest.nr_cpus_of(at.bundle))
+    checks = gather.checks(
+        at, manifest, boottest.nr_cpus_of(at.bundle), dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
+    )
     _own_test(checks, manifest)
     before = _before(at, version, since)
     facts = released.Facts(

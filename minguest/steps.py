@@ -445,7 +445,8 @@ class Project:
     def evidence_step(self) -> Task:
         def make() -> None:
             manifest = bundle.load(self.at.bundle)
-            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle))
+            key = dig.key_of(manifest, manifest.guest.launch, self.pits)
+            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle), key)
             failed = []
             for machine, cpus in gather.missing(checks, manifest.guest.launch):
                 try:
@@ -453,7 +454,7 @@ class Project:
                 except GuestError as error:
                     say(str(error))
                     failed.append(boottest.cell_name(machine, cpus))
-            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle))
+            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle), key)
             say(evidence.table(checks))
             if failed:
                 raise GuestFailed(

@@ -282,11 +282,15 @@ def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key:
     refused(at, key, "boot-test-q35-4: NOT RUN, what was run was another test")
 
 
+def key_of(at: Layout) -> str:
+    manifest = bundle.load(at.bundle)
+    return dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
+
+
 def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) -> None:
     cells = [{"pit": "efi-off", "result": each, "qemu": "7.2"} for each in results]
-    manifest = bundle.load(at.bundle)
-    key = dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
-    made = {"schema": 1, "bundle": files or manifest.files, "key": key, "whole": whole, "cells": cells}
+    wanted = files or bundle.load(at.bundle).files
+    made = {"schema": 1, "bundle": wanted, "key": key_of(at), "whole": whole, "cells": cells}
     at.matrix.mkdir(parents=True, exist_ok=True)
     (at.matrix / "matrix.json").write_bytes(msgspec.json.encode(made))
 
@@ -306,7 +310,7 @@ def test_the_matrix_is_evidence(
     at: Layout, key: Path, results: tuple[str, ...], whole: bool, result: str, reason: str
 ) -> None:
     matrix(at, *results, whole=whole)
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason) == (result, reason)
     if result != "FAIL":
         workshop.make(at, key)
@@ -318,7 +322,7 @@ def test_the_matrix_is_evidence(
 
 def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
     matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason) == ("NOT RUN", "its last run was of other bytes")
 
 
@@ -326,5 +330,5 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     matrix(at, "right")
     place = at.matrix / "matrix.json"
     place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64) if each.name == "pits"]
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run was of other pits")
