@@ -38,13 +38,12 @@ def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Ca
 
     ToolError where the tree cannot be configured or built so.
     """
-    config = _config(shop, options) / "kernel.config"
-    target = shop.folder / "kernels" / _hash(config.read_bytes(), _stamp(shop), _tools())
-    if not _whole(target):
-        with files.lock(shop.folder / ".lock", lambda: say("waiting for another build of such a kernel")):
-            if not _whole(target):
-                say(f"kernel with {shown(options)}")
-                _build(shop, config, target, say)
+    with files.lock(shop.folder / ".lock", lambda: say("waiting for another build of such a kernel")):
+        config = _config(shop, options) / "kernel.config"
+        target = shop.folder / "kernels" / _hash(config.read_bytes(), _stamp(shop), _tools())
+        if not all((target / name).is_file() for name in KEPT):
+            say(f"kernel with {shown(options)}")
+            _build(shop, config, target, say)
     return target
 
 
@@ -59,10 +58,6 @@ def _build(shop: Workshop, config: Path, target: Path, say: Callable[[str], None
         shutil.copyfile(kernel.image(work), new / "bzImage")
         shutil.copyfile(config, new / "kernel.config")
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _whole(target: Path) -> bool:
-    return all((target / name).is_file() for name in KEPT)
 
 
 def shown(options: Mapping[str, str | int | bool]) -> str:
