@@ -43,7 +43,12 @@ def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Ca
         target = shop.folder / "kernels" / _hash(config.read_bytes(), _stamp(shop), _tools())
         if not all((target / name).is_file() for name in KEPT):
             say(f"kernel with {shown(options)}")
-            _build(shop, config, target, say)
+            try:
+                _build(shop, config, target, say)
+            except ToolError:
+                # The config too may be what failed: Kconfig takes a compiler that is short of memory for an older one.
+                shutil.rmtree(config.parent)
+                raise
     return target
 
 
