@@ -149,7 +149,8 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
     if manifest.config.problems:
         # contract=ignore: the guest is booted as it was meant, to see what comes of its wrong config.
         nr_cpus = max(nr_cpus, wanted.max_cpus)
-    spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS)
+    line = manifest.kernel.line
+    spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS, line)
     version = qemu.version()
     accel, why = accelerator(bench, spec, version, manifest)
     spec = msgspec.structs.replace(spec, accel=accel)
@@ -158,7 +159,7 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
     folder.mkdir(parents=True)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
     known = pits.load(bench.pits) if bench.pits else {}
-    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, manifest.kernel.line)
+    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, line)
     trial = attempt(spec, argv(bench, spec, folder), folder, known, breaches, manifest.config.problems)
     if trial.verdict is None:
         return trial

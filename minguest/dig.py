@@ -265,7 +265,8 @@ def _try(site: Site, each: pits.Dig, manifest: bundle.Manifest, folder: Path) ->
     wanted = _launch(site.launch, each)
     words = launch.Words(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
     # The kernel may be for fewer CPUs than are asked for: that is what is tried.
-    spec = launch.settle(wanted, words, wanted.max_cpus, launch.display_models(), boottest.SYSFS)
+    line = manifest.kernel.line
+    spec = launch.settle(wanted, words, wanted.max_cpus, launch.display_models(), boottest.SYSFS, line)
     healthy, why = boottest.accelerator(
         site.bench, msgspec.structs.replace(spec, accel="auto"), qemu.version(), manifest
     )
@@ -290,7 +291,7 @@ def _try(site: Site, each: pits.Dig, manifest: bundle.Manifest, folder: Path) ->
     )
     for edit in parts.edits:
         argv = edit(argv)
-    breaches = boottest.breaches_of(site.known, own / "kernel.config", wanted, spec, manifest.kernel.line)
+    breaches = boottest.breaches_of(site.known, own / "kernel.config", wanted, spec, line)
     trial = boottest.attempt(spec, argv, folder, site.known, breaches, nmi=parts.nmi)
     if trial.verdict:
         files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(trial.verdict)))

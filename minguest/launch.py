@@ -23,6 +23,9 @@ CONSOLE, REPORT = "ttyS0", "/dev/ttyS3"
 REPORT_INDEX = 3
 # Memory is plugged in by DIMMs of whole blocks: 128 MiB is Linux' smallest on x86-64 (MIN_MEMORY_BLOCK_SIZE).
 DIMM = 128 << 20
+# What a line's kernel is always told. 4.12's KASLR may unpack the kernel over the memory map that the EFI stub left
+# in the loader's memory; later kernels take none but free memory (process_efi_entries, boot/compressed/kaslr.c).
+LINE_WORDS = {"4.12": ("nokaslr",)}
 # Seconds that initd waits for what is plugged in.
 PLUG_SECONDS = 20
 
@@ -70,6 +73,8 @@ class Spec(msgspec.Struct, frozen=True):
     """CPUs that are there in the end, some of them plugged in while the guest runs; 0: none is."""
     plug_memory: int = 0
     """Bytes of memory that are there in the end, likewise."""
+    line_words: tuple[str, ...] = ()
+    """Words for the kernel that its line wants."""
 
 
 class Words(msgspec.Struct, frozen=True):
@@ -85,10 +90,11 @@ class Words(msgspec.Struct, frozen=True):
     plug_memory: str = ""
 
 
-def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sysfs: Path) -> Spec:
+def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sysfs: Path, line: str = "") -> Spec:
     """Apply the user's words to a launch; UserError for what cannot be.
 
-    `nr_cpus` is what the bundle's kernel was built for, `models` what this QEMU has, `sysfs` is /sys.
+    `nr_cpus` is what the bundle's kernel was built for and `line` its line, `models` what this QEMU has, `sysfs` is
+    /sys.
     """
     cpus = settings.integer(words.cpus, "--cpus") if words.cpus else launch.cpus
     settings.check_cpus(cpus, "--cpus")
@@ -126,6 +132,7 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
         numa=_nodes(launch.numa, cpus, memory),
         plug_cpus=plug_cpus,
         plug_memory=plugged,
+        line_words=LINE_WORDS.get(line, ()),
     )
 
 
@@ -245,7 +252,8 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
     A `watched` guest is asked over QMP when it has ended. Else a person is at the console (Ctrl-a x ends QEMU), and
     QEMU ends with its guest.
     """
-    words = ["console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff", *spec.cmdline]
+    words = ["console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff", *spec.line_words]
+    words += spec.cmdline
     if spec.accel == "tcg":
         # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
         # doesn't work!". Under KVM it leaves that out by itself (arch/x86/kernel/kvm.c).

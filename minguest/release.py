@@ -256,7 +256,8 @@ def commit(root: Path) -> str | None:
 
 def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> str:
     wanted = manifest.guest.launch
-    spec = launch.settle(wanted, launch.Words(), boottest.nr_cpus_of(at.bundle), wanted.gpus, boottest.SYSFS)
+    nr_cpus, line = boottest.nr_cpus_of(at.bundle), manifest.kernel.line
+    spec = launch.settle(wanted, launch.Words(), nr_cpus, wanted.gpus, boottest.SYSFS, line)
     # As under KVM; the script adds what software emulation wants.
     words = launch.argv(
         msgspec.structs.replace(spec, accel="kvm"),

@@ -183,3 +183,10 @@ def test_a_launch_that_is_only_planned_needs_no_card(monkeypatch: pytest.MonkeyP
     assert [str(gpu) for gpu in spec.gpus] == ["secondary-vga", "vfio-pci 0000:41:00.0"]
     with pytest.raises(UserError, match="did you mean secondary-vga"):
         launch.planned(Launch(gpus=("secondary-vgaa",)))
+
+
+def test_4_12_is_kept_from_unpacking_itself_over_the_memory_map(sysfs: Path) -> None:
+    for line, there in (("4.12", True), ("6.12", False), ("", False)):
+        spec = settle(Launch(cmdline=("a=b",)), Words(accel="tcg"), 64, MODELS, sysfs, line)
+        (append,) = value(argv(spec), "-append")
+        assert append.endswith(" nokaslr a=b" if there else "initd.then=poweroff a=b")

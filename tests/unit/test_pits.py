@@ -26,6 +26,7 @@ DUG = {
     "few-ports": "few-ports",
     "no-proc": "filesystems-off",
     "root-missing": "root-missing",
+    "kaslr-overlap": "kaslr-overlap",
     "kernel-flip-early": "kernel-damaged",
     "nosmp": "smp-off-cmdline",
     "nr_cpus-1": "cpu-limit-cmdline",
