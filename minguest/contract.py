@@ -115,11 +115,9 @@ def describe(breaches: Iterable[Breach]) -> str:
     for each in found:
         lines.append(
             f"  CONFIG_{each.option:{option}}  wanted {each.wanted:{wanted}}  found {each.found:{value}}"
-            f"  fragment {each.fragment}"
+            f"  fragment {each.fragment}, pit {each.pit}"
         )
-        lines += textwrap.wrap(
-            f"without it (pit {each.pit}): {each.without}", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
+        lines += textwrap.wrap(f"without it: {each.without}", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

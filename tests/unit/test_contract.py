@@ -122,9 +122,9 @@ def test_what_the_user_reads() -> None:
     )
     lines = text.splitlines()
     assert lines[0] == "the kernel's config breaks the contract of this launch in 2 places:"
-    assert lines[1] == "  CONFIG_EFI      wanted y            found n  fragment efi"
-    assert lines[2] == "      without it (pit efi-off): one CPU"
-    assert lines[3] == "  CONFIG_NR_CPUS  wanted at least 64  found 8  fragment smp"
+    assert lines[1] == "  CONFIG_EFI      wanted y            found n  fragment efi, pit efi-off"
+    assert lines[2] == "      without it: one CPU"
+    assert lines[3] == "  CONFIG_NR_CPUS  wanted at least 64  found 8  fragment smp, pit cpu-limit"
     assert max(map(len, lines)) <= contract.WIDTH
     assert "in 1 place:" in contract.describe([Breach("EFI", "y", "n", "efi", "one CPU", "efi-off")])
 
