@@ -8,7 +8,8 @@
 
 Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
        version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
-       log=FILE  report=FILE  image=FILE  config=FILE  cpus=N  gpu=MODEL,…  only=PIT,…
+       log=FILE  report=FILE  image=FILE  config=FILE  cpus=N  gpu=MODEL|BDF,…  card=NAME|FILE,…
+       only=PIT,…  yes=yes
 """
 
 from pathlib import Path
@@ -93,6 +94,26 @@ def task_diagnose():
 def task_doctor():
     """what a kernel would do under OVMF, before its first boot; image=FILE config=FILE cpus=N gpu=MODEL"""
     return PROJECT.doctor_step()
+
+
+def task_plan():
+    """whether the BARs of cards find room under OVMF, and what to tell it; gpu=BDF,… card=NAME|FILE,…"""
+    return PROJECT.plan_step()
+
+
+def task_host_check():
+    """whether this host can give a card to a guest, and what to do; gpu=BDF,…"""
+    return PROJECT.host_check_step()
+
+
+def task_host_bind():
+    """give cards, with all of their IOMMU groups, to vfio-pci: a dry run but for yes=yes; gpu=BDF,…"""
+    return PROJECT.host_bind_step()
+
+
+def task_host_unbind():
+    """put back exactly what host-bind took: a dry run but for yes=yes; gpu=BDF,…"""
+    return PROJECT.host_unbind_step()
 
 
 def task_pits():

@@ -27,6 +27,7 @@ from minguest.errors import GuestFailed, GuestLost, ToolError
 from minguest.model import Accel, Launch, Machine
 
 SYSFS = Path("/sys")
+CPUINFO = Path("/proc/cpuinfo")
 # Seconds that a guest gets to prove that KVM can run it; under KVM a boot takes one or two.
 KVM_PROOF = 20.0
 
@@ -153,11 +154,13 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
     spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS, line)
     version = qemu.version()
     accel, why = accelerator(bench, spec, version, manifest)
-    spec = msgspec.structs.replace(spec, accel=accel)
+    spec, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text())
     folder = bench.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
+    if made is not None:
+        say(launch.room_told(spec, made))
     known = pits.load(bench.pits) if bench.pits else {}
     breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, line)
     trial = attempt(spec, argv(bench, spec, folder), folder, known, breaches, manifest.config.problems)
@@ -233,6 +236,7 @@ def is_of(spec: launch.Spec, wanted: Launch) -> bool:
     return (
         (spec.machine, spec.cpus) in cells(wanted)
         and spec.cpu == wanted.cpu
+        and spec.disks == wanted.disks
         and spec.max_cpus == max(spec.cpus, wanted.max_cpus)
         and spec.memory == settings.size(wanted.memory, "launch.memory")
         and not (spec.plug_cpus or spec.plug_memory)

@@ -9,8 +9,25 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from minguest import VERSION, boottest, bundle, launch, paths, pits, pull, settings, sshsig, verify
+import msgspec
+
+from minguest import (
+    VERSION,
+    boottest,
+    bundle,
+    hostbind,
+    hostchecks,
+    hostfacts,
+    launch,
+    paths,
+    pits,
+    pull,
+    settings,
+    sshsig,
+    verify,
+)
 from minguest.errors import MinguestError, UserError, printable
+from minguest.model import Launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +102,30 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("log", type=Path, help="the console, as a serial port carried it to a file")
     command.add_argument("--report", type=Path, metavar="FILE", help="initd's report, or a boot test's report.json")
     command.set_defaults(run=_diagnose)
+
+    command = commands.add_parser(
+        "host-check",
+        help="whether this host can give a card to a guest, and what to do",
+        description="Reads, never writes. Exit status 0 when nothing that a passthrough needs is wrong.",
+    )
+    command.add_argument("folder", type=Path, nargs="?", help="a release or bundle: its launch is what is asked for")
+    command.add_argument("--gpu", default="", metavar="BDF,…", help="the host's cards; else those of the launch")
+    command.add_argument("--memory", default="", metavar="SIZE", help="of the guest, such as 2G; else the launch's")
+    command.set_defaults(run=_host_check)
+
+    command = commands.add_parser(
+        "host-bind",
+        help="give cards, with all of their IOMMU groups, to vfio-pci",
+        description="Shows every write to sysfs, in order, and makes them only with --yes. Whole, or not at all.",
+    )
+    hostbind.add_words(command, hostbind.bind)
+
+    command = commands.add_parser(
+        "host-unbind",
+        help="put back exactly what host-bind took",
+        description="Of the cards that are named, or of all; with --yes, else it shows every write to sysfs.",
+    )
+    hostbind.add_words(command, hostbind.unbind)
     return parser
 
 
@@ -149,6 +190,25 @@ def _boot_test(words: argparse.Namespace) -> int:
 def _diagnose(words: argparse.Namespace) -> int:
     seen = pits.see(pits.read_log(words.log), pits.read_report(words.report) if words.report else None)
     _say(pits.describe(pits.diagnose(pits.load(paths.known_pits()), seen)))
+    return 0
+
+
+def _host_check(words: argparse.Namespace) -> int:
+    wanted, ovmf, proof = Launch(gpus=()), "", None
+    if words.folder is not None:
+        folder: Path = words.folder.absolute()
+        manifest = bundle.load(folder)
+        wanted, ovmf = manifest.guest.launch, manifest.firmware.version
+        proof = folder.with_name(f"{folder.name}.boot-test") / "kvm.json"
+    if words.memory:
+        wanted = msgspec.structs.replace(wanted, memory=words.memory, max_memory="")
+    cards = list(filter(None, words.gpu.split(","))) or [name for name in wanted.gpus if launch.BDF.fullmatch(name)]
+    facts = hostfacts.read(cards=[hostfacts.address(card, "--gpu") for card in cards])
+    rows = hostchecks.checks(facts, hostchecks.wish(wanted, cards, proof, ovmf, facts.release))
+    _say(hostchecks.table(rows))
+    if wrong := hostchecks.missing(rows):
+        print(f"minguest: this host cannot give a card to a guest yet: {', '.join(wrong)}", file=sys.stderr)
+        return 1
     return 0
 
 

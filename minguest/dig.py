@@ -36,11 +36,12 @@ CONTROLS = (
     pits.Dig("256M", launch={"memory": "256M"}),
     pits.Dig("two-other-cards", launch={"gpus": ["virtio-gpu-pci", "bochs-display"]}),
     pits.Dig("bar-16G", launch={"gpus": ["bar:16G"]}),
+    pits.Dig("bar-256G", launch={"gpus": ["bar:256G"]}),
     pits.Dig("two-nodes", launch={"numa": NODES}),
     pits.Dig("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
 )
 # The modules that dig and judge: what they found is not kept when they change.
-CODE = ("contract", "dig", "facts", "launch", "pits", "qemu", "report", "sabotage", "verdict")
+CODE = ("cards", "contract", "dig", "facts", "launch", "pits", "plan", "qemu", "report", "sabotage", "verdict")
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]
 
@@ -274,6 +275,7 @@ def _try(site: Site, each: pits.Dig, manifest: bundle.Manifest, folder: Path) ->
         return None, f"needs {NEEDS[each.needs]}"
     if spec.accel == "auto":
         spec = msgspec.structs.replace(spec, accel=healthy)
+    spec, _ = launch.with_room(spec, boottest.SYSFS, boottest.CPUINFO.read_text())
     own = site.kernels(each.options) if each.options else site.bench.bundle
     base = site.bench.bundle
     parts = Parts(

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from minguest import model, run, settings
+from minguest import cards, model, plan, run, settings
 from minguest.errors import ToolError, UserError
 from minguest.model import Accel, Launch, Machine
 from minguest.report import cpu_list
@@ -40,6 +40,8 @@ class Gpu(msgspec.Struct, frozen=True):
     host: str | None = None
     bar: int = 0
     """Bytes of the BAR of a card that is nothing but one: QEMU's pci-testdev."""
+    functions: tuple[str, ...] = ()
+    """PCI addresses of the card's other functions, its sound for one, that go along with it."""
 
     def __str__(self) -> str:
         return self.model or (f"BAR {short(self.bar)}" if self.bar else f"vfio-pci {self.host}")
@@ -69,12 +71,19 @@ class Spec(msgspec.Struct, frozen=True):
     """Bytes with what can be plugged in; 0: nothing can."""
     slots: int = 0
     numa: tuple[Node, ...] = ()
+    hide_kvm: bool = True
+    clock: str = "host"
+    hugepages: str = ""
+    lock_memory: bool = False
+    disks: tuple[model.Disk, ...] = ()
     plug_cpus: int = 0
     """CPUs that are there in the end, some of them plugged in while the guest runs; 0: none is."""
     plug_memory: int = 0
     """Bytes of memory that are there in the end, likewise."""
     line_words: tuple[str, ...] = ()
     """Words for the kernel that its line wants."""
+    window: int = 0
+    """MiB of the 64-bit window for BARs that OVMF is told to open; 0: it decides itself."""
 
 
 class Words(msgspec.Struct, frozen=True):
@@ -130,10 +139,40 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
         max_memory=most,
         slots=launch.slots if most else 0,
         numa=_nodes(launch.numa, cpus, memory),
+        hide_kvm=launch.hide_kvm,
+        clock=launch.clock,
+        hugepages=launch.hugepages,
+        lock_memory=launch.lock_memory,
+        disks=tuple(_disk(f"launch.disks[{n}]", disk) for n, disk in enumerate(launch.disks)),
         plug_cpus=plug_cpus,
         plug_memory=plugged,
         line_words=LINE_WORDS.get(line, ()),
+        window=settings.size(launch.window, "launch.window") >> 20 if launch.window else 0,
     )
+
+
+def with_room(spec: Spec, sysfs: Path, cpuinfo: str) -> tuple[Spec, plan.Plan | None]:
+    """A q35 launch with room for its cards' BARs: OVMF is told of a window where it would open too small a one, and
+    an emulated CPU is widened. What the launch says itself stands. The plan, if there is a card to plan for.
+    """
+    large = [gpu.word for gpu in spec.gpus if gpu.bar or gpu.host]
+    if spec.machine != "q35" or not large:
+        return spec, None
+    found = cards.of_words(large, sysfs)
+
+    def planned(model: str) -> plan.Plan:
+        bits, vendor = plan.cpu(model, cpuinfo)
+        return plan.plan(found, spec.memory, bits, max_memory=spec.max_memory, slots=spec.slots, vendor=vendor)
+
+    made = planned(cpu(spec))
+    if spec.window:
+        return spec, made
+    bits = made.alone_bits or made.phys_bits
+    if not made.fits and spec.accel == "tcg" and bits and "phys-bits=" not in spec.cpu:
+        spec = msgspec.structs.replace(spec, cpu=f"{spec.cpu},phys-bits={bits}")
+        made = planned(spec.cpu)
+    told = made.window.size >> 20 if made.fits and made.fw_cfg else 0
+    return msgspec.structs.replace(spec, window=told), made
 
 
 def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
@@ -150,6 +189,37 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
     if (plugged - memory) % DIMM if plugged else False:
         raise UserError(f"--plug-memory {plug}: {short(plugged - memory)} is no multiple of {short(DIMM)}")
     return most, plugged
+
+
+def _disk(where: str, disk: model.Disk) -> model.Disk:
+    """A disk that QEMU can be told of; UserError for what it would stumble over, or what would give a key away."""
+    if bool(disk.file) == bool(disk.rbd):
+        raise UserError(f"{where}: file = and rbd = exclude each other, and one of them is wanted")
+    if disk.file:
+        path = Path(disk.file).expanduser()
+        if not (path.is_file() or path.is_block_device()):
+            raise UserError(f"{where}.file = {disk.file!r}: no such file or block device")
+        if disk.conf or disk.user or disk.key_file:
+            raise UserError(f"{where}: conf, user and key_file are for rbd")
+        return msgspec.structs.replace(disk, file=str(path.absolute()))
+    if not re.fullmatch(r"[^/]+/[^/]+(/[^/]+)?", disk.rbd):
+        raise UserError(f"{where}.rbd = {disk.rbd!r}", "write it as POOL/IMAGE or POOL/NAMESPACE/IMAGE")
+    if disk.format != "raw":
+        raise UserError(f"{where}.format = {disk.format!r}: an RBD image is raw")
+    if not disk.key_file:
+        return disk
+    key = Path(disk.key_file).expanduser()
+    try:
+        mode, content = key.stat().st_mode, key.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}.key_file = {disk.key_file!r}: cannot be read: {error}") from error
+    if mode & 0o077:
+        raise UserError(f"{where}.key_file = {disk.key_file!r}: others can read it", f"chmod 600 {disk.key_file}")
+    if not re.fullmatch(r"[A-Za-z0-9+/]{20,}={0,2}", content):
+        raise UserError(
+            f"{where}.key_file = {disk.key_file!r}: is not a key alone", "ceph auth get-key client.NAME > FILE"
+        )
+    return msgspec.structs.replace(disk, key_file=str(key.absolute()))
 
 
 def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, ...]:
@@ -184,6 +254,14 @@ def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, 
     return tuple(Node(tuple(sorted(c)), s, tuple(d)) for c, s, d in zip(lists, sizes, distances, strict=True))
 
 
+def room_told(spec: Spec, made: plan.Plan) -> str:
+    """One line of what with_room came to."""
+    need = f"64-bit window: {short(made.window_mib << 20)} are needed"
+    if spec.window:
+        return f"{need}, OVMF is told to open {short(spec.window << 20)} (-cpu {cpu(spec)})"
+    return f"{need}, OVMF opens enough by itself" if made.fits else f"{need}; {'; '.join(made.warnings)}"
+
+
 def planned(launch: Launch) -> Spec:
     """A launch that nobody starts yet: its cards need not be on this machine. UserError for what cannot be."""
     there = msgspec.structs.replace(launch, gpus=tuple(name for name in launch.gpus if not BDF.fullmatch(name)))
@@ -213,7 +291,9 @@ def display_models(qemu: str = QEMU) -> list[str]:
 
 def _gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
     if BDF.fullmatch(word):
-        return Gpu(name, word, host=_bound(word.lower(), sysfs))
+        host = _bound(word.lower(), sysfs)
+        others = sorted(path.name for path in (sysfs / "bus/pci/devices").glob(f"{host.rpartition('.')[0]}.*"))
+        return Gpu(name, word, host=host, functions=tuple(_bound(each, sysfs) for each in others if each != host))
     if word in models:
         return Gpu(name, word, model=word)
     if word.startswith("bar:"):
@@ -273,8 +353,8 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
         "-nodefaults",
         "-no-user-config",
         "-display", "none",
-        "-machine", f"{spec.machine},accel={spec.accel}",
-        "-cpu", spec.cpu,
+        "-machine", f"{spec.machine},accel={spec.accel}" + (",memory-backend=memory" if _one_backend(spec) else ""),
+        "-cpu", cpu(spec),
         "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}",
         "-m", memory,
         # Flash, not -bios: the variables are writable, and code and variables are the pair that was built together.
@@ -299,40 +379,111 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
             # An ended guest stays, to be asked.
             "-no-shutdown",
         ]  # fmt: skip
-    command += _numa_argv(spec.numa)
+    if spec.window:
+        # OvmfPkg/Library/PlatformInitLib/MemDetect.c reads it.
+        command += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={spec.window}"]
+    command += _time_argv(spec)
+    command += _memory_argv(spec)
+    for number, disk in enumerate(spec.disks):
+        command += _disk_argv(disk, number)
     for number, gpu in enumerate(spec.gpus):
         command += _gpu_argv(spec, gpu, number)
     return command
 
 
-def _numa_argv(nodes: Sequence[Node]) -> list[str]:
-    command = []
-    for n, node in enumerate(nodes):
+def cpu(spec: Spec) -> str:
+    """QEMU's CPU model and its flags for this accelerator."""
+    if spec.accel != "kvm":
+        return spec.cpu
+    name, comma_, flags = spec.cpu.partition(",")
+    return ("host" if name == "max" else name) + comma_ + flags + (",kvm=off" if spec.hide_kvm else "")
+
+
+def _time_argv(spec: Spec) -> list[str]:
+    # slew: interrupts of the real-time clock that the guest missed are made up for.
+    command = ["-rtc", f"base=utc,clock={spec.clock},driftfix=slew"]
+    return [*command, *kvm_only()] if spec.accel == "kvm" else command
+
+
+def kvm_only() -> list[str]:
+    """Words that QEMU knows with KVM alone."""
+    # The timer's missed interrupts are delivered late, not all at once.
+    return ["-global", "kvm-pit.lost_tick_policy=delay"]
+
+
+def _one_backend(spec: Spec) -> bool:
+    """Whether the memory is one object; of a guest with nodes each node is one."""
+    return bool(spec.hugepages) and not spec.numa
+
+
+def _backend(spec: Spec, name: str, size: int) -> list[str]:
+    kind = "memory-backend-ram"
+    if spec.hugepages:
+        # Taken at once: a page that is missing later would kill the guest.
+        kind = f"memory-backend-memfd,hugetlb=on,hugetlbsize={spec.hugepages},prealloc=on"
+    return ["-object", f"{kind},id={name},size={size // 2**20}M"]
+
+
+def _memory_argv(spec: Spec) -> list[str]:
+    command = ["-overcommit", "mem-lock=on"] if spec.lock_memory else []
+    if _one_backend(spec):
+        command += _backend(spec, "memory", spec.memory)
+    for n, node in enumerate(spec.numa):
         cpus = "".join(f",cpus={cpu}" for cpu in node.cpus)
-        command += [
-            "-object", f"memory-backend-ram,id=node{n}-memory,size={node.memory // 2**20}M",
-            "-numa", f"node,nodeid={n},memdev=node{n}-memory{cpus}",
-        ]  # fmt: skip
-    for a, node in enumerate(nodes):
+        command += _backend(spec, f"node{n}-memory", node.memory)
+        command += ["-numa", f"node,nodeid={n},memdev=node{n}-memory{cpus}"]
+    for a, node in enumerate(spec.numa):
         for b, distance in enumerate(node.distances):
             if a != b:
                 command += ["-numa", f"dist,src={a},dst={b},val={distance}"]
     return command
 
 
+def _disk_argv(disk: model.Disk, number: int) -> list[str]:
+    name = f"disk{number}"
+    only = ",read-only=on" if disk.read_only else ""
+    serial = f",serial={comma(disk.serial)}" if disk.serial else ""
+    device = ["-device", f"virtio-blk-pci,drive={name},id={name}-device{serial}"]
+    if disk.file:
+        host = "host_device" if Path(disk.file).is_block_device() else "file"
+        file = f"file.driver={host},file.filename={comma(disk.file)}"
+        return ["-blockdev", f"driver={disk.format},node-name={name},{file}{only}", *device]
+    pool, *namespace, image = disk.rbd.split("/")
+    words = f"driver=rbd,node-name={name},pool={comma(pool)},image={comma(image)}{only}"
+    words += "".join(f",namespace={comma(each)}" for each in namespace)
+    words += f",user={comma(disk.user)}" if disk.user else ""
+    words += f",conf={comma(disk.conf)}" if disk.conf else ""
+    if not disk.key_file:
+        return ["-blockdev", words, *device]
+    # The key stays in its file: a command line is for everyone on the machine to read.
+    secret = f"secret,id={name}-key,format=base64,file={comma(disk.key_file)}"
+    return ["-object", secret, "-blockdev", f"{words},key-secret={name}-key", *device]
+
+
 def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
     if gpu.model:
         return ["-device", f"{gpu.model},id={gpu.id}"]
-    device = (
-        f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}" if gpu.bar else f"vfio-pci,host={gpu.host},id={gpu.id}"
-    )
+    if gpu.bar:
+        devices = [f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}"]
+    else:
+        hosts = (gpu.host or "", *gpu.functions)
+        ids = [gpu.id, *(f"{gpu.id}-{n}" for n in range(1, len(hosts)))]
+        devices = [f"vfio-pci,host={host},id={name}" for host, name in zip(hosts, ids, strict=True)]
+    port, command = "", []
+    if spec.machine != "pc":
+        # A card is a PCI Express endpoint: behind a root port it has a link, and its driver finds its capabilities.
+        port = f",bus=port{number}"
+        command = ["-device", f"pcie-root-port,id=port{number},bus=pcie.0,chassis={number + 1},slot={number + 1}"]
+    if len(devices) == 1:
+        return [*command, "-device", devices[0] + port]
     if spec.machine == "pc":
-        return ["-device", device]
-    # A card is a PCI Express endpoint: behind a root port it has a link, and its driver finds its capabilities.
-    return [
-        "-device", f"pcie-root-port,id=port{number},bus=pcie.0,chassis={number + 1},slot={number + 1}",
-        "-device", f"{device},bus=port{number}",
-    ]  # fmt: skip
+        # Functions of one device share a slot; the last ones of the bus are free.
+        port = ""
+    at = f"{0x1F - number:x}" if spec.machine == "pc" else "0"
+    for n, device in enumerate(devices):
+        first = ",multifunction=on" if n == 0 else ""
+        command += ["-device", f"{device}{port},addr={at}.{n}{first}"]
+    return command
 
 
 def short(count: int) -> str:

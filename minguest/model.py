@@ -53,12 +53,34 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """To every node in their order, this one's own (10) included; left out, QEMU's own: 20."""
 
 
+class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A virtio-blk disk: of `file`, or of `rbd`."""
+
+    file: str = ""
+    format: Literal["raw", "qcow2"] = "raw"
+    rbd: str = ""
+    """`POOL/IMAGE` of a Ceph cluster."""
+    conf: str = ""
+    """Ceph's configuration, else librados' own place for it."""
+    user: str = ""
+    """Ceph's user, without `client.`; else `admin`."""
+    key_file: str = ""
+    """A file with that user's key alone, as `ceph auth get-key` prints it, that nobody else can read."""
+    read_only: bool = False
+    serial: str = ""
+    """What the guest finds it by: /dev/disk/by-id/virtio-SERIAL."""
+
+
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What QEMU is told. Sizes are strings with a unit (`2G`), as in TOML."""
 
     machine: Machine = "q35"
     cpu: str = "max"
-    """QEMU's CPU model; `host` is taken instead under KVM."""
+    """QEMU's CPU model; under KVM `max` is the host's own."""
+    hide_kvm: bool = True
+    """Under KVM: leave out the CPUID leaf that tells of it; drivers of consumer cards refuse to work where it is."""
+    clock: Literal["host", "vm"] = "host"
+    """What the guest's real-time clock follows: the host's, or the guest's own time, which stands while it does."""
     cpus: int = 4
     max_cpus: int = 64
     """CPUs that can be there after hot-adding; the kernel's NR_CPUS must reach it."""
@@ -68,9 +90,16 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int = 4
     """Places for DIMMs, where there is a max_memory."""
     numa: tuple[Node, ...] = ()
+    hugepages: Literal["", "2M", "1G"] = ""
+    """The size of the host's pages that all of the memory is made of; empty: ordinary ones."""
+    lock_memory: bool = False
+    """Keep all of it from being swapped out; a passed-through card locks it in any case."""
+    disks: tuple[Disk, ...] = ()
     gpus: tuple[str, ...] = ("secondary-vga",)
     """Emulated display-class device models, `bar:SIZE` for a card with one large BAR and nothing else, or PCI
     addresses of the host's cards for vfio-pci."""
+    window: str = ""
+    """The 64-bit window for BARs that OVMF is told to open; empty: as large as the cards need."""
     cmdline: tuple[str, ...] = ()
     """Words for the kernel beside those that boot-test adds."""
     accel: Accel = "auto"

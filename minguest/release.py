@@ -259,8 +259,9 @@ def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> 
     nr_cpus, line = boottest.nr_cpus_of(at.bundle), manifest.kernel.line
     spec = launch.settle(wanted, launch.Words(), nr_cpus, wanted.gpus, boottest.SYSFS, line)
     # As under KVM; the script adds what software emulation wants.
+    kvm, tcg = (msgspec.structs.replace(spec, accel=accel) for accel in ("kvm", "tcg"))
     words = launch.argv(
-        msgspec.structs.replace(spec, accel="kvm"),
+        kvm,
         code="release/OVMF_CODE.fd",
         variables="OVMF_VARS.fd",
         kernel="release/bzImage",
@@ -275,11 +276,22 @@ def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> 
         quoted = _quoted(word)
         if rows[-1] == "-machine":
             quoted = quoted.replace("accel=kvm", "accel=$accel")
+        if rows[-1] == "-cpu":
+            quoted = '"$cpu"'
+        if rows[-1] == "-global":
+            rows[-1] = "$only"  # words, not one
+            continue
         if rows[-1] == "-append":
             quoted = f'{quoted[:-1]}${{append:+ $append}}"'
         rows[-1] += f" {quoted}"
     return templates.render(
-        at.templates / "run-guest.j2", facts=facts, qemu=launch.QEMU, machine=spec.machine, cpu=spec.cpu, rows=rows
+        at.templates / "run-guest.j2",
+        facts=facts,
+        qemu=launch.QEMU,
+        machine=spec.machine,
+        cpus={"kvm": launch.cpu(kvm), "tcg": launch.cpu(tcg)},
+        only=launch.kvm_only(),
+        rows=rows,
     )
 
 

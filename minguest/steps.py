@@ -22,6 +22,7 @@ from doit.tools import config_changed
 from minguest import (
     boottest,
     bundle,
+    cards,
     contract,
     dig,
     doctor,
@@ -30,6 +31,9 @@ from minguest import (
     files,
     firmware,
     gather,
+    hostbind,
+    hostchecks,
+    hostfacts,
     image,
     initd,
     initrd,
@@ -37,6 +41,7 @@ from minguest import (
     kernel,
     launch,
     pits,
+    plan,
     publish,
     release,
     reproduce,
@@ -69,12 +74,14 @@ WORDS = (
     "config",
     "cpus",
     "gpu",
+    "card",
     "only",
+    "yes",
 )
 # Commands of doit that run no task: they must not ask the network which kernel can be had.
 IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
 # And the tasks that build nothing.
-IDLE |= {"diagnose", "doctor", "pits-page"}
+IDLE |= {"diagnose", "doctor", "pits-page", "plan", "host-check", "host-bind", "host-unbind"}
 
 
 def say(text: str) -> None:
@@ -560,6 +567,96 @@ class Project:
             doc="what a kernel would do under OVMF, before its first boot: image=FILE config=FILE cpus=N gpu=MODEL",
             facts=_always,
         )
+
+    def plan_step(self) -> Task:
+        def make(count: str, memory: str, phys_bits: str, hotplug: bool) -> None:
+            wanted = self.guest.launch
+            bits, vendor = plan.cpu(wanted.cpu, Path("/proc/cpuinfo").read_text())
+            bits = settings.integer(phys_bits, "--phys-bits") if phys_bits else bits
+            there = settings.size(memory or wanted.memory, "--memory")
+            most = settings.size(wanted.max_memory, "launch.max_memory") if wanted.max_memory else 0
+            found = self._cards(settings.integer(count, "--count") if count else 1)
+
+            def at(bits: int) -> plan.Plan:
+                return plan.plan(
+                    found, there, bits, max_memory=most, slots=wanted.slots, vendor=vendor, hotplug=hotplug
+                )
+
+            made = at(bits)
+            say(plan.describe(made, at))
+            if not made.fits:
+                raise UserError(f"the cards do not fit at {bits} physical address bits", "the warning says what helps")
+
+        return step(
+            make,
+            basename="plan",
+            doc="whether the BARs of cards find room under OVMF, and what to tell it: gpu=BDF,… card=FILE|NAME,…",
+            facts=_always,
+            params=[
+                {"name": "count", "long": "count", "default": "", "help": "how many of each card"},
+                {"name": "memory", "long": "memory", "default": "", "help": "the guest's memory, such as 64G"},
+                {"name": "phys_bits", "long": "phys-bits", "default": "", "help": "physical address bits of its CPU"},
+                {
+                    "name": "hotplug",
+                    "long": "hotplug",
+                    "type": bool,
+                    "default": False,
+                    "help": "the cards are plugged in while the guest runs",
+                },
+            ],
+        )
+
+    def _cards(self, count: int) -> list[cards.Card]:
+        """The cards that the command line names, else the guest's own; `count` of each."""
+        if count < 1:
+            raise UserError(f"--count {count}: must be at least 1")
+        hosts = [name for name in (self.words["gpu"] or "").split(",") if name]
+        saved = [name for name in (self.words["card"] or "").split(",") if name]
+        if not hosts and not saved:
+            hosts = [name for name in self.guest.launch.gpus if cards.BDF.fullmatch(name) or name.startswith("bar:")]
+        if not hosts and not saved:
+            raise UserError(
+                f"no card: {self._shown(self.guest_file)} names none by its address",
+                "doit plan gpu=BDF,… for cards of this host; card=FILE or card=NAME, a name in configs/cards/",
+            )
+        if count > 1 and any(cards.BDF.fullmatch(name) for name in hosts):
+            raise UserError(f"--count {count}: gpu= names each card of this host by its own address", "name them all")
+        folder = self.at.configs / "cards"
+        found = cards.of_words(hosts, boottest.SYSFS) + [cards.described(name, folder) for name in saved]
+        return [card for card in found for _ in range(count)]
+
+    def host_check_step(self) -> Task:
+        def make() -> None:
+            wanted = self._launch()
+            # The emulated cards of a launch ask nothing of the host; a word that names no card is a mistake.
+            cards = [name for name in wanted.gpus if self.words["gpu"] or launch.BDF.fullmatch(name)]
+            facts = hostfacts.read(cards=[hostfacts.address(card) for card in cards])
+            code = self.at.firmware(self.ovmf.version) / "OVMF_CODE.fd"
+            ovmf = f"{self.ovmf.version}{'' if code.exists() else ', not fetched yet'}"
+            rows = hostchecks.checks(facts, hostchecks.wish(wanted, cards, self.at.kvm, ovmf, facts.release))
+            say(hostchecks.table(rows))
+            if wrong := hostchecks.missing(rows):
+                raise UserError(f"this host cannot give a card to a guest yet: {', '.join(wrong)}")
+
+        return step(
+            make,
+            basename="host-check",
+            doc="whether this host can give a card to a guest, and what to do: gpu=BDF,…",
+            facts=_always,
+        )
+
+    def host_bind_step(self) -> Task:
+        return self._bind_step("host-bind", "give cards, with all of their IOMMU groups, to vfio-pci", hostbind.bind)
+
+    def host_unbind_step(self) -> Task:
+        return self._bind_step("host-unbind", "put back exactly what host-bind took", hostbind.unbind)
+
+    def _bind_step(self, name: str, doc: str, does: Callable[..., None]) -> Task:
+        def make() -> None:
+            cards = [word for word in (self.words["gpu"] or "").split(",") if word]
+            does(hostbind.Host(), cards, act=_yes("yes", self.words["yes"]), say=say)
+
+        return step(make, basename=name, doc=f"{doc}; a dry run but for yes=yes: gpu=BDF,…", facts=_always)
 
     def _launch(self) -> Launch:
         """The guest's launch with the words of the command line."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import launch
+from minguest import launch, plan
 from minguest.errors import UserError
 from minguest.launch import Words, settle
-from minguest.model import Launch, Node
+from minguest.model import Disk, Launch, Node
 
 SERIAL = "isa-serial,chardev=report,index=3"
 MODELS = ["bochs-display", "secondary-vga", "virtio-gpu-pci"]
@@ -190,3 +190,153 @@ def test_4_12_is_kept_from_unpacking_itself_over_the_memory_map(sysfs: Path) -> 
         spec = settle(Launch(cmdline=("a=b",)), Words(accel="tcg"), 64, MODELS, sysfs, line)
         (append,) = value(argv(spec), "-append")
         assert append.endswith(" nokaslr a=b" if there else "initd.then=poweroff a=b")
+
+
+def test_time_and_cpu_are_the_accelerators(sysfs: Path) -> None:
+    kvm = argv(settle(Launch(clock="vm"), Words(accel="kvm"), 64, MODELS, sysfs))
+    assert value(kvm, "-cpu") == ["host,kvm=off"]
+    assert value(kvm, "-rtc") == ["base=utc,clock=vm,driftfix=slew"]
+    assert value(kvm, "-global") == ["kvm-pit.lost_tick_policy=delay"]
+    tcg = argv(settle(Launch(), Words(accel="tcg"), 64, MODELS, sysfs))
+    assert (value(tcg, "-cpu"), value(tcg, "-rtc")) == (["max"], ["base=utc,clock=host,driftfix=slew"])
+    assert not value(tcg, "-global")
+    named = argv(settle(Launch(cpu="EPYC,+x2apic", hide_kvm=False), Words(accel="kvm"), 64, MODELS, sysfs))
+    assert value(named, "-cpu") == ["EPYC,+x2apic"]
+    wide = argv(settle(Launch(cpu="max,phys-bits=46"), Words(accel="kvm"), 64, MODELS, sysfs))
+    assert value(wide, "-cpu") == ["host,phys-bits=46,kvm=off"]
+
+
+def test_memory_of_large_pages_and_locked(sysfs: Path) -> None:
+    one = argv(settle(Launch(hugepages="2M", lock_memory=True), Words(accel="kvm"), 64, MODELS, sysfs))
+    assert value(one, "-machine") == ["q35,accel=kvm,memory-backend=memory"]
+    huge = "memory-backend-memfd,hugetlb=on,hugetlbsize=2M,prealloc=on"
+    assert value(one, "-object") == [f"{huge},id=memory,size=1024M"]
+    assert value(one, "-overcommit") == ["mem-lock=on"]
+    numa = (Node("512M"), Node("512M"))
+    two = argv(settle(Launch(hugepages="1G", numa=numa), Words(accel="kvm"), 64, MODELS, sysfs))
+    assert value(two, "-machine") == ["q35,accel=kvm"]
+    assert value(two, "-object") == [
+        f"{huge.replace('2M', '1G')},id=node{n}-memory,size=512M" for n in (0, 1)
+    ]  # fmt: skip
+    plain = argv(settle(Launch(), Words(accel="kvm"), 64, MODELS, sysfs))
+    assert not value(plain, "-object") and not value(plain, "-overcommit")
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_text("AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA==\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_disks_of_files_and_of_ceph(sysfs: Path, tmp_path: Path, key: Path) -> None:
+    file = tmp_path / "a,b.raw"
+    file.write_bytes(b"")
+    disks = (
+        Disk(file=str(file), serial="root"),
+        Disk(rbd="pool/image", user="guest", conf="/etc/ceph/ceph.conf", key_file=str(key), read_only=True),
+        Disk(rbd="pool/space/image"),
+    )
+    command = argv(settle(Launch(disks=disks), Words(accel="tcg"), 64, MODELS, sysfs))
+    assert value(command, "-blockdev") == [
+        f"driver=raw,node-name=disk0,file.driver=file,file.filename={tmp_path}/a,,b.raw",
+        "driver=rbd,node-name=disk1,pool=pool,image=image,read-only=on,user=guest,conf=/etc/ceph/ceph.conf,"
+        "key-secret=disk1-key",
+        "driver=rbd,node-name=disk2,pool=pool,image=image,namespace=space",
+    ]
+    assert value(command, "-object") == [f"secret,id=disk1-key,format=base64,file={key}"]
+    assert "virtio-blk-pci,drive=disk0,id=disk0-device,serial=root" in value(command, "-device")
+    # A command line is for everyone to read.
+    assert key.read_text().strip() not in " ".join(command)
+
+
+@pytest.mark.parametrize(
+    ("disk", "message"),
+    [
+        (Disk(), "exclude each other, and one of them is wanted"),
+        (Disk(file="/dev/null", rbd="a/b"), "exclude each other"),
+        (Disk(file="/nowhere/disk"), "no such file or block device"),
+        (Disk(file=__file__, user="me"), "are for rbd"),
+        (Disk(rbd="image"), r"(?:.|\n)*POOL/IMAGE"),
+        (Disk(rbd="a/b", format="qcow2"), "an RBD image is raw"),
+        (Disk(rbd="a/b", key_file="/nowhere/key"), "cannot be read"),
+    ],
+)
+def test_a_disk_that_cannot_be_is_refused(sysfs: Path, disk: Disk, message: str) -> None:
+    with pytest.raises(UserError, match=rf"launch.disks\[0\].*{message}"):
+        settle(Launch(disks=(disk,)), Words(), 64, MODELS, sysfs)
+
+
+def test_a_key_that_others_can_read_is_refused(sysfs: Path, key: Path) -> None:
+    launched = Launch(disks=(Disk(rbd="a/b", key_file=str(key)),))
+    for mode in (0o640, 0o604, 0o622):
+        key.chmod(mode)
+        with pytest.raises(UserError, match="others can read it"):
+            settle(launched, Words(), 64, MODELS, sysfs)
+    key.chmod(0o600)
+    key.write_text("[client.guest]\n\tkey = AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA==\n")
+    with pytest.raises(UserError, match="is not a key alone"):
+        settle(launched, Words(), 64, MODELS, sysfs)
+
+
+def test_a_cards_functions_stay_together(sysfs: Path) -> None:
+    audio = sysfs / "bus/pci/devices/0000:01:00.1"
+    audio.mkdir()
+    with pytest.raises(UserError, match=r"0000:01:00.1: is bound to no driver"):
+        settle(Launch(), Words(gpu="01:00.0"), 64, MODELS, sysfs)
+    (audio / "driver").symlink_to(sysfs / "drivers/vfio-pci")
+    q35 = argv(settle(Launch(), Words(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
+    assert value(q35, "-device")[1:] == [
+        "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",
+        "vfio-pci,host=0000:01:00.0,id=gpu0,bus=port0,addr=0.0,multifunction=on",
+        "vfio-pci,host=0000:01:00.1,id=gpu0-1,bus=port0,addr=0.1",
+    ]
+    pc = argv(settle(Launch(machine="pc"), Words(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
+    assert value(pc, "-device")[1:] == [
+        "vfio-pci,host=0000:01:00.0,id=gpu0,addr=1f.0,multifunction=on",
+        "vfio-pci,host=0000:01:00.1,id=gpu0-1,addr=1f.1",
+    ]
+
+
+def roomy(sysfs: Path, cpuinfo: str = "", **launched: object) -> tuple[launch.Spec, plan.Plan | None]:
+    spec = settle(Launch(**launched), Words(accel="tcg"), 64, MODELS, sysfs)  # type: ignore[arg-type]
+    return launch.with_room(spec, sysfs, cpuinfo)
+
+
+def test_ovmf_is_told_of_a_window_only_where_its_own_is_too_small(sysfs: Path) -> None:
+    # TCG's `max` has 40 bits, and OVMF opens an eighth of them: 128 GiB. QEMU 7.2 and OVMF 2025.02 boot each of these.
+    small, made = roomy(sysfs, gpus=("bar:64G",))
+    assert (small.window, small.cpu, made is not None and made.fits) == (0, "max", True)
+    told, _ = roomy(sysfs, gpus=("bar:256G",))
+    assert told.window >= 256 << 10 and told.cpu == "max"
+    assert value(argv(told), "-fw_cfg") == [f"name=opt/ovmf/X-PciMmio64Mb,string={told.window}"]
+    assert not value(argv(small), "-fw_cfg")
+
+
+def test_an_emulated_cpu_is_widened_where_no_window_would_do(sysfs: Path) -> None:
+    wide, made = roomy(sysfs, gpus=("bar:128G",) * 8)
+    assert made is not None and made.fits
+    assert (wide.cpu, wide.window) == ("max,phys-bits=43", 0)  # an eighth of 8 TiB
+    # What the launch says itself stands.
+    narrow, made = roomy(sysfs, gpus=("bar:128G",) * 8, cpu="max,phys-bits=36")
+    assert made is not None and not made.fits
+    assert (narrow.cpu, narrow.window) == ("max,phys-bits=36", 0)
+    forced, _ = roomy(sysfs, gpus=("bar:256G",), window="1G")
+    assert (forced.cpu, forced.window) == ("max", 1024)
+
+
+def test_under_kvm_the_hosts_width_stands(sysfs: Path) -> None:
+    spec = settle(Launch(gpus=("bar:256G",) * 4), Words(accel="kvm"), 64, MODELS, sysfs)
+    info = "vendor_id : GenuineIntel\naddress sizes : 39 bits physical, 48 bits virtual\n"
+    narrow, made = launch.with_room(spec, sysfs, info)
+    assert (narrow.cpu, narrow.window) == ("max", 0) and made is not None and not made.fits
+    assert "does NOT fit" in launch.room_told(narrow, made)
+    wide, made = launch.with_room(spec, sysfs, info.replace("39", "46"))
+    assert made is not None and made.fits and "OVMF opens enough by itself" in launch.room_told(wide, made)
+
+
+def test_where_there_is_nothing_to_plan_nothing_is_changed(sysfs: Path) -> None:
+    for launched in (Launch(), Launch(machine="pc", gpus=("bar:16M",))):
+        spec = settle(launched, Words(accel="tcg"), 64, MODELS, sysfs)
+        assert launch.with_room(spec, sysfs, "") == (spec, None)
