@@ -332,12 +332,10 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
     A `watched` guest is asked over QMP when it has ended. Else a person is at the console (Ctrl-a x ends QEMU), and
     QEMU ends with its guest.
     """
-    words = ["console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff", *spec.line_words]
-    words += spec.cmdline
-    if spec.accel == "tcg":
-        # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
-        # doesn't work!". Under KVM it leaves that out by itself (arch/x86/kernel/kvm.c).
-        words.insert(0, "no_timer_check")
+    # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
+    # doesn't work!". By itself it leaves that out only where CPUID tells of KVM (arch/x86/kernel/kvm.c).
+    words = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff"]
+    words += [*spec.line_words, *spec.cmdline]
     memory = f"{spec.memory // 2**20}M"
     if spec.max_memory:
         memory += f",slots={spec.slots},maxmem={spec.max_memory // 2**20}M"
