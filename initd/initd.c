@@ -35,6 +35,8 @@ struct words {
 	const char *report;	/* initd.report=, a device, or NULL */
 	enum then then;		/* initd.then= */
 	const char *program;
+	const char *root;	/* initd.root=, a 9p share, or NULL */
+	const char *share;	/* initd.share=, likewise */
 	struct wait wait;	/* initd.wait-...= */
 };
 
@@ -193,6 +195,10 @@ static void read_words(struct words *words)
 			read_report(words, word + 13);
 		else if (!strncmp(word, "initd.then=", 11))
 			read_then(words, word + 11);
+		else if (!strncmp(word, "initd.root=", 11))
+			words->root = word + 11;
+		else if (!strncmp(word, "initd.share=", 12))
+			words->share = word + 12;
 		else if (!strncmp(word, "initd.wait-cpus=", 16))
 			read_count(&words->wait.cpus, word, 16, CPUS_MAX);
 		else if (!strncmp(word, "initd.wait-memory=", 18))
@@ -201,7 +207,7 @@ static void read_words(struct words *words)
 			read_count(&words->wait.seconds, word, 19, WAIT_MAX_S);
 		else if (!strncmp(word, "initd.", 6))
 			say("%s: not known; known: initd.report=, initd.then=, "
-			    "initd.wait-cpus=, initd.wait-memory=, "
+			    "initd.root=, initd.share=, initd.wait-cpus=, initd.wait-memory=, "
 			    "initd.wait-seconds=", word);
 	}
 }
@@ -282,7 +288,7 @@ static void take_terminal(void)
 		close(fd);
 }
 
-static pid_t start(const char *path)
+static pid_t start(const char *path, const struct words *words)
 {
 	sigset_t none;
 	pid_t pid = fork();
@@ -293,6 +299,8 @@ static pid_t start(const char *path)
 		return pid;
 
 	take_terminal();
+	if (words->root)
+		enter_root(words->root, words->share);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 0);
@@ -338,10 +346,11 @@ static bool reap(pid_t program, int *program_status)
 }
 
 /* Until the program ends, if there is one, or a signal gives an order. */
-static int supervise(struct port *port, int uevents, const char *path)
+static int supervise(const struct words *words, struct port *port, int uevents,
+		     const char *path)
 {
 	struct pollfd ready = { .fd = uevents, .events = POLLIN };
-	pid_t program = path ? start(path) : 0;
+	pid_t program = path ? start(path, words) : 0;
 	sigset_t none;
 	int status = 0;
 
@@ -370,16 +379,16 @@ static int do_as_asked(const struct words *words, struct port *port, int uevents
 	case HALT:
 		return RB_HALT_SYSTEM;
 	case PROGRAM:
-		return supervise(port, uevents, words->program);
+		return supervise(words, port, uevents, words->program);
 	case SHELL_ON_CONSOLE:
-		if (!access(SHELL, X_OK))
-			return supervise(port, uevents, SHELL);
+		if (words->root || !access(SHELL, X_OK))
+			return supervise(words, port, uevents, SHELL);
 		say("initd.then=shell: %s: %s; waiting instead", SHELL, strerror(errno));
 		break;
 	case WAIT:
 		break;
 	}
-	return supervise(port, uevents, NULL);
+	return supervise(words, port, uevents, NULL);
 }
 
 static int print_report(long long started_us)
@@ -406,6 +415,9 @@ static int as_program(int argc, char **argv, long long started_us)
 		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS3\n"
 		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
 		"                        reboot, halt, or a program's /PATH\n"
+		"  initd.root=TAG        the root of that program or shell: a 9p share\n"
+		"                        of the host's, read-only\n"
+		"  initd.share=TAG       its /run/share: another one, writable\n"
 		"Before the report, wait until as much is in use:\n"
 		"  initd.wait-cpus=N         so many CPUs\n"
 		"  initd.wait-memory=BYTES   so much memory, in whole blocks\n"

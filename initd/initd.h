@@ -25,6 +25,7 @@ long long uptime_us(void);
 /* mounts.c */
 void open_console(void);
 void mount_filesystems(void);
+void enter_root(const char *root, const char *share);
 
 /* files.c: small files of /proc and /sys; dir is a directory or AT_FDCWD */
 char *read_text(int dir, const char *path, char *buf, size_t size);

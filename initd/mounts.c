@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The console and the file systems that everything else stands on. */
+/*
+ * The console, the file systems that everything else stands on, and another
+ * root for a program.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,6 +13,8 @@
 #include <unistd.h>
 
 #include "initd.h"
+
+#define ROOT "/sysroot"
 
 static const struct {
 	const char *source;
@@ -77,4 +82,58 @@ void mount_filesystems(void)
 			die(what);
 		say("%s: %s (going on without)", what, strerror(errno));
 	}
+}
+
+/* What a program finds in its root; the host's own are not for it. */
+static const struct {
+	const char *source;
+	const char *target;
+	const char *type;	/* NULL: what we have there, with all below it */
+} within[] = {
+	{ "/proc", ROOT "/proc", NULL },
+	{ "/sys", ROOT "/sys", NULL },
+	{ "/dev", ROOT "/dev", NULL },
+	{ "tmpfs", ROOT "/run", "tmpfs" },
+};
+
+#define SHARE ROOT "/run/share"
+
+/*
+ * msize: the more bytes a message takes, the fewer of them a program's start
+ * costs. Nobody changes a root that is read-only, so it may be cached.
+ */
+#define TRANSPORT "trans=virtio,version=9p2000.L,msize=524288"
+
+static void must_mount(const char *source, const char *target, const char *type,
+		       unsigned long flags, const char *data)
+{
+	char what[128];
+
+	if (!mount(source, target, type, flags, data))
+		return;
+	snprintf(what, sizeof(what), "mount %.40s on %s", source, target);
+	die(what);
+}
+
+/*
+ * Make the host's 9p share `root` the root of this process, read-only, and
+ * `share`, if there is one, its /run/share, writable. Only /run is another
+ * one's: what is wanted of the root may be anywhere, below /tmp and /mnt too.
+ */
+void enter_root(const char *root, const char *share)
+{
+	size_t i;
+
+	mkdir(ROOT, 0755);
+	must_mount(root, ROOT, "9p", MS_RDONLY, TRANSPORT ",cache=loose");
+	for (i = 0; i < sizeof(within) / sizeof(within[0]); i++)
+		must_mount(within[i].source, within[i].target, within[i].type,
+			   within[i].type ? MS_NOSUID | MS_NODEV : MS_BIND | MS_REC,
+			   NULL);
+	if (share) {
+		mkdir(SHARE, 0755);
+		must_mount(share, SHARE, "9p", MS_NOSUID | MS_NODEV, TRANSPORT);
+	}
+	if (chroot(ROOT) || chdir("/"))
+		die("chroot " ROOT);
 }

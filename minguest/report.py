@@ -42,6 +42,9 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     driver: str | None = None
     command: str | None = None
     """The command register in hex: bit 1 is memory decoding."""
+    numa_node: int | None = None
+    messages: int | None = None
+    """Interrupts that came by MSI or MSI-X; None: it uses neither."""
 
 
 class _Begin(msgspec.Struct):
