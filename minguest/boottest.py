@@ -23,11 +23,12 @@ from minguest import (
     settings,
     verdict,
 )
-from minguest.errors import GuestFailed, GuestLost, ToolError
+from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.model import Accel, Launch, Machine
 
 SYSFS = Path("/sys")
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 # Seconds that a guest gets to prove that KVM can run it; under KVM a boot takes one or two.
 KVM_PROOF = 20.0
 
@@ -155,6 +156,7 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
     version = qemu.version()
     accel, why = accelerator(bench, spec, version, manifest)
     spec, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text())
+    check_memory(spec, MEMINFO.read_text())
     folder = bench.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -173,6 +175,22 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
     return trial
+
+
+def check_memory(spec: launch.Spec, meminfo: str) -> None:
+    """UserError for more memory than the host, whose /proc/meminfo is given, can ever give.
+
+    QEMU would start, and be killed when the guest takes it; with a card all of it is taken at once.
+    """
+    if spec.hugepages:
+        return
+    locked = spec.lock_memory or any(gpu.host for gpu in spec.gpus)
+    name = "MemAvailable" if locked else "MemTotal"
+    there = next(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith(f"{name}:"))
+    asked = max(spec.memory, spec.plug_memory)
+    if asked > there:
+        why = "are available, and all of the guest's memory is locked" if locked else "are all that this host has"
+        raise UserError(f"memory {launch.short(asked)}: {there >> 20} MiB {why}", "--memory or launch.memory with less")
 
 
 def attempt(

@@ -103,20 +103,26 @@ def on_host(word: str, sysfs: Path) -> Card:
             "lspci -Dd ::0300/ff00 and ::0302 list cards; card=FILE plans for one that is elsewhere",
         )
     told = {name: _line(device / name) for name in ("vendor", "device", "class")}
+    return _checked(Card(bdf, told["vendor"], told["device"], told["class"], bars_on_host(bdf, sysfs)), str(device))
+
+
+def bars_on_host(bdf: str, sysfs: Path) -> tuple[Bar, ...]:
+    """The memory BARs of a function, by its address in full; it may have none."""
+    resource = sysfs / "bus/pci/devices" / bdf / "resource"
     bars = []
-    lines = _text(device / "resource").splitlines()[:OWN]
+    lines = _text(resource).splitlines()[:OWN]
     for index, line in enumerate(lines):
         try:
             start, end, flags = (int(number, 16) for number in line.split())
         except ValueError:
             raise UserError(
-                f"{device / 'resource'}: line {index + 1}, {line!r}, is not START END FLAGS in hex",
+                f"{resource}: line {index + 1}, {line!r}, is not START END FLAGS in hex",
                 "is this sysfs? card=FILE takes a description in its place",
             ) from None
         if flags & MEMORY:
             bits: Literal[32, 64] = 64 if flags & BITS_64 else 32
             bars.append(Bar(index, end - start + 1, bits, bool(flags & PREFETCHABLE)))
-    return _checked(Card(bdf, told["vendor"], told["device"], told["class"], tuple(bars)), str(device / "resource"))
+    return tuple(bars)
 
 
 def of_words(words: Sequence[str], sysfs: Path) -> list[Card]:

@@ -42,6 +42,10 @@ class Gpu(msgspec.Struct, frozen=True):
     """Bytes of the BAR of a card that is nothing but one: QEMU's pci-testdev."""
     functions: tuple[str, ...] = ()
     """PCI addresses of the card's other functions, its sound for one, that go along with it."""
+    card: cards.Card | None = None
+    """What the host's sysfs says of it."""
+    node: int | None = None
+    """The NUMA node that it is near; None: none in particular."""
 
     def __str__(self) -> str:
         return self.model or (f"BAR {short(self.bar)}" if self.bar else f"vfio-pci {self.host}")
@@ -113,7 +117,7 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
             "raise launch.max_cpus and NR_CPUS in the guest's file (options.NR_CPUS = …), and build again",
         )
     names = tuple(filter(None, words.gpu.split(","))) if words.gpu else launch.gpus
-    gpus = () if names == ("none",) else tuple(_gpu(f"gpu{n}", name, models, sysfs) for n, name in enumerate(names))
+    gpus = () if names == ("none",) else tuple(one_gpu(f"gpu{n}", name, models, sysfs) for n, name in enumerate(names))
     memory = settings.size(words.memory or launch.memory, "--memory")
     most, plugged = _room(launch, memory, words.plug_memory)
     max_cpus = max(cpus, launch.max_cpus)
@@ -133,12 +137,12 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
         cpus=cpus,
         max_cpus=max_cpus,
         memory=memory,
-        gpus=gpus,
+        gpus=_near(gpus, launch.numa, one_of("--machine", words.machine or launch.machine, Machine)),
         cmdline=launch.cmdline,
         timeout=timeout,
         max_memory=most,
         slots=launch.slots if most else 0,
-        numa=_nodes(launch.numa, cpus, memory),
+        numa=_nodes(launch.numa, max_cpus, memory),
         hide_kvm=launch.hide_kvm,
         clock=launch.clock,
         hugepages=launch.hugepages,
@@ -159,6 +163,8 @@ def with_room(spec: Spec, sysfs: Path, cpuinfo: str) -> tuple[Spec, plan.Plan | 
     if spec.machine != "q35" or not large:
         return spec, None
     found = cards.of_words(large, sysfs)
+    others = [gpu.functions for gpu in spec.gpus if gpu.bar or gpu.host]
+    found = [_whole(card, functions, sysfs) for card, functions in zip(found, others, strict=True)]
 
     def planned(model: str) -> plan.Plan:
         bits, vendor = plan.cpu(model, cpuinfo)
@@ -173,6 +179,12 @@ def with_room(spec: Spec, sysfs: Path, cpuinfo: str) -> tuple[Spec, plan.Plan | 
         made = planned(spec.cpu)
     told = made.window.size >> 20 if made.fits and made.fw_cfg else 0
     return msgspec.structs.replace(spec, window=told), made
+
+
+def _whole(card: cards.Card, functions: Sequence[str], sysfs: Path) -> cards.Card:
+    """A card with the BARs of its other functions, which are behind the same root port."""
+    more = [bar for each in functions for bar in cards.bars_on_host(each, sysfs)]
+    return msgspec.structs.replace(card, bars=(*card.bars, *more))
 
 
 def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
@@ -222,8 +234,8 @@ def _disk(where: str, disk: model.Disk) -> model.Disk:
     return msgspec.structs.replace(disk, key_file=str(key.absolute()))
 
 
-def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, ...]:
-    """The nodes by number; UserError where they do not add up to the launch."""
+def _nodes(wanted: Sequence[model.Node], max_cpus: int, memory: int) -> tuple[Node, ...]:
+    """The nodes by number, with CPUs that can be plugged in; UserError where they do not add up to the launch."""
     if not wanted:
         return ()
     sizes = [settings.size(node.memory, f"launch.numa[{n}].memory") for n, node in enumerate(wanted)]
@@ -239,11 +251,12 @@ def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, 
         except ValueError:
             raise UserError(f"launch.numa[{n}].cpus = {node.cpus!r} is no list of CPUs", "for example 0-3,8") from None
     named = [cpu for each in lists for cpu in each]
-    if wrong := sorted({cpu for cpu in named if named.count(cpu) > 1 or cpu >= cpus}):
+    if wrong := sorted({cpu for cpu in named if named.count(cpu) > 1 or cpu >= max_cpus}):
         raise UserError(
-            f"launch.numa: CPU {wrong[0]} is in two nodes, or is none of the {cpus} that the guest starts with"
+            f"launch.numa: CPU {wrong[0]} is in two nodes, or is none of the {max_cpus} that the guest can have",
+            "they are counted from 0; launch.max_cpus is the limit",
         )
-    lists[0] += [cpu for cpu in range(cpus) if cpu not in named]
+    lists[0] += [cpu for cpu in range(max_cpus) if cpu not in named]
     far = [tuple(10 if a == b else 20 for b in range(len(wanted))) for a in range(len(wanted))]
     distances = [node.distances or far[n] for n, node in enumerate(wanted)]
     for n, row in enumerate(distances):
@@ -252,6 +265,20 @@ def _nodes(wanted: Sequence[model.Node], cpus: int, memory: int) -> tuple[Node, 
                 f"launch.numa[{n}].distances = {list(row)}: one a node is wanted, 10 to itself, 10 to 254 to others"
             )
     return tuple(Node(tuple(sorted(c)), s, tuple(d)) for c, s, d in zip(lists, sizes, distances, strict=True))
+
+
+def _near(gpus: Sequence[Gpu], nodes: Sequence[model.Node], machine: Machine) -> tuple[Gpu, ...]:
+    """The cards with their nodes."""
+    owners = {gpu: n for n, node in enumerate(nodes) for gpu in node.gpus}
+    named = [gpu for node in nodes for gpu in node.gpus]
+    if wrong := [gpu for gpu in named if named.count(gpu) > 1 or not 0 <= gpu < len(gpus)]:
+        raise UserError(
+            f"launch.numa: GPU {wrong[0]} is in two nodes, or is none of the {len(gpus)} of this launch",
+            "they are counted from 0, in the order of launch.gpus",
+        )
+    if named and machine != "q35":
+        raise UserError(f"launch.numa: machine {machine} has no buses of a node for gpus = {named}", 'machine = "q35"')
+    return tuple(msgspec.structs.replace(gpu, node=owners.get(n)) for n, gpu in enumerate(gpus))
 
 
 def room_told(spec: Spec, made: plan.Plan) -> str:
@@ -289,11 +316,13 @@ def display_models(qemu: str = QEMU) -> list[str]:
     return re.findall(r'^name "([^"]+)", bus PCI', section[1], re.MULTILINE) if section else []
 
 
-def _gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
+def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
+    """A card by its word; UserError for one that this QEMU or this host has not."""
     if BDF.fullmatch(word):
         host = _bound(word.lower(), sysfs)
         others = sorted(path.name for path in (sysfs / "bus/pci/devices").glob(f"{host.rpartition('.')[0]}.*"))
-        return Gpu(name, word, host=host, functions=tuple(_bound(each, sysfs) for each in others if each != host))
+        functions = tuple(_bound(each, sysfs) for each in others if each != host)
+        return Gpu(name, word, host=host, functions=functions, card=cards.on_host(host, sysfs))
     if word in models:
         return Gpu(name, word, model=word)
     if word.startswith("bar:"):
@@ -316,11 +345,13 @@ def _bound(bdf: str, sysfs: Path) -> str:
     device = sysfs / "bus/pci/devices" / bdf
     if not device.is_dir():
         raise UserError(f"--gpu {bdf}: this host has no such PCI device", "lspci -Dd ::0300/ff00 and ::0302 list cards")
+    if (code := (device / "class").read_text().strip() if (device / "class").exists() else "").startswith("0x06"):
+        raise UserError(f"--gpu {bdf}: is a bridge (class {code[2:]})", "name the card behind it: lspci -tv shows it")
     driver = (device / "driver").resolve().name if (device / "driver").exists() else "no driver"
     if driver != "vfio-pci":
         raise UserError(
             f"--gpu {bdf}: is bound to {driver}; a card can be passed through only while vfio-pci has it",
-            f"driverctl set-override {bdf} vfio-pci (for all functions of its IOMMU group)",
+            f"doit host-bind gpu={bdf} shows how to give it, with its IOMMU group, to vfio-pci; yes=yes does it",
         )
     return bdf
 
@@ -384,8 +415,18 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
     command += _memory_argv(spec)
     for number, disk in enumerate(spec.disks):
         command += _disk_argv(disk, number)
+    # A device with no bus of its own takes the first that fits, so buses of nodes come last.
     for number, gpu in enumerate(spec.gpus):
-        command += _gpu_argv(spec, gpu, number)
+        if gpu.node is None:
+            command += _gpu_argv(spec, gpu, number)
+    near = sorted({gpu.node for gpu in spec.gpus if gpu.node is not None})
+    for place, node in enumerate(near, 1):
+        # A host bridge of the node's own, whose buses are numbered on from its own: an even share of all.
+        bus = 256 * place // (len(near) + 1)
+        command += ["-device", f"pxb-pcie,id=node{node}-bus,bus=pcie.0,bus_nr={bus},numa_node={node}"]
+        for number, gpu in enumerate(spec.gpus):
+            if gpu.node == node:
+                command += _gpu_argv(spec, gpu, number)
     return command
 
 
@@ -427,7 +468,7 @@ def _memory_argv(spec: Spec) -> list[str]:
     if _one_backend(spec):
         command += _backend(spec, "memory", spec.memory)
     for n, node in enumerate(spec.numa):
-        cpus = "".join(f",cpus={cpu}" for cpu in node.cpus)
+        cpus = "".join(f",cpus={each}" for each in _ranges(node.cpus))
         command += _backend(spec, f"node{n}-memory", node.memory)
         command += ["-numa", f"node,nodeid={n},memdev=node{n}-memory{cpus}"]
     for a, node in enumerate(spec.numa):
@@ -435,6 +476,13 @@ def _memory_argv(spec: Spec) -> list[str]:
             if a != b:
                 command += ["-numa", f"dist,src={a},dst={b},val={distance}"]
     return command
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """Sorted numbers as QEMU takes them: 0-3, 8."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
 
 
 def _disk_argv(disk: model.Disk, number: int) -> list[str]:
@@ -459,9 +507,11 @@ def _disk_argv(disk: model.Disk, number: int) -> list[str]:
 
 
 def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
-    if gpu.model:
+    if gpu.model and gpu.node is None:
         return ["-device", f"{gpu.model},id={gpu.id}"]
-    if gpu.bar:
+    if gpu.model:
+        devices = [f"{gpu.model},id={gpu.id}"]
+    elif gpu.bar:
         devices = [f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}"]
     else:
         hosts = (gpu.host or "", *gpu.functions)
@@ -471,7 +521,8 @@ def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
     if spec.machine != "pc":
         # A card is a PCI Express endpoint: behind a root port it has a link, and its driver finds its capabilities.
         port = f",bus=port{number}"
-        command = ["-device", f"pcie-root-port,id=port{number},bus=pcie.0,chassis={number + 1},slot={number + 1}"]
+        bus = "pcie.0" if gpu.node is None else f"node{gpu.node}-bus"
+        command = ["-device", f"pcie-root-port,id=port{number},bus={bus},chassis={number + 1},slot={number + 1}"]
     if len(devices) == 1:
         return [*command, "-device", devices[0] + port]
     if spec.machine == "pc":

@@ -48,9 +48,11 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: str
     """A size such as `512M`; those of all nodes come to the launch's memory."""
     cpus: str = ""
-    """A list such as `0-3,8`. CPUs that no node names are the first one's."""
+    """A list such as `0-3,8`, of all up to max_cpus. CPUs that no node names are the first one's."""
     distances: tuple[int, ...] = ()
     """To every node in their order, this one's own (10) included; left out, QEMU's own: 20."""
+    gpus: tuple[int, ...] = ()
+    """Which of the launch's gpus are this node's, counted from 0; q35 alone has buses of a node."""
 
 
 class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

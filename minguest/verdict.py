@@ -151,7 +151,7 @@ def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
     yield _equal("CPUs at most", spec.max_cpus, slots, cpu_count(cpus.get("possible") or ""))
     yield _memory(spec, views, report)
     if spec.numa:
-        yield _nodes(spec.numa, report)
+        yield _nodes(spec.numa, max(spec.cpus, spec.plug_cpus), report)
     firmware = report.record("firmware")
     uefi = firmware.get("kind") == "uefi"
     yield Check(
@@ -203,12 +203,12 @@ def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
     )
 
 
-def _nodes(asked: Sequence[Node], report: Report) -> Check:
+def _nodes(asked: Sequence[Node], cpus: int, report: Report) -> Check:
     """Every node's CPUs and distances; its memory, less what the kernel keeps of it, to a tenth."""
     seen = report.all("node")
     wrong = [] if len(seen) == len(asked) else [f"{len(seen)} of {len(asked)}"]
     for number, (node, view) in enumerate(zip(asked, seen, strict=False)):
-        if set(node.cpus) - set(cpu_list(view.get("cpus") or "")):
+        if {cpu for cpu in node.cpus if cpu < cpus} != set(cpu_list(view.get("cpus") or "")):
             wrong.append(f"node {number} has CPUs {view.get('cpus')}")
         if tuple(view.get("distances") or ()) != node.distances:
             wrong.append(f"node {number}'s distances are {view.get('distances')}")
@@ -256,7 +256,9 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     if view is None:
         return Check(name, str(gpu), in_qemu, "not there", False, f"the guest sees nothing at {address}")
     bars = {bar.index: bar for bar in view.bars if bar.index != ROM}
-    wrong = [] if view.gpu or gpu.bar else [f"class {view.pci_class} is no display controller's"]
+    wrong = _identity(gpu, view, {index: region["size"] for index, region in regions.items()})
+    if gpu.node is not None and view.numa_node != gpu.node:
+        wrong.append(f"near node {view.numa_node}, not {gpu.node}")
     dead = [index for index in sorted(regions) if index not in bars or not bars[index].assigned]
     wrong += [f"BAR {index} ({_size(regions[index]['size'])}) has no address" for index in dead]
     for index, region in sorted(regions.items()):
@@ -272,7 +274,26 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
         wrong.append("QEMU tells no BARs")
     placed = sum(bar.assigned for bar in bars.values())
     guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
+    guest += f", node {view.numa_node}" * (gpu.node is not None)
     return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
+    """What is wrong with which device it is; `sizes` of its BARs in bytes as QEMU has them."""
+    if gpu.card is None:
+        return [] if view.gpu or gpu.bar else [f"class {view.pci_class} is no display controller's"]
+    # A card of the host's is what it is there.
+    host = gpu.card
+    there = f"{host.vendor}:{host.device} class {host.pci_class}"
+    here = f"{view.vendor}:{view.device} class {view.pci_class}"
+    wrong = [] if here == there else [f"{here}, on the host {there}"]
+    own = {bar.index: bar.size for bar in host.bars if bar.index != ROM}
+    wrong += [
+        f"BAR {index} has {_size(sizes.get(index, 0))}, on the host {_size(size)}"
+        for index, size in own.items()
+        if sizes.get(index) != size
+    ]
+    return wrong
 
 
 def facts_of_launch(spec: Spec) -> dict[str, Fact]:

@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from minguest import boottest, launch
+from minguest.errors import UserError
 from minguest.model import Launch
 
 LAUNCH = Launch(cmdline=("a=b",))
@@ -44,3 +45,18 @@ def test_every_kind_of_card_counts(word: str) -> None:
     spec = msgspec.structs.replace(OWN, gpus=(card,))
     assert boottest.is_of(spec, msgspec.structs.replace(LAUNCH, gpus=(word,)))
     assert not boottest.is_of(spec, LAUNCH)
+
+
+MEMINFO = "MemTotal:        4194304 kB\nMemFree:          100000 kB\nMemAvailable:    2097152 kB\n"
+
+
+def test_more_memory_than_the_host_has_is_refused() -> None:
+    boottest.check_memory(msgspec.structs.replace(OWN, memory=4 << 30), MEMINFO)
+    with pytest.raises(UserError, match="memory 5 GiB: 4096 MiB are all that this host has"):
+        boottest.check_memory(msgspec.structs.replace(OWN, memory=5 << 30), MEMINFO)
+    with pytest.raises(UserError, match="memory 5 GiB"):
+        boottest.check_memory(msgspec.structs.replace(OWN, plug_memory=5 << 30), MEMINFO)
+    # A card of the host's locks all of it from the start.
+    passed = msgspec.structs.replace(OWN, memory=3 << 30, gpus=(launch.Gpu("gpu0", "01:00.0", host="0000:01:00.0"),))
+    with pytest.raises(UserError, match=r"memory 3 GiB: 2048 MiB are available, and all .* is locked"):
+        boottest.check_memory(passed, MEMINFO)

@@ -12,6 +12,8 @@ from minguest.launch import Words, settle
 from minguest.model import Disk, Launch, Node
 
 SERIAL = "isa-serial,chardev=report,index=3"
+# A 64-bit prefetchable BAR of 16 MiB: include/linux/ioport.h.
+RESOURCE = "0x0000380042000000 0x0000380042ffffff 0x000000000014220c"
 MODELS = ["bochs-display", "secondary-vga", "virtio-gpu-pci"]
 
 
@@ -23,7 +25,12 @@ def sysfs(tmp_path: Path) -> Path:
         device.mkdir(parents=True)
         (tmp_path / "drivers" / driver).mkdir(parents=True)
         (device / "driver").symlink_to(tmp_path / "drivers" / driver)
+        for name, value in (("vendor", "0x10de"), ("device", "0x2330"), ("class", "0x030200"), ("resource", RESOURCE)):
+            (device / name).write_text(f"{value}\n")
     (tmp_path / "bus/pci/devices/0000:03:00.0").mkdir()
+    bridge = tmp_path / "bus/pci/devices/0000:00:01.0"
+    bridge.mkdir()
+    (bridge / "class").write_text("0x060400\n")
     return tmp_path
 
 
@@ -67,7 +74,8 @@ def test_the_launch_stands_without_words(sysfs: Path) -> None:
         (Words(gpu="secondary-vgaa"), r"(?s)no PCI display device of that name.*did you mean secondary-vga"),
         (Words(gpu="isa-vga:3"), r"(?s)not a PCI address.*0000:01:00\.0"),
         (Words(gpu="0000:09:00.0"), r"--gpu 0000:09:00.0: this host has no such PCI device"),
-        (Words(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*driverctl"),
+        (Words(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*host-bind gpu=0000:02:00.0"),
+        (Words(gpu="00:01.0"), r"--gpu 0000:00:01.0: is a bridge \(class 060400\)"),
         (Words(gpu="0000:03:00.0"), r"is bound to no driver"),
     ],
 )
@@ -103,15 +111,15 @@ def test_a_comma_in_a_path_is_doubled() -> None:
 
 
 def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
-    numa = (Node("512M", "0-1"), Node("512M", "3", (21, 10)))
-    spec = settle(Launch(numa=numa), Words(accel="tcg"), 64, MODELS, sysfs)
-    assert [node.cpus for node in spec.numa] == [(0, 1, 2), (3,)]
+    numa = (Node("512M", "0-1"), Node("512M", "3,6-7", (21, 10)))
+    spec = settle(Launch(numa=numa, max_cpus=8), Words(accel="tcg"), 64, MODELS, sysfs)
+    assert [node.cpus for node in spec.numa] == [(0, 1, 2, 4, 5), (3, 6, 7)]
     command = argv(spec)
     assert value(command, "-object") == [
         "memory-backend-ram,id=node0-memory,size=512M", "memory-backend-ram,id=node1-memory,size=512M",
     ]  # fmt: skip
     assert value(command, "-numa") == [
-        "node,nodeid=0,memdev=node0-memory,cpus=0,cpus=1,cpus=2", "node,nodeid=1,memdev=node1-memory,cpus=3",
+        "node,nodeid=0,memdev=node0-memory,cpus=0-2,cpus=4-5", "node,nodeid=1,memdev=node1-memory,cpus=3,cpus=6-7",
         "dist,src=0,dst=1,val=20", "dist,src=1,dst=0,val=21",
     ]  # fmt: skip
     assert not value(argv(settle(Launch(), Words(accel="tcg"), 64, MODELS, sysfs)), "-numa")
@@ -122,7 +130,7 @@ def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
     [
         ((Node("512M"),), "the nodes have 512 MiB, the launch has 1 GiB"),
         ((Node("512M", "0-1"), Node("512M", "1-2")), "CPU 1 is in two nodes"),
-        ((Node("512M", "0-1"), Node("512M", "4")), "CPU 4 is .* none of the 4"),
+        ((Node("512M", "0-1"), Node("512M", "64")), "CPU 64 is .* none of the 64"),
         ((Node("512M", "0-x"), Node("512M")), "is no list of CPUs"),
         ((Node("512M", "", (10,)), Node("512M")), "one a node is wanted"),
         ((Node("512M", "", (11, 20)), Node("512M")), "10 to itself"),
@@ -278,6 +286,47 @@ def test_a_key_that_others_can_read_is_refused(sysfs: Path, key: Path) -> None:
     key.write_text("[client.guest]\n\tkey = AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA==\n")
     with pytest.raises(UserError, match="is not a key alone"):
         settle(launched, Words(), 64, MODELS, sysfs)
+
+
+def test_a_card_is_near_its_node(sysfs: Path) -> None:
+    numa = (Node("512M", "0-1", gpus=(1,)), Node("512M", "2-3", gpus=(0, 2)))
+    gpus = ("01:00.0", "secondary-vga", "bar:16M", "bochs-display")
+    spec = settle(Launch(numa=numa, gpus=gpus), Words(accel="tcg"), 64, MODELS, sysfs)
+    assert [gpu.node for gpu in spec.gpus] == [1, 0, 1, None]
+    assert value(argv(spec), "-device")[1:] == [
+        "bochs-display,id=gpu3",
+        "pxb-pcie,id=node0-bus,bus=pcie.0,bus_nr=85,numa_node=0",
+        "pcie-root-port,id=port1,bus=node0-bus,chassis=2,slot=2",
+        "secondary-vga,id=gpu1,bus=port1",
+        "pxb-pcie,id=node1-bus,bus=pcie.0,bus_nr=170,numa_node=1",
+        "pcie-root-port,id=port0,bus=node1-bus,chassis=1,slot=1",
+        "vfio-pci,host=0000:01:00.0,id=gpu0,bus=port0",
+        "pcie-root-port,id=port2,bus=node1-bus,chassis=3,slot=3",
+        "pci-testdev,membar=16M,id=gpu2,bus=port2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machine", "message"),
+    [
+        ((1,), "q35", r"GPU 1 is in two nodes, or is none of the 1"),
+        ((-1,), "q35", r"GPU -1"),
+        ((0, 0), "q35", r"GPU 0 is in two nodes"),
+        ((0,), "pc", r"machine pc has no buses of a node"),
+    ],
+)
+def test_a_card_that_can_be_near_no_node_is_refused(
+    sysfs: Path, gpus: tuple[int, ...], machine: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(Launch(numa=(Node("1G", gpus=gpus),)), Words(machine=machine), 64, MODELS, sysfs)
+
+
+def test_a_card_goes_along_with_what_the_host_says_of_it(sysfs: Path) -> None:
+    (gpu,) = settle(Launch(), Words(gpu="01:00.0"), 64, MODELS, sysfs).gpus
+    assert gpu.card is not None
+    assert (gpu.card.vendor, gpu.card.device, gpu.card.pci_class) == ("10de", "2330", "030200")
+    assert [(bar.index, bar.size) for bar in gpu.card.bars] == [(0, 16 << 20)]
 
 
 def test_a_cards_functions_stay_together(sysfs: Path) -> None:

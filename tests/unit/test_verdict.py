@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import report, verdict
+from minguest import cards, report, verdict
 from minguest.facts import NAMES
 from minguest.launch import Gpu, Node, Spec
 from minguest.qemu import Ending, Run
@@ -317,6 +317,34 @@ def test_nodes_are_as_launched(records: list[dict[str, Any]], reason: str) -> No
 def test_a_card_that_is_one_bar_needs_no_class() -> None:
     bar_only = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24),))
     assert judge(gpu_changed(gpu=False), spec=bar_only).result == "pass"
+
+
+HOST_CARD = cards.Card(
+    "0000:65:00.0", "1234", "1111", "00ff00", (cards.Bar(0, 1 << 24, 64, True), cards.Bar(2, 4096, 32, False))
+)
+
+
+def of_host(card: cards.Card) -> Spec:
+    return msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "65:00.0", host="0000:65:00.0", card=card),))
+
+
+def test_a_card_of_the_hosts_is_what_it_is_there() -> None:
+    # Its class is the host's business.
+    seen = gpu_changed(gpu=False, **{"class": "00ff00"})
+    assert judge(seen, spec=of_host(HOST_CARD)).result == "pass"
+    other = msgspec.structs.replace(HOST_CARD, device="2330")
+    assert judge(seen, spec=of_host(other)).reason == (
+        "GPU gpu0: 1234:1111 class 00ff00, on the host 1234:2330 class 00ff00"
+    )
+    larger = msgspec.structs.replace(HOST_CARD, bars=(cards.Bar(0, 1 << 25, 64, True), HOST_CARD.bars[1]))
+    assert judge(seen, spec=of_host(larger)).reason == "GPU gpu0: BAR 0 has 16 MiB, on the host 32 MiB"
+
+
+def test_a_card_is_near_its_node() -> None:
+    near = msgspec.structs.replace(SPEC, gpus=(msgspec.structs.replace(SPEC.gpus[0], node=1),))
+    assert judge(gpu_changed(numa_node=1), spec=near).result == "pass"
+    assert judge(gpu_changed(numa_node=0), spec=near).reason == "GPU gpu0: near node 0, not 1"
+    assert judge(spec=near).reason == "GPU gpu0: near node None, not 1"
 
 
 def test_facts_are_of_all_three_views() -> None:
