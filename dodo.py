@@ -116,6 +116,16 @@ def task_host_unbind():
     return PROJECT.host_unbind_step()
 
 
+def task_host():
+    """the rehearsal's host, made as any guest: a kernel with VFIO, an IOMMU's driver and KVM"""
+    yield from PROJECT.host_steps()
+
+
+def task_rehearse():
+    """a real VFIO passthrough of emulated cards, in an emulated host: host-bind, boot-test, host-unbind"""
+    return PROJECT.rehearse_step()
+
+
 def task_pits():
     """the sabotage matrix: dig every known pit, and see that its first boot names it; only=ID,…"""
     return PROJECT.pits_step()

@@ -97,6 +97,14 @@ class Layout:
         return self.work / "boot-test"
 
     @property
+    def rehearse(self) -> Path:
+        return self.work / "rehearse"
+
+    @property
+    def rehearsed(self) -> Path:
+        return self.work / "rehearsal.json"
+
+    @property
     def evidence(self) -> Path:
         """A folder a check: what the release will tell of it."""
         return self.work / "evidence"

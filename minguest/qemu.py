@@ -10,7 +10,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -90,8 +90,17 @@ class Run(msgspec.Struct, frozen=True):
     wall: float
 
 
-def boot(argv: Sequence[str], folder: Path, timeout: float, deeds: Deeds = NOTHING) -> Run:
+def boot(
+    argv: Sequence[str],
+    folder: Path,
+    timeout: float,
+    deeds: Deeds = NOTHING,
+    linger: float = POWER_OFF,
+    look: Callable[[], None] | None = None,
+) -> Run:
     """Run QEMU in `folder`, which gets console.log, report.jsonl, qemu.sh and qemu.log.
+
+    `linger`: seconds that the guest may run on after its report. `look` is called many times a second meanwhile.
 
     ToolError if QEMU is missing, ends before the guest has run, or refuses one of the deeds.
     """
@@ -101,7 +110,7 @@ def boot(argv: Sequence[str], folder: Path, timeout: float, deeds: Deeds = NOTHI
     (folder / "report.jsonl").touch()
     files.write(folder / "qemu.sh", script(argv))
     (folder / "qemu.sh").chmod(0o755)
-    return asyncio.run(_boot(program, list(argv), folder, timeout, deeds))
+    return asyncio.run(_boot(program, list(argv), folder, timeout, deeds, linger, look))
 
 
 def kvm_works(argv: Sequence[str], folder: Path, timeout: float) -> tuple[bool, str]:
@@ -154,7 +163,15 @@ exec {command}
 """
 
 
-async def _boot(program: str, argv: list[str], folder: Path, timeout: float, deeds: Deeds) -> Run:
+async def _boot(
+    program: str,
+    argv: list[str],
+    folder: Path,
+    timeout: float,
+    deeds: Deeds,
+    linger: float,
+    look: Callable[[], None] | None,
+) -> Run:
     start = time.monotonic()
     with (folder / "qemu.log").open("wb") as errors, (folder / "console.log").open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
@@ -169,7 +186,7 @@ async def _boot(program: str, argv: list[str], folder: Path, timeout: float, dee
         )
         console = bytearray()
         reader = asyncio.create_task(_tee(process, console, sink))
-        watch = _Watch(process, folder, start, timeout, console, deeds)
+        watch = _Watch(process, folder, start, timeout, console, deeds, linger, look)
         try:
             ending, detail, views = await watch.until_done()
         finally:
@@ -213,6 +230,8 @@ class _Watch:
         timeout: float,
         console: bytearray,
         deeds: Deeds,
+        linger: float,
+        look: Callable[[], None] | None,
     ) -> None:
         self.process = process
         self.folder = folder
@@ -229,6 +248,8 @@ class _Watch:
         self.plug = bool(deeds.cpus or deeds.dimms)
         self.nmi = deeds.nmi
         self.deeds = deeds
+        self.linger = linger
+        self.look = look
 
     async def until_done(self) -> tuple[Ending, str, dict[str, Any]]:
         client = QMPClient("minguest")
@@ -242,6 +263,8 @@ class _Watch:
                 while not listener.empty():
                     await self._hear(client, await listener.get())
                 self._read_report()
+                if self.look is not None:
+                    self.look()
                 if connected and self.process.returncode is None:
                     await self._act(client)
                 if (done := self._done()) is not None:
@@ -301,8 +324,8 @@ class _Watch:
             return ("panic", reason) if reason == "guest-panic" else ("reset", reason)
         if self.broken:
             return "internal error", "QEMU stopped the guest with an internal error"
-        if self.end is not None and now > self.end + POWER_OFF:
-            return "no power-off", f"{POWER_OFF:g} s after its report it still ran"
+        if self.end is not None and now > self.end + self.linger:
+            return "no power-off", f"{self.linger:g} s after its report it still ran"
         if (why := self._dead_end(now)) is not None:
             return "dead end", why
         if now > self.timeout:

@@ -9,7 +9,7 @@ import difflib
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from minguest import (
     pits,
     plan,
     publish,
+    rehearse,
     release,
     reproduce,
     settings,
@@ -168,7 +169,15 @@ def step(
 class Project:
     """The guest, the choice of its kernel, and the steps that make its bundle."""
 
-    def __init__(self, root: Path, guest_file: Path, words: Mapping[str, str | None], *, idle: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        guest_file: Path,
+        words: Mapping[str, str | None],
+        *,
+        idle: bool = False,
+        pinned: bool = False,
+    ) -> None:
         self.root = root
         self.words = words
         self.guest_file = guest_file
@@ -176,7 +185,7 @@ class Project:
         self.sources: Sources = settings.sources(root / "configs/sources.toml")
         self.cache = settings.cache_folder()
         self.ignore = _contract(words["contract"])
-        self.choice = self._choose(words["kernel"], words["source"], idle=idle)
+        self.choice = self._first() if pinned else self._choose(words["kernel"], words["source"], idle=idle)
         self.at = Layout(root, self.guest.name, self.choice.line)
         if self.guest.firmware not in self.sources.firmware:
             known = ", ".join(self.sources.firmware)
@@ -184,6 +193,16 @@ class Project:
         self.ovmf: Source = self.sources.firmware[self.guest.firmware]
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.line, root)
         self.overlays = [self._overlay(name) for name in self.guest.overlays]
+
+    def _first(self) -> Choice:
+        """The first of the guest's lines, as it is pinned."""
+        line = self.guest.kernel[0]
+        return Choice(self.guest.kernel, line, self.sources.kernel[line].version, "pinned")
+
+    @functools.cached_property
+    def host(self) -> "Project":
+        """The rehearsal's host."""
+        return Project(self.root, self.root / "configs/guests/host.toml", dict.fromkeys(WORDS), pinned=True)
 
     def _choose(self, line: str | None, own: str | None, *, idle: bool) -> Choice:
         place = Layout(self.root, self.guest.name, "").choice
@@ -443,10 +462,7 @@ class Project:
             doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
             file_dep=[self.at.bundle / "manifest.json"],
             facts=_always,
-            params=[
-                {"name": name.replace("-", "_"), "long": name, "default": "", "help": text}
-                for name, text in boottest.WORDS.items()
-            ],
+            params=_params(boottest.WORDS),
         )
 
     def evidence_step(self) -> Task:
@@ -670,6 +686,44 @@ class Project:
             wanted = msgspec.structs.replace(wanted, gpus=names)
         return wanted
 
+    def host_steps(self) -> Iterator[Task]:
+        """What makes the rehearsal's host, but for what is made for this guest anyway."""
+        host = self.host
+        if host.at == self.at:
+            return
+        steps = {
+            "config": host.config_step,
+            "kernel": host.kernel_step,
+            "initrd": host.initrd_step,
+            "bundle": host.bundle_step,
+        }
+        if host.tree != self.tree:
+            steps["tree"] = host.tree_step
+        for name, made in steps.items():
+            yield {**made(), "name": name}
+
+    def rehearse_step(self) -> Task:
+        def make(**words: str) -> None:
+            site = rehearse.Site(
+                name=self.at.name,
+                root=self.root,
+                bundle=self.at.bundle,
+                host=self.host.at.bundle,
+                folder=self.at.rehearse,
+                record=self.at.rehearsed,
+                template=self.at.templates / "rehearse.j2",
+            )
+            rehearse.run(site, rehearse.Words(**{name: word for name, word in words.items() if word}), say)
+
+        return step(
+            make,
+            basename="rehearse",
+            doc="a real VFIO passthrough of emulated cards, in an emulated host",
+            file_dep=[self.at.bundle / "manifest.json", self.host.at.bundle / "manifest.json"],
+            facts=_always,
+            params=_params(rehearse.WORDS),
+        )
+
     def pits_step(self) -> Task:
         folder = self.at.matrix
 
@@ -723,6 +777,11 @@ class Project:
             targets=[target],
             code=["pits"],
         )
+
+
+def _params(words: Mapping[str, str]) -> list[dict[str, str]]:
+    """doit's parameters of a task, by their names on the command line, with what help says of them."""
+    return [{"name": name.replace("-", "_"), "long": name, "default": "", "help": text} for name, text in words.items()]
 
 
 def _always() -> Mapping[str, Any]:

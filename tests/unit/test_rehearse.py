@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rehearsal's host is and does, and that every way to go wrong in it is no pass."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from minguest import boottest, launch, rehearse, report, verdict
+from minguest.errors import UserError
+from minguest.model import Launch
+from minguest.qemu import Ending, Run
+from minguest.rehearse import Words
+
+ROOT = Path(__file__).parents[2]
+CARDS = (launch.Gpu("card0", "secondary-vga", model="secondary-vga"), launch.Gpu("card1", "bar:64G", bar=64 << 30))
+SPEC = launch.Spec(
+    "q35", "kvm", "max", 2, 64, 512 << 20, (launch.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0"),), (), 240
+)
+OWNERS = {
+    "before": "0000:01:00.0  (null)\n0000:01:00.1 virtio-pci (null)\n",
+    "during": "0000:01:00.0 vfio-pci vfio-pci\n0000:01:00.1 vfio-pci vfio-pci\n",
+    "after": "0000:01:00.0  (null)\n0000:01:00.1 virtio-pci (null)\n",
+}
+STEPS = "host 0 1.01\nhost-bind 0 2.50\nhost-check 0 6.00\nboot-test 0 25.10\nhost-unbind 0 26.00\n"
+
+
+def outcome(result: str = "pass", spec: launch.Spec = SPEC) -> boottest.Outcome:
+    judged = verdict.Verdict(result, "", (), verdict.Phases(None, None, None, 1.0), "power-off")  # type: ignore[arg-type]
+    return boottest.Outcome({}, Launch(), spec, "7.2", "kvm as asked", (), judged)
+
+
+def seen(messages: int | None = 2, device: str = "1044") -> report.Report:
+    second = report.PciDevice("0000:01:00.1", "1af4", device, "00ff00", False, (), messages=messages)
+    return report.Report(True, (), (second,))
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """What a host leaves after a rehearsal that went well."""
+    for name, text in {**OWNERS, "steps": STEPS}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def judged(
+    share: Path,
+    ending: Ending = "power-off",
+    of: boottest.Outcome | None = None,
+    guest: report.Report | None = None,
+) -> dict[str, str]:
+    """What is wrong, by the name of the row."""
+    run = Run((), ending, "a detail", b"[ 1.0] the last words\n", b"", {}, None, None, 30.0)
+    rows = rehearse.judge(share, run, CARDS[:1], of or outcome(), guest or seen())
+    return {row.name: row.why for row in rows if row.why}
+
+
+def test_a_card_that_went_there_and_back_is_a_pass(share: Path) -> None:
+    assert judged(share) == {}
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda share: (share / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "why"),
+    [
+        (written("steps", ""), "host", "power-off a detail; its last lines: [ 1.0] the last words"),
+        (written("steps", STEPS.replace("host-bind 0", "host-bind 1")), "host-bind", "status 1"),
+        (written("steps", STEPS.replace("host-check 0", "host-check 1")), "host-check", "status 1"),
+        (written("steps", STEPS.replace("host-unbind 0 26.00\n", "host-unbind 0 26.")), "host-unbind", "not done"),
+        (written("during", OWNERS["before"]), "host-bind", "vfio-pci does not have all of them"),
+        (written("during", ""), "host-bind", "vfio-pci does not have all of them"),
+        (written("after", OWNERS["during"]), "host-unbind", "0000:01:00.1 virtio-pci before"),
+        (written("after", OWNERS["after"].replace("(null)", "vfio-pci")), "host-unbind", "before"),
+    ],
+)
+def test_a_step_that_went_wrong_is_named(share: Path, change: Callable[[Path], object], row: str, why: str) -> None:
+    change(share)
+    assert why in judged(share)[row]
+
+
+def test_the_log_of_a_step_tells_why(share: Path) -> None:
+    (share / "steps").write_text("host 0 1.0\nhost-bind 1 2.0\nhost-unbind 0 3.0\n")
+    (share / "host-bind.log").write_text("first\nno such group\n")
+    wrong = judged(share)
+    assert wrong["host-bind"] == "status 1 / first / no such group"
+    assert wrong["host-check"] == "not done"
+
+
+def test_only_a_guest_under_kvm_that_passed_with_all_cards_counts(share: Path) -> None:
+    def without(**changes: object) -> boottest.Outcome:
+        return outcome(spec=msgspec.structs.replace(SPEC, **changes))
+
+    assert "boot-test" in judged(share, of=outcome("failed"))
+    assert "boot-test" in judged(share, of=without(accel="tcg"))
+    assert "boot-test" in judged(share, of=without(gpus=()))
+    assert "boot-test" in judged(share, of=without(gpus=(launch.Gpu("gpu0", "bochs-display", model="bochs-display"),)))
+
+
+def test_a_second_function_that_never_answered_is_no_pass(share: Path) -> None:
+    for guest in (seen(0), seen(None), seen(device="1000")):
+        assert "did not answer its driver" in judged(share, guest=guest)["interrupts"]
+
+
+def test_a_host_that_did_not_end_is_no_pass(share: Path) -> None:
+    assert judged(share, "deadline") == {"host's end": "a detail"}
+
+
+def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> None:
+    site = rehearse.Site("g", ROOT, tmp_path, Path("/b"), tmp_path, tmp_path, tmp_path)
+    spec = rehearse.host_spec(CARDS, 512 << 20, 100)
+    command = rehearse.argv(site, spec, CARDS)
+    assert spec.memory == 1536 << 20
+    # 64 GiB behind OVMF's window of an eighth: 2**40 / 8 is enough.
+    assert spec.cpu == "max,+svm,+npt,phys-bits=40"
+    # An eighth of 2**41 is 256 GiB, and the second function's BAR wants room beside that.
+    assert rehearse.host_spec([launch.Gpu("card0", "bar:256G", bar=256 << 30)], 1 << 30, 9).cpu.endswith("=42")
+    assert command[command.index("-accel") + 1] == "tcg,thread=single"
+    devices = [command[at + 1] for at, word in enumerate(command) if word == "-device"]
+    assert devices[-6:] == [
+        "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",
+        "secondary-vga,id=card0,bus=port0,addr=0.0,multifunction=on",
+        "virtio-rng-pci,bus=port0,addr=0.1,iommu_platform=on,disable-legacy=on",
+        "pcie-root-port,id=port1,bus=pcie.0,chassis=2,slot=2",
+        "pci-testdev,membar=65536M,id=card1,bus=port1,addr=0.0,multifunction=on",
+        "virtio-rng-pci,bus=port1,addr=0.1,iommu_platform=on,disable-legacy=on",
+    ]
+    assert "path=/,security_model=none,readonly=on" in " ".join(command)
+
+
+def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path) -> None:
+    place = tmp_path / "it's a place"
+    text = rehearse.script(
+        ROOT / "configs/templates/rehearse.j2", place, place / "b", ["0000:01:00.0", "0000:02:00.0"], "--cpus 2"
+    )
+    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+    assert "for device in 0000:01:00.0 0000:01:00.1 0000:02:00.0 0000:02:00.1; do" in text
+    assert "--gpu 0000:01:00.0,0000:02:00.0 --yes" in text
+
+
+@pytest.mark.parametrize("gpu", ["0000:01:00.0", "", "secondary-vga,01:00.0"])
+def test_a_real_card_is_not_rehearsed_with(gpu: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)a rehearsal is with emulated cards.*boot-test --gpu 0000:01:00\.0"):
+        rehearse.given(Words(gpu=gpu))
+
+
+def test_an_emulated_card_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean secondary-vga"):
+        rehearse.given(Words(gpu="secondary-vgaa"))
