@@ -67,7 +67,7 @@ def task_boot_test():
 
 
 def task_evidence():
-    """boot-test on both machines with 1, 4 and 8 CPUs: what has not passed yet on exactly these bytes"""
+    """boot tests of both machines, of hotplug and of large BARs: what has not passed yet on exactly these bytes"""
     return PROJECT.evidence_step()
 
 

@@ -3,6 +3,7 @@
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from minguest import (
     verdict,
 )
 from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
+from minguest.launch import Words
 from minguest.model import Accel, Launch, Machine
 
 SYSFS = Path("/sys")
@@ -33,14 +35,33 @@ MEMINFO = Path("/proc/meminfo")
 KVM_PROOF = 20.0
 
 
+class Test(msgspec.Struct, frozen=True):
+    """A boot test that a release tells of: the guest's own launch, but for the words."""
+
+    name: str
+    title: str
+    words: Words
+
+
 # What a release is expected to have been tested with, beside the guest's own launch.
 MACHINES: tuple[Machine, ...] = get_args(Machine)
 CPUS = (1, 4, 8)
+# 2 to 8 CPUs are what is said most of hot-adding; a DIMM of 2 GiB crosses 4 GiB on q35. 128 GiB is the BAR of an H100.
+EXTRA = [
+    Test(
+        "hotplug",
+        "2 CPUs become 8, and 1 GiB of memory 3 GiB, while the guest runs",
+        Words(cpus="2", plug_cpus="8", memory="1G", plug_memory="3G"),
+    ),
+    Test("large-bars", "8 cards with a BAR of 128 GiB each", Words(machine="q35", gpu=",".join(["bar:128G"] * 8))),
+]
+# What launch.with_room appends to an emulated CPU.
+WIDENED = r",phys-bits=\d+$"
 # What is kept of a boot test as evidence.
 KEPT = ("console.log", "report.json", "verdict.json")
 
 
-# What a user may say of one boot test: the fields of launch.Words.
+# What a user may say of one boot test: the fields of Words.
 WORDS = {
     "cpus": "how many CPUs",
     "memory": "how much memory, such as 2G",
@@ -102,23 +123,36 @@ class Trial(msgspec.Struct, frozen=True):
         return tuple(hit.id for hit in self.diagnosis.roots)
 
 
-def cells(launch: Launch) -> list[tuple[Machine, int]]:
-    """Machine and number of CPUs of every boot test that a release tells of; the guest's own launch is among them."""
-    wanted = {(machine, cpus) for machine in MACHINES for cpus in CPUS} | {own_cell(launch)}
-    return sorted(wanted, key=lambda cell: (MACHINES.index(cell[0]), cell[1]))
+def tests(launch: Launch) -> list[Test]:
+    """Every boot test that a release tells of; the guest's own launch is among them."""
+    own = (launch.machine, launch.cpus)
+    cells = {(machine, cpus) for machine in MACHINES for cpus in CPUS} | {own}
+    found = []
+    for machine, cpus in sorted(cells, key=lambda cell: (MACHINES.index(cell[0]), cell[1])):
+        title = f"boot test: {machine}, {cpus} CPU{'s' * (cpus > 1)}"
+        title += ", the guest's own launch" * ((machine, cpus) == own)
+        found.append(Test(f"boot-test-{machine}-{cpus}", title, Words(cpus=str(cpus), machine=machine)))
+    return found + EXTRA
 
 
-def own_cell(launch: Launch) -> tuple[Machine, int]:
-    """The cell of the guest's launch as its file says it."""
-    return launch.machine, launch.cpus
+def own_test(launch: Launch) -> str:
+    """The name of the boot test of the guest's launch as its file says it."""
+    return f"boot-test-{launch.machine}-{launch.cpus}"
 
 
-def cell_name(machine: Machine, cpus: int) -> str:
-    """The name of a cell as a check, and of its folder of evidence."""
-    return f"boot-test-{machine}-{cpus}"
+def cannot(test: Test, launch: Launch, nr_cpus: int) -> str:
+    """Why a guest of this launch cannot be tested so, if it cannot; `nr_cpus` is what its kernel was built for."""
+    most = max(int(test.words.cpus or 0), int(test.words.plug_cpus or 0))
+    if most > nr_cpus:
+        return "the kernel was built for fewer CPUs"
+    if test.words.plug_cpus and most > launch.max_cpus:
+        return "the launch has no room for more CPUs"
+    if test.words.memory and launch.numa:
+        return "the launch has its memory in nodes"
+    return ""
 
 
-def run(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> None:
+def run(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]) -> None:
     """Boot the bundle and write console.log, report.json, verdict.json and qemu.sh.
 
     Raises GuestFailed, GuestLost or ToolError for anything but a pass. A second run waits for the first.
@@ -145,7 +179,7 @@ def _pit(trial: Trial) -> str:
     return pits.describe(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
-def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str], None]) -> Trial:
+def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]) -> Trial:
     manifest = bundle.load(bench.bundle)
     nr_cpus = nr_cpus_of(bench.bundle)
     if manifest.config.problems:
@@ -170,8 +204,9 @@ def _boot(bench: Bench, words: launch.Words, wanted: Launch, say: Callable[[str]
         return trial
     outcome = Outcome(manifest.files, wanted, spec, version, why, trial.argv, trial.verdict, trial.roots)
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
-    if bench.evidence is not None and is_of(spec, wanted):
-        with files.replacing_tree(bench.evidence / cell_name(spec.machine, spec.cpus)) as kept:
+    test = next((test for test in tests(wanted) if is_of(spec, wanted, test)), None)
+    if bench.evidence is not None and test is not None:
+        with files.replacing_tree(bench.evidence / test.name) as kept:
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
     return trial
@@ -245,22 +280,30 @@ def nr_cpus_of(folder: Path) -> int:
     return int(config.get("NR_CPUS", "1")) if config.get("SMP") == "y" else 1
 
 
-def is_of(spec: launch.Spec, wanted: Launch) -> bool:
-    """Whether a boot test was of the guest's own launch but for machine and CPUs, and one of `cells`.
+def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
+    """Whether what was booted is this test of the guest's launch.
 
-    How it is accelerated and how long it may take does not matter; the verdict tells it.
+    How it is accelerated, how long it may take and what room its BARs were given does not matter; the verdict tells it.
     """
-    cards = [gpu.word.lower().removeprefix("0000:") for gpu in spec.gpus]
+    words = test.words
+    cpus = int(words.cpus or wanted.cpus)
+    memory = words.memory or wanted.memory
+    cards = words.gpu.split(",") if words.gpu else [name for name in wanted.gpus if name != "none"]
     return (
-        (spec.machine, spec.cpus) in cells(wanted)
-        and spec.cpu == wanted.cpu
+        (spec.machine, spec.cpus) == (words.machine or wanted.machine, cpus)
+        and re.sub(WIDENED, "", spec.cpu) == re.sub(WIDENED, "", wanted.cpu)
         and spec.disks == wanted.disks
-        and spec.max_cpus == max(spec.cpus, wanted.max_cpus)
-        and spec.memory == settings.size(wanted.memory, "launch.memory")
-        and not (spec.plug_cpus or spec.plug_memory)
+        and spec.max_cpus == max(cpus, wanted.max_cpus)
+        and spec.memory == settings.size(memory, "launch.memory")
+        and spec.plug_cpus == int(words.plug_cpus or 0)
+        and spec.plug_memory == (settings.size(words.plug_memory, "--plug-memory") if words.plug_memory else 0)
         and spec.cmdline == wanted.cmdline
-        and cards == [name.lower().removeprefix("0000:") for name in wanted.gpus if name != "none"]
+        and [_short(gpu.word) for gpu in spec.gpus] == [_short(name) for name in cards]
     )
+
+
+def _short(word: str) -> str:
+    return word.lower().removeprefix("0000:")
 
 
 def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:

@@ -13,15 +13,9 @@ KIND = "urn:minguest:attestation:evidence:v1"
 SCHEMA = 1
 # Of matrix.json, which dig writes and gather reads.
 MATRIX_SCHEMA = 1
+# Of rehearsal.json, which rehearse writes and gather reads.
+REHEARSAL_SCHEMA = 1
 Result = Literal["PASS", "FAIL", "NOT RUN"]
-
-# Checks that are planned and that nothing here can run yet: a release says so rather than nothing.
-PLANNED = {
-    "hotplug": "CPUs and memory added while the guest runs",
-    "large-bars": "cards with BARs of up to 256 GiB",
-    "rehearsal": "a real VFIO passthrough of an emulated card",
-    "real-card": "a card of the host's, passed through",
-}
 
 
 class Seconds(msgspec.Struct, frozen=True):

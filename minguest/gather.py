@@ -8,8 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from minguest import boottest, bundle
-from minguest.evidence import MATRIX_SCHEMA, PLANNED, Check, Seconds
-from minguest.model import Launch, Machine
+from minguest.evidence import MATRIX_SCHEMA, REHEARSAL_SCHEMA, Check, Seconds
+from minguest.model import Launch
 from minguest.paths import Layout
 from minguest.report import Report
 
@@ -17,12 +17,13 @@ from minguest.report import Report
 REPRODUCED = "reproduce.json"
 # And of the sabotage matrix.
 MATRIX = "pits.json"
-TOO_MANY = "the kernel was built for fewer CPUs"
+# And of a rehearsal.
+REHEARSED = "rehearsal.json"
 
 
 def sources(at: Layout) -> dict[str, Path]:
     """Where the records are that are no boot test's, by their names in the packed evidence."""
-    return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json"}
+    return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json", REHEARSED: at.rehearsed}
 
 
 def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int, key: str) -> list[Check]:
@@ -30,31 +31,27 @@ def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int, key: str) -> lis
 
     `nr_cpus` is what the kernel was built for, `key` dig.key_of: what a matrix must have been dug with.
     """
-    found = [of_boot(at.evidence, cell, manifest, nr_cpus) for cell in boottest.cells(manifest.guest.launch)]
+    found = [of_boot(at.evidence, test, manifest, nr_cpus) for test in boottest.tests(manifest.guest.launch)]
     places = sources(at)
     found.append(of_reproduction(places[REPRODUCED], manifest))
     found.append(of_matrix(places[MATRIX], manifest, key))
-    found += [
-        Check(name, title, "NOT RUN", "this version of minguest has no such check") for name, title in PLANNED.items()
-    ]
-    return found
+    found.append(of_rehearsal(places[REHEARSED], manifest))
+    return [*found, Check("real-card", "a card of the host's, passed through", "NOT RUN", "no such card was at hand")]
 
 
-def missing(found: Sequence[Check], launch: Launch) -> list[tuple[Machine, int]]:
+def missing(found: Sequence[Check], launch: Launch, nr_cpus: int) -> list[boottest.Test]:
     """Boot tests that did not pass yet and can be run."""
-    done = {check.name for check in found if check.result == "PASS" or check.reason == TOO_MANY}
-    return [cell for cell in boottest.cells(launch) if boottest.cell_name(*cell) not in done]
+    done = {check.name for check in found if check.result == "PASS"}
+    tests = boottest.tests(launch)
+    return [test for test in tests if test.name not in done and not boottest.cannot(test, launch, nr_cpus)]
 
 
-def of_boot(folder: Path, cell: tuple[Machine, int], manifest: bundle.Manifest, nr_cpus: int) -> Check:
-    """What the evidence in `folder`/boot-test-MACHINE-CPUS comes to for the bundle of `manifest`."""
+def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpus: int) -> Check:
+    """What the evidence in `folder`/NAME comes to for the bundle of `manifest`."""
     launch = manifest.guest.launch
-    machine, cpus = cell
-    name = boottest.cell_name(machine, cpus)
-    own = ", the guest's own launch" if cell == boottest.own_cell(launch) else ""
-    title = f"boot test: {machine}, {cpus} CPU{'s' * (cpus > 1)}{own}"
-    if cpus > nr_cpus:
-        return Check(name, title, "NOT RUN", TOO_MANY)
+    name, title = test.name, test.title
+    if why := boottest.cannot(test, launch, nr_cpus):
+        return Check(name, title, "NOT RUN", why)
     try:
         outcome = msgspec.json.decode((folder / name / "verdict.json").read_bytes(), type=boottest.Outcome)
         files = {f"{name}/{kept}": bundle.describe(folder / name / kept).sha256 for kept in boottest.KEPT}
@@ -64,7 +61,7 @@ def of_boot(folder: Path, cell: tuple[Machine, int], manifest: bundle.Manifest, 
     spec, found = outcome.spec, outcome.verdict
     if outcome.bundle != manifest.files or outcome.wanted != launch:
         return Check(name, title, "NOT RUN", "its last run was of other bytes or another launch")
-    if (spec.machine, spec.cpus) != cell or not boottest.is_of(spec, launch):
+    if not boottest.is_of(spec, launch, test):
         return Check(name, title, "NOT RUN", "what was run was another test")
     passed = found.result == "pass" and found.checks and all(check.ok for check in found.checks)
     phases = found.phases
@@ -141,3 +138,40 @@ def of_matrix(place: Path, manifest: bundle.Manifest, key: str | None = None) ->
     if not matrix.whole or "right" not in results:
         return Check(name, title, "NOT RUN", f"not every pit was dug: {reason or 'none'}")
     return Check(name, title, "PASS", reason, files, versions)
+
+
+class _RehearsalCheck(msgspec.Struct):
+    """As much of rehearse.Check as evidence needs."""
+
+    why: str
+
+
+class _Rehearsal(msgspec.Struct):
+    """As much of rehearse.Record as evidence needs."""
+
+    schema: int
+    bundle: dict[str, bundle.File]
+    qemu: str
+    result: Literal["pass", "failed", "lost"]
+    checks: tuple[_RehearsalCheck, ...]
+    outcome: boottest.Outcome | None
+
+
+def of_rehearsal(place: Path, manifest: bundle.Manifest) -> Check:
+    """What rehearsal.json comes to for the bundle of `manifest`."""
+    name, title = "rehearsal", "a real VFIO passthrough of an emulated card, there and back"
+    try:
+        record = msgspec.json.decode(place.read_bytes(), type=_Rehearsal)
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return Check(name, title, "NOT RUN", "nobody ran it")
+    outcome = record.outcome
+    if record.bundle != manifest.files or record.schema != REHEARSAL_SCHEMA:
+        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+    files = {REHEARSED: bundle.describe(place).sha256}
+    passed = record.result == "pass" and record.checks and not any(check.why for check in record.checks)
+    if not passed or outcome is None or outcome.verdict.result != "pass" or outcome.bundle != manifest.files:
+        return Check(name, title, "FAIL", f"the rehearsal {record.result}", files, record.qemu)
+    accel = outcome.spec.accel
+    return Check(
+        name, title, "PASS", f"{', '.join(map(str, outcome.spec.gpus))} under {accel}", files, record.qemu, accel
+    )

@@ -18,11 +18,10 @@ import msgspec
 from minguest import boottest, bundle, cards, console, files, launch, plan, qemu, report, settings, templates, verdict
 from minguest.bundle import File
 from minguest.errors import GuestFailed, GuestLost, UserError
+from minguest.evidence import REHEARSAL_SCHEMA
 from minguest.hostfacts import VFIO
 from minguest.launch import Spec
 
-SCHEMA = 1
-RECORD = "rehearsal.json"
 # A card's second function, as a GPU has one for sound: it has a driver in host and guest, writes to the guest's memory
 # and raises interrupts. iommu_platform: it goes through the IOMMU, which a virtio device else does not.
 SECOND = "virtio-rng-pci"
@@ -157,7 +156,7 @@ def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
     wrong = [check for check in checks if check.why]
     kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if outcome is None else "failed"
     record = Record(
-        SCHEMA, manifest.files, host.files, words, qemu.version(), kind, tuple(checks), outcome, result.wall
+        REHEARSAL_SCHEMA, manifest.files, host.files, words, qemu.version(), kind, tuple(checks), outcome, result.wall
     )
     files.write(site.record, msgspec.json.format(msgspec.json.encode(record)))
     return record

@@ -152,7 +152,7 @@ def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
 
 
 def _own_test(checks: Sequence[evidence.Check], manifest: bundle.Manifest) -> None:
-    name = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
+    name = boottest.own_test(manifest.guest.launch)
     own = next(check for check in checks if check.name == name)
     if own.result != "PASS":
         raise UserError(
@@ -193,7 +193,7 @@ def _before(at: Layout, version: str, since: Path | None) -> Before | None:
 
 
 def _own_seconds(checks: Sequence[evidence.Check], manifest: bundle.Manifest) -> evidence.Seconds | None:
-    name = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
+    name = boottest.own_test(manifest.guest.launch)
     return next((check.seconds for check in checks if check.name == name), None)
 
 
@@ -312,7 +312,7 @@ def _view(
     folder: Path,
 ) -> dict[str, Any]:
     config = kconfig.parse_config((folder / "kernel.config").read_text())
-    own = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
+    own = boottest.own_test(manifest.guest.launch)
     seen = msgspec.json.decode((at.evidence / own / "report.json").read_bytes(), type=report.Report)
     outcome = msgspec.json.decode((at.evidence / own / "verdict.json").read_bytes(), type=boottest.Outcome)
     sizes = {name: file.size for name, file in manifest.files.items()}

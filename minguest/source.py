@@ -39,6 +39,8 @@ class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`gcc`, `binutils` or `glibc`, where one of these makes it necessary."""
     tools: str = ""
     """Versions of that tool that it is for, as PEP 440 specifiers."""
+    guest: str | None = None
+    """The guest that it is for, if it is not for all."""
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -206,14 +208,17 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def wanted_patches(series: Path, line: str, version: str, tools: Mapping[str, str]) -> list[Patch]:
-    """Rows of series.toml that are for this kernel version and for these versions of `tools`."""
+def wanted_patches(
+    series: Path, line: str, version: str, tools: Mapping[str, str], guest: str | None = None
+) -> list[Patch]:
+    """Rows of series.toml that are for this kernel version, these versions of `tools`, and all guests or this one."""
     found = []
     for patch in settings.decode(series, Series).patch:
         try:
             applies = (
                 patch.line == line
                 and number(version) in SpecifierSet(patch.versions)
+                and patch.guest in (None, guest)
                 and (patch.tool is None or number(tools[patch.tool]) in SpecifierSet(patch.tools))
             )
         except KeyError:
@@ -223,6 +228,11 @@ def wanted_patches(series: Path, line: str, version: str, tools: Mapping[str, st
         if applies:
             found.append(patch)
     return found
+
+
+def own_tree(series: Path, guest: str) -> bool:
+    """Whether there are patches for this guest alone."""
+    return any(patch.guest == guest for patch in settings.decode(series, Series).patch)
 
 
 def number(version: str) -> Version:
@@ -251,13 +261,14 @@ def prepare(
     patches: Path,
     log: Path,
     say: Callable[[str], None],
+    guest: str | None = None,
 ) -> Tree:
-    """Make the patched tree at `target`, or keep it if it is what is wanted already.
+    """Make the patched tree of a guest at `target`, or keep it if it is what is wanted already.
 
     `source` is the pinned download, None for the user's own tree, which is only read. A file whose content did
     not change keeps its time, so make rebuilds only what changed.
     """
-    wanted = wanted_patches(patches / "series.toml", choice.line, choice.version, compiler_tools())
+    wanted = wanted_patches(patches / "series.toml", choice.line, choice.version, compiler_tools(), guest)
     applied = tuple(Applied(each.file, files.sha256(patches / each.file), each.reason) for each in wanted)
     origin = f"sha256:{source.sha256}" if source else f"own:{fingerprint(Path(choice.source or ''))}"
     kept = stamp(target)

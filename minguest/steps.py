@@ -242,7 +242,11 @@ class Project:
     @property
     def tree(self) -> Path:
         name = self.choice.version
-        return self.at.tree(f"{name}-{source.path_tag(self.choice.source)}" if self.choice.source else name)
+        if self.choice.source:
+            name += f"-{source.path_tag(self.choice.source)}"
+        if source.own_tree(self.at.patches / "series.toml", self.guest.name):
+            name += f"-{self.guest.name}"
+        return self.at.tree(name)
 
     # ── the steps, in the order of the data ──
 
@@ -257,6 +261,7 @@ class Project:
                 patches=self.at.patches,
                 log=self.at.log("tree"),
                 say=say,
+                guest=self.guest.name,
             )
 
         def facts() -> Mapping[str, Any]:
@@ -469,15 +474,16 @@ class Project:
         def make() -> None:
             manifest = bundle.load(self.at.bundle)
             key = dig.key_of(manifest, manifest.guest.launch, self.pits)
-            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle), key)
+            nr_cpus = boottest.nr_cpus_of(self.at.bundle)
+            checks = gather.checks(self.at, manifest, nr_cpus, key)
             failed = []
-            for machine, cpus in gather.missing(checks, manifest.guest.launch):
+            for test in gather.missing(checks, manifest.guest.launch, nr_cpus):
                 try:
-                    boottest.run(self.bench, Words(cpus=str(cpus), machine=machine), self.guest.launch, say)
+                    boottest.run(self.bench, test.words, self.guest.launch, say)
                 except GuestError as error:
                     say(str(error))
-                    failed.append(boottest.cell_name(machine, cpus))
-            checks = gather.checks(self.at, manifest, boottest.nr_cpus_of(self.at.bundle), key)
+                    failed.append(test.name)
+            checks = gather.checks(self.at, manifest, nr_cpus, key)
             say(evidence.table(checks))
             if failed:
                 raise GuestFailed(
@@ -486,7 +492,7 @@ class Project:
 
         return step(
             make,
-            doc="boot-test on both machines with 1, 4 and 8 CPUs, what has not passed on these bytes",
+            doc="boot tests of both machines, of hotplug and of large BARs, what has not passed on these bytes",
             basename="evidence",
             file_dep=[self.at.bundle / "manifest.json"],
             facts=_always,

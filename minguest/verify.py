@@ -280,11 +280,11 @@ def _agree(
 ) -> None:
     """Each result is what its files come to, gathered again as the release did it; UserError else."""
     name = released.EVIDENCE
-    cells = {boottest.cell_name(*cell): cell for cell in boottest.cells(manifest.guest.launch)}
+    tests = {test.name: test for test in boottest.tests(manifest.guest.launch)}
     told = {check.name: check for check in checks}
     if len(told) != len(checks):
         raise UserError(f"{name}: a check is told twice")
-    if missing := sorted(cells.keys() - told.keys()):
+    if missing := sorted(tests.keys() - told.keys()):
         raise UserError(f"{name}: tells nothing of {', '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="minguest-verify-") as temporary:
         folder = Path(temporary)
@@ -292,12 +292,14 @@ def _agree(
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(content)
         for check in checks:
-            if check.name in cells:
-                again = gather.of_boot(folder, cells[check.name], manifest, nr_cpus)
+            if check.name in tests:
+                again = gather.of_boot(folder, tests[check.name], manifest, nr_cpus)
             elif check.name == "reproduce":
                 again = gather.of_reproduction(folder / gather.REPRODUCED, manifest)
             elif check.name == "pits":
                 again = gather.of_matrix(folder / gather.MATRIX, manifest)
+            elif check.name == "rehearsal":
+                again = gather.of_rehearsal(folder / gather.REHEARSED, manifest)
             elif check.result == "NOT RUN" and not check.files:
                 continue
             else:
@@ -306,7 +308,7 @@ def _agree(
             # Titles are for reading; a later version may word them otherwise.
             if not proven and msgspec.structs.replace(again, title=check.title) != check:
                 raise UserError(f"{name}: {check.name}: {check.result}, but its files come to {_brief(again)}")
-    own = boottest.cell_name(*boottest.own_cell(manifest.guest.launch))
+    own = boottest.own_test(manifest.guest.launch)
     if told[own].result != "PASS":
         raise UserError(f"{name}: the guest's own launch, {own}, has no PASS")
 

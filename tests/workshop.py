@@ -101,7 +101,7 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
         ending="power-off",
     )
     outcome = boottest.Outcome(manifest.files, LAUNCH, spec, "7.2", "tcg as asked", ("qemu",), judged)
-    folder = at.evidence / boottest.cell_name(machine, cpus)
+    folder = at.evidence / f"boot-test-{machine}-{cpus}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "console.log").write_text("Linux version 4.12\n<b>no markup</b>\n")
     (folder / "report.json").write_bytes(msgspec.json.encode(REPORT))

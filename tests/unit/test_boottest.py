@@ -6,7 +6,7 @@ import pytest
 
 from minguest import boottest, launch
 from minguest.errors import UserError
-from minguest.model import Launch
+from minguest.model import Launch, Node
 
 LAUNCH = Launch(cmdline=("a=b",))
 OWN = launch.Spec(
@@ -14,37 +14,65 @@ OWN = launch.Spec(
 )
 
 
-def test_the_cells_are_both_machines_and_the_guests_own() -> None:
-    assert boottest.cells(LAUNCH) == [("q35", 1), ("q35", 4), ("q35", 8), ("pc", 1), ("pc", 4), ("pc", 8)]
-    assert boottest.cells(Launch(machine="pc", cpus=6))[-2:] == [("pc", 6), ("pc", 8)]
-    assert boottest.cell_name("q35", 4) == "boot-test-q35-4"
+def names(launch: Launch) -> list[str]:
+    return [test.name for test in boottest.tests(launch)]
+
+
+def test_the_tests_are_both_machines_the_guests_own_and_the_extra() -> None:
+    cells = [f"boot-test-{machine}-{cpus}" for machine in ("q35", "pc") for cpus in (1, 4, 8)]
+    assert names(LAUNCH) == [*cells, "hotplug", "large-bars"]
+    own = Launch(machine="pc", cpus=6)
+    assert names(own)[-4:-2] == ["boot-test-pc-6", "boot-test-pc-8"]
+    assert boottest.own_test(own) == "boot-test-pc-6"
+
+
+def counts_as(spec: launch.Spec, wanted: Launch = LAUNCH) -> list[str]:
+    return [test.name for test in boottest.tests(wanted) if boottest.is_of(spec, wanted, test)]
+
+
+HOT = {"cpus": 2, "plug_cpus": 8, "plug_memory": 3 << 30, "max_memory": 3 << 30}
+BARS = tuple(launch.Gpu(f"gpu{n}", "bar:128G", bar=128 << 30) for n in range(8))
 
 
 @pytest.mark.parametrize(
-    ("changes", "counts"),
+    ("changes", "as_"),
     [
-        ({}, True),
-        ({"machine": "pc", "cpus": 8}, True),
-        ({"accel": "kvm", "timeout": 5}, True),
-        ({"cpus": 64, "max_cpus": 64}, False),
-        ({"cpus": 3}, False),
-        ({"memory": 2 << 30}, False),
-        ({"gpus": ()}, False),
-        ({"cmdline": ()}, False),
-        ({"cpu": "host"}, False),
-        ({"max_cpus": 8}, False),
+        ({}, ["boot-test-q35-4"]),
+        ({"machine": "pc", "cpus": 8}, ["boot-test-pc-8"]),
+        ({"accel": "kvm", "timeout": 5}, ["boot-test-q35-4"]),
+        ({"cpus": 64, "max_cpus": 64}, []),
+        ({"cpus": 3}, []),
+        ({"memory": 2 << 30}, []),
+        ({"gpus": ()}, []),
+        ({"cmdline": ()}, []),
+        ({"cpu": "host"}, []),
+        ({"max_cpus": 8}, []),
+        (HOT, ["hotplug"]),
+        ({**HOT, "plug_cpus": 7}, []),
+        ({**HOT, "plug_memory": 0}, []),
+        ({"gpus": BARS, "cpu": "max,phys-bits=43"}, ["large-bars"]),
+        ({"gpus": BARS, "machine": "pc"}, []),
+        ({"gpus": BARS[1:]}, []),
     ],
 )
-def test_a_run_counts_only_with_the_guests_own_launch(changes: dict[str, object], counts: bool) -> None:
-    assert boottest.is_of(msgspec.structs.replace(OWN, **changes), LAUNCH) is counts
+def test_a_run_counts_only_with_the_launch_of_a_test(changes: dict[str, object], as_: list[str]) -> None:
+    assert counts_as(msgspec.structs.replace(OWN, **changes)) == as_
 
 
 @pytest.mark.parametrize("word", ["bar:16G", "0000:01:00.0", "01:00.0"])
 def test_every_kind_of_card_counts(word: str) -> None:
     card = launch.Gpu("gpu0", word, bar=1 << 34) if "bar" in word else launch.Gpu("gpu0", word, host="0000:01:00.0")
     spec = msgspec.structs.replace(OWN, gpus=(card,))
-    assert boottest.is_of(spec, msgspec.structs.replace(LAUNCH, gpus=(word,)))
-    assert not boottest.is_of(spec, LAUNCH)
+    assert counts_as(spec, msgspec.structs.replace(LAUNCH, gpus=(word,))) == ["boot-test-q35-4"]
+    assert counts_as(spec) == []
+
+
+def test_what_a_guest_cannot_be_tested_with_is_said() -> None:
+    hot = next(test for test in boottest.tests(LAUNCH) if test.name == "hotplug")
+    assert boottest.cannot(hot, LAUNCH, 64) == ""
+    assert "built for fewer" in boottest.cannot(hot, LAUNCH, 4)
+    assert "no room for more CPUs" in boottest.cannot(hot, Launch(max_cpus=4), 64)
+    assert "in nodes" in boottest.cannot(hot, Launch(numa=(Node("1G"),)), 64)
 
 
 MEMINFO = "MemTotal:        4194304 kB\nMemFree:          100000 kB\nMemAvailable:    2097152 kB\n"

@@ -14,7 +14,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import attest, boottest, bundle, dig, evidence, gather, pits, release, released, sbom, sshsig, verify
+from minguest import (
+    attest,
+    boottest,
+    bundle,
+    dig,
+    evidence,
+    gather,
+    launch,
+    pits,
+    rehearse,
+    release,
+    released,
+    sbom,
+    sshsig,
+    verdict,
+    verify,
+)
 from minguest.errors import UserError
 from minguest.paths import Layout
 from tests import small_disk, workshop
@@ -332,3 +348,41 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
     (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run was of other pits")
+
+
+def rehearsed(at: Layout, **changes: object) -> evidence.Check:
+    """What a rehearsal comes to as evidence; `changes` to one that passed."""
+    files = bundle.load(at.bundle).files
+    gpu = launch.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0")
+    spec = launch.Spec("q35", "kvm", "max", 2, 64, 512 << 20, (gpu,), (), 240)
+    phases = verdict.Phases(None, None, None, 20.0)
+    judged = verdict.Verdict(str(changes.pop("inner", "pass")), "", (), phases, "power-off")  # type: ignore[arg-type]
+    outcome = boottest.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as asked", (), judged)
+    checks = (rehearse.Check("host", "up"), rehearse.Check("boot-test", "pass"))
+    record = rehearse.Record(1, files, {}, rehearse.Words(), "7.2", "pass", checks, outcome, 30.0)
+    at.rehearsed.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
+    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"]
+    return check
+
+
+def test_the_rehearsal_is_evidence(at: Layout, key: Path) -> None:
+    check = rehearsed(at)
+    assert (check.result, check.reason) == ("PASS", "vfio-pci 0000:01:00.0 under kvm")
+    workshop.make(at, key)
+    with sshsig.trusting(Path(f"{key}.pub"), Path("nowhere"), unsigned=False) as trusted:
+        found = verify.verify(at.release, trusted)
+    assert found.holds
+    assert {check.name: check.result for check in found.checks}["rehearsal"] == "PASS"
+
+
+def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout) -> None:
+    wrong = (rehearse.Check("host-unbind", "", "not done"),)
+    assert rehearsed(at, result="failed").result == "FAIL"
+    assert rehearsed(at, result="lost", outcome=None).result == "FAIL"
+    assert rehearsed(at, checks=wrong).result == "FAIL"
+    assert rehearsed(at, checks=()).result == "FAIL"
+    assert rehearsed(at, inner="failed").result == "FAIL"
+    assert rehearsed(at, bundle={}).result == "NOT RUN"
+    at.rehearsed.write_text("{")
+    assert next(each.result for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at))
+                if each.name == "rehearsal") == "NOT RUN"  # fmt: skip

@@ -144,6 +144,16 @@ def test_patches_are_for_versions_and_tools(patches: Path) -> None:
     assert wanted("6.12", "6.12.94", "12.2.0") == 0
 
 
+def test_a_patch_may_be_for_one_guest(patches: Path) -> None:
+    series = patches / "series.toml"
+    series.write_text(SERIES.replace("reason", 'guest = "host"\nreason'))
+    tools = {"gcc": "12", "binutils": "2.40", "glibc": "2.36"}
+    assert len(source.wanted_patches(series, "4.12", "4.12.10", tools, "host")) == 1
+    assert source.wanted_patches(series, "4.12", "4.12.10", tools, "default") == []
+    # Its tree cannot be anybody else's.
+    assert source.own_tree(series, "host") and not source.own_tree(series, "default")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
