@@ -19,6 +19,7 @@ REPRODUCED = "reproduce.json"
 MATRIX = "pits.json"
 # And of a rehearsal.
 REHEARSED = "rehearsal.json"
+RECORDS = (REPRODUCED, MATRIX, REHEARSED)
 
 
 def sources(at: Layout) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from minguest.errors import UserError, printable
 # Bytes that evidence may have when it is unpacked: more than a release has, less than what fills memory.
 EVIDENCE_MAX = 256 << 20
 EVIDENCE_NAME = re.compile(
-    rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{re.escape(gather.REPRODUCED)}|{re.escape(gather.MATRIX)}"
+    rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{'|'.join(map(re.escape, gather.RECORDS))}"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 FORMATS = ("1.6",)
