@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passthroughs of emulated cards for real: VFIO, an IOMMU, KVM, in an emulated host."""
+
+import json
+import subprocess
+
+import pytest
+
+from minguest import paths
+from tests.integration.conftest import LINE, Doit
+
+
+@pytest.mark.parametrize(
+    ("words", "cards"),
+    [
+        ((), ["1234:1111"]),
+        (("--gpu", "secondary-vga,bochs-display"), ["1234:1111", "1234:1111"]),
+        # Each page of a BAR is mapped for the card's own DMA: 1 GiB takes seconds, 16 GiB minutes (docs/passthrough.md).
+        (("--gpu", "bar:1G"), ["1b36:0005"]),
+    ],
+)
+def test_cards_go_to_the_guest_and_back(
+    built: paths.Layout, doit: Doit, words: tuple[str, ...], cards: list[str]
+) -> None:
+    result = doit("rehearse", *words, f"kernel={LINE}")
+    assert result.returncode == 0, result.stdout
+    assert "PASS: the cards went to the guest and back" in result.stdout
+    record = json.loads(built.rehearsed.read_bytes())
+    assert record["result"] == "pass"
+    assert (record["outcome"]["spec"]["accel"], record["outcome"]["verdict"]["result"]) == ("kvm", "pass")
+    rows = {check["name"]: check for check in record["outcome"]["verdict"]["checks"]}
+    for number, ids in enumerate(cards):
+        row = rows[f"GPU gpu{number}"]
+        assert row["ok"] and row["asked"] == f"vfio-pci 0000:{number + 1:02x}:00.0" and row["guest"].startswith(ids)
+    # The guest had KVM's help and was not told so.
+    assert ",kvm=off" in record["outcome"]["argv"][record["outcome"]["argv"].index("-cpu") + 1]
+    # Its own host said what it did.
+    share = built.rehearse / "share"
+    assert "vfio-pci vfio-pci" in (share / "during").read_text()
+    assert (share / "before").read_text() == (share / "after").read_text()
+
+
+def test_a_rehearsal_that_takes_too_long_is_lost_and_leaves_nothing(built: paths.Layout, doit: Doit) -> None:
+    result = doit("rehearse", "--timeout", "4", f"kernel={LINE}")
+    assert result.returncode != 0
+    assert "FAIL, lost" in result.stdout and "4 s are over" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert json.loads(built.rehearsed.read_bytes())["result"] == "lost"
+    running = subprocess.run(["pgrep", "-f", f"{built.rehearse}|mount_tag=share"], capture_output=True, check=False)
+    assert running.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--gpu", "0000:01:00.0"), "a rehearsal is with emulated cards"),
+        (("--gpu", "secondary-vgaa"), "did you mean secondary-vga"),
+        (("--memory", "900T"), "are all that this host has"),
+        (("--timeout", "soon"), "is not a whole number"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_said(built: paths.Layout, doit: Doit, words: tuple[str, ...], message: str) -> None:
+    result = doit("rehearse", *words, f"kernel={LINE}")
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert "Traceback" not in result.stdout
