@@ -17,10 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
-
-from debian.arfile import ArError
-from debian.debfile import DebError, DebFile
+from typing import IO, Any, cast
 
 from minguest import files
 from minguest.errors import ToolError, UserError
@@ -98,6 +95,8 @@ def deb_member(deb: Path, names: Sequence[str]) -> dict[str, bytes]:
 
     Raises UserError when a name is not in it or the file is no Debian package.
     """
+    from debian.debfile import DebError  # noqa: PLC0415 - slow, and few commands open a package
+
     with _opened_deb(deb) as package:
         held = package.data.tgz().getnames()
         _check_end(deb, package.data.tgz())
@@ -288,7 +287,10 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _opened_deb(deb: Path) -> Iterator[DebFile]:
+def _opened_deb(deb: Path) -> Iterator[Any]:
+    from debian.arfile import ArError  # noqa: PLC0415 - as above
+    from debian.debfile import DebFile  # noqa: PLC0415
+
     try:
         file = deb.open("rb")
     except OSError as error:

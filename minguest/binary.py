@@ -13,11 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pefile
-from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSection
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
 from minguest import run
 from minguest.errors import ToolError, UserError
@@ -123,6 +118,12 @@ class Pe(msgspec.Struct, frozen=True):
 
 def elf(path: Path) -> Elf:
     """Read an ELF file; UserError if it is none."""
+    # These and pefile are slow to import, and few commands look into a binary.
+    from elftools.common.exceptions import ELFError  # noqa: PLC0415
+    from elftools.elf.dynamic import DynamicSection  # noqa: PLC0415
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+    from elftools.elf.sections import SymbolTableSection  # noqa: PLC0415
+
     try:
         with path.open("rb") as file:
             image = ELFFile(file)
@@ -208,6 +209,8 @@ def payload(data: bytes) -> Payload | None:
 
 def pe(data: bytes) -> Pe | None:
     """The PE header of an EFI program, or None; source: Microsoft's PE/COFF specification, by pefile."""
+    import pefile  # noqa: PLC0415 - slow, see elf
+
     try:
         image = pefile.PE(data=data, fast_load=True)
     except pefile.PEFormatError:

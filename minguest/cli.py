@@ -21,10 +21,8 @@ from minguest import (
     launch,
     paths,
     pits,
-    pull,
     settings,
     sshsig,
-    verify,
 )
 from minguest.errors import MinguestError, UserError, printable
 from minguest.model import Launch
@@ -143,6 +141,8 @@ def _trust(command: argparse.ArgumentParser) -> None:
 
 
 def _verify(words: argparse.Namespace) -> int:
+    from minguest import pull, verify  # noqa: PLC0415 - requests is slow to import
+
     pull.check_source(words.release)
     with _trusted(words) as trusted:
         source, cache, configs = words.release, settings.cache_folder(), settings.registry_configs()
@@ -158,6 +158,8 @@ def _verify(words: argparse.Namespace) -> int:
 
 
 def _pull(words: argparse.Namespace) -> int:
+    from minguest import pull, verify  # noqa: PLC0415 - as above
+
     with _trusted(words) as trusted:
         place, report = pull.pull(
             words.source,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from minguest import binary, contract, explain, files, kconfig, run, settings
+from minguest import binary, contract, files, kconfig, run, settings
 from minguest.errors import ToolError, UserError
 from minguest.model import Launch
 from minguest.progress import Progress
@@ -105,6 +105,8 @@ def configure(
     unmet = kconfig.unmet(requested, config)
     problems = [contract.describe(breaches)] if breaches else []
     if unmet:
+        from minguest import explain  # noqa: PLC0415 - kconfiglib is slow to import
+
         why = explain.explain_all(tree, text, [each.option.name for each in unmet])
         problems.append(kconfig.describe(unmet, why))
     if problems and not ignore:

@@ -16,9 +16,11 @@ import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from minguest import archive, fetch, files, run, settings, signature
+from minguest import archive, files, run, settings, signature
 from minguest.errors import ToolError, UserError
 from minguest.model import Choice, Guest, Source, Sources
+
+# SLOW: requests takes 30 ms to import, so fetch is imported where something may have to be downloaded.
 
 STAMP = ".minguest.json"
 PINNED = "pinned"
@@ -146,6 +148,8 @@ def availability(cache: Path) -> Callable[[Source], str | None]:
     """How `choose` learns where a pinned source can be had."""
 
     def available(source: Source) -> str | None:
+        from minguest import fetch  # noqa: PLC0415 - see SLOW
+
         if fetch.cached(source, cache):
             return "in the cache"
         url = fetch.reachable(source, ANSWER)
@@ -276,6 +280,8 @@ def prepare(
         return kept
     signed = "not verified: your own tree"
     if source:
+        from minguest import fetch  # noqa: PLC0415 - see SLOW
+
         tarball = fetch.fetch(source, f"linux {source.version}", cache, say)
         signed = _verify(source, tarball, keys, say)
     tree = Tree(choice.line, choice.version, origin, signed, applied)
@@ -315,6 +321,8 @@ def _verify(source: Source, tarball: Path, keys: Path, say: Callable[[str], None
     elif not signature.available():
         result = "not verified: gpgv is not installed"
     else:
+        from minguest import fetch  # noqa: PLC0415 - see SLOW
+
         try:
             detached = fetch.fetch_small(source.signature.urls)
         except ToolError as error:

@@ -25,16 +25,13 @@ from minguest import (
     cards,
     contract,
     dig,
-    doctor,
     evidence,
-    fetch,
     files,
     firmware,
     gather,
     hostbind,
     hostchecks,
     hostfacts,
-    image,
     initd,
     initrd,
     kconfig,
@@ -42,10 +39,7 @@ from minguest import (
     launch,
     pits,
     plan,
-    publish,
     rehearse,
-    release,
-    reproduce,
     settings,
     source,
     variants,
@@ -55,6 +49,8 @@ from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, U
 from minguest.launch import Words
 from minguest.model import Choice, Guest, Launch, Source, Sources
 from minguest.paths import Layout
+
+# SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 
 Task = dict[str, Any]
 CODE = Path(__file__).parent
@@ -373,6 +369,8 @@ class Project:
         target = self.at.firmware(self.ovmf.version)
 
         def make() -> None:
+            from minguest import fetch  # noqa: PLC0415 - see SLOW
+
             package = fetch.fetch(self.ovmf, f"OVMF {self.ovmf.version}", self.cache, say)
             firmware.unpack(package, self.ovmf, target)
 
@@ -500,6 +498,8 @@ class Project:
 
     def reproduce_step(self) -> Task:
         def make() -> None:
+            from minguest import reproduce  # noqa: PLC0415 - see SLOW
+
             words = [f"guest={self.guest_file}", *(["contract=ignore"] if self.ignore else [])]
             # The choice goes along, as the manifest tells how it came about: line, source and reason.
             record = reproduce.builds(
@@ -520,6 +520,8 @@ class Project:
 
     def release_step(self) -> Task:
         def make() -> None:
+            from minguest import release  # noqa: PLC0415 - see SLOW
+
             made = release.make(
                 self.at,
                 self.words["version"],
@@ -541,6 +543,8 @@ class Project:
 
     def publish_step(self) -> Task:
         def make() -> None:
+            from minguest import publish  # noqa: PLC0415 - see SLOW
+
             say(publish.shown(publish.publish(self.at.release, self.words["to"], say)))
 
         return step(
@@ -568,6 +572,8 @@ class Project:
 
     def doctor_step(self) -> Task:
         def make() -> None:
+            from minguest import doctor, image  # noqa: PLC0415 - see SLOW
+
             if not self.words["image"]:
                 raise UserError("no image", "doit doctor image=FILE [config=FILE] [cpus=N] [gpu=MODEL,…]")
             looked = image.read(Path(self.words["image"]).expanduser(), doctor.look_for())
@@ -734,6 +740,8 @@ class Project:
         folder = self.at.matrix
 
         def make() -> None:
+            from minguest import fetch  # noqa: PLC0415 - see SLOW
+
             shop = variants.Workshop(
                 tree=self.tree,
                 line=self.choice.line,

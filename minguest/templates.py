@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from minguest.errors import UserError
 
 
 def render(template: Path, **facts: Any) -> str:
     """A template's text; an unknown name in it is an error. A `*.html.j2` escapes what it is given."""
+    import jinja2  # noqa: PLC0415 - slow, and few commands render
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         undefined=jinja2.StrictUndefined,

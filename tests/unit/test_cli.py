@@ -14,15 +14,25 @@ CONSOLES = Path(__file__).parents[1] / "data" / "consoles"
 ROOT = Path(__file__).parents[2]
 # What the extras `build`, `s3` and `test` bring, by the names that are imported.
 NOT_THERE = ("doit", "jinja2", "elftools", "debian", "pefile", "kconfiglib", "cyclonedx", "boto3", "pytest", "oras")
+# What takes 5 to 60 ms each to import, and is imported where it is used: `doit list` shall not wait for it.
+SLOW = {*NOT_THERE[1:], "requests", "tqdm", "securesystemslib"}
 # A reset, a bell, an eight-bit CSI, a change of direction, a backspace and a line separator.
 STRANGE = "\x1bc\x07\x9b2J\u202e\x08\u2028"
 
 
 def test_the_command_needs_none_of_the_builds_packages() -> None:
-    program = f"import sys; sys.modules.update(dict.fromkeys({NOT_THERE})); from minguest.cli import main; main(['-h'])"
+    # pull and verify are imported by their commands only.
+    late = "from minguest import cli, pull, verify"
+    program = f"import sys; sys.modules.update(dict.fromkeys({NOT_THERE})); {late}; cli.main(['-h'])"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "verify" in found.stdout
+
+
+def test_a_command_starts_without_the_slow_libraries() -> None:
+    program = f"import sys, minguest.cli, minguest.steps; print(*sys.modules.keys() & {SLOW})"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout.split()) == (0, [])
 
 
 def test_diagnose_names_the_pit_of_a_console(capsys: pytest.CaptureFixture[str]) -> None:
