@@ -15,7 +15,7 @@ from tests.integration.conftest import LINE, Doit
     [
         ((), ["1234:1111"]),
         (("--gpu", "secondary-vga,bochs-display"), ["1234:1111", "1234:1111"]),
-        # Each page of a BAR is mapped for the card's own DMA: 1 GiB takes seconds, 16 GiB minutes (docs/passthrough.md).
+        # Each page of a BAR is mapped for the card's own DMA: see docs/passthrough.md for larger ones.
         (("--gpu", "bar:1G"), ["1b36:0005"]),
     ],
 )
@@ -59,7 +59,9 @@ def test_a_rehearsal_that_takes_too_long_is_lost_and_leaves_nothing(built: paths
         (("--timeout", "soon"), "is not a whole number"),
     ],
 )
-def test_what_cannot_be_rehearsed_is_said(built: paths.Layout, doit: Doit, words: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_rehearsed_is_said(
+    built: paths.Layout, doit: Doit, words: tuple[str, ...], message: str
+) -> None:
     result = doit("rehearse", *words, f"kernel={LINE}")
     assert result.returncode != 0
     assert message in result.stdout
