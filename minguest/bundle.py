@@ -11,10 +11,11 @@ import msgspec
 from minguest import VERSION, files
 from minguest.errors import UserError
 from minguest.model import Guest
+from minguest.released import RUN_GUEST
 
 SCHEMA = 1
 NAME = "manifest.json"
-# What every bundle has beside its manifest.
+# What every bundle has beside its manifest; those that are made today have launch files too (launchfiles.py).
 PARTS = ("bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map")
 AGAIN = "doit build makes a bundle; a release that was pulled is pulled again"
 
@@ -96,12 +97,17 @@ def describe(path: Path) -> File:
     return File(files.sha256(path), path.stat().st_size)
 
 
-def write(target: Path, parts: Mapping[str, Path], facts: Mapping[str, Any]) -> Manifest:
-    """Copy the parts and the manifest to `target`, all of them or none."""
+def write(
+    target: Path, parts: Mapping[str, Path], facts: Mapping[str, Any], launch_files: Mapping[str, str]
+) -> Manifest:
+    """Copy the parts, what starts them and the manifest to `target`, all of them or none."""
     with files.replacing_tree(target) as folder:
         for name, path in parts.items():
             files.copy(path, folder / name)
-        made = {name: describe(folder / name) for name in sorted(parts)}
+        for name, text in launch_files.items():
+            files.write(folder / name, text)
+            (folder / name).chmod(0o755 if name == RUN_GUEST else 0o644)
+        made = {name: describe(folder / name) for name in sorted([*parts, *launch_files])}
         manifest = msgspec.convert({"schema": SCHEMA, "minguest": VERSION, "files": made, **facts}, Manifest)
         (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest

@@ -15,6 +15,20 @@ from minguest.model import Accel, Launch, Machine
 from minguest.report import cpu_list
 
 QEMU = "qemu-system-x86_64"
+# Accelerators that a launch is settled for; `auto` becomes one of them.
+ACCELS: tuple[Accel, ...] = ("kvm", "tcg")
+# How QEMU finds the bundle from the folder that it is started in: by a link, so that no path of the machine is in its
+# words, and no comma, which it would take for the end of a value.
+LINK = "bundle"
+# A person is at the console, Ctrl-a x ends QEMU, and QEMU ends with its guest. signal=off: Ctrl-C is the guest's.
+ATTENDED = ("-chardev", "stdio,id=console,signal=off,mux=on")
+# A program asks over QMP, and an ended guest stays, to be asked.
+WATCHED = (
+    "-chardev", "stdio,id=console,signal=off",
+    "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off",
+    "-mon", "chardev=qmp,mode=control",
+    "-no-shutdown",
+)  # fmt: skip
 # Domain, bus, slot and function, as lspci -D prints them.
 BDF = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.IGNORECASE)
 # The guest's serial ports: the console is for people, the report for this program. Not the second port: OVMF draws
@@ -103,11 +117,20 @@ class Words(msgspec.Struct, frozen=True):
     plug_memory: str = ""
 
 
-def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sysfs: Path, line: str = "") -> Spec:
+def settle(
+    launch: Launch,
+    words: Words,
+    nr_cpus: int,
+    models: Sequence[str],
+    sysfs: Path,
+    line: str = "",
+    *,
+    here: bool = True,
+) -> Spec:
     """Apply the user's words to a launch; UserError for what cannot be.
 
     `nr_cpus` is what the bundle's kernel was built for and `line` its line, `models` what this QEMU has, `sysfs` is
-    /sys.
+    /sys. Of a launch that is not started `here` cards and disks need not be there, nor be free.
     """
     cpus = settings.integer(words.cpus, "--cpus") if words.cpus else launch.cpus
     settings.check_cpus(cpus, "--cpus")
@@ -117,7 +140,9 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
             "raise launch.max_cpus and NR_CPUS in the guest's file (options.NR_CPUS = …), and build again",
         )
     names = tuple(filter(None, words.gpu.split(","))) if words.gpu else launch.gpus
-    gpus = () if names == ("none",) else tuple(one_gpu(f"gpu{n}", name, models, sysfs) for n, name in enumerate(names))
+    gpus: tuple[Gpu, ...] = ()
+    if names != ("none",):
+        gpus = tuple(one_gpu(f"gpu{n}", name, models, sysfs, here) for n, name in enumerate(names))
     memory = settings.size(words.memory or launch.memory, "--memory")
     most, plugged = _room(launch, memory, words.plug_memory)
     max_cpus = max(cpus, launch.max_cpus)
@@ -147,7 +172,7 @@ def settle(launch: Launch, words: Words, nr_cpus: int, models: Sequence[str], sy
         clock=launch.clock,
         hugepages=launch.hugepages,
         lock_memory=launch.lock_memory,
-        disks=tuple(_disk(f"launch.disks[{n}]", disk) for n, disk in enumerate(launch.disks)),
+        disks=tuple(_disk(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
         plug_cpus=plug_cpus,
         plug_memory=plugged,
         line_words=LINE_WORDS.get(line, ()),
@@ -203,13 +228,13 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
     return most, plugged
 
 
-def _disk(where: str, disk: model.Disk) -> model.Disk:
+def _disk(where: str, disk: model.Disk, here: bool) -> model.Disk:
     """A disk that QEMU can be told of; UserError for what it would stumble over, or what would give a key away."""
     if bool(disk.file) == bool(disk.rbd):
         raise UserError(f"{where}: file = and rbd = exclude each other, and one of them is wanted")
     if disk.file:
         path = Path(disk.file).expanduser()
-        if not (path.is_file() or path.is_block_device()):
+        if here and not (path.is_file() or path.is_block_device()):
             raise UserError(f"{where}.file = {disk.file!r}: no such file or block device")
         if disk.conf or disk.user or disk.key_file:
             raise UserError(f"{where}: conf, user and key_file are for rbd")
@@ -221,6 +246,8 @@ def _disk(where: str, disk: model.Disk) -> model.Disk:
     if not disk.key_file:
         return disk
     key = Path(disk.key_file).expanduser()
+    if not here:
+        return msgspec.structs.replace(disk, key_file=str(key.absolute()))
     try:
         mode, content = key.stat().st_mode, key.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -291,14 +318,31 @@ def room_told(spec: Spec, made: plan.Plan) -> str:
 
 def planned(launch: Launch) -> Spec:
     """A launch that nobody starts yet: its cards need not be on this machine. UserError for what cannot be."""
-    there = msgspec.structs.replace(launch, gpus=tuple(name for name in launch.gpus if not BDF.fullmatch(name)))
     try:
         models: Sequence[str] = display_models()
     except ToolError:
         models = launch.gpus  # without QEMU nobody knows which there are
-    spec = settle(there, Words(), launch.cpus, models, Path("/sys"))
-    absent = tuple(Gpu(f"host{n}", name, host=name) for n, name in enumerate(launch.gpus) if BDF.fullmatch(name))
-    return msgspec.structs.replace(spec, gpus=(*spec.gpus, *absent))
+    return settle(launch, Words(), launch.cpus, models, Path("/sys"), here=False)
+
+
+def shipped(launch: Launch, line: str, sysfs: Path, cpuinfo: str) -> dict[Accel, Spec]:
+    """A bundle's own launch, for KVM and for software emulation, as its run-guest has it.
+
+    Cards that are on this machine are planned with its CPU (`cpuinfo`: /proc/cpuinfo). For others there is nothing to
+    plan with. Emulated ones come out the same wherever the bundle is built: the host's CPU counts as one of 40 bits,
+    which few have less than, and of which OVMF opens the smallest window by itself.
+    """
+    spec = settle(launch, Words(), launch.cpus, launch.gpus, sysfs, line, here=False)
+    by_accel = {accel: msgspec.structs.replace(spec, accel=accel) for accel in ACCELS}
+    if absent(spec, sysfs):
+        return by_accel
+    info = cpuinfo if any(gpu.host for gpu in spec.gpus) else ""
+    return {accel: with_room(each, sysfs, info)[0] for accel, each in by_accel.items()}
+
+
+def absent(spec: Spec, sysfs: Path) -> list[str]:
+    """Addresses of the cards that this machine does not have."""
+    return [gpu.host for gpu in spec.gpus if gpu.host and not (sysfs / "bus/pci/devices" / gpu.host).is_dir()]
 
 
 def one_of(where: str, word: str, choices: Any) -> Any:
@@ -316,20 +360,21 @@ def display_models(qemu: str = QEMU) -> list[str]:
     return re.findall(r'^name "([^"]+)", bus PCI', section[1], re.MULTILINE) if section else []
 
 
-def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
-    """A card by its word; UserError for one that this QEMU or this host has not."""
+def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path, here: bool = True) -> Gpu:
+    """A card by its word; UserError for one that this QEMU has not, or this host, unless it need not be `here`."""
     if BDF.fullmatch(word):
-        host = _bound(word.lower(), sysfs)
+        host = _bound(word.lower(), sysfs, here)
         others = sorted(path.name for path in (sysfs / "bus/pci/devices").glob(f"{host.rpartition('.')[0]}.*"))
-        functions = tuple(_bound(each, sysfs) for each in others if each != host)
-        return Gpu(name, word, host=host, functions=functions, card=cards.on_host(host, sysfs))
-    if word in models:
-        return Gpu(name, word, model=word)
+        functions = tuple(_bound(each, sysfs, here) for each in others if each != host)
+        there = here or (sysfs / "bus/pci/devices" / host).is_dir()
+        return Gpu(name, word, host=host, functions=functions, card=cards.on_host(host, sysfs) if there else None)
     if word.startswith("bar:"):
         size = settings.size(word.removeprefix("bar:"), f"--gpu {word}")
         if size & (size - 1):
             raise UserError(f"--gpu {word}: a BAR's size is a power of two", "for example bar:64G")
         return Gpu(name, word, bar=size)
+    if word in models:
+        return Gpu(name, word, model=word)
     if ":" in word:
         raise UserError(f"--gpu {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0")
     near = difflib.get_close_matches(word, models, 1)
@@ -339,9 +384,11 @@ def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path) -> Gpu:
     )
 
 
-def _bound(bdf: str, sysfs: Path) -> str:
-    """The full address of a card that exists and is vfio-pci's."""
+def _bound(bdf: str, sysfs: Path, here: bool) -> str:
+    """The full address of a card that, where it is started `here`, exists and is vfio-pci's."""
     bdf = bdf if bdf.count(":") == 2 else f"0000:{bdf}"
+    if not here:
+        return bdf
     device = sysfs / "bus/pci/devices" / bdf
     if not device.is_dir():
         raise UserError(f"--gpu {bdf}: this host has no such PCI device", "lspci -Dd ::0300/ff00 and ::0302 list cards")
@@ -356,20 +403,101 @@ def _bound(bdf: str, sysfs: Path) -> str:
     return bdf
 
 
-def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, watched: bool = True) -> list[str]:
-    """QEMU's command. Paths are strings as QEMU shall see them; the report, QMP's socket and the variables are
-    relative to the folder that it is started in. `spec.accel` must be settled (kvm or tcg).
+class Group(msgspec.Struct, frozen=True):
+    """Words for QEMU that belong together; none, where the launch does not ask for them."""
 
-    A `watched` guest is asked over QMP when it has ended. Else a person is at the console (Ctrl-a x ends QEMU), and
-    QEMU ends with its guest.
+    why: str
+    """A line for a person: what they are, and why they are there."""
+    words: tuple[str, ...]
+
+
+def argv(spec: Spec, *, watched: bool = True, **paths: str) -> list[str]:
+    """QEMU's command. `spec.accel` must be settled (kvm or tcg).
+
+    `paths` are those of `groups`, as QEMU shall see them; the report, QMP's socket and the variables are relative to
+    the folder that it is started in. A `watched` guest is asked over QMP when it has ended; else a person is at the
+    console.
     """
+    words = [word for group in groups(spec, **paths) for word in group.words]
+    return [QEMU, *words, *(WATCHED if watched else ATTENDED)]
+
+
+def watching(attended: Sequence[str]) -> list[str]:
+    """The same command for a program to watch; UserError where it is none that `argv` or run-guest made."""
+    if tuple(attended[-len(ATTENDED) :]) != ATTENDED:
+        raise UserError(
+            f"run-guest --show ends with {' '.join(attended[-2:])!r}, not with {' '.join(ATTENDED)!r}",
+            "the bundle is of another minguest, or was changed: build it again, or take the minguest that made it",
+        )
+    return [*attended[: -len(ATTENDED)], *WATCHED]
+
+
+def groups(
+    spec: Spec,
+    *,
+    code: str = f"{LINK}/OVMF_CODE.fd",
+    variables: str = "OVMF_VARS.fd",
+    kernel: str = f"{LINK}/bzImage",
+    initrd: str = f"{LINK}/initrd.img",
+) -> list[Group]:
+    """QEMU's words but for the console's end: for every spec the same groups in the same order."""
+    memory = f"{spec.memory // 2**20}M"
+    if spec.max_memory:
+        memory += f",slots={spec.slots},maxmem={spec.max_memory // 2**20}M"
+    machine = f"{spec.machine},accel={spec.accel}" + (",memory-backend=memory" if _one_backend(spec) else "")
+    # OvmfPkg/Library/PlatformInitLib/MemDetect.c reads it.
+    window = ("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={spec.window}") if spec.window else ()
+    return [
+        Group(
+            "Nothing but what is named here; no screen; a reset ends the run.",
+            ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        ),
+        Group("The machine and its CPU.", ("-machine", machine, "-cpu", cpu(spec))),
+        Group(
+            "CPUs and memory: those that are there, and at most with what is plugged in.",
+            ("-smp", f"{spec.cpus},maxcpus={spec.max_cpus}", "-m", memory),
+        ),
+        Group("Where the memory comes from, and the NUMA nodes.", tuple(_memory_argv(spec))),
+        Group(
+            "Interrupts of the real-time clock that the guest missed are made up for.",
+            ("-rtc", f"base=utc,clock={spec.clock},driftfix=slew"),
+        ),
+        Group(
+            "KVM's timer: interrupts that the guest missed come late, not all at once.",
+            ("-global", "kvm-pit.lost_tick_policy=delay") if spec.accel == "kvm" else (),
+        ),
+        Group(
+            "OVMF as flash, not by -bios: code and variables are a pair, and the variables are written to.",
+            (
+                "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={comma(code)}",
+                "-drive", f"if=pflash,unit=1,format=raw,file={comma(variables)}",
+            ),
+        ),
+        Group("MiB of OVMF's window for 64-bit BARs: by itself it opens too small a one for these cards.", window),
+        Group("The kernel and its initrd.", ("-kernel", kernel, "-initrd", initrd)),
+        Group(
+            "What the kernel is told.",
+            ("-append", " ".join(cmdline(spec))),
+        ),
+        Group(
+            "First serial port: the console. Fourth: the report alone, the kernel's messages would cut into it.",
+            (
+                "-serial", "chardev:console",
+                "-chardev", "file,id=report,path=report.jsonl",
+                "-device", f"isa-serial,chardev=report,index={REPORT_INDEX}",
+            ),
+        ),
+        Group("Disks.", tuple(word for n, disk in enumerate(spec.disks) for word in _disk_argv(disk, n))),
+        Group("Cards.", tuple(_cards_argv(spec))),
+    ]  # fmt: skip
+
+
+def cmdline(spec: Spec) -> list[str]:
+    """The kernel's words."""
     # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
     # doesn't work!". By itself it leaves that out only where CPUID tells of KVM (arch/x86/kernel/kvm.c).
     words = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff"]
     words += [*spec.line_words, *spec.cmdline]
-    memory = f"{spec.memory // 2**20}M"
-    if spec.max_memory:
-        memory += f",slots={spec.slots},maxmem={spec.max_memory // 2**20}M"
     if spec.plug_cpus or spec.plug_memory:
         words += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)
         words += [f"initd.wait-memory={spec.plug_memory}"] * bool(spec.plug_memory)
@@ -377,53 +505,18 @@ def argv(spec: Spec, *, code: str, variables: str, kernel: str, initrd: str, wat
         if spec.accel == "tcg":
             # Linux measures each CPU that is plugged in against the timer, for seconds where a host is slow.
             words.insert(0, "lpj=2000000")
-    command = [
-        QEMU,
-        "-nodefaults",
-        "-no-user-config",
-        "-display", "none",
-        "-machine", f"{spec.machine},accel={spec.accel}" + (",memory-backend=memory" if _one_backend(spec) else ""),
-        "-cpu", cpu(spec),
-        "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}",
-        "-m", memory,
-        # Flash, not -bios: the variables are writable, and code and variables are the pair that was built together.
-        "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={comma(code)}",
-        "-drive", f"if=pflash,unit=1,format=raw,file={comma(variables)}",
-        "-kernel", kernel,
-        "-initrd", initrd,
-        "-append", " ".join(words),
-        # First serial port: the console. signal=off, so that Ctrl-C in the guest does not end QEMU.
-        "-chardev", f"stdio,id=console,signal=off{'' if watched else ',mux=on'}",
-        "-serial", "chardev:console",
-        # Fourth: the report alone. The kernel's printk cuts into lines on the console.
-        "-chardev", "file,id=report,path=report.jsonl",
-        "-device", f"isa-serial,chardev=report,index={REPORT_INDEX}",
-        # A reset ends the run.
-        "-no-reboot",
-    ]  # fmt: skip
-    if watched:
-        command += [
-            "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off",
-            "-mon", "chardev=qmp,mode=control",
-            # An ended guest stays, to be asked.
-            "-no-shutdown",
-        ]  # fmt: skip
-    if spec.window:
-        # OvmfPkg/Library/PlatformInitLib/MemDetect.c reads it.
-        command += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={spec.window}"]
-    command += _time_argv(spec)
-    command += _memory_argv(spec)
-    for number, disk in enumerate(spec.disks):
-        command += _disk_argv(disk, number)
-    # A device with no bus of its own takes the first that fits, so buses of nodes come last.
-    for number, gpu in enumerate(spec.gpus):
-        if gpu.node is None:
-            command += _gpu_argv(spec, gpu, number)
+    return words
+
+
+def _cards_argv(spec: Spec) -> list[str]:
+    """A device with no bus of its own takes the first that fits, so the buses of nodes come last."""
     near = sorted({gpu.node for gpu in spec.gpus if gpu.node is not None})
-    for place, node in enumerate(near, 1):
-        # A host bridge of the node's own, whose buses are numbered on from its own: an even share of all.
-        bus = 256 * place // (len(near) + 1)
-        command += ["-device", f"pxb-pcie,id=node{node}-bus,bus=pcie.0,bus_nr={bus},numa_node={node}"]
+    command: list[str] = []
+    for place, node in enumerate([None, *near]):
+        if node is not None:
+            # A host bridge of the node's own, whose buses are numbered on from its own: an even share of all.
+            bus = 256 * place // (len(near) + 1)
+            command += ["-device", f"pxb-pcie,id=node{node}-bus,bus=pcie.0,bus_nr={bus},numa_node={node}"]
         for number, gpu in enumerate(spec.gpus):
             if gpu.node == node:
                 command += _gpu_argv(spec, gpu, number)
@@ -436,18 +529,6 @@ def cpu(spec: Spec) -> str:
         return spec.cpu
     name, comma_, flags = spec.cpu.partition(",")
     return ("host" if name == "max" else name) + comma_ + flags + (",kvm=off" if spec.hide_kvm else "")
-
-
-def _time_argv(spec: Spec) -> list[str]:
-    # slew: interrupts of the real-time clock that the guest missed are made up for.
-    command = ["-rtc", f"base=utc,clock={spec.clock},driftfix=slew"]
-    return [*command, *kvm_only()] if spec.accel == "kvm" else command
-
-
-def kvm_only() -> list[str]:
-    """Words that QEMU knows with KVM alone."""
-    # The timer's missed interrupts are delivered late, not all at once.
-    return ["-global", "kvm-pit.lost_tick_policy=delay"]
 
 
 def _one_backend(spec: Spec) -> bool:
@@ -491,7 +572,7 @@ def _disk_argv(disk: model.Disk, number: int) -> list[str]:
     serial = f",serial={comma(disk.serial)}" if disk.serial else ""
     device = ["-device", f"virtio-blk-pci,drive={name},id={name}-device{serial}"]
     if disk.file:
-        host = "host_device" if Path(disk.file).is_block_device() else "file"
+        host = "host_device" if is_device(disk.file) else "file"
         file = f"file.driver={host},file.filename={comma(disk.file)}"
         return ["-blockdev", f"driver={disk.format},node-name={name},{file}{only}", *device]
     pool, *namespace, image = disk.rbd.split("/")
@@ -504,6 +585,11 @@ def _disk_argv(disk: model.Disk, number: int) -> list[str]:
     # The key stays in its file: a command line is for everyone on the machine to read.
     secret = f"secret,id={name}-key,format=base64,file={comma(disk.key_file)}"
     return ["-object", secret, "-blockdev", f"{words},key-secret={name}-key", *device]
+
+
+def is_device(path: str) -> bool:
+    """Whether a disk is a block device; of one that is not on this machine its place tells."""
+    return Path(path).is_block_device() or (path.startswith("/dev/") and not Path(path).exists())
 
 
 def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:

@@ -24,7 +24,6 @@ from minguest import (
     files,
     gather,
     kconfig,
-    launch,
     pits,
     provenance,
     released,
@@ -77,6 +76,8 @@ def make(
             f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
             "mend the config and build without contract=ignore",
         )
+    if missing := [name for name in (released.RUN_GUEST, released.DOMAIN) if name not in manifest.files]:
+        raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: it is of an older minguest", bundle.AGAIN)
     checks = gather.checks(
         at, manifest, boottest.nr_cpus_of(at.bundle), dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
     )
@@ -101,7 +102,6 @@ def make(
     with files.replacing_tree(at.release) as folder:
         for name in (*manifest.files, released.MANIFEST):
             _write(folder / name, (at.bundle / name).read_bytes())
-        _write(folder / released.RUN_GUEST, _run_guest(at, facts, manifest), executable=True)
         _write(folder / released.EVIDENCE_FILES, pack(at, checks))
         _write(folder / released.FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
         _write(folder / released.SBOM, sbom.render(manifest, at.name, version, _patches(at, manifest)))
@@ -199,12 +199,12 @@ def _own_seconds(checks: Sequence[evidence.Check], manifest: bundle.Manifest) ->
 
 def _copy_all(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
-        _write(target / path.name, path.read_bytes(), executable=path.name == released.RUN_GUEST)
+        _write(target / path.name, path.read_bytes())
 
 
-def _write(path: Path, content: bytes | str, *, executable: bool = False) -> None:
+def _write(path: Path, content: bytes | str) -> None:
     files.write(path, content)
-    if executable:
+    if path.name == released.RUN_GUEST:
         path.chmod(path.stat().st_mode | 0o111)
 
 
@@ -225,7 +225,7 @@ def _attest(
     checks: Sequence[evidence.Check],
     sign: Callable[[bytes], bytes] | None,
 ) -> None:
-    made = [*manifest.files, released.MANIFEST, released.RUN_GUEST]
+    made = [*manifest.files, released.MANIFEST]
     statement = attest.Statement(
         {name: files.sha256(folder / name) for name in made},
         provenance.KIND,
@@ -252,52 +252,6 @@ def commit(root: Path) -> str | None:
     except MinguestError:
         return None
     return head.strip() if status == 0 == dirty and not changes.strip() else None
-
-
-def _run_guest(at: Layout, facts: released.Facts, manifest: bundle.Manifest) -> str:
-    wanted = manifest.guest.launch
-    nr_cpus, line = boottest.nr_cpus_of(at.bundle), manifest.kernel.line
-    spec = launch.settle(wanted, launch.Words(), nr_cpus, wanted.gpus, boottest.SYSFS, line)
-    # As under KVM; the script adds what software emulation wants.
-    kvm, tcg = (msgspec.structs.replace(spec, accel=accel) for accel in ("kvm", "tcg"))
-    words = launch.argv(
-        kvm,
-        code="release/OVMF_CODE.fd",
-        variables="OVMF_VARS.fd",
-        kernel="release/bzImage",
-        initrd="release/initrd.img",
-        watched=False,
-    )
-    rows: list[str] = []
-    for word in words[1:]:
-        if word.startswith("-"):
-            rows.append(word)
-            continue
-        quoted = _quoted(word)
-        if rows[-1] == "-machine":
-            quoted = quoted.replace("accel=kvm", "accel=$accel")
-        if rows[-1] == "-cpu":
-            quoted = '"$cpu"'
-        if rows[-1] == "-global":
-            rows[-1] = "$only"  # words, not one
-            continue
-        if rows[-1] == "-append":
-            quoted = f'{quoted[:-1]}${{append:+ $append}}"'
-        rows[-1] += f" {quoted}"
-    return templates.render(
-        at.templates / "run-guest.j2",
-        facts=facts,
-        qemu=launch.QEMU,
-        machine=spec.machine,
-        cpus={"kvm": launch.cpu(kvm), "tcg": launch.cpu(tcg)},
-        only=launch.kvm_only(),
-        rows=rows,
-    )
-
-
-def _quoted(word: str) -> str:
-    """A word in double quotes for a POSIX shell."""
-    return '"' + "".join(f"\\{c}" if c in '"$`\\' else c for c in word) + '"'
 
 
 # ── what the notes and the page show ──

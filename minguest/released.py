@@ -17,6 +17,7 @@ SIGNATURE = "SHA256SUMS.sig"
 FACTS = "release.json"
 MANIFEST = "manifest.json"
 RUN_GUEST = "run-guest"
+DOMAIN = "domain.xml"
 SBOM = "sbom.cdx.json"
 PROVENANCE = "provenance.dsse.json"
 EVIDENCE = "evidence.dsse.json"
@@ -36,6 +37,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     MANIFEST: "application/vnd.minguest.manifest.v1+json",
     FACTS: "application/vnd.minguest.release.v1+json",
     RUN_GUEST: "text/x-shellscript",
+    DOMAIN: "text/xml",
     SUMS: "application/vnd.minguest.sha256sums",
     SIGNATURE: "application/vnd.minguest.sshsig",
     SBOM: "application/vnd.cyclonedx+json",
@@ -45,6 +47,8 @@ MEDIA_TYPES: Mapping[str, str] = {
     NOTES: "text/markdown",
     PAGE: "text/html",
 }
+# What releases of before have not.
+LATER = frozenset({DOMAIN})
 # A version becomes a folder's name, a tag of an OCI registry and a tag of git; this is what all three take.
 VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # File names of a release are flat: GitHub has no folders.

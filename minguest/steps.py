@@ -37,9 +37,11 @@ from minguest import (
     kconfig,
     kernel,
     launch,
+    launchfiles,
     pits,
     plan,
     rehearse,
+    released,
     settings,
     source,
     variants,
@@ -47,7 +49,7 @@ from minguest import (
 )
 from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError, printable
 from minguest.launch import Words
-from minguest.model import Choice, Guest, Launch, Source, Sources
+from minguest.model import Accel, Choice, Guest, Launch, Source, Sources
 from minguest.paths import Layout
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
@@ -395,7 +397,7 @@ class Project:
         made_of = [self.at.config / "config.json", self.at.kernel / "kernel.json", ovmf / "firmware.json"]
 
         def make() -> None:
-            manifest = bundle.write(self.at.bundle, parts, self._facts())
+            manifest = bundle.write(self.at.bundle, parts, self._facts(), self._launch_files())
             sizes = [f"{name} {manifest.files[name].size / 1e6:.2f} MB" for name in ("bzImage", "initrd.img")]
             say(f"{self.at.bundle.relative_to(self.root)}: {', '.join(sizes)}, OVMF {self.ovmf.version}")
 
@@ -403,11 +405,23 @@ class Project:
             make,
             name=self.at.name,
             doc="what ships, with the manifest of what it was made of",
-            file_dep=[*parts.values(), *made_of],
-            targets=[self.at.bundle / name for name in [*parts, "manifest.json"]],
-            code=["bundle"],
-            facts=lambda: {"choice": self.choice, "guest": self.guest},
+            file_dep=[*parts.values(), *made_of, *self.at.launch_templates],
+            targets=[
+                self.at.bundle / name for name in [*parts, released.RUN_GUEST, released.DOMAIN, released.MANIFEST]
+            ],
+            code=["bundle", "launch", "launchfiles", "plan"],
+            # Of a launch with cards of the host: what this machine says of them.
+            facts=lambda: {"choice": self.choice, "guest": self.guest, "specs": self._shipped()},
         )
+
+    def _shipped(self) -> dict[Accel, launch.Spec]:
+        return launch.shipped(self.guest.launch, self.choice.line, boottest.SYSFS, boottest.CPUINFO.read_text())
+
+    def _launch_files(self) -> dict[str, str]:
+        specs = self._shipped()
+        about = launchfiles.About(self.at.name, self.choice.version, self.ovmf.version)
+        absent = launch.absent(specs["kvm"], boottest.SYSFS)
+        return launchfiles.render(self.at.templates, about, self.guest.launch, specs, absent)
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest tells beside the files."""

@@ -9,7 +9,7 @@ from minguest.errors import UserError
 
 
 def render(template: Path, **facts: Any) -> str:
-    """A template's text; an unknown name in it is an error. A `*.html.j2` escapes what it is given."""
+    """A template's text; an unknown name in it is an error. A `*.html.j2` or `*.xml.j2` escapes what it is given."""
     import jinja2  # noqa: PLC0415 - slow, and few commands render
 
     environment = jinja2.Environment(
@@ -18,7 +18,7 @@ def render(template: Path, **facts: Any) -> str:
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=template.name.endswith(".html.j2"),
+        autoescape=template.name.endswith((".html.j2", ".xml.j2")),
     )
     environment.filters["cell"] = _cell
     try:

@@ -146,7 +146,8 @@ def _manifest(folder: Path, facts: released.Facts, sums: Mapping[str, str], *, s
     manifest = bundle.load(folder)
     if wrong := [name for name, file in manifest.files.items() if sums.get(name) != file.sha256]:
         raise UserError(f"{released.MANIFEST}: tells of another {wrong[0]} than {released.SUMS}")
-    if missing := [name for name in released.MEDIA_TYPES if name not in sums and name != released.SIGNATURE]:
+    optional = {released.SIGNATURE, *released.LATER}
+    if missing := [name for name in released.MEDIA_TYPES if name not in sums and name not in optional]:
         raise UserError(f"{released.SUMS} lists no {', '.join(missing)}")
     return manifest
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from minguest import boottest, bundle, files, launch, release, released, report, verdict
+from minguest import boottest, bundle, files, launch, launchfiles, release, released, report, verdict
 from minguest.model import Launch, Machine
 from minguest.paths import Layout
 
@@ -83,8 +83,15 @@ def build(
     (parts / "kernel.config").write_text(config)
     for name, content in (extra or {}).items():
         (parts / name).write_bytes(content)
-    bundle.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, facts(**kernel))
+    told = facts(**kernel)
+    bundle.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, told, launch_files(at, told))
     return at
+
+
+def launch_files(at: Layout, told: Mapping[str, Any]) -> dict[str, str]:
+    """run-guest and domain.xml of a manifest's launch."""
+    about = launchfiles.About(at.name, told["kernel"]["version"], told["firmware"]["version"])
+    return launchfiles.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.line, Path("/sys"), ""))
 
 
 def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "pass") -> None:

@@ -13,23 +13,42 @@ from minguest.errors import UserError
 from tests import workshop
 
 FACTS: dict[str, Any] = workshop.facts()
+LAUNCH_FILES = {"run-guest": "#!/bin/sh\n", "domain.xml": "<domain/>\n"}
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     (tmp_path / "a").write_bytes(b"kernel")
-    bundle.write(tmp_path / "bundle", dict.fromkeys(bundle.PARTS, tmp_path / "a"), FACTS)
+    bundle.write(tmp_path / "bundle", dict.fromkeys(bundle.PARTS, tmp_path / "a"), FACTS, LAUNCH_FILES)
     return tmp_path / "bundle"
 
 
 def test_a_bundle_comes_back(made: Path) -> None:
     assert bundle.load(made).files["bzImage"].size == 6
-    assert sorted(path.name for path in made.iterdir()) == sorted([*bundle.PARTS, "manifest.json"])
+    assert sorted(path.name for path in made.iterdir()) == sorted([*bundle.PARTS, *LAUNCH_FILES, "manifest.json"])
+    assert (made / "run-guest").stat().st_mode & 0o777 == 0o755
+    assert (made / "domain.xml").stat().st_mode & 0o111 == 0
+
+
+def test_a_bundle_of_before_has_no_launch_files_and_loads(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"kernel")
+    bundle.write(tmp_path / "bundle", dict.fromkeys(bundle.PARTS, tmp_path / "a"), FACTS, {})
+    assert set(bundle.load(tmp_path / "bundle").files) == set(bundle.PARTS)
+
+
+@pytest.mark.parametrize("name", LAUNCH_FILES)
+def test_a_changed_launch_file_is_named(made: Path, name: str) -> None:
+    with (made / name).open("a") as file:
+        file.write("#")
+    with pytest.raises(UserError, match=f"{name}: is not the file that the manifest names"):
+        bundle.load(made)
 
 
 def test_a_part_that_is_missing_leaves_the_old_bundle(made: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        bundle.write(made, {**dict.fromkeys(bundle.PARTS, tmp_path / "a"), "initrd.img": tmp_path / "nowhere"}, FACTS)
+        bundle.write(
+            made, {**dict.fromkeys(bundle.PARTS, tmp_path / "a"), "initrd.img": tmp_path / "nowhere"}, FACTS, {}
+        )
     assert bundle.load(made).files["bzImage"].size == 6
 
 

@@ -193,6 +193,28 @@ def test_a_launch_that_is_only_planned_needs_no_card(monkeypatch: pytest.MonkeyP
         launch.planned(Launch(gpus=("secondary-vgaa",)))
 
 
+def test_a_launch_that_is_not_started_here_needs_nothing_of_here(sysfs: Path, key: Path) -> None:
+    disks = (Disk(file="/nowhere/disk"), Disk(rbd="a/b", key_file="/nowhere/key"))
+    wanted = Launch(disks=disks, gpus=("02:00.0", "0000:99:00.0", "bar:16M", "secondary-vga"))
+    specs = launch.shipped(wanted, "4.12", sysfs, "")
+    for accel, spec in specs.items():
+        assert (spec.accel, spec.disks, spec.line_words) == (accel, disks, ("nokaslr",))
+        assert [gpu.host for gpu in spec.gpus[:2]] == ["0000:02:00.0", "0000:99:00.0"]
+        assert (spec.gpus[2].bar, spec.gpus[3].model) == (16 << 20, "secondary-vga")
+        assert launch.absent(spec, sysfs) == ["0000:99:00.0"]
+    with pytest.raises(UserError, match="the launch has 1 GiB"):
+        launch.shipped(Launch(numa=(Node("512M"),)), "4.12", sysfs, "")
+
+
+def test_what_is_shipped_is_planned_for_each_accelerator(sysfs: Path) -> None:
+    wide = launch.shipped(Launch(gpus=("bar:128G",) * 8), "6.12", sysfs, "")
+    assert (wide["tcg"].cpu, wide["kvm"].cpu) == ("max,phys-bits=43", "max")
+    # With an emulated card the host's CPU counts as one of 40 bits that OVMF does not trust, whatever builds it.
+    told = [launch.shipped(Launch(gpus=("bar:64G",)), "6.12", sysfs, info) for info in ("", "vendor_id : AuthenticAMD")]
+    assert told[0] == told[1]
+    assert (told[0]["tcg"].window, told[0]["kvm"].window) == (0, 65 << 10)
+
+
 def test_4_12_is_kept_from_unpacking_itself_over_the_memory_map(sysfs: Path) -> None:
     for line, there in (("4.12", True), ("6.12", False), ("", False)):
         spec = settle(Launch(cmdline=("a=b",)), Words(accel="tcg"), 64, MODELS, sysfs, line)

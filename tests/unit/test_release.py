@@ -177,7 +177,7 @@ def test_unsigned_is_said_everywhere(at: Layout) -> None:
     assert any("UNSIGNED" in line for line in said)
     assert not (at.release / released.SIGNATURE).exists()
     assert released.load(at.release).facts.signed is False
-    for name in (released.NOTES, released.PAGE, released.RUN_GUEST):
+    for name in (released.NOTES, released.PAGE):
         assert "UNSIGNED" in (at.release / name).read_text(), name
     for name in (released.PROVENANCE, released.EVIDENCE):
         assert json.loads((at.release / name).read_bytes())["signatures"] == []
@@ -246,19 +246,26 @@ def test_the_checkout_is_told_only_where_it_is_whole(tmp_path: Path) -> None:
     assert release.commit(tmp_path) is None
 
 
-def test_run_guest_is_a_script_that_a_posix_shell_takes(at: Layout, key: Path) -> None:
+def test_what_starts_the_release_is_the_bundles_own_and_attested(at: Layout, key: Path) -> None:
     workshop.make(at, key)
-    script = at.release / released.RUN_GUEST
-    assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
-    text = script.read_text()
-    assert '-machine "q35,accel=$accel"' in text
-    assert "qmp.sock" not in text
-    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "--accel" in told and "set -eu" not in told
-    for words in (["--accel"], ["--accel", "xen"]):
-        found = subprocess.run([script, *words], capture_output=True, text=True, check=False)
-        assert found.returncode in (2, 3)
-        assert "run-guest: " in found.stderr
+    for name in (released.RUN_GUEST, released.DOMAIN):
+        for paper in (released.PROVENANCE, released.EVIDENCE):
+            told = attest.unseal((at.release / paper).read_bytes(), "it", None)
+            assert told.subjects[name] == bundle.load(at.bundle).files[name].sha256
+    shown = subprocess.run([at.release / released.RUN_GUEST, "--show"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("qemu-system-x86_64\n")
+
+
+def test_a_release_before_keeps_its_program(at: Layout, key: Path) -> None:
+    workshop.make(at, key)
+    workshop.make(at, key, "1.1")
+    assert (at.release_before / released.RUN_GUEST).stat().st_mode & stat.S_IXUSR
+
+
+def test_a_bundle_without_what_starts_it_is_refused(at: Layout, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "launch_files", lambda *_: {})
+    workshop.build(at.root)
+    refused(at, key, r"(?s)has no run-guest and no domain\.xml.*remedy: doit build")
 
 
 FULL = """

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run-guest tells QEMU exactly what a boot test does; domain.xml is valid and says the same."""
+
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from minguest import launch, launchfiles
+from minguest.errors import UserError
+from minguest.model import Accel, Disk, Launch
+from minguest.released import DOMAIN, RUN_GUEST
+from tests import launches
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    return launches.sysfs(tmp_path / "sys")
+
+
+def render(wanted: Launch, sysfs: Path, cpuinfo: str = "") -> dict[str, str]:
+    specs = launch.shipped(wanted, "6.12", sysfs, cpuinfo)
+    absent = launch.absent(specs["kvm"], sysfs)
+    return launchfiles.render(ROOT / "configs/templates", launches.ABOUT, wanted, specs, absent)
+
+
+def show(text: str, folder: Path, *words: str) -> list[str]:
+    """What the script would start, run in an empty folder that it must leave empty."""
+    (folder / "here").mkdir()
+    script = folder / RUN_GUEST
+    script.write_text(text)
+    done = subprocess.run(
+        ["sh", script, "--show", *words], cwd=folder / "here", check=True, capture_output=True, text=True
+    )
+    assert done.stderr == "" and not list((folder / "here").iterdir())
+    (folder / "here").rmdir()
+    return done.stdout.removesuffix("\n").split("\n")
+
+
+@pytest.mark.parametrize("accel", launch.ACCELS)
+@pytest.mark.parametrize("name", launches.LAUNCHES)
+def test_the_script_starts_what_a_boot_test_starts(name: str, accel: Accel, sysfs: Path, tmp_path: Path) -> None:
+    spec = launches.specs(name, sysfs)[accel]
+    shown = show(launches.files(name, sysfs)[RUN_GUEST], tmp_path, "--accel", accel)
+    assert shown == launch.argv(spec, watched=False)
+    assert launch.watching(shown) == launch.argv(spec)
+
+
+def test_the_launches_are_of_every_kind(sysfs: Path) -> None:
+    """What the test above is worth: that its launches ask for all that there is."""
+    made = {name: launches.specs(name, sysfs) for name in launches.LAUNCHES}
+    words = " ".join(word for specs in made.values() for spec in specs.values() for word in launch.argv(spec))
+    for part in (
+        "pc,accel=kvm", "q35,accel=tcg", "memory-backend-memfd", "mem-lock=on", "-numa dist", "maxmem=", "-fw_cfg",
+        "phys-bits=43", "qcow2", "driver=host_device", "key-secret=", "multifunction=on", "addr=1f.1", "nokaslr",
+        "virtio-gpu-pci", "pci-testdev", "kvm-pit", "clock=vm",
+    ):  # fmt: skip
+        assert part in words, part
+    # Planned apart for each accelerator: software emulation has a wider CPU, KVM the host's.
+    wide = made["wide"]
+    assert "phys-bits=43" in wide["tcg"].cpu and "phys-bits" not in wide["kvm"].cpu
+    assert made["bars"]["kvm"].window and made["cards"]["kvm"].gpus[0].functions == ("0000:41:00.1",)
+
+
+def test_the_users_words_come_last(sysfs: Path, tmp_path: Path) -> None:
+    script = launches.files("default", sysfs)[RUN_GUEST]
+    plain = show(script, tmp_path, "--accel", "tcg")
+    more = show(script, tmp_path, "--accel=tcg", "--append", "a='b c' $d", "-m", "4G", "-name", "x y")
+    assert more[-4:] == ["-m", "4G", "-name", "x y"]
+    (at,) = [n for n, word in enumerate(plain) if plain[n - 1] == "-append"]
+    assert more[at] == f"{plain[at]} a='b c' $d"
+    assert [*more[:at], *more[at + 1 : -4]] == [*plain[:at], *plain[at + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--accel"], "--accel wants a value"),
+        (["--accel", "xen"], "--accel xen: kvm or tcg"),
+        (["-m", "4G", "--show"], "--show: this script's own options come before QEMU's"),
+    ],
+)
+def test_wrong_words_for_the_script_are_named(sysfs: Path, tmp_path: Path, words: list[str], why: str) -> None:
+    script = tmp_path / RUN_GUEST
+    script.write_text(launches.files("default", sysfs)[RUN_GUEST])
+    done = subprocess.run(["sh", script, *words], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
+
+
+def test_the_script_is_readable(sysfs: Path, tmp_path: Path) -> None:
+    text = launches.files("default", sysfs)[RUN_GUEST]
+    assert text.startswith("#!/bin/sh\n# SPDX-License-Identifier: Apache-2.0\n")
+    assert "# default-6.12: linux 6.12.94, OVMF 2025.02-8+deb13u1\n" in text
+    groups = text[text.index("own=$#") : text.index('while [ "$own"')]
+    options = [line.strip() for line in groups.splitlines() if line.strip().startswith("-")]
+    assert len(options) > 15 and not any(" -" in line for line in options)
+    assert groups.count("\n# ") == groups.count('\nset -- "$@"') + groups.count("\ncase ")
+    # What the launch does not ask for leaves no comment behind.
+    assert "Disks" not in groups and "window" not in groups
+    (tmp_path / RUN_GUEST).write_text(text)
+    told = subprocess.run(["sh", tmp_path / RUN_GUEST, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--show" in told and "set -eu" not in told
+
+
+# ── domain.xml ──
+
+
+@pytest.mark.skipif(not shutil.which("virt-xml-validate"), reason="NOT RUN: libvirt-clients is not installed")
+@pytest.mark.parametrize("name", launches.LAUNCHES)
+def test_the_domain_is_what_libvirts_schema_wants(name: str, sysfs: Path, tmp_path: Path) -> None:
+    path = tmp_path / DOMAIN
+    path.write_text(launches.files(name, sysfs)[DOMAIN])
+    done = subprocess.run(["virt-xml-validate", path, "domain"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def domain(name: str, sysfs: Path) -> ET.Element:
+    return ET.fromstring(launches.files(name, sysfs)[DOMAIN])
+
+
+@pytest.mark.parametrize("name", launches.LAUNCHES)
+def test_the_domain_keeps_every_word_whole(name: str, sysfs: Path) -> None:
+    spec = launches.specs(name, sysfs)["tcg" if name == "tcg" else "kvm"]
+    found = domain(name, sysfs)
+    assert found.get("type") == ("qemu" if name == "tcg" else "kvm")
+    assert found.findtext("os/cmdline") == " ".join(launch.cmdline(spec))
+    sources = [each.get("file") or each.get("dev") or each.get("name") for each in found.findall(".//disk/source")]
+    assert sources == [disk.file or disk.rbd for disk in spec.disks]
+
+
+def test_cards_keep_their_functions_on_one_slot(sysfs: Path) -> None:
+    for name, bus, slot in (("cards", "0x01", "0x00"), ("pc-cards", "0x00", "0x1f")):
+        found = domain(name, sysfs).findall(".//hostdev")
+        assert [each.get("managed") for each in found] == ["yes"] * 3
+        places = [each.find("address") for each in found[:2]]
+        assert [place is not None and (place.get("bus"), place.get("slot")) for place in places] == [(bus, slot)] * 2
+        told = [place is not None and (place.get("function"), place.get("multifunction")) for place in places]
+        assert told == [("0x0", "on"), ("0x1", None)]
+
+
+def test_a_ceph_key_stays_in_its_file(tmp_path: Path, sysfs: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(launches.KEY)
+    made = render(Launch(disks=(Disk(rbd="a/b", user="u", key_file=str(key)),)), sysfs)
+    assert not any(launches.KEY in text for text in made.values())
+    found = ET.fromstring(made[DOMAIN])
+    secret = found.find(".//disk/auth/secret")
+    assert secret is not None and (secret.get("type"), secret.get("usage")) == ("ceph", "default-6.12-disk0")
+    told = found.findtext("description") or ""
+    assert "virsh secret-define" in told and f"virsh secret-set-value UUID --file {key}" in told
+
+
+# ── both ──
+
+
+def test_a_card_that_is_not_here_is_said_to_be_unplanned(sysfs: Path) -> None:
+    for text in launches.files("absent", sysfs).values():
+        assert "0000:99:00.0 could not be looked at" in text and "doit plan" in text
+    for text in launches.files("cards", sysfs).values():
+        assert "could not be looked at" not in text
+
+
+def test_the_bytes_tell_nothing_of_the_machine(sysfs: Path, tmp_path: Path) -> None:
+    for name in ("default", "bars", "disks"):
+        wanted = launches.LAUNCHES[name]
+        made = render(wanted, sysfs, launches.CPUINFO)
+        assert made == render(wanted, tmp_path / "elsewhere", "vendor_id : AuthenticAMD\n")
+        assert not any(str(path) in text for text in made.values() for path in (ROOT, Path.home(), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        (Launch(disks=(Disk(file="disk.raw"),)), r"launch.disks\[0\].file = 'disk.raw': is not a whole path"),
+        (Launch(disks=(Disk(file="~/disk.raw"),)), "is not a whole path"),
+        (Launch(disks=(Disk(file="/a"), Disk(rbd="a/b", conf="c"))), r"launch.disks\[1\].conf = 'c'"),
+        (Launch(disks=(Disk(rbd="a/b", key_file="k"),)), r"launch.disks\[0\].key_file = 'k'"),
+        (Launch(cmdline=("a\nb",)), "has a control character"),
+        (Launch(cmdline=("a\x1b[2Jb",)), "control character"),
+        (Launch(disks=(Disk(file="/a\0b"),)), "control character"),
+        (Launch(disks=(Disk(file="/a\u0085b"),)), "control character"),
+        (Launch(cpu="max\r"), "control character"),
+        (Launch(disks=tuple(Disk(file=f"/{n}") for n in range(30))), "more than 29 disks and cards"),
+    ],
+)
+def test_what_cannot_be_written_down_is_refused(wanted: Launch, why: str, sysfs: Path) -> None:
+    with pytest.raises(UserError, match=why):
+        render(wanted, sysfs)
+
+
+def test_a_command_of_another_kind_is_not_watched() -> None:
+    spec = launch.settle(Launch(), launch.Words(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
+    with pytest.raises(UserError, match=r"(?s)run-guest --show ends with .*another minguest"):
+        launch.watching([*launch.argv(spec, watched=False), "-S"])
+    assert launch.argv(msgspec.structs.replace(spec, memory=2 << 30)) != launch.argv(spec)
