@@ -20,6 +20,7 @@ from minguest import (
     model,
     pits,
     qemu,
+    released,
     report,
     settings,
     verdict,
@@ -27,12 +28,15 @@ from minguest import (
 from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.launch import Words
 from minguest.model import Accel, Launch, Machine
+from minguest.run import run as run_tool
 
 SYSFS = Path("/sys")
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 # Seconds that a guest gets to prove that KVM can run it; under KVM a boot takes one or two.
 KVM_PROOF = 20.0
+# And run-guest, to print some words.
+SHOW = 20.0
 
 
 class Test(msgspec.Struct, frozen=True):
@@ -103,6 +107,8 @@ class Outcome(msgspec.Struct, frozen=True):
     verdict: verdict.Verdict
     pits: tuple[str, ...] = ()
     """Known ways to fail that were recognized, roots only; of a pass none."""
+    run_guest: bool = False
+    """Whether QEMU was told what the bundle's run-guest tells it, and no more than watching takes."""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -189,7 +195,12 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS, line)
     version = qemu.version()
     accel, why = accelerator(bench, spec, version, manifest)
-    spec, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text())
+    asked = msgspec.structs.replace(spec, accel=accel)
+    cpuinfo = CPUINFO.read_text()
+    spec, made = launch.with_room(asked, SYSFS, cpuinfo)
+    own = scripted(manifest, wanted, asked, cpuinfo)
+    if own is not None and not any(gpu.host for gpu in own.gpus):
+        spec = own
     check_memory(spec, MEMINFO.read_text())
     folder = bench.folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -199,10 +210,20 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
         say(launch.room_told(spec, made))
     known = pits.load(bench.pits) if bench.pits else {}
     breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, line)
-    trial = attempt(spec, argv(bench, spec, folder), folder, known, breaches, manifest.config.problems)
+    command = argv(bench, spec, folder)
+    if own is not None:
+        scripts = script_argv(folder, accel)
+        if spec is own or scripts == command:
+            command = scripts
+        else:
+            own = None
+            say(f"{released.RUN_GUEST}: does not know these cards as this machine has them, so it is not used")
+    trial = attempt(spec, command, folder, known, breaches, manifest.config.problems)
     if trial.verdict is None:
         return trial
-    outcome = Outcome(manifest.files, wanted, spec, version, why, trial.argv, trial.verdict, trial.roots)
+    outcome = Outcome(
+        manifest.files, wanted, spec, version, why, trial.argv, trial.verdict, trial.roots, own is not None
+    )
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
     test = next((test for test in tests(wanted) if is_of(spec, wanted, test)), None)
     if bench.evidence is not None and test is not None:
@@ -306,18 +327,33 @@ def _short(word: str) -> str:
     return word.lower().removeprefix("0000:")
 
 
+def scripted(manifest: bundle.Manifest, wanted: Launch, asked: launch.Spec, cpuinfo: str) -> launch.Spec | None:
+    """The launch that the bundle's run-guest is for, if it is what is asked for; the time that it may take is the
+    asker's. None: it is another, or the bundle is of a minguest that made no run-guest."""
+    if released.RUN_GUEST not in manifest.files or wanted != manifest.guest.launch:
+        return None
+    own = launch.shipped(wanted, manifest.kernel.line, SYSFS, cpuinfo)[asked.accel]
+    own = msgspec.structs.replace(own, timeout=asked.timeout)
+    return own if msgspec.structs.replace(own, cpu=asked.cpu, window=asked.window) == asked else None
+
+
 def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
-    """QEMU's command for a boot test in `folder`, which gets a fresh copy of the variables."""
+    """QEMU's command for a boot test in `folder`, which gets what run-guest has in its own: a fresh copy of the
+    variables, and the link to the bundle."""
     files.copy(bench.bundle / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
-    # Relative, so that a verdict tells nothing of the machine and qemu.sh can be moved with the bundle.
-    parts = Path(os.path.relpath(bench.bundle, folder))
-    return launch.argv(
-        spec,
-        code=str(parts / "OVMF_CODE.fd"),
-        variables="OVMF_VARS.fd",
-        kernel=str(parts / "bzImage"),
-        initrd=str(parts / "initrd.img"),
-    )
+    link = folder / launch.LINK
+    link.unlink(missing_ok=True)
+    # Relative, so that qemu.sh can be moved with the bundle.
+    link.symlink_to(os.path.relpath(bench.bundle.resolve(), folder.resolve()))
+    return launch.argv(spec)
+
+
+def script_argv(folder: Path, accel: Accel) -> list[str]:
+    """The same by the bundle's own run-guest; `folder` is as `argv` left it."""
+    # By sh: a bundle that was copied may have lost the bit that makes it a program.
+    script = [f"{launch.LINK}/{released.RUN_GUEST}", "--accel", accel, "--show"]
+    _, shown = run_tool(["sh", *script], cwd=folder, deadline=SHOW)
+    return launch.watching(shown.split("\n"))
 
 
 def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: bundle.Manifest) -> tuple[Accel, str]:

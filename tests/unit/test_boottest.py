@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which boot tests a release tells of."""
+"""Which boot tests a release tells of, and which are started by the bundle's own run-guest."""
+
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from minguest import boottest, launch
-from minguest.errors import UserError
-from minguest.model import Launch, Node
+from minguest import boottest, bundle, launch
+from minguest.errors import ToolError, UserError
+from minguest.model import Accel, Launch, Node
+from minguest.paths import Layout
+from tests import workshop
 
 LAUNCH = Launch(cmdline=("a=b",))
 OWN = launch.Spec(
@@ -88,3 +92,76 @@ def test_more_memory_than_the_host_has_is_refused() -> None:
     passed = msgspec.structs.replace(OWN, memory=3 << 30, gpus=(launch.Gpu("gpu0", "01:00.0", host="0000:01:00.0"),))
     with pytest.raises(UserError, match=r"memory 3 GiB: 2048 MiB are available, and all .* is locked"):
         boottest.check_memory(passed, MEMINFO)
+
+
+# ── by run-guest ──
+
+
+def asked(words: launch.Words, wanted: Launch = workshop.LAUNCH, accel: Accel = "tcg") -> launch.Spec:
+    spec = launch.settle(wanted, words, 64, ["secondary-vga", "virtio-vga"], Path("/sys"), "4.12")
+    return msgspec.structs.replace(spec, accel=accel)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Layout:
+    return workshop.build(tmp_path / "project")
+
+
+@pytest.mark.parametrize(
+    ("words", "by_it"),
+    [
+        ({}, True),
+        ({"cpus": "4", "memory": "1024M", "gpu": "secondary-vga", "machine": "q35"}, True),
+        ({"timeout": "5"}, True),
+        ({"cpus": "8"}, False),
+        ({"memory": "2G"}, False),
+        ({"gpu": "none"}, False),
+        ({"gpu": "virtio-vga"}, False),
+        ({"machine": "pc"}, False),
+        ({"plug_cpus": "8"}, False),
+        ({"plug_memory": "2G"}, False),
+    ],
+)
+@pytest.mark.parametrize("accel", launch.ACCELS)
+def test_the_guests_own_launch_is_started_by_its_script(
+    at: Layout, words: dict[str, str], by_it: bool, accel: Accel
+) -> None:
+    spec = asked(launch.Words(**words), accel=accel)
+    assert boottest.scripted(bundle.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)
+
+
+def test_a_launch_that_was_edited_since_is_not_the_scripts(at: Layout) -> None:
+    manifest = bundle.load(at.bundle)
+    for edited in (Launch(cmdline=("a",)), Launch(window="1G"), Launch(cpu="host")):
+        assert boottest.scripted(manifest, edited, asked(launch.Words(), edited), "") is None
+
+
+def test_a_bundle_of_before_has_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "launch_files", lambda *_: {})
+    manifest = bundle.load(workshop.build(tmp_path / "project").bundle)
+    assert boottest.scripted(manifest, workshop.LAUNCH, asked(launch.Words()), "") is None
+
+
+@pytest.mark.parametrize("accel", launch.ACCELS)
+def test_the_script_and_the_launch_say_the_same_to_qemu(at: Layout, accel: Accel) -> None:
+    folder = at.work / "boot test"
+    folder.mkdir()
+    (at.bundle / "run-guest").chmod(0o644)  # as a copy by way of other file systems
+    bench = boottest.Bench("it", at.bundle, folder, at.kvm)
+    command = boottest.argv(bench, asked(launch.Words(), accel=accel), folder)
+    assert boottest.script_argv(folder, accel) == command
+    assert (folder / "bundle").readlink() == Path("../bundle")
+    assert (folder / "bundle/bzImage").read_bytes() == (at.bundle / "bzImage").read_bytes()
+    assert (folder / "OVMF_VARS.fd").read_bytes() == (at.bundle / "OVMF_VARS.fd").read_bytes()
+    assert boottest.argv(bench, asked(launch.Words(), accel=accel), folder) == command  # once more in the same folder
+
+
+def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
+    at.boot_test.mkdir()
+    boottest.argv(boottest.Bench("it", at.bundle, at.boot_test, at.kvm), asked(launch.Words()), at.boot_test)
+    (at.bundle / "run-guest").write_text("echo something else\n")
+    with pytest.raises(UserError, match="run-guest --show ends with 'something else'"):
+        boottest.script_argv(at.boot_test, "tcg")
+    (at.bundle / "run-guest").write_text("echo broken >&2; exit 7\n")
+    with pytest.raises(ToolError, match=r"(?s)exit status 7.*broken"):
+        boottest.script_argv(at.boot_test, "tcg")
