@@ -15,12 +15,27 @@ from typing import Literal
 
 import msgspec
 
-from minguest import boottest, bundle, cards, console, files, launch, plan, qemu, report, settings, templates, verdict
+from minguest import (
+    boottest,
+    bundle,
+    cards,
+    console,
+    files,
+    launch,
+    launchfiles,
+    plan,
+    qemu,
+    report,
+    settings,
+    templates,
+    verdict,
+)
 from minguest.bundle import File
 from minguest.errors import GuestFailed, GuestLost, UserError
 from minguest.evidence import REHEARSAL_SCHEMA
 from minguest.hostfacts import VFIO
 from minguest.launch import Spec
+from minguest.model import Launch
 
 # A card's second function, as a GPU has one for sound: it has a driver in host and guest, writes to the guest's memory
 # and raises interrupts. iommu_platform: it goes through the IOMMU, which a virtio device else does not.
@@ -35,6 +50,8 @@ BITS = 40
 # VT-d's second-level tables of four levels (QEMU: 39 or 48): BARs lie higher than 39 bits reach, and a card's own DMA
 # to them is mapped too.
 IOMMU_BITS = 48
+# Where this machine's cards are not looked for: the host's are others, at the same addresses.
+NO_SYSFS = Path("/nonexistent")
 # The guest's part of the time.
 GUEST_TIME = 0.8
 STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
@@ -72,7 +89,7 @@ class Site(msgspec.Struct, frozen=True):
     folder: Path
     """Gets the host's console, each step's log and what boot-test leaves; what was in it is removed."""
     record: Path
-    template: Path
+    templates: Path
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -135,9 +152,9 @@ def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
     (folder / "share").mkdir(parents=True)
     files.copy(site.host / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
     addresses = [address(number) for number in range(len(found))]
-    asked = f"--gpu {','.join(addresses)} --accel kvm --cpus {words.cpus} --memory {words.memory}"
-    told = script(site.template, site.root, site.bundle, addresses, f"{asked} --timeout {int(timeout * GUEST_TIME)}")
-    files.write(folder / "share" / SCRIPT, told)
+    wanted = guest_launch(manifest.guest.launch, words, addresses, timeout)
+    _with_cards(site, manifest, wanted, addresses)
+    files.write(folder / "share" / SCRIPT, script(site.templates / "rehearse.j2", site.root, addresses))
     (folder / "share" / SCRIPT).chmod(0o755)
     say(f"{site.name}: linux {manifest.kernel.version} as the guest of linux {host.kernel.version}, which has")
     say("\n".join(f"  {place}: {card}, {SECOND}" for place, card in zip(addresses, found, strict=True)))
@@ -162,6 +179,44 @@ def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
     return record
 
 
+def guest_launch(own: Launch, words: Words, addresses: Sequence[str], timeout: int) -> Launch:
+    """The guest's launch, with the host's cards in place of its own; UserError for what cannot be.
+
+    Of its memory only the size is rehearsed, and its disks stay: the host has none of this machine's.
+    """
+    cpus = settings.integer(words.cpus, "--cpus")
+    settings.check_cpus(cpus, "--cpus")
+    return msgspec.structs.replace(
+        own,
+        machine="q35",
+        cpus=cpus,
+        max_cpus=max(cpus, own.max_cpus),
+        memory=words.memory,
+        max_memory="",
+        numa=(),
+        hugepages="",
+        disks=(),
+        gpus=tuple(addresses),
+        accel="kvm",
+        timeout=int(timeout * GUEST_TIME),
+    )
+
+
+def _with_cards(site: Site, manifest: bundle.Manifest, wanted: Launch, addresses: Sequence[str]) -> None:
+    """Put a bundle into the share: the guest's own, but for the launch, and so for what starts it."""
+    specs = {}
+    for accel, spec in launch.shipped(wanted, manifest.kernel.line, NO_SYSFS, "").items():
+        gpus = [msgspec.structs.replace(gpu, functions=(second(gpu.host or ""),)) for gpu in spec.gpus]
+        specs[accel] = msgspec.structs.replace(spec, gpus=tuple(gpus))
+    about = launchfiles.About(site.name, manifest.kernel.version, manifest.firmware.version)
+    started = launchfiles.render(site.templates, about, wanted, specs)
+    facts = msgspec.to_builtins(manifest)
+    facts["guest"]["launch"] = msgspec.to_builtins(wanted)
+    told = {name: fact for name, fact in facts.items() if name not in ("schema", "minguest", "files")}
+    parts = {name: site.bundle / name for name in bundle.PARTS}
+    bundle.write(site.folder / "share/bundle", parts, told, started)
+
+
 def given(words: Words) -> list[launch.Gpu]:
     """The cards that the host gets; UserError for what it cannot have."""
     names = [name for name in words.gpu.split(",") if name]
@@ -177,6 +232,11 @@ def given(words: Words) -> list[launch.Gpu]:
 def address(number: int) -> str:
     """Of a card in the host, and in the guest as well: each is behind a root port of its own, and nothing else is."""
     return f"0000:{number + 1:02x}:00.0"
+
+
+def second(card: str) -> str:
+    """The address of a card's second function."""
+    return f"{card[:-1]}1"
 
 
 def host_spec(found: Sequence[launch.Gpu], memory: int, timeout: float) -> Spec:
@@ -231,7 +291,7 @@ def argv(site: Site, spec: Spec, found: Sequence[launch.Gpu]) -> list[str]:
     return command
 
 
-def script(template: Path, root: Path, folder: Path, addresses: Sequence[str], words: str) -> str:
+def script(template: Path, root: Path, addresses: Sequence[str]) -> str:
     """What the host does."""
     python = shlex.quote(sys.executable)
     return templates.render(
@@ -239,10 +299,8 @@ def script(template: Path, root: Path, folder: Path, addresses: Sequence[str], w
         root=shlex.quote(str(root)),
         python=python,
         minguest=f"{python} -m minguest.cli",
-        bundle=shlex.quote(str(folder)),
         gpus=",".join(addresses),
-        functions=" ".join(name for each in addresses for name in (each, f"{each[:-1]}1")),
-        words=words,
+        functions=" ".join(name for each in addresses for name in (each, second(each))),
     )
 
 
@@ -290,7 +348,9 @@ def judge(
         elif name == "boot-test" and outcome is not None:
             kvm = outcome.spec.accel == "kvm" and all(gpu.host for gpu in outcome.spec.gpus)
             passed = outcome.verdict.result == "pass" and kvm and len(outcome.spec.gpus) == len(found)
-            checks.append(Check(name, f"{outcome.verdict.result}, {outcome.accel}", "" if passed else why or "no pass"))
+            by = "run-guest" if outcome.run_guest else "not by run-guest"
+            why = why or ("" if passed and outcome.run_guest else "no pass by run-guest under KVM with all cards")
+            checks.append(Check(name, f"{outcome.verdict.result}, {by}, {outcome.accel}", why))
             checks.append(_messages(seen, len(found)))
         elif name == "host-unbind":
             why = why or ("" if len(before) == functions and before == after else f"{_owners(before)} before")

@@ -737,7 +737,7 @@ class Project:
                 host=self.host.at.bundle,
                 folder=self.at.rehearse,
                 record=self.at.rehearsed,
-                template=self.at.templates / "rehearse.j2",
+                templates=self.at.templates,
             )
             rehearse.run(site, rehearse.Words(**{name: word for name, word in words.items() if word}), say)
 

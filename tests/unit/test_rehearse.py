@@ -10,7 +10,7 @@ import pytest
 
 from minguest import boottest, launch, rehearse, report, verdict
 from minguest.errors import UserError
-from minguest.model import Launch
+from minguest.model import Disk, Launch, Node
 from minguest.qemu import Ending, Run
 from minguest.rehearse import Words
 
@@ -29,7 +29,7 @@ STEPS = "host 0 1.01\nhost-bind 0 2.50\nhost-check 0 6.00\nboot-test 0 25.10\nho
 
 def outcome(result: str = "pass", spec: launch.Spec = SPEC) -> boottest.Outcome:
     judged = verdict.Verdict(result, "", (), verdict.Phases(None, None, None, 1.0), "power-off")  # type: ignore[arg-type]
-    return boottest.Outcome({}, Launch(), spec, "7.2", "kvm as asked", (), judged)
+    return boottest.Outcome({}, Launch(), spec, "7.2", "kvm as asked", (), judged, run_guest=True)
 
 
 def seen(messages: int | None = 2, device: str = "1044") -> report.Report:
@@ -96,6 +96,7 @@ def test_only_a_guest_under_kvm_that_passed_with_all_cards_counts(share: Path) -
         return outcome(spec=msgspec.structs.replace(SPEC, **changes))
 
     assert "boot-test" in judged(share, of=outcome("failed"))
+    assert "boot-test" in judged(share, of=msgspec.structs.replace(outcome(), run_guest=False))
     assert "boot-test" in judged(share, of=without(accel="tcg"))
     assert "boot-test" in judged(share, of=without(gpus=()))
     assert "boot-test" in judged(share, of=without(gpus=(launch.Gpu("gpu0", "bochs-display", model="bochs-display"),)))
@@ -134,12 +135,21 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
 
 def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path) -> None:
     place = tmp_path / "it's a place"
-    text = rehearse.script(
-        ROOT / "configs/templates/rehearse.j2", place, place / "b", ["0000:01:00.0", "0000:02:00.0"], "--cpus 2"
-    )
+    text = rehearse.script(ROOT / "configs/templates/rehearse.j2", place, ["0000:01:00.0", "0000:02:00.0"])
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
     assert "for device in 0000:01:00.0 0000:01:00.1 0000:02:00.0 0000:02:00.1; do" in text
     assert "--gpu 0000:01:00.0,0000:02:00.0 --yes" in text
+
+
+def test_the_guest_is_its_own_but_for_what_the_host_has_not() -> None:
+    disk = Disk(file="/disk.img")
+    own = Launch(cmdline=("a=b",), disks=(disk,), numa=(Node("1G"),), max_cpus=8, max_memory="4G", window="1G")
+    made = rehearse.guest_launch(own, Words(memory="768M"), ["0000:01:00.0"], 100)
+    assert (made.cpus, made.max_cpus, made.memory, made.gpus) == (2, 8, "768M", ("0000:01:00.0",))
+    assert (made.accel, made.timeout, made.cmdline, made.window) == ("kvm", 80, ("a=b",), "1G")
+    assert (made.disks, made.numa, made.max_memory, made.hugepages) == ((), (), "", "")
+    with pytest.raises(UserError, match="at least one CPU"):
+        rehearse.guest_launch(own, Words(cpus="0"), [], 100)
 
 
 @pytest.mark.parametrize("gpu", ["0000:01:00.0", "", "secondary-vga,01:00.0"])
