@@ -19,6 +19,7 @@ from minguest import (
     launch,
     model,
     pits,
+    plan,
     qemu,
     released,
     report,
@@ -218,7 +219,8 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
         else:
             own = None
             say(f"{released.RUN_GUEST}: does not know these cards as this machine has them, so it is not used")
-    trial = attempt(spec, command, folder, known, breaches, manifest.config.problems)
+    window = made.window if made is not None and made.fits else None
+    trial = attempt(spec, command, folder, known, breaches, manifest.config.problems, window=window)
     if trial.verdict is None:
         return trial
     outcome = Outcome(
@@ -257,6 +259,7 @@ def attempt(
     breaches: Sequence[contract.Breach],
     problems: Sequence[str] = (),
     nmi: bool = False,
+    window: plan.Window | None = None,
 ) -> Trial:
     """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose what came of it."""
     plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
@@ -273,7 +276,7 @@ def attempt(
     text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
     found = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen), breaches))
     blind = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
-    judged = verdict.judge(spec, result, seen, problems)
+    judged = verdict.judge(spec, result, seen, problems, window)
     if known:
         judged = verdict.with_pits(judged, {hit.id: hit.pit.title for hit in found.roots})
     return Trial(judged, seen, found, blind, result.argv)

@@ -33,8 +33,9 @@ HOLE64 = 32 * GIB
 # HyperTransport's addresses, which QEMU reserves with an AMD CPU of 40 bits or more (hw/i386/pc.c: AMD_HT_START).
 HT = (0xFD_0000_0000, TIB)
 # A bridge's windows are aligned to 1 MiB (PciBusDxe: CreateResourceMap); every hot-plug port gets 2 MiB below 4 GiB
-# (OvmfPkg/PciHotPlugInitDxe: GetResourcePadding).
-GRAIN, PORT_LOW = MIB, 2 * MIB
+# (OvmfPkg/PciHotPlugInitDxe: GetResourcePadding), and above it a share of a window that is larger than the classic
+# one: 1/256, as a power of two. Seen in boots with windows of 8 GiB to 8 TiB.
+GRAIN, PORT_LOW, PORT_SHARE = MIB, 2 * MIB, 256
 # Where the 32-bit aperture ends: q35's ECAM.
 ECAM = 0xE000_0000
 # Kept free for the machine's own 64-bit BARs: a virtio device has 16 KiB.
@@ -66,6 +67,8 @@ class Port(msgspec.Struct, frozen=True):
     """For -device pcie-root-port; 0: none is needed, since OVMF sees the card."""
     mem_reserve: int = 0
     """Likewise, where the 2 MiB that every port gets are too little."""
+    share: int = 0
+    """What of `high` is not the card's need but a hot-plug port's part of the window; 0: its card needs more."""
     base: int | None = None
     """Where `high` comes to lie; None where nothing does, or it does not fit."""
 
@@ -123,10 +126,12 @@ def plan(
         raise UserError(f"phys-bits = {phys_bits}: QEMU takes {BITS_MIN} to {BITS_MAX}", "46 is what OVMF uses at most")
     ports = [_port(card, hotplug) for card in cards]
     memory = layout(memory_bytes, max_memory, slots, vendor)
+    asked = _asked(ports, ROOM)
+    alone, window, fits = _best(memory, phys_bits, vendor, ports)
+    fitting = {bits: _best(memory, bits, vendor, ports) for bits in range(BITS_MIN, BITS_USED + 1)}
+    if asked:
+        ports = _padded(ports, window.size if fits else asked)
     need, offsets = _packed(ports)
-    asked = _up(need + ROOM, GIB) if need else 0
-    alone, window, fits = _best(memory, phys_bits, vendor, need, asked)
-    fitting = {bits: _best(memory, bits, vendor, need, asked) for bits in range(BITS_MIN, BITS_USED + 1)}
     fewest = next((bits for bits, found in fitting.items() if found[2]), None)
     by_itself = next((bits for bits, found in fitting.items() if found[2] and found[1] == found[0]), None)
     fw_cfg: tuple[str, ...] = ()
@@ -221,10 +226,12 @@ def trusted(bits: int, vendor: Vendor) -> bool:
     return bits >= 41 or bits in {"GenuineIntel": (36, 39), "AuthenticAMD": (40,)}[vendor]
 
 
-def _best(memory: Memory, bits: int, vendor: Vendor, need: int, asked: int) -> tuple[Window, Window, bool]:
+def _best(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:
     """What OVMF opens alone, what it should open, and whether the ports fit then."""
+    asked = _asked(ports, ROOM)
 
     def fits(window: Window) -> bool:
+        need = _packed(_padded(ports, window.size))[0]
         end = window.base + need
         return (
             need <= window.size
@@ -236,15 +243,42 @@ def _best(memory: Memory, bits: int, vendor: Vendor, need: int, asked: int) -> t
 
     alone = opened(memory, bits, vendor)
     starts = _starts(memory, bits)
-    if not need or (starts and fits(alone)):
+    if not asked or (starts and fits(alone)):
         return alone, alone, starts
     # As little as will do; or a power of two, which begins at a multiple of itself and may so clear an obstacle; or
     # nothing to spare.
-    for size in (asked, _power(asked), _up(need, GIB)):
+    for size in (asked, _power(asked), _asked(ports, 0)):
         window = opened(memory, bits, vendor, size)
         if starts and size <= TOLD_MAX and fits(window):
             return alone, window, True
     return alone, alone, False
+
+
+def _asked(ports: Sequence[Port], spare: int) -> int:
+    """The smallest window that the ports fit in with `spare` bytes, in whole GiB; 0 where no card needs one.
+
+    Their share grows with the window; of more than a hundred ports it has no end, which TOLD_MAX is then.
+    """
+    if not any(port.high for port in ports):
+        return 0
+    size = 0
+    while size <= TOLD_MAX:
+        wanted = _up(_packed(_padded(ports, size))[0] + spare, GIB)
+        if wanted <= size:
+            break
+        size = wanted
+    return size
+
+
+def _padded(ports: Sequence[Port], window: int) -> list[Port]:
+    """The ports with their share of a window of so many bytes; one that was told what to keep has that alone."""
+    share = _power(window // PORT_SHARE) if window > CLASSIC else 0
+    return [
+        port
+        if port.pref64_reserve or port.high >= share
+        else msgspec.structs.replace(port, high=share, alignment=max(port.alignment, share), share=share)
+        for port in ports
+    ]
 
 
 def _starts(memory: Memory, bits: int) -> bool:
@@ -372,7 +406,12 @@ def _mend(made: Plan) -> str:
         return "nothing, up to the 46 bits that OVMF uses: fewer cards a guest, or less memory"
     ways = []
     if made.phys_bits != made.alone_bits:
-        told = _best(made.memory, made.phys_bits, made.vendor, made.need, made.window_mib * MIB)[1]
+        told = _best(
+            made.memory,
+            made.phys_bits,
+            made.vendor,
+            [_port(port.card, bool(port.pref64_reserve)) for port in made.ports],
+        )[1]
         ways.append(f"-cpu …,phys-bits={made.phys_bits} with X-PciMmio64Mb={told.size // MIB}")
     if made.alone_bits is not None:
         ways.append(f"-cpu …,phys-bits={made.alone_bits}, and OVMF needs no telling")
@@ -435,10 +474,13 @@ def _card_lines(port: Port, count: int) -> list[str]:
             f"{amount(port.high)}, aligned to that; below 4 GiB {amount(port.low)}"
         )
     else:
+        length, alignment = _sum(bar for bar in card.bars if bar.high)
         lines.append(
-            f"  a root port each: {' + '.join(map(amount, high))}, in whole MiB {amount(port.high)}, aligned to "
-            f"{amount(port.alignment)}; below 4 GiB {amount(port.low)}"
+            f"  a root port each: {' + '.join(map(amount, high))}, in whole MiB {amount(length)}, aligned to "
+            f"{amount(alignment)}; below 4 GiB {amount(port.low)}"
         )
+    if port.share:
+        lines.append(f"  OVMF gives a hot-plug port 1/{PORT_SHARE} of the window at least: {amount(port.share)}")
     return lines
 
 

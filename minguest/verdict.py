@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from minguest import console
+from minguest import cards, console, plan
 from minguest.facts import Fact, of_report
 from minguest.launch import Gpu, Node, Spec
 from minguest.qemu import DEAD_ENDS, Run, functions
@@ -57,8 +57,11 @@ class Verdict(msgspec.Struct, frozen=True):
     """The last lines of the console of a lost guest."""
 
 
-def judge(spec: Spec, run: Run, report: Report, problems: Sequence[str] = ()) -> Verdict:
-    """The verdict of one boot. `problems` is what the bundle's config was known to lack (contract=ignore)."""
+def judge(
+    spec: Spec, run: Run, report: Report, problems: Sequence[str] = (), window: plan.Window | None = None
+) -> Verdict:
+    """The verdict of one boot. `problems` is what the bundle's config was known to lack (contract=ignore), `window`
+    where the plan has the cards' large BARs."""
     screen = console.lines(run.console)
     phases = _phases(run, report)
     if not report.complete:
@@ -71,7 +74,7 @@ def judge(spec: Spec, run: Run, report: Report, problems: Sequence[str] = ()) ->
             telling=tuple(console.telling(screen)),
             tail=tuple(console.tail(screen, 12)),
         )
-    checks = tuple(_checks(spec, run, report))
+    checks = tuple(_checks(spec, run, report, window))
     wrong = [check for check in checks if not check.ok]
     if not wrong:
         return Verdict("pass", "three views agree", checks, phases, run.ending)
@@ -141,7 +144,7 @@ def _phases(run: Run, report: Report) -> Phases:
     )
 
 
-def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
+def _checks(spec: Spec, run: Run, report: Report, window: plan.Window | None) -> Iterator[Check]:
     views = run.views
     cpus = report.record("cpus")
     online = cpu_count(cpus.get("online") or "")
@@ -168,6 +171,8 @@ def _checks(spec: Spec, run: Run, report: Report) -> Iterator[Check]:
     yield _bars(report.pci)
     for gpu in spec.gpus:
         yield _gpu(gpu, in_qemu, devices)
+    if window is not None:
+        yield _window(window, spec.gpus, in_qemu, devices)
     off = run.ending == "power-off"
     panic = _panic(console.lines(run.console))
     why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
@@ -276,6 +281,28 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
     guest += f", node {view.numa_node}" * (gpu.node is not None)
     return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def _window(
+    window: plan.Window, gpus: Sequence[Gpu], made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]
+) -> Check:
+    """Whether the guest has every BAR that can lie high where the plan has it."""
+    addresses = {each.get("qdev_id"): address for address, each in made.items()}
+    outside, count = [], 0
+    for gpu in gpus:
+        card = gpu.card or (cards.one_bar(gpu.word) if gpu.bar else None)
+        view = seen.get(addresses.get(gpu.id, ""))
+        high = [bar.index for bar in card.bars if bar.high] if card else []
+        for bar in view.bars if view else ():
+            if bar.index not in high or not bar.start or not bar.size:
+                continue
+            count += 1
+            start = int(bar.start, 16)
+            if not window.base <= start <= start + bar.size <= window.end:
+                outside.append(f"{gpu.id} BAR {bar.index} at {bar.start}")
+    asked = f"{window.base:#x} to {window.end:#x}"
+    why = f"not where it was planned, {asked}: {', '.join(outside)}" if outside else ""
+    return Check("BAR window", asked, "", f"{count - len(outside)} of {count} BARs", not outside, why)
 
 
 def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:

@@ -66,6 +66,19 @@ BOOTED: list[tuple[list[Card], int, plan.Vendor, str, list[int | None]]] = [
     # More than 46 bits are not used.
     ([bar(64 * G)], 48, "AuthenticAMD", "", [0x3800_0000_0000]),
     ([bar(64 * G)], 52, "AuthenticAMD", "", [0x3800_0000_0000]),
+    # Beside a large one a small card's port takes its share: of 259 GiB 2 GiB, of 131 GiB 1 GiB each.
+    ([bar(256 * G), bar(16 * M)], 40, "AuthenticAMD", "265216", [0x40_0000_0000, 0x80_0000_0000]),
+    (
+        [bar(128 * G), bar(16 * M), bar(16 * M)],
+        40,
+        "AuthenticAMD",
+        "134144",
+        [
+            0x20_0000_0000,
+            0x40_0000_0000,
+            0x40_4000_0000,
+        ],
+    ),
     # From the table of measured facts.
     ([bar(64 * G)], 40, "AuthenticAMD", "", [0xC0_0000_0000]),
     ([bar(256 * G)], 46, "AuthenticAMD", "", [0x3800_0000_0000]),
@@ -112,6 +125,22 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
     assert plan.plan([bar(64 * G)], G, 38).fw_cfg[1].endswith("string=66560")
     (warning,) = plan.plan([bar(64 * G)], G, 37).warnings
     assert "0 bytes left" in warning
+
+
+# Booted with one card of 16 MiB: the port's window in MiB, by what was told or by itself.
+@pytest.mark.parametrize(
+    ("window", "share"),
+    [(8 * G, 16), (32 * G, 16), (33 * G, 256), (48 * G, 256), (64 * G, 256), (100 * G, 512), (128 * G, 512),
+     (256 * G, 1024), (300 * G, 2048), (T, 4096), (8 * T, 32768)],
+)  # fmt: skip
+def test_a_hot_plug_port_gets_its_share_of_a_large_window(window: int, share: int) -> None:
+    (port,) = plan._padded([plan._port(bar(16 * M), False)], window)
+    assert (port.high, port.alignment) == (share * M, share * M)
+    assert plan._padded([plan._port(bar(16 * M), True)], window)[0].high == 16 * M  # it was told what to keep
+
+
+def test_more_ports_than_their_shares_leave_room_for_never_fit() -> None:
+    assert not plan.plan([bar(64 * G)] + [bar(16 * M)] * 300, G, 46).fits
 
 
 # First address after memory, bits, vendor, told; base and size by hand.
