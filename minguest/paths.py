@@ -46,10 +46,6 @@ class Layout:
         return self.templates / "initrd.list.j2"
 
     @property
-    def launch_templates(self) -> list[Path]:
-        return [self.templates / name for name in ("run-guest.j2", "domain.xml.j2")]
-
-    @property
     def out(self) -> Path:
         return self.root / "out"
 

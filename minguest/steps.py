@@ -41,7 +41,6 @@ from minguest import (
     pits,
     plan,
     rehearse,
-    released,
     settings,
     source,
     variants,
@@ -49,8 +48,9 @@ from minguest import (
 )
 from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError, printable
 from minguest.launch import Words
-from minguest.model import Accel, Choice, Guest, Launch, Source, Sources
+from minguest.model import Choice, Guest, Launch, Source, Sources
 from minguest.paths import Layout
+from minguest.released import DOMAIN, RUN_GUEST
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 
@@ -191,6 +191,24 @@ class Project:
         self.ovmf: Source = self.sources.firmware[self.guest.firmware]
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.line, root)
         self.overlays = [self._overlay(name) for name in self.guest.overlays]
+        if not idle:
+            # A launch that cannot be is named before anything is compiled.
+            _ = self.launch_files
+
+    @functools.cached_property
+    def launch_files(self) -> dict[str, str]:
+        """run-guest and domain.xml by name."""
+        try:
+            specs = launch.shipped(self.guest.launch, self.choice.line, boottest.SYSFS, boottest.CPUINFO.read_text())
+            return launchfiles.render(
+                self.at.templates,
+                launchfiles.About(self.at.name, self.choice.version, self.ovmf.version),
+                self.guest.launch,
+                specs,
+                launch.absent(specs["kvm"], boottest.SYSFS),
+            )
+        except UserError as error:
+            raise UserError(f"{self._shown(self.guest_file)}: {error.message}", error.remedy) from error
 
     def _first(self) -> Choice:
         """The first of the guest's lines, as it is pinned."""
@@ -200,7 +218,7 @@ class Project:
     @functools.cached_property
     def host(self) -> "Project":
         """The rehearsal's host."""
-        return Project(self.root, self.root / "configs/guests/host.toml", dict.fromkeys(WORDS), pinned=True)
+        return Project(self.root, self.root / "configs/guests/host.toml", dict.fromkeys(WORDS), idle=True, pinned=True)
 
     def _choose(self, line: str | None, own: str | None, *, idle: bool) -> Choice:
         place = Layout(self.root, self.guest.name, "").choice
@@ -397,7 +415,7 @@ class Project:
         made_of = [self.at.config / "config.json", self.at.kernel / "kernel.json", ovmf / "firmware.json"]
 
         def make() -> None:
-            manifest = bundle.write(self.at.bundle, parts, self._facts(), self._launch_files())
+            manifest = bundle.write(self.at.bundle, parts, self._facts(), self.launch_files)
             sizes = [f"{name} {manifest.files[name].size / 1e6:.2f} MB" for name in ("bzImage", "initrd.img")]
             say(f"{self.at.bundle.relative_to(self.root)}: {', '.join(sizes)}, OVMF {self.ovmf.version}")
 
@@ -405,23 +423,11 @@ class Project:
             make,
             name=self.at.name,
             doc="what ships, with the manifest of what it was made of",
-            file_dep=[*parts.values(), *made_of, *self.at.launch_templates],
-            targets=[
-                self.at.bundle / name for name in [*parts, released.RUN_GUEST, released.DOMAIN, released.MANIFEST]
-            ],
-            code=["bundle", "launch", "launchfiles", "plan"],
-            # Of a launch with cards of the host: what this machine says of them.
-            facts=lambda: {"choice": self.choice, "guest": self.guest, "specs": self._shipped()},
+            file_dep=[*parts.values(), *made_of],
+            targets=[self.at.bundle / name for name in [*parts, RUN_GUEST, DOMAIN, "manifest.json"]],
+            code=["bundle"],
+            facts=lambda: {"choice": self.choice, "guest": self.guest, "launch_files": self.launch_files},
         )
-
-    def _shipped(self) -> dict[Accel, launch.Spec]:
-        return launch.shipped(self.guest.launch, self.choice.line, boottest.SYSFS, boottest.CPUINFO.read_text())
-
-    def _launch_files(self) -> dict[str, str]:
-        specs = self._shipped()
-        about = launchfiles.About(self.at.name, self.choice.version, self.ovmf.version)
-        absent = launch.absent(specs["kvm"], boottest.SYSFS)
-        return launchfiles.render(self.at.templates, about, self.guest.launch, specs, absent)
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest tells beside the files."""

@@ -19,6 +19,7 @@ def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:
     manifest = bundle.load(built.bundle)
     assert set(manifest.files) == {
         "bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map",
+        "run-guest", "domain.xml",
     }  # fmt: skip
     assert manifest.kernel.line == LINE
     assert manifest.config.problems == ()
