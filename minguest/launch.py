@@ -508,15 +508,19 @@ def cmdline(spec: Spec) -> list[str]:
     return words
 
 
+def node_buses(spec: Spec) -> dict[int, int]:
+    """NUMA nodes with cards near them, and the first bus of each one's host bridge: each has an even share of all."""
+    near = sorted({gpu.node for gpu in spec.gpus if gpu.node is not None})
+    return {node: 256 * place // (len(near) + 1) for place, node in enumerate(near, 1)}
+
+
 def _cards_argv(spec: Spec) -> list[str]:
     """A device with no bus of its own takes the first that fits, so the buses of nodes come last."""
-    near = sorted({gpu.node for gpu in spec.gpus if gpu.node is not None})
     command: list[str] = []
-    for place, node in enumerate([None, *near]):
+    buses = node_buses(spec)
+    for node in (None, *buses):
         if node is not None:
-            # A host bridge of the node's own, whose buses are numbered on from its own: an even share of all.
-            bus = 256 * place // (len(near) + 1)
-            command += ["-device", f"pxb-pcie,id=node{node}-bus,bus=pcie.0,bus_nr={bus},numa_node={node}"]
+            command += ["-device", f"pxb-pcie,id=node{node}-bus,bus=pcie.0,bus_nr={buses[node]},numa_node={node}"]
         for number, gpu in enumerate(spec.gpus):
             if gpu.node == node:
                 command += _gpu_argv(spec, gpu, number)

@@ -114,24 +114,30 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
     q35 = spec.machine == "q35"
     slots = iter(SLOTS)
     disks = [_disk(name, disk, n, _slot(slots) if q35 else None) for n, disk in enumerate(spec.disks)]
+    bridges = [
+        {"index": index, "node": node, "bus_nr": bus, "slot": _slot(slots)}
+        for index, (node, bus) in enumerate(launch.node_buses(spec).items(), 1)
+    ]
+    by_node = {bridge["node"]: bridge["index"] for bridge in bridges}
     ports: list[dict[str, Any]] = []
     hosts, words = [], []
     for number, gpu in enumerate(spec.gpus):
-        bus = 0
-        if q35 and not gpu.model:
-            bus = len(ports) + 1
-            ports.append({"index": bus, "slot": _slot(slots)})
+        bus, parent = 0, by_node.get(gpu.node, 0)
+        if q35 and (parent or not gpu.model):
+            bus = len(bridges) + len(ports) + 1
+            beside = sum(port["bus"] == parent for port in ports)
+            ports.append({"index": bus, "bus": parent, "slot": f"{beside:#04x}" if parent else _slot(slots)})
+        # libvirt calls the bus of its controller N pci.N. A device with no bus takes the first that fits, a node's too.
+        at = f",bus=pci.{bus}" if bus else ",bus=pcie.0" if bridges else ""
         if gpu.host:
             functions = [_address(each) for each in (gpu.host, *gpu.functions)]
             # As in launch._gpu_argv: functions of one card share a slot. A lone one libvirt places itself on a pc.
             slot = "0x00" if q35 else f"{0x1F - number:#04x}"
             hosts.append({"functions": functions, "bus": bus, "slot": slot if q35 or gpu.functions else None})
         elif gpu.bar:
-            # libvirt calls the bus of its controller N pci.N.
-            port = f",bus=pci.{bus}" if bus else ""
-            words += ["-device", f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}{port}"]
+            words += ["-device", f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}{at}"]
         else:
-            words += ["-device", f"{gpu.model},id={gpu.id}"]
+            words += ["-device", f"{gpu.model},id={gpu.id}{at}"]
     cpu, flags = _cpu(spec)
     if spec.window:
         # libvirt keeps what begins with opt/ovmf/ out of its <sysinfo type="fwcfg">.
@@ -144,6 +150,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
         "cells": _cells(spec),
         "disks": disks,
         "keyed": [disk for disk in disks if disk["secret"]],
+        "bridges": bridges,
         "ports": ports,
         "hosts": hosts,
         "words": [*flags, *words],

@@ -42,6 +42,10 @@ LAUNCHES: Mapping[str, Launch] = {
     "pc-bar": Launch(machine="pc", gpus=("bar:16M", "secondary-vga")),
     "cards": Launch(gpus=("41:00.0", "secondary-vga", "0000:42:00.0"), disks=DISKS[:1]),
     "pc-cards": Launch(machine="pc", gpus=("0000:41:00.0", "42:00.0")),
+    "near": Launch(
+        numa=(Node("512M", "0-1", (10, 21), gpus=(1, 4)), Node("512M", "2-3", (21, 10), gpus=(0, 2))),
+        gpus=("41:00.0", "secondary-vga", "bar:16M", "bochs-display", "bar:1G"),
+    ),
     "absent": Launch(gpus=("0000:99:00.0",)),
     "window": Launch(gpus=("0000:99:00.0",), window="256G"),
     "words": Launch(cmdline=('a="b c"', "d='e'", "$(touch f)", "`g`", "<h>&i;", "j\\k", "$l", "%s", "é", "--")),
