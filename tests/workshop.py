@@ -88,10 +88,10 @@ def build(
     return at
 
 
-def launch_files(at: Layout, told: Mapping[str, Any]) -> dict[str, str]:
-    """run-guest and domain.xml of a manifest's launch."""
+def launch_files(at: Layout, told: Mapping[str, Any], sysfs: Path = Path("/sys")) -> dict[str, str]:
+    """run-guest and domain.xml of LAUNCH, as a machine with this /sys makes them."""
     about = launchfiles.About(at.name, told["kernel"]["version"], told["firmware"]["version"])
-    return launchfiles.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.line, Path("/sys"), ""))
+    return launchfiles.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.line, sysfs, ""))
 
 
 def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "pass") -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, launch
+from minguest import boottest, bundle, launch, pits, report
 from minguest.errors import ToolError, UserError
 from minguest.model import Accel, Launch, Node
 from minguest.paths import Layout
-from tests import workshop
+from tests import launches, workshop
 
 LAUNCH = Launch(cmdline=("a=b",))
 OWN = launch.Spec(
@@ -165,3 +165,38 @@ def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
     (at.bundle / "run-guest").write_text("echo broken >&2; exit 7\n")
     with pytest.raises(ToolError, match=r"(?s)exit status 7.*broken"):
         boottest.script_argv(at.boot_test, "tcg")
+
+
+@pytest.mark.parametrize("made_here", [True, False])
+def test_a_script_that_knows_a_card_otherwise_is_not_used(
+    made_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys = launches.sysfs(tmp_path / "sys")
+    for bdf in launches.CARDS:
+        (tmp_path / "vfio-pci").mkdir(exist_ok=True)
+        (sys / "bus/pci/devices" / bdf / "driver").symlink_to(tmp_path / "vfio-pci")
+    (tmp_path / "cpuinfo").write_text("")
+    (tmp_path / "meminfo").write_text("MemAvailable: 8388608 kB\n")
+    monkeypatch.setattr(boottest, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(boottest, "SYSFS", sys)
+    monkeypatch.setattr(boottest, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(workshop, "LAUNCH", Launch(gpus=("41:00.0",), accel="tcg"))
+    make, builder = workshop.launch_files, sys if made_here else tmp_path / "elsewhere"
+    monkeypatch.setattr(workshop, "launch_files", lambda at, told: make(at, told, builder))
+    at = workshop.build(tmp_path / "project")
+    started: list[list[str]] = []
+
+    def attempt(spec: launch.Spec, command: list[str], *_: object, **__: object) -> boottest.Trial:
+        started.append(command)
+        nothing = pits.diagnose({}, pits.see(b""))
+        return boottest.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
+
+    monkeypatch.setattr(boottest, "attempt", attempt)
+    said: list[str] = []
+    with pytest.raises(ToolError, match="not started"):
+        boottest.run(
+            boottest.Bench("it", at.bundle, at.boot_test, at.kvm), launch.Words(), workshop.LAUNCH, said.append
+        )
+    # Its sound goes along in any case, as this machine has it.
+    assert any("host=0000:41:00.1" in word for word in started[0])
+    assert ("run-guest: does not know these cards as this machine has them, so it is not used" in said) is not made_here
