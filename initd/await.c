@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * initd.wait-cpus= and initd.wait-memory=: tell the host that something may be
- * plugged in now, and hold the report back until it is in use. The host may
- * forget to, and a CPU may not start: the report is written all the same.
+ * plugged in now, and hold the report back until it is in use; with
+ * initd.wait-cpus-left=, until CPUs are gone again. The host may forget to, and
+ * a CPU may not start or go: the report is written all the same.
  */
 #include <fcntl.h>
 #include <poll.h>
@@ -91,17 +92,36 @@ static void say_end(const struct wait *wait, const struct in_use *now, long long
 		say("gave up after %.0f s: %s", (double)us / 1e6, text);
 }
 
-/* For the host: whatever is to be plugged in, now is the time. */
-static void send_ready(struct port *port, const struct in_use *now)
+/* For the host: whatever is to be plugged in, or out again, now is the time. */
+static void send(struct port *port, const char *record, const struct in_use *now)
 {
 	struct json j = { 0 };
 
-	json_begin(&j, "ready");
+	json_begin(&j, record);
 	put_bytes(&j, "cpus", now->cpus);
 	put_bytes(&j, "memory_bytes", now->memory);
 	json_end(&j);
 	port_more(port, &j);	/* the file is not open yet, and does not get it */
 	json_free(&j);
+}
+
+/* The kernel takes a CPU offline by itself, so nothing is to be done for it. */
+static void await_unplugged(const struct wait *wait, struct port *port, int uevents)
+{
+	struct pollfd ready = { .fd = uevents, .events = POLLIN };
+	struct port nowhere = CLOSED_PORT;
+	long long start = uptime_us(), until = start + wait->seconds * 1000000;
+	struct in_use now = look();
+
+	send(port, "in-use", &now);
+	while (now.cpus > wait->cpus_left && uptime_us() < until) {
+		poll(&ready, 1, LOOK_MS);
+		hotplug_handle(uevents, &nowhere, until);
+		now = look();
+	}
+	say("%s after %.1f s: %lld CPUs, %lld are to be left",
+	    now.cpus > wait->cpus_left ? "gave up" : "done",
+	    (double)(uptime_us() - start) / 1e6, now.cpus, wait->cpus_left);
 }
 
 /*
@@ -119,7 +139,7 @@ void await_plugged(const struct wait *wait, struct port *port, int uevents)
 	struct in_use before, now = look();
 	int pause_ms = LOOK_MS;
 
-	send_ready(port, &now);
+	send(port, "ready", &now);
 	while (!enough(wait, &now)) {
 		left_ms = (until - uptime_us() + 999) / 1000;
 		if (left_ms <= 0)
@@ -138,4 +158,6 @@ void await_plugged(const struct wait *wait, struct port *port, int uevents)
 			pause_ms *= 2;
 	}
 	say_end(wait, &now, uptime_us() - start);
+	if (wait->cpus_left)
+		await_unplugged(wait, port, uevents);
 }

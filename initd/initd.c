@@ -201,13 +201,16 @@ static void read_words(struct words *words)
 			words->share = word + 12;
 		else if (!strncmp(word, "initd.wait-cpus=", 16))
 			read_count(&words->wait.cpus, word, 16, CPUS_MAX);
+		else if (!strncmp(word, "initd.wait-cpus-left=", 21))
+			read_count(&words->wait.cpus_left, word, 21, CPUS_MAX);
 		else if (!strncmp(word, "initd.wait-memory=", 18))
 			read_count(&words->wait.memory, word, 18, MEMORY_MAX);
 		else if (!strncmp(word, "initd.wait-seconds=", 19))
 			read_count(&words->wait.seconds, word, 19, WAIT_MAX_S);
 		else if (!strncmp(word, "initd.", 6))
 			say("%s: not known; known: initd.report=, initd.then=, "
-			    "initd.root=, initd.share=, initd.wait-cpus=, initd.wait-memory=, "
+			    "initd.root=, initd.share=, initd.wait-cpus=, "
+			    "initd.wait-cpus-left=, initd.wait-memory=, "
 			    "initd.wait-seconds=", word);
 	}
 }
@@ -420,6 +423,7 @@ static int as_program(int argc, char **argv, long long started_us)
 		"  initd.share=TAG       its /run/share: another one, writable\n"
 		"Before the report, wait until as much is in use:\n"
 		"  initd.wait-cpus=N         so many CPUs\n"
+		"  initd.wait-cpus-left=N    then no more CPUs than that\n"
 		"  initd.wait-memory=BYTES   so much memory, in whole blocks\n"
 		"  initd.wait-seconds=S      but no longer than that (1 to 600; 10)\n";
 

@@ -93,6 +93,7 @@ void hotplug_handle(int uevents, struct port *port, long long until_us);
 struct wait {
 	long long cpus;		/* initd.wait-cpus=, or 0 */
 	long long memory;	/* initd.wait-memory=, bytes, or 0 */
+	long long cpus_left;	/* initd.wait-cpus-left=, or 0 */
 	long long seconds;	/* initd.wait-seconds= */
 };
 

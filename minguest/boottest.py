@@ -75,6 +75,7 @@ WORDS = {
     "accel": "auto, kvm or tcg",
     "timeout": "seconds after which the guest counts as lost",
     "plug-cpus": "plug CPUs in while the guest runs, until there are so many",
+    "unplug-cpus": "then take CPUs out again, until so many are left",
     "plug-memory": "plug memory in while the guest runs, until there is so much, such as 3G",
 }
 
@@ -264,7 +265,7 @@ def attempt(
     """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose what came of it."""
     plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
     try:
-        result = qemu.boot(command, folder, spec.timeout, qemu.Deeds(spec.plug_cpus, plugged, nmi))
+        result = qemu.boot(command, folder, spec.timeout, qemu.Deeds(spec.plug_cpus, spec.unplug_cpus, plugged, nmi))
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
         told = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
@@ -319,7 +320,7 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
         and spec.disks == wanted.disks
         and spec.max_cpus == max(cpus, wanted.max_cpus)
         and spec.memory == settings.size(memory, "launch.memory")
-        and spec.plug_cpus == int(words.plug_cpus or 0)
+        and (spec.plug_cpus, spec.unplug_cpus) == (int(words.plug_cpus or 0), int(words.unplug_cpus or 0))
         and spec.plug_memory == (settings.size(words.plug_memory, "--plug-memory") if words.plug_memory else 0)
         and spec.cmdline == wanted.cmdline
         and [_short(gpu.word) for gpu in spec.gpus] == [_short(name) for name in cards]

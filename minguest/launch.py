@@ -96,12 +96,19 @@ class Spec(msgspec.Struct, frozen=True):
     disks: tuple[model.Disk, ...] = ()
     plug_cpus: int = 0
     """CPUs that are there in the end, some of them plugged in while the guest runs; 0: none is."""
+    unplug_cpus: int = 0
+    """CPUs that are left when some of those are taken out again; 0: none is."""
     plug_memory: int = 0
     """Bytes of memory that are there in the end, likewise."""
     line_words: tuple[str, ...] = ()
     """Words for the kernel that its line wants."""
     window: int = 0
     """MiB of the 64-bit window for BARs that OVMF is told to open; 0: it decides itself."""
+
+    @property
+    def last_cpus(self) -> int:
+        """How many CPUs there are in the end."""
+        return self.unplug_cpus or max(self.cpus, self.plug_cpus)
 
 
 class Words(msgspec.Struct, frozen=True):
@@ -114,6 +121,7 @@ class Words(msgspec.Struct, frozen=True):
     accel: str = ""
     timeout: str = ""
     plug_cpus: str = ""
+    unplug_cpus: str = ""
     plug_memory: str = ""
 
 
@@ -152,6 +160,13 @@ def settle(
             f"--plug-cpus {plug_cpus}: the guest starts with {cpus} CPUs and can have {max_cpus}",
             "say how many there are to be in the end; launch.max_cpus is the limit",
         )
+    unplug_cpus = settings.integer(words.unplug_cpus, "--unplug-cpus") if words.unplug_cpus else 0
+    if unplug_cpus and not cpus <= unplug_cpus < plug_cpus:
+        raise UserError(
+            f"--unplug-cpus {unplug_cpus}: only what was plugged in is taken out again: of {plug_cpus or cpus} CPUs, "
+            f"{cpus} at least are left",
+            "for example --cpus 2 --plug-cpus 8 --unplug-cpus 4",
+        )
     timeout = settings.integer(words.timeout, "--timeout") if words.timeout else launch.timeout
     if timeout <= 0:
         raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
@@ -174,6 +189,7 @@ def settle(
         lock_memory=launch.lock_memory,
         disks=tuple(_disk(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
         plug_cpus=plug_cpus,
+        unplug_cpus=unplug_cpus,
         plug_memory=plugged,
         line_words=LINE_WORDS.get(line, ()),
         window=settings.size(launch.window, "launch.window") >> 20 if launch.window else 0,
@@ -500,6 +516,7 @@ def cmdline(spec: Spec) -> list[str]:
     words += [*spec.line_words, *spec.cmdline]
     if spec.plug_cpus or spec.plug_memory:
         words += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)
+        words += [f"initd.wait-cpus-left={spec.unplug_cpus}"] * bool(spec.unplug_cpus)
         words += [f"initd.wait-memory={spec.plug_memory}"] * bool(spec.plug_memory)
         words.append(f"initd.wait-seconds={PLUG_SECONDS}")
         if spec.accel == "tcg":

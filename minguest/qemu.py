@@ -19,7 +19,7 @@ from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
 from minguest import files, run
 from minguest.errors import ToolError
-from minguest.report import BEGIN, END, READY
+from minguest.report import BEGIN, END, IN_USE, READY
 
 # Seconds between two looks at the report file and at QEMU.
 LOOK = 0.02
@@ -64,6 +64,8 @@ class Deeds(msgspec.Struct, frozen=True):
 
     cpus: int = 0
     """CPUs are plugged in until there are so many, once initd says that it is ready."""
+    left: int = 0
+    """And taken out again until so many are left, once it has them; 0: none is."""
     dimms: tuple[int, ...] = ()
     """Bytes of DIMMs that are plugged in then."""
     nmi: bool = False
@@ -245,7 +247,9 @@ class _Watch:
         self.broken = False
         self.looked_at = 0
         self.stands: tuple[float, str] | None = None
+        self.plugged: list[str] = []
         self.plug = bool(deeds.cpus or deeds.dimms)
+        self.unplug = bool(deeds.left)
         self.nmi = deeds.nmi
         self.deeds = deeds
         self.linger = linger
@@ -283,6 +287,10 @@ class _Watch:
             if self.plug and READY in self.report:
                 self.plug = False
                 await self._plug(client)
+            if self.unplug and IN_USE in self.report:
+                self.unplug = False
+                for name in reversed(self.plugged[self.deeds.left - self.deeds.cpus :]):  # what came last goes first
+                    await asyncio.wait_for(client.execute("device_del", {"id": name}), ANSWER)
             if self.nmi and self.end is not None:
                 self.nmi = False
                 await asyncio.wait_for(client.execute("inject-nmi"), ANSWER)
@@ -294,12 +302,14 @@ class _Watch:
         async def told(command: str, **arguments: Any) -> Any:
             return await asyncio.wait_for(client.execute(command, arguments), ANSWER)
 
+        # In order: 4.12 hung when a CPU came whose APIC id is not its number.
         slots = cast("list[dict[str, Any]]", await told("query-hotpluggable-cpus"))
         free = sorted(
             (slot for slot in slots if "qom-path" not in slot), key=lambda slot: sorted(slot["props"].items())
         )
         for number, slot in enumerate(free[: max(0, self.deeds.cpus - (len(slots) - len(free)))]):
             await told("device_add", driver=slot["type"], id=f"plugged-cpu{number}", **slot["props"])
+            self.plugged.append(f"plugged-cpu{number}")
         for number, size in enumerate(self.deeds.dimms):
             await told("object-add", **{"qom-type": "memory-backend-ram", "id": f"dimm{number}-memory", "size": size})
             await told("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"dimm{number}-memory")

@@ -13,6 +13,8 @@ END = b'{"record":"end"'
 CPUS_MAX = 1 << 16
 # initd waits for CPUs or memory that are to be plugged in now.
 READY = b'{"record":"ready"'
+# It has them, and waits for CPUs to be taken out again.
+IN_USE = b'{"record":"in-use"'
 # The index of an expansion ROM among the BARs.
 ROM = 6
 

@@ -149,12 +149,14 @@ def _checks(spec: Spec, run: Run, report: Report, window: plan.Window | None) ->
     cpus = report.record("cpus")
     online = cpu_count(cpus.get("online") or "")
     made = len(views["cpus"]) if "cpus" in views else None
-    yield _equal("CPUs", max(spec.cpus, spec.plug_cpus), made, online, f"{spec.cpus} → " if spec.plug_cpus else "")
+    before = "".join(f"{count} → " for count in (spec.cpus, spec.plug_cpus) if spec.plug_cpus and count)
+    before = before if spec.unplug_cpus else before.removesuffix(f"{spec.plug_cpus} → ")
+    yield _equal("CPUs", spec.last_cpus, made, online, before)
     slots = len(views["hotpluggable_cpus"]) if "hotpluggable_cpus" in views else None
     yield _equal("CPUs at most", spec.max_cpus, slots, cpu_count(cpus.get("possible") or ""))
     yield _memory(spec, views, report)
     if spec.numa:
-        yield _nodes(spec.numa, max(spec.cpus, spec.plug_cpus), report)
+        yield _nodes(spec.numa, spec.last_cpus, report)
     firmware = report.record("firmware")
     uefi = firmware.get("kind") == "uefi"
     yield Check(
@@ -326,7 +328,7 @@ def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
 def facts_of_launch(spec: Spec) -> dict[str, Fact]:
     """What was asked, by the names in facts.NAMES."""
     return {
-        "cpus.asked": max(spec.cpus, spec.plug_cpus),
+        "cpus.asked": spec.last_cpus,
         "cpus.max_asked": spec.max_cpus,
         "cpus.plugged": max(0, spec.plug_cpus - spec.cpus),
         "memory.asked": max(spec.memory, spec.plug_memory),

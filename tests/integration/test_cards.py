@@ -47,6 +47,13 @@ def test_cpus_and_memory_are_plugged_in(built: paths.Layout, doit: Doit) -> None
     assert [rows["memory"][view] for view in ("asked", "qemu")] == ["1024 MiB → 3072 MiB", "3072 MiB"]
 
 
+def test_cpus_are_taken_out_again(built: paths.Layout, doit: Doit) -> None:
+    words = ["--cpus", "2", "--plug-cpus", "4", "--unplug-cpus", "3"]
+    result = doit("boot-test", *words, f"kernel={LINE}")
+    assert result.returncode == 0, result.stdout
+    assert [checks(built.boot_test)["CPUs"][view] for view in ("asked", "qemu", "guest")] == ["2 → 4 → 3", "3", "3"]
+
+
 def test_more_is_plugged_in_than_there_is_room_for_is_refused(built: paths.Layout, doit: Doit) -> None:
     result = doit("boot-test", "--plug-cpus", "65", f"kernel={LINE}")
     assert result.returncode != 0

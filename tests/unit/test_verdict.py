@@ -328,6 +328,15 @@ def of_host(card: cards.Card) -> Spec:
     return msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "65:00.0", host="0000:65:00.0", card=card),))
 
 
+def test_what_was_taken_out_again_is_gone() -> None:
+    spec = msgspec.structs.replace(SPEC, cpus=2, plug_cpus=6, unplug_cpus=4)
+    judged = judge(spec=spec)
+    assert judged.result == "pass"
+    assert judged.checks[0].asked == "2 → 6 → 4"
+    kept = judge(spec=msgspec.structs.replace(spec, unplug_cpus=3))
+    assert kept.reason == "CPUs: 4 of 3"
+
+
 def test_a_card_of_the_hosts_is_what_it_is_there() -> None:
     # Its class is the host's business.
     seen = gpu_changed(gpu=False, **{"class": "00ff00"})
