@@ -31,7 +31,7 @@ def made(built: paths.Layout, doit: Doit, key: Path) -> Path:
     result = doit("release", "version=1.0", f"key={key}", f"kernel={LINE}")
     assert result.returncode == 0, result.stdout
     assert "PASS     boot-test-q35-4" in result.stdout
-    assert "NOT RUN  rehearsal" in result.stdout
+    assert "NOT RUN  real-card" in result.stdout
     return built.release
 
 
