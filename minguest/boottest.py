@@ -220,7 +220,8 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
         else:
             own = None
             say(f"{released.RUN_GUEST}: does not know these cards as this machine has them, so it is not used")
-    window = made.window if made is not None and made.fits else None
+    # A window that the launch insists on is not the plan's.
+    window = made.window if made is not None and made.fits and not wanted.window else None
     trial = attempt(spec, command, folder, known, breaches, manifest.config.problems, window=window)
     if trial.verdict is None:
         return trial

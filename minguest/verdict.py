@@ -173,8 +173,8 @@ def _checks(spec: Spec, run: Run, report: Report, window: plan.Window | None) ->
     yield _bars(report.pci)
     for gpu in spec.gpus:
         yield _gpu(gpu, in_qemu, devices)
-    if window is not None:
-        yield _window(window, spec.gpus, in_qemu, devices)
+    if window is not None and (high := _high(spec.gpus)):
+        yield _window(window, high, in_qemu, devices)
     off = run.ending == "power-off"
     panic = _panic(console.lines(run.console))
     why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
@@ -285,26 +285,30 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
 
 
+def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:
+    """The BARs that lie above 4 GiB behind a root port, each by its card's id and its index."""
+    found = [(gpu.id, gpu.card or (cards.one_bar(gpu.word) if gpu.bar else None)) for gpu in gpus]
+    return [(name, bar.index) for name, card in found if card is not None for bar in card.bars if bar.high]
+
+
 def _window(
-    window: plan.Window, gpus: Sequence[Gpu], made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]
+    window: plan.Window,
+    high: Sequence[tuple[str, int]],
+    made: dict[str, dict[str, Any]],
+    seen: dict[str, PciDevice],
 ) -> Check:
-    """Whether the guest has every BAR that can lie high where the plan has it."""
+    """Whether the guest has all of these BARs where the plan has them."""
     addresses = {each.get("qdev_id"): address for address, each in made.items()}
-    outside, count = [], 0
-    for gpu in gpus:
-        card = gpu.card or (cards.one_bar(gpu.word) if gpu.bar else None)
-        view = seen.get(addresses.get(gpu.id, ""))
-        high = [bar.index for bar in card.bars if bar.high] if card else []
-        for bar in view.bars if view else ():
-            if bar.index not in high or not bar.start or not bar.size:
-                continue
-            count += 1
-            start = int(bar.start, 16)
-            if not window.base <= start <= start + bar.size <= window.end:
-                outside.append(f"{gpu.id} BAR {bar.index} at {bar.start}")
+    outside = []
+    for name, index in high:
+        view = seen.get(addresses.get(name, ""))
+        bar = next((bar for bar in view.bars if bar.index == index), None) if view else None
+        start = int(bar.start or "0", 16) if bar else 0
+        if not bar or not window.base <= start <= start + (bar.size or 0) <= window.end:
+            outside.append(f"{name} BAR {index} at {start:#x}" if start else f"{name} BAR {index}")
     asked = f"{window.base:#x} to {window.end:#x}"
     why = f"not where it was planned, {asked}: {', '.join(outside)}" if outside else ""
-    return Check("BAR window", asked, "", f"{count - len(outside)} of {count} BARs", not outside, why)
+    return Check("BAR window", asked, "", f"{len(high) - len(outside)} of {len(high)} BARs", not outside, why)
 
 
 def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:

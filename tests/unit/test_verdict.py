@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import cards, report, verdict
+from minguest import cards, plan, report, verdict
 from minguest.facts import NAMES
 from minguest.launch import Gpu, Node, Spec
 from minguest.qemu import Ending, Run
@@ -347,6 +347,26 @@ def test_a_card_of_the_hosts_is_what_it_is_there() -> None:
     )
     larger = msgspec.structs.replace(HOST_CARD, bars=(cards.Bar(0, 1 << 25, 64, True), HOST_CARD.bars[1]))
     assert judge(seen, spec=of_host(larger)).reason == "GPU gpu0: BAR 0 has 16 MiB, on the host 32 MiB"
+
+
+def test_large_bars_are_where_they_were_planned() -> None:
+    # BAR 0 is at 0xc0000000, 16 MiB; the other one cannot lie high.
+    def row(window: plan.Window, records: list[dict[str, Any]] | None = None) -> verdict.Check | None:
+        lines = [*(records or gpu_changed(gpu=False, **{"class": "00ff00"}))]
+        lines.append({"record": "end", "status": "ok", "records": len(lines)})
+        seen = report.parse("".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines).encode())
+        run = Run((), "power-off", "", b"", b"", VIEWS, 2.0, 2.1, 3.0)
+        checks = verdict.judge(of_host(HOST_CARD), run, seen, window=window).checks
+        return next((check for check in checks if check.name == "BAR window"), None)
+
+    inside = row(plan.Window(0xC0000000, 1 << 24, "as told"))
+    assert inside is not None and inside.ok and inside.guest == "1 of 1 BARs"
+    for wrong in (plan.Window(0xC0000000, 1 << 23, "as told"), plan.Window(0xD0000000, 1 << 30, "as told")):
+        outside = row(wrong)
+        assert outside is not None and not outside.ok and "gpu0 BAR 0 at 0xc0000000" in outside.why
+    # A BAR that the guest has not is not where it was planned.
+    gone = row(plan.Window(0, 1 << 40, "as told"), gpu_changed(gpu=False, bars=[bar(2, 0xC1000000, 4096)]))
+    assert gone is not None and not gone.ok and gone.guest == "0 of 1 BARs"
 
 
 def test_a_card_is_near_its_node() -> None:
