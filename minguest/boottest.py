@@ -155,6 +155,8 @@ def cannot(test: Test, launch: Launch, nr_cpus: int) -> str:
         return "the kernel was built for fewer CPUs"
     if test.words.plug_cpus and most > launch.max_cpus:
         return "the launch has no room for more CPUs"
+    if test.words.machine == "pc" and any(node.gpus for node in launch.numa):
+        return "the launch has cards near nodes, which pc has no buses for"
     if test.words.memory and launch.numa:
         return "the launch has its memory in nodes"
     return ""
@@ -201,8 +203,6 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     cpuinfo = CPUINFO.read_text()
     spec, made = launch.with_room(asked, SYSFS, cpuinfo)
     own = scripted(manifest, wanted, asked, cpuinfo)
-    if own is not None and not any(gpu.host for gpu in own.gpus):
-        spec = own
     check_memory(spec, MEMINFO.read_text())
     folder = bench.folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -215,9 +215,7 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     command = argv(bench, spec, folder)
     if own is not None:
         scripts = script_argv(folder, accel)
-        if spec is own or scripts == command:
-            command = scripts
-        else:
+        if scripts != command:
             own = None
             say(f"{released.RUN_GUEST}: does not know these cards as this machine has them, so it is not used")
     # A window that the launch insists on is not the plan's.
@@ -357,7 +355,7 @@ def script_argv(folder: Path, accel: Accel) -> list[str]:
     """The same by the bundle's own run-guest; `folder` is as `argv` left it."""
     # By sh: a bundle that was copied may have lost the bit that makes it a program.
     script = [f"{launch.LINK}/{released.RUN_GUEST}", "--accel", accel, "--show"]
-    _, shown = run_tool(["sh", *script], cwd=folder, deadline=SHOW)
+    _, shown = run_tool(["sh", *script], cwd=folder, deadline=SHOW, merge=False)
     return launch.watching(shown.split("\n"))
 
 

@@ -151,6 +151,12 @@ def settle(
     gpus: tuple[Gpu, ...] = ()
     if names != ("none",):
         gpus = tuple(one_gpu(f"gpu{n}", name, models, sysfs, here) for n, name in enumerate(names))
+    taken = [place for gpu in gpus if gpu.host for place in (gpu.host, *gpu.functions)]
+    if twice := [place for place in taken if taken.count(place) > 1]:
+        raise UserError(
+            f"--gpu {','.join(names)}: {twice[0]} is there twice",
+            "all functions of a card go along with it: name its first one, once",
+        )
     memory = settings.size(words.memory or launch.memory, "--memory")
     most, plugged = _room(launch, memory, words.plug_memory)
     max_cpus = max(cpus, launch.max_cpus)

@@ -145,9 +145,13 @@ def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
     manifest, host = bundle.load(site.bundle), bundle.load(site.host)
     found = given(words)
     timeout = settings.integer(words.timeout, "--timeout")
+    if timeout <= 0:
+        raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
     spec = host_spec(found, settings.size(words.memory, "--memory"), timeout)
     boottest.check_memory(spec, boottest.MEMINFO.read_text())
     folder = site.folder
+    # What an earlier rehearsal came to is not what this one comes to, should it be ended.
+    site.record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "share").mkdir(parents=True)
     files.copy(site.host / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
@@ -171,7 +175,9 @@ def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
     if outcome is not None:
         say(verdict.table(outcome.verdict))
     wrong = [check for check in checks if check.why]
-    kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if outcome is None else "failed"
+    # A host that went through its steps spoke, whatever it said.
+    lost = result.ending != "power-off" or bool(checks[0].why)
+    kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if lost else "failed"
     record = Record(
         REHEARSAL_SCHEMA, manifest.files, host.files, words, qemu.version(), kind, tuple(checks), outcome, result.wall
     )
@@ -352,6 +358,8 @@ def judge(
             why = why or ("" if passed and outcome.run_guest else "no pass by run-guest under KVM with all cards")
             checks.append(Check(name, f"{outcome.verdict.result}, {by}, {outcome.accel}", why))
             checks.append(_messages(seen, len(found)))
+        elif name == "boot-test":
+            checks.append(Check(name, "", why or "it left no verdict"))
         elif name == "host-unbind":
             why = why or ("" if len(before) == functions and before == after else f"{_owners(before)} before")
             checks.append(Check(name, _owners(after), why))

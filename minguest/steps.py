@@ -501,6 +501,8 @@ class Project:
                 except GuestError as error:
                     say(str(error))
                     failed.append(test.name)
+                except UserError as error:
+                    say(f"{test.name} cannot be run: {error}")
             checks = gather.checks(self.at, manifest, nr_cpus, key)
             say(evidence.table(checks))
             if failed:
@@ -736,6 +738,8 @@ class Project:
 
     def rehearse_step(self) -> Task:
         def make(**words: str) -> None:
+            if self.words["gpu"] or self.words["cpus"]:
+                raise UserError("gpu= and cpus= are not for a rehearsal", "doit rehearse --gpu … --cpus …")
             site = rehearse.Site(
                 name=self.at.name,
                 root=self.root,

@@ -163,7 +163,7 @@ def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
     with pytest.raises(UserError, match="run-guest --show ends with 'something else'"):
         boottest.script_argv(at.boot_test, "tcg")
     (at.bundle / "run-guest").write_text("echo broken >&2; exit 7\n")
-    with pytest.raises(ToolError, match=r"(?s)exit status 7.*broken"):
+    with pytest.raises(ToolError, match="exit status 7"):
         boottest.script_argv(at.boot_test, "tcg")
 
 

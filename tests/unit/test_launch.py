@@ -357,9 +357,14 @@ def test_a_card_goes_along_with_what_the_host_says_of_it(sysfs: Path) -> None:
 def test_a_cards_functions_stay_together(sysfs: Path) -> None:
     audio = sysfs / "bus/pci/devices/0000:01:00.1"
     audio.mkdir()
+    (audio / "resource").write_text("")
+    for name in ("vendor", "device", "class"):
+        (audio / name).write_text("0x0403\n")
     with pytest.raises(UserError, match=r"0000:01:00.1: is bound to no driver"):
         settle(Launch(), Words(gpu="01:00.0"), 64, MODELS, sysfs)
     (audio / "driver").symlink_to(sysfs / "drivers/vfio-pci")
+    with pytest.raises(UserError, match=r"(?s)0000:01:00.0 is there twice.*name its first one"):
+        settle(Launch(), Words(gpu="01:00.0,0000:01:00.0"), 64, MODELS, sysfs)
     q35 = argv(settle(Launch(), Words(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
     assert value(q35, "-device")[1:] == [
         "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",

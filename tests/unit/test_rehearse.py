@@ -107,6 +107,12 @@ def test_a_second_function_that_never_answered_is_no_pass(share: Path) -> None:
         assert "did not answer its driver" in judged(share, guest=guest)["interrupts"]
 
 
+def test_a_boot_test_that_left_no_verdict_is_no_pass(share: Path) -> None:
+    run = Run((), "power-off", "", b"", b"", {}, None, None, 30.0)
+    rows = {row.name: row.why for row in rehearse.judge(share, run, CARDS[:1], None, None)}
+    assert rows["boot-test"] == "it left no verdict"
+
+
 def test_a_host_that_did_not_end_is_no_pass(share: Path) -> None:
     assert judged(share, "deadline") == {"host's end": "a detail"}
 
