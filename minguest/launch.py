@@ -387,7 +387,10 @@ def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path, here: bool
     if BDF.fullmatch(word):
         host = _bound(word.lower(), sysfs, here)
         others = sorted(path.name for path in (sysfs / "bus/pci/devices").glob(f"{host.rpartition('.')[0]}.*"))
-        functions = tuple(_bound(each, sysfs, here) for each in others if each != host)
+        # A virtual function (SR-IOV) is a card of its own: it has no others, and is no other's.
+        virtual = [each for each in (host, *others) if (sysfs / "bus/pci/devices" / each / "physfn").exists()]
+        others = [] if host in virtual else [each for each in others if each != host and each not in virtual]
+        functions = tuple(_bound(each, sysfs, here) for each in others)
         there = here or (sysfs / "bus/pci/devices" / host).is_dir()
         return Gpu(name, word, host=host, functions=functions, card=cards.on_host(host, sysfs) if there else None)
     if word.startswith("bar:"):

@@ -313,6 +313,19 @@ def test_a_key_that_others_can_read_is_refused(sysfs: Path, key: Path) -> None:
         settle(launched, Words(), 64, MODELS, sysfs)
 
 
+def test_a_virtual_function_is_a_card_of_its_own(sysfs: Path) -> None:
+    devices = sysfs / "bus/pci/devices"
+    virtual = devices / "0000:01:00.4"
+    virtual.mkdir()
+    (virtual / "driver").symlink_to(sysfs / "drivers/vfio-pci")
+    (virtual / "physfn").symlink_to(devices / "0000:01:00.0")
+    for name in ("vendor", "device", "class", "resource"):
+        (virtual / name).write_text((devices / "0000:01:00.0" / name).read_text())
+    for word in ("01:00.4", "01:00.0"):
+        (gpu,) = settle(Launch(), Words(gpu=word), 64, MODELS, sysfs).gpus
+        assert gpu.functions == ()
+
+
 def test_a_card_is_near_its_node(sysfs: Path) -> None:
     numa = (Node("512M", "0-1", gpus=(1,)), Node("512M", "2-3", gpus=(0, 2)))
     gpus = ("01:00.0", "secondary-vga", "bar:16M", "bochs-display")
