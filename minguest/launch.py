@@ -351,8 +351,8 @@ def shipped(launch: Launch, line: str, sysfs: Path, cpuinfo: str) -> dict[Accel,
     """A bundle's own launch, for KVM and for software emulation, as its run-guest has it.
 
     Cards that are on this machine are planned with its CPU (`cpuinfo`: /proc/cpuinfo). For others there is nothing to
-    plan with. Emulated ones come out the same wherever the bundle is built: the host's CPU counts as one of 40 bits,
-    which few have less than, and of which OVMF opens the smallest window by itself.
+    plan with. Emulated ones come out the same wherever the bundle is built: the host's CPU counts as one of 40 bits.
+    Where a host's has others and its plan is another, boot-test takes that.
     """
     spec = settle(launch, Words(), launch.cpus, launch.gpus, sysfs, line, here=False)
     by_accel = {accel: msgspec.structs.replace(spec, accel=accel) for accel in ACCELS}
