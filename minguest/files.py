@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing files so that a killed run leaves nothing that a later run takes for whole."""
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from minguest.errors import ToolError
+
+# Files that are brought to the disk one by one.
+FEW = 200
 
 
 @contextmanager
@@ -80,23 +85,108 @@ def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int
 def replacing_tree(path: Path) -> Iterator[Path]:
     """Give an empty folder beside `path`; on success it takes the place of `path`, else it is removed.
 
-    What a killed run left beside `path` is removed first; a second run waits for the first.
+    All that was written there is on the disk before. What a killed run left beside `path` is cleared first; a second
+    run waits for the first.
     """
     with lock(path.with_name(f".{path.name}.lock")):
         new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+        if old.exists() and not path.exists():
+            old.rename(path)  # a run was killed between the two renames of _exchange
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir()
         try:
             with disk_errors(path):
                 yield new
+                sync_tree(new)
                 if path.exists():
-                    # Two renames cannot be one: killed between them, there is no tree, and it is made again.
-                    path.rename(old)
-                new.rename(path)
+                    _exchange(new, path, old)
+                else:
+                    new.rename(path)
+                sync(path.parent)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path, aside: Path) -> None:
+    """Let two folders change their names, in one step where the file system can (renameat2(2)).
+
+    Elsewhere it takes two: interrupted between them, `path` comes back, at once or with the next run.
+    """
+    failed = _renameat2(new, path)
+    if failed == 0:
+        return
+    if failed not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(failed, os.strerror(failed), str(path))
+    path.rename(aside)
+    try:
+        new.rename(path)
+    except BaseException:
+        if not path.exists():
+            aside.rename(path)
+        raise
+    aside.rename(new)
+
+
+def _renameat2(one: Path, two: Path) -> int:
+    """Exchange two names: 0, or the number of the error."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    library = ctypes.CDLL(None, use_errno=True)
+    done: int = library.renameat2(here, os.fsencode(one), here, os.fsencode(two), exchange)
+    return 0 if done == 0 else ctypes.get_errno()
+
+
+def sync_tree(path: Path) -> None:
+    """Bring all that is below a folder to the disk: file by file where they are few, else with all else there.
+
+    The one for many is syncfs(2), which also waits for what others write to that file system.
+    """
+    below = [path, *path.rglob("*")]
+    if len(below) <= FEW:
+        for each in below:
+            if not each.is_symlink():
+                sync(each)
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(handle) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Whether nobody has the lock file `path`; it is held then, as in `lock`."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
+def first_free(paths: Sequence[Path], waiting: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, int]]:
+    """Hold the first of several lock files that nobody else has, and its descriptor; else wait for the first one."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield path, file.fileno()
+            return
+    with lock(paths[0], waiting) as held:
+        yield paths[0], held
+
+
+def used(path: Path) -> None:
+    """Note that a file or a folder was used now, for what clears away what nobody uses; a read-only one stays as is."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def sync(path: Path) -> None:

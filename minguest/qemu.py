@@ -177,14 +177,12 @@ async def _boot(
     start = time.monotonic()
     with (folder / "qemu.log").open("wb") as errors, (folder / "console.log").open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
-            program,
-            *argv[1:],
+            *run.bound([program, *argv[1:]]),
             cwd=folder,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            preexec_fn=run.die_with_parent,
         )
         console = bytearray()
         reader = asyncio.create_task(_tee(process, console, sink))

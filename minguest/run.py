@@ -2,12 +2,12 @@
 """The only gate to a subprocess: explicit argv, a log, a deadline, and no child left behind."""
 
 import contextlib
-import ctypes
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,8 @@ from minguest.errors import ToolError
 
 # How many of a failed tool's last lines the error shows.
 TAIL = 15
-BARE = ("PATH", "HOME", "TMPDIR")
+# Seconds that a program gets to end by itself before it is killed: make removes what it was writing.
+GRACE = 10.0
 
 
 def run(
@@ -38,16 +39,15 @@ def run(
 
     Without `merge` stderr is left out and goes nowhere.
 
-    `env` is added to the environment; `bare` keeps of it only where programs and temporary files are, and the C
-    locale, so that a build does not depend on what the user's shell happens to export. `log` gets the command and
-    every line as it comes, `on_line` each line. `deadline` is in seconds. Raises ToolError when the program is
-    missing, misses the deadline or (`check`) fails; the whole process group is ended then, and also when this call
-    is interrupted. Of `pass_fds` the program and its children keep a copy: a lock among them outlives this process.
+    `env` is added to the environment; with `bare` there is nothing else in it than `bare_environment`. `log` gets
+    the command and every line as it comes, `on_line` each line. `deadline` is in seconds. Raises ToolError when the
+    program is missing, misses the deadline or (`check`) fails. The whole process group is ended then, and also when
+    this call is interrupted: it gets SIGTERM, GRACE seconds to end, and then SIGKILL. Of `pass_fds` the program and
+    its children keep a copy: a lock among them outlives this process.
     """
     words = [os.fspath(word) for word in argv]
-    inherited = {key: os.environ[key] for key in BARE if key in os.environ} if bare else dict(os.environ)
-    environment = {**inherited, **({"LC_ALL": "C", "TZ": "UTC"} if bare else {}), **(env or {})}
-    program = require(words[0], environment.get("PATH"))
+    environment = {**(bare_environment() if bare else os.environ), **(env or {})}
+    require(words[0], environment.get("PATH"))
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
@@ -55,21 +55,19 @@ def run(
     with (log or Path(os.devnull)).open("w") as sink:
         sink.write(f"$ {shlex.join(words)}\n")
         process = subprocess.Popen(
-            words,
-            executable=program,
+            bound(words),
             cwd=cwd,
             env=environment,
             stdin=stdin if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merge else subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into the C library, before exec
             pass_fds=pass_fds,
         )
 
         def expire() -> None:
             late.set()
-            end_group(process)
+            end(process)
 
         timer = threading.Timer(deadline, expire) if deadline is not None else None
         try:
@@ -87,8 +85,7 @@ def run(
             if timer is not None:
                 timer.cancel()
             if process.poll() is None:
-                end_group(process)
-                process.wait()
+                end(process)
     if late.is_set():
         raise ToolError(f"{words[0]}: not done after {deadline:g} s, ended{_tail(lines, log)}")
     if check and status != 0:
@@ -107,9 +104,34 @@ def require(tool: str, path: str | None = None) -> str:
     return found
 
 
-def die_with_parent() -> None:
-    """In a child, before exec: be killed when the parent is, however it ends (prctl(2), PR_SET_PDEATHSIG = 1)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def bare_environment() -> dict[str, str]:
+    """What a build's tools get, so that nothing else that the user's shell exports reaches what they make.
+
+    PATH is the user's: the tools are found by it. TMPDIR is a folder that can be written to: with one that cannot,
+    compilers fail, and Kconfig takes such a compiler for one that lacks what it was asked for.
+    """
+    return {"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": tempfile.gettempdir(), "LC_ALL": "C", "TZ": "UTC"}
+
+
+def bound(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The command so that the kernel kills it when its parent ends, however that ends (prctl(2), PR_SET_PDEATHSIG).
+
+    util-linux' setpriv does it: a `preexec_fn` would run Python after a fork, which may hang where threads exist.
+    """
+    require("setpriv")
+    return ["setpriv", "--pdeathsig", "KILL", "--", *(os.fspath(word) for word in argv)]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that run() started, and its children: SIGTERM, and after GRACE seconds SIGKILL."""
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    finally:  # also when the user presses Ctrl-C once more
+        end_group(process)
+        process.wait()
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,53 @@ def test_what_a_killed_run_left_of_a_tree_is_removed(tmp_path: Path) -> None:
         (folder / "new").touch()
     assert [path.name for path in (tmp_path / "tree").iterdir()] == ["new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tree.lock", "tree"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two steps"])
+def test_a_tree_that_is_interrupted_while_it_is_replaced_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    target = tmp_path / "tree"
+    with files.replacing_tree(target) as folder:
+        (folder / "old").touch()
+    if not exchange:  # as a file system answers that has no RENAME_EXCHANGE
+        monkeypatch.setattr(files, "_renameat2", lambda *_: errno.EINVAL)
+    for step in range(4):
+        calls = 0
+
+        def rename(self: Path, other: Path, real: Callable[..., Path] = Path.rename, stop: int = step) -> Path:
+            nonlocal calls
+            calls += 1
+            if calls == stop + 1:
+                raise KeyboardInterrupt
+            return real(self, other)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", rename)
+            try:
+                with files.replacing_tree(target) as folder:
+                    (folder / "new").touch()
+            except KeyboardInterrupt:
+                pass
+        with files.replacing_tree(tmp_path / "tree") as folder:
+            # Whatever was interrupted: the old one or the new one is there, whole.
+            assert [path.name for path in target.iterdir()] in (["old"], ["new"])
+            (folder / "old").touch()
+
+
+def test_one_that_was_killed_between_two_renames_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".tree.old").mkdir()
+    (tmp_path / ".tree.old/old").touch()
+    with pytest.raises(RuntimeError), files.replacing_tree(tmp_path / "tree"):
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["old"]
+
+
+def test_a_large_tree_is_brought_to_the_disk_too(tmp_path: Path) -> None:
+    with files.replacing_tree(tmp_path / "tree") as folder:
+        for number in range(files.FEW + 1):
+            (folder / str(number)).touch()
+    assert len(list((tmp_path / "tree").iterdir())) == files.FEW + 1
 
 
 def test_a_full_disk_names_the_place(tmp_path: Path) -> None:

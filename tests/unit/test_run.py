@@ -2,6 +2,8 @@
 """The gate to subprocesses: logs, deadlines, missing tools, no child left."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +11,16 @@ import pytest
 
 from minguest.errors import ToolError
 from minguest.run import run
+
+
+def gone(pid: str) -> None:
+    """A killed child of a killed parent is gone once init has reaped it."""
+    for _ in range(250):
+        stat = Path(f"/proc/{pid.strip()}/stat")
+        if not stat.exists() or " Z " in stat.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError("the child lives on")
 
 
 def test_output_goes_to_the_log_and_to_the_caller(tmp_path: Path) -> None:
@@ -37,12 +49,7 @@ def test_a_missing_tool_says_what_to_do() -> None:
 def test_the_deadline_ends_the_whole_group(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match=r"not done after 0\.3 s"):
         run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"], deadline=0.3)
-    child = int((tmp_path / "pid").read_text())
-    for _ in range(100):  # a killed child of a killed shell is gone once init has reaped it
-        if not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError("the child lives on")
+    gone((tmp_path / "pid").read_text())
 
 
 def test_a_bare_environment_hides_what_the_shell_exports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +60,36 @@ def test_a_bare_environment_hides_what_the_shell_exports(monkeypatch: pytest.Mon
     assert "KCFLAGS" not in names
     assert names["LC_ALL"] == "C"
     assert names["PATH"] == os.environ["PATH"]
+    assert set(names) == {"PATH", "TMPDIR", "LC_ALL", "TZ"}
+
+
+def test_a_temporary_folder_that_is_not_there_is_not_passed_on() -> None:
+    program = "from minguest.run import run; print(run(['sh', '-c', 'echo $TMPDIR'], bare=True)[1])"
+    environment = {**os.environ, "TMPDIR": "/nonexistent"}
+    text = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert Path(text.stdout.strip()).is_dir()
+
+
+def test_a_program_that_is_interrupted_may_clear_up(tmp_path: Path) -> None:
+    """As make does: what it was writing is gone before run() is left."""
+    script = f"trap 'sleep 0.2; rm {tmp_path}/half; exit 1' TERM; touch {tmp_path}/half; while :; do sleep 0.05; done"
+    with pytest.raises(ToolError, match=r"not done after 0\.5 s"):
+        run(["sh", "-c", script], deadline=0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minguest.run.GRACE", 0.3)
+    start = time.monotonic()
+    with pytest.raises(ToolError, match=r"not done after 0\.2 s"):
+        run(["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"], deadline=0.2)
+    assert time.monotonic() - start < 30
+
+
+def test_a_program_ends_with_its_parent(tmp_path: Path) -> None:
+    program = f"from minguest.run import run; run(['sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'])"
+    with subprocess.Popen([sys.executable, "-c", program]) as parent:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+            time.sleep(0.02)
+        parent.kill()
+    gone((tmp_path / "pid").read_text())
