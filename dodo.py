@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minguest import steps
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": steps.Reporter}
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": steps.Reporter, "check_file_uptodate": steps.ByContent}
 PROJECT = steps.project(Path(__file__).parent.resolve())
 PYTEST = ["python", "-m", "pytest"]
 

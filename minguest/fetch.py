@@ -73,6 +73,7 @@ def fetch(source: Source, name: str, cache: Path, say: Callable[[str], None]) ->
         with files.disk_errors(whole.parent):
             # Without the lock first: a cache that is whole may be read-only.
             if whole.exists() and not _spoiled(whole, source):
+                files.used(whole)
                 return whole
             with files.lock(
                 whole.with_name(f"{whole.name}.lock"),

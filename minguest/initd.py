@@ -27,7 +27,7 @@ def argv(sources: Sequence[Path], target: Path) -> list[str]:
 def build(folder: Path, target: Path, log: Path) -> None:
     """Compile initd; ToolError unless the result is a static program for x86-64."""
     with files.replacing(target) as temporary:
-        run.run(argv(sorted(folder.glob("*.c")), temporary), log=log)
+        run.run(argv(sorted(folder.glob("*.c")), temporary), log=log, bare=True)
         facts = binary.elf(temporary)
         if not facts.static or facts.machine != "x64":
             raise ToolError(

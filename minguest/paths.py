@@ -14,6 +14,43 @@ def known_pits() -> Path:
 
 
 @dataclass(frozen=True)
+class Store:
+    """What is kept by content for all checkouts, below `folder`. All of it can be deleted while nothing is built."""
+
+    folder: Path
+
+    @property
+    def trees(self) -> Path:
+        """A folder a tree, with its content in its name."""
+        return self.folder / "trees"
+
+    @property
+    def configs(self) -> Path:
+        """What Kconfig answered, by what it was asked."""
+        return self.folder / "configs"
+
+    @property
+    def kernels(self) -> Path:
+        """A folder a kernel, by the hash of all that it is made of."""
+        return self.folder / "kernels"
+
+    @property
+    def making(self) -> Path:
+        """O= folders, as long as make runs in them."""
+        return self.folder / "making"
+
+    @property
+    def reproduce(self) -> Path:
+        """Two stores that `doit reproduce` builds in, as if nothing were kept."""
+        return self.folder / "reproduce"
+
+    @property
+    def objects(self) -> Path:
+        """ccache's folder."""
+        return self.folder / "ccache"
+
+
+@dataclass(frozen=True)
 class Layout:
     """Paths below the project's `root`, for one `guest` and one `line`. All of out/ can be deleted at any time."""
 
@@ -62,9 +99,6 @@ class Layout:
     def initd(self) -> Path:
         return self.out / "initd" / "initd"
 
-    def tree(self, name: str) -> Path:
-        return self.out / "src" / f"linux-{name}"
-
     def firmware(self, version: str) -> Path:
         return self.out / "firmware" / version
 
@@ -75,6 +109,11 @@ class Layout:
     @property
     def work(self) -> Path:
         return self.out / self.name
+
+    @property
+    def tree(self) -> Path:
+        """Which tree of the store is this guest's."""
+        return self.work / "tree.json"
 
     @property
     def config(self) -> Path:

@@ -65,6 +65,6 @@ def _kernel(manifest: Manifest) -> dict[str, Any]:
     }
     if kind == "sha256":
         return {**told, "uri": manifest.kernel.urls[0], "digest": {"sha256": digest}}
-    # A tree of the user's own: a fingerprint of names, sizes and times, no hash of content.
+    # A tree of the user's own: a hash of what is in it, of no file that anybody could fetch.
     told["annotations"]["origin"] = manifest.kernel.origin
     return told

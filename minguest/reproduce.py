@@ -80,6 +80,7 @@ def builds(
     words: Sequence[str],
     say: Callable[[str], None],
     *,
+    store: Path,
     bundle: Path | None = None,
     inputs: Sequence[Path] = (),
     command: Sequence[str] = COMMAND,
@@ -88,12 +89,14 @@ def builds(
 ) -> Record:
     """Run `command` with `words` in two copies of `root` below `work`, and compare what is in their bundles.
 
-    `words` are doit's (`kernel=6.12`). `bundle` is one that is there already: it must be the same too. `inputs` are
+    `words` are doit's (`kernel=6.12`). Each build has a store of its own below `store`, empty at first, so that it
+    compiles everything. `bundle` is one that is there already: it must be the same too. `inputs` are
     files below `root` that are copied beside the checkout: which kernel was chosen, and why, is in the manifest. Both
     copies are removed when all is the same; else they are kept and named, as when a build fails (ToolError). What an
     earlier run left in `work` is removed first.
     """
     both = (first, second)
+    shutil.rmtree(store, ignore_errors=True)
     for each in both:
         shutil.rmtree(work / each.name, ignore_errors=True)
     report = work / "diffoscope.txt"
@@ -101,7 +104,10 @@ def builds(
     refusal = next(filter(None, (_refusal(each) for each in both)), "")
     names = [*checkout(root), *(path.relative_to(root).as_posix() for path in inputs)]
     line = [*command, *(_absolute(word, root) for word in words)]
-    one, two = (_build(each, root, names, work, line, say, namespace=not refusal) for each in both)
+    try:
+        one, two = (_build(each, root, names, work, line, say, store, namespace=not refusal) for each in both)
+    finally:
+        shutil.rmtree(store, ignore_errors=True)
     differences = compare.folders(one, two)
     if bundle is not None:
         rows = compare.folders(one, bundle)
@@ -132,6 +138,7 @@ def _build(
     work: Path,
     command: Sequence[str],
     say: Callable[[str], None],
+    store: Path,
     *,
     namespace: bool,
 ) -> Path:
@@ -146,7 +153,7 @@ def _build(
         run.run(
             argv(surroundings, command, namespace=namespace),
             cwd=copy,
-            env=environment(surroundings, copy, home),
+            env=environment(surroundings, copy, home, store / surroundings.name / surroundings.folder),
             log=folder / "build.log",
             on_line=lambda line: say(f"{surroundings.name} │ {line}"),
         )
@@ -188,7 +195,7 @@ def argv(surroundings: Surroundings, command: Sequence[str], *, namespace: bool)
     return [*user, "sh", "-c", 'umask "$1"; shift; exec "$@"', "sh", f"{surroundings.umask:04o}", *command]
 
 
-def environment(surroundings: Surroundings, copy: Path, home: Path) -> dict[str, str]:
+def environment(surroundings: Surroundings, copy: Path, home: Path, store: Path) -> dict[str, str]:
     """What is set for a build; PYTHONPATH so that the copy's own minguest is run and no installed one."""
     return {
         "LANG": surroundings.locale,
@@ -197,6 +204,7 @@ def environment(surroundings: Surroundings, copy: Path, home: Path) -> dict[str,
         "TZ": surroundings.timezone,
         "USER": surroundings.user,
         "LOGNAME": surroundings.user,
+        "MINGUEST_STORE": str(store),
         "HOME": str(home),
         "PYTHONPATH": str(copy),
         "PYTHONUNBUFFERED": "1",

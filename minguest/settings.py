@@ -100,6 +100,21 @@ def cache_folder() -> Path:
     return Path(base).absolute() / "minguest"
 
 
+def store_folder() -> Path:
+    """Where trees, kernels and compiled objects live: $MINGUEST_STORE, else the cache folder.
+
+    UserError where make could not build there: it takes blanks, colons and quotes in a path for its own.
+    """
+    own = os.environ.get("MINGUEST_STORE")
+    folder = Path(own).absolute() if own else cache_folder()
+    if strange := re.search(r"[^\w/.,+@=-]", str(folder)):
+        raise UserError(
+            f"{folder}: make cannot build in a folder with {strange[0]!r} in its path",
+            "MINGUEST_STORE=/another/folder is where kernels are built",
+        )
+    return folder
+
+
 def trusted_keys() -> Path:
     """The user's file of keys that may sign a release: allowed signers, ssh-keygen(1)."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"

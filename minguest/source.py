@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel is built, and its tree: fetched or copied, patched, whole or not there."""
+"""Which kernel is built, and its tree: fetched or copied, patched, kept by content, whole or not there."""
 
-import filecmp
 import hashlib
 import lzma
 import os
@@ -9,7 +8,7 @@ import re
 import shutil
 import stat
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -65,10 +64,22 @@ class Tree(msgspec.Struct, frozen=True):
     line: str
     version: str
     origin: str
-    """`sha256:…` of the pinned tarball, or `own:` and a fingerprint of the user's tree."""
+    """`sha256:…` of the pinned tarball, or `own:` and the SHA-256 of what is in the user's tree (`content`)."""
     signed: str
     """Who signed the tarball, or why that was not verified."""
     patches: tuple[Applied, ...]
+
+    @property
+    def identity(self) -> bytes:
+        """What decides on every byte of the tree: its version, where it is from, and its patches."""
+        return msgspec.json.encode([self.version, self.origin, [[each.file, each.sha256] for each in self.patches]])
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A tree that is ready to be built from: out/*/tree.json."""
+
+    path: str
+    tree: Tree
 
 
 # ── the choice ────────────────────────────────────────────────────────────────
@@ -192,24 +203,53 @@ def _makefile_of(tarball: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """A digest that changes when the user's tree does: names, sizes, times. Reads no content."""
+    """A digest that changes when a file in a tree, or a tarball, does: names, sizes, times. Reads no content.
+
+    With the time of the last change of each inode, which nobody can set: `cp -p`, tar and git set the other one.
+    """
     digest = hashlib.sha256()
-    if path.is_file():
-        facts = path.stat()
-        digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
-    else:
-        pending = [str(path)]
-        while pending:
-            with os.scandir(pending.pop()) as entries:
-                for entry in sorted(entries, key=lambda each: each.name):
-                    if entry.name == ".git":
-                        continue
-                    facts = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(facts.st_mode):
-                        pending.append(entry.path)
-                    else:
-                        digest.update(f"{entry.path} {facts.st_mode} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    for name, facts in _walk(path):
+        digest.update(
+            f"{name} {facts.st_mode} {facts.st_size} {facts.st_ino} {facts.st_mtime_ns} {facts.st_ctime_ns}\n".encode(
+                errors="surrogateescape"
+            )
+        )
     return digest.hexdigest()
+
+
+def content(path: Path) -> str:
+    """SHA-256 over the names, kinds and contents of the files in a tree; of a tarball, over its bytes."""
+    if path.is_file():
+        return files.sha256(path)
+    digest = hashlib.sha256()
+    for name, facts in _walk(path):
+        if stat.S_ISLNK(facts.st_mode):
+            kind, inside = "link", hashlib.sha256(os.fsencode((path / name).readlink())).hexdigest()
+        elif stat.S_ISREG(facts.st_mode):
+            kind, inside = ("program" if facts.st_mode & 0o100 else "file"), files.sha256(path / name)
+        else:
+            kind, inside = "other", ""
+        digest.update(f"{kind} {inside} {name}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """All but folders below `path`, by name from there, in order, without .git and a prepared tree's own stamp."""
+    if path.is_file():
+        yield "", path.stat()
+        return
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(path / folder) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                name = f"{folder}{entry.name}"
+                if entry.name == ".git" or name == STAMP:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{name}/")
+                else:
+                    yield name, entry.stat(follow_symlinks=False)
 
 
 def wanted_patches(
@@ -234,11 +274,6 @@ def wanted_patches(
     return found
 
 
-def own_tree(series: Path, guest: str) -> bool:
-    """Whether there are patches for this guest alone."""
-    return any(patch.guest == guest for patch in settings.decode(series, Series).patch)
-
-
 def number(version: str) -> Version:
     """The numbers that a version begins with, without what a vendor appends."""
     return Version(re.sub(r"(\d+(?:\.\d+)*).*", r"\1", version))
@@ -246,9 +281,9 @@ def number(version: str) -> Version:
 
 def compiler_tools() -> dict[str, str]:
     """Versions of gcc, binutils and glibc, for the patches and the manifest."""
-    _, libc = run.run(["getconf", "GNU_LIBC_VERSION"])
-    _, gcc = run.run(["gcc", "-dumpfullversion", "-dumpversion"])
-    _, ld = run.run(["ld", "--version"])
+    _, libc = run.run(["getconf", "GNU_LIBC_VERSION"], bare=True)
+    _, gcc = run.run(["gcc", "-dumpfullversion", "-dumpversion"], bare=True)
+    _, ld = run.run(["ld", "--version"], bare=True)
     binutils = re.search(r"(\d+\.\d+(?:\.\d+)?)", ld.splitlines()[0].split(")")[-1])
     if not binutils:
         raise ToolError(f"ld: no version in {ld.splitlines()[0]!r}", "the kernel is built with GNU binutils")
@@ -258,7 +293,7 @@ def compiler_tools() -> dict[str, str]:
 def prepare(
     choice: Choice,
     source: Source | None,
-    target: Path,
+    folder: Path,
     *,
     cache: Path,
     keys: Path,
@@ -266,38 +301,42 @@ def prepare(
     log: Path,
     say: Callable[[str], None],
     guest: str | None = None,
-) -> Tree:
-    """Make the patched tree of a guest at `target`, or keep it if it is what is wanted already.
+) -> Prepared:
+    """The patched tree of a guest in `folder`, made if it is not there or was changed since it was made.
 
-    `source` is the pinned download, None for the user's own tree, which is only read. A file whose content did
-    not change keeps its time, so make rebuilds only what changed.
+    `source` is the pinned download, None for the user's own tree, which is only read. A tree has its content in its
+    name, so nothing that was built from another one is ever next to it.
     """
     wanted = wanted_patches(patches / "series.toml", choice.line, choice.version, compiler_tools(), guest)
     applied = tuple(Applied(each.file, files.sha256(patches / each.file), each.reason) for each in wanted)
-    origin = f"sha256:{source.sha256}" if source else f"own:{fingerprint(Path(choice.source or ''))}"
-    kept = stamp(target)
-    if kept and (kept.version, kept.origin, kept.patches) == (choice.version, origin, applied):
-        return kept
-    signed = "not verified: your own tree"
-    if source:
-        from minguest import fetch  # noqa: PLC0415 - see SLOW
-
-        tarball = fetch.fetch(source, f"linux {source.version}", cache, say)
-        signed = _verify(source, tarball, keys, say)
-    tree = Tree(choice.line, choice.version, origin, signed, applied)
-    with files.replacing_tree(target) as folder:
+    origin = f"sha256:{source.sha256}" if source else f"own:{_content(Path(choice.source or ''), folder)}"
+    tree = Tree(choice.line, choice.version, origin, "", applied)
+    target = folder / f"linux-{choice.version}-{hashlib.sha256(tree.identity).hexdigest()[:16]}"
+    with files.lock(folder / f".{target.name}.busy", lambda: say(f"waiting for another run that makes {target.name}")):
+        kept = stamp(target)
+        if kept and kept.identity == tree.identity and intact(target):
+            files.used(_made(target))
+            return Prepared(str(target), kept)
+        _made(target).unlink(missing_ok=True)
+        signed = "not verified: your own tree"
         if source:
-            say(f"unpacking linux {source.version}")
-            archive.extract_tar(tarball, folder)
-        else:
-            assert choice.source is not None
-            say(f"copying {choice.source}")
-            _copy(Path(choice.source), folder, log)
-        _patch(folder, [patches / each.file for each in wanted], log)
-        if target.is_dir():
-            keep_times(target, folder)
-        (folder / STAMP).write_bytes(msgspec.json.encode(tree))
-    return tree
+            from minguest import fetch  # noqa: PLC0415 - see SLOW
+
+            tarball = fetch.fetch(source, f"linux {source.version}", cache, say)
+            signed = _verify(source, tarball, keys, say)
+        tree = msgspec.structs.replace(tree, signed=signed)
+        with files.replacing_tree(target) as new:
+            if source:
+                say(f"unpacking linux {source.version}")
+                archive.extract_tar(tarball, new)
+            else:
+                assert choice.source is not None
+                say(f"copying {choice.source}")
+                _copy(Path(choice.source), new, log)
+            _patch(new, [patches / each.file for each in wanted], log)
+            (new / STAMP).write_bytes(msgspec.json.encode(tree))
+        files.write(_made(target), fingerprint(target))
+    return Prepared(str(target), tree)
 
 
 def stamp(tree: Path) -> Tree | None:
@@ -306,6 +345,33 @@ def stamp(tree: Path) -> Tree | None:
         return msgspec.json.decode((tree / STAMP).read_bytes(), type=Tree)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def intact(tree: Path) -> bool:
+    """Whether a prepared tree is as it was made: nobody wrote to it since."""
+    try:
+        return _made(tree).read_text() == fingerprint(tree)
+    except OSError:
+        return False
+
+
+def _made(tree: Path) -> Path:
+    """Beside a prepared tree: the fingerprint that it had when it was made. Written last."""
+    return tree.with_name(f".{tree.name}.made")
+
+
+def _content(own: Path, folder: Path) -> str:
+    """`content` of the user's tree, read again only where its fingerprint is another than the last time."""
+    name = hashlib.sha256(os.fsencode(own)).hexdigest()[:16]
+    known, now = folder / f".own-{name}.json", fingerprint(own)
+    try:
+        before, digest = msgspec.json.decode(known.read_bytes(), type=tuple[str, str])
+    except (OSError, msgspec.DecodeError):
+        before, digest = "", ""
+    if before != now:
+        digest = content(own)
+        files.write(known, msgspec.json.encode((now, digest)))
+    return digest
 
 
 def trees(folder: Path, but: str) -> dict[str, Path]:
@@ -340,37 +406,16 @@ def _copy(own: Path, folder: Path, log: Path) -> None:
         shutil.copytree(own, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
     # A tree that was built in place refuses O= until it is cleaned; the copy is cleaned, not the user's tree.
     if (folder / ".config").exists() or (folder / "include/config").exists():
-        run.run(["make", "-C", folder, "ARCH=x86", "mrproper"], log=log)
+        run.run(["make", "-C", folder, "ARCH=x86", "mrproper"], log=log, bare=True)
 
 
 def _patch(folder: Path, patches: Sequence[Path], log: Path) -> None:
     for patch in patches:
         command = ["patch", "-p1", "--force", "--no-backup-if-mismatch", "-d", str(folder), "-i", str(patch.absolute())]
-        there, _ = run.run([*command, "--dry-run", "--reverse"], check=False)
+        there, _ = run.run([*command, "--dry-run", "--reverse"], check=False, bare=True)
         if there == 0:
             continue  # the user's tree has it already
         try:
-            run.run([*command, "--forward"], log=log)
+            run.run([*command, "--forward"], log=log, bare=True)
         except ToolError as error:
             raise ToolError(f"{patch}: does not fit this tree\n{error.message}") from error
-
-
-def keep_times(old: Path, new: Path) -> None:
-    """Give each file of `new` the time that the same file has in `old`, if its content is the same, else now."""
-    for folder, _, names in os.walk(new):
-        before = old / Path(folder).relative_to(new)
-        for name in names:
-            path, same = Path(folder, name), before / name
-            if path.is_symlink():
-                continue
-            # Alike in size and time counts as the same; only otherwise the contents are read.
-            if same.is_file() and not same.is_symlink() and filecmp.cmp(path, same, shallow=True):
-                facts = same.stat()
-                os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-            else:
-                os.utime(path)
-
-
-def path_tag(path: str) -> str:
-    """A short name for the user's tree, so that two trees of one version have a folder each."""
-    return hashlib.sha256(path.encode()).hexdigest()[:8]

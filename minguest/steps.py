@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 from doit import get_var
+from doit.dependency import FileChangedChecker
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.reporter import ConsoleReporter
 from doit.tools import config_changed
@@ -49,12 +50,14 @@ from minguest import (
 from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError, printable
 from minguest.launch import Words
 from minguest.model import Choice, Guest, Launch, Source, Sources
-from minguest.paths import Layout
+from minguest.paths import Layout, Store
 from minguest.released import DOMAIN, RUN_GUEST
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 
 Task = dict[str, Any]
+# What of a kernel is in out/.
+KERNEL = ("bzImage", "System.map", "kernel.json")
 CODE = Path(__file__).parent
 # What the command line may say with an equals sign, before or after the tasks.
 WORDS = (
@@ -120,6 +123,16 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self.outstream.write(f"FAILED {result['task'].name}: {result['exception'].get_msg()}\n")
 
 
+class ByContent(FileChangedChecker):  # type: ignore[misc]
+    """doit's question whether a file that a task depends on has changed: its content alone, never its time."""
+
+    def check_modified(self, file_path: str, _: Any, state: str) -> bool:
+        return files.sha256(Path(file_path)) != state
+
+    def get_state(self, dep: str, _: Any) -> str:
+        return files.sha256(Path(dep))
+
+
 def step(
     action: Callable[..., None],
     *,
@@ -130,17 +143,23 @@ def step(
     facts: Callable[[], Mapping[str, Any]] = dict,
     **more: Any,
 ) -> Task:
-    """A task that runs when a file, one of its modules (`code`), a fact or a missing target asks for it.
+    """A task that runs when a file, one of its modules (`code`), a fact or a target asks for it.
 
-    `facts` is called only when doit looks at the task. Afterwards every target must exist.
+    `facts` is called only when doit looks at the task. Afterwards every target must exist; one that is missing or has
+    another content later is made again, so that nothing is made of a damaged one.
     """
 
+    def sums() -> dict[str, str]:
+        return {str(target): files.sha256(target) for target in targets if target.is_file()}
+
     def changed(task: Any, values: Any) -> Any:
+        task.value_savers.append(lambda: {"sums": sums()})
         # msgspec makes plain text of structs and paths; config_changed knows only that. doit calls configure_task for
         # what it finds in `uptodate` itself, when it loads; that would ask for the facts of tasks that do not run.
         checker = config_changed(msgspec.json.encode(facts(), enc_hook=str).decode())
         checker.configure_task(task)
-        return checker(task, values)
+        same = checker(task, values)
+        return same and values.get("sums") == sums()
 
     def checked(**words: Any) -> TaskFailed | None:
         try:
@@ -192,8 +211,18 @@ class Project:
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.line, root)
         self.overlays = [self._overlay(name) for name in self.guest.overlays]
         if not idle:
-            # A launch that cannot be is named before anything is compiled.
-            _ = self.launch_files
+            # What cannot be built in or started is named before anything is unpacked.
+            _ = self.store, self.launch_files
+
+    @functools.cached_property
+    def tools(self) -> Mapping[str, str]:
+        """Versions of what compiles."""
+        return {**source.compiler_tools(), "musl": initd.musl_version()}
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """Where the trees and kernels of all checkouts are."""
+        return Store(settings.store_folder())
 
     @functools.cached_property
     def launch_files(self) -> dict[str, str]:
@@ -255,38 +284,34 @@ class Project:
     def pits(self) -> dict[str, pits.Pit]:
         return pits.load(self.at.pits)
 
-    @property
-    def tree(self) -> Path:
-        name = self.choice.version
-        if self.choice.source:
-            name += f"-{source.path_tag(self.choice.source)}"
-        if source.own_tree(self.at.patches / "series.toml", self.guest.name):
-            name += f"-{self.guest.name}"
-        return self.at.tree(name)
+    def prepared(self) -> source.Prepared:
+        """The guest's tree, made where it is not there, or where it was changed or cleared away."""
+        return source.prepare(
+            self.choice,
+            self.pinned,
+            self.store.trees,
+            cache=self.cache,
+            keys=self.at.configs / "keys",
+            patches=self.at.patches,
+            log=self.at.log("tree"),
+            say=say,
+            guest=self.guest.name,
+        )
 
     # ── the steps, in the order of the data ──
 
     def tree_step(self) -> Task:
         def make() -> None:
-            source.prepare(
-                self.choice,
-                self.pinned,
-                self.tree,
-                cache=self.cache,
-                keys=self.at.configs / "keys",
-                patches=self.at.patches,
-                log=self.at.log("tree"),
-                say=say,
-                guest=self.guest.name,
-            )
+            files.write(self.at.tree, msgspec.json.encode(self.prepared()))
 
         def facts() -> Mapping[str, Any]:
             own = self.choice.source
             return {
                 "choice": [self.choice.version, own],
                 "pinned": self.pinned,
-                "tools": source.compiler_tools(),
+                "tools": self.tools,
                 "own": source.fingerprint(Path(own)) if own else None,
+                "store": self.store.folder,
             }
 
         return step(
@@ -294,7 +319,7 @@ class Project:
             name=self.at.name,
             doc=f"linux {self.choice.version}: fetched, verified, unpacked, patched",
             file_dep=[path for path in sorted(self.at.patches.rglob("*")) if path.is_file()],
-            targets=[self.tree / source.STAMP],
+            targets=[self.at.tree],
             code=["source", "archive"],
             facts=facts,
         )
@@ -302,7 +327,7 @@ class Project:
     def config_step(self) -> Task:
         def make() -> None:
             result = kernel.configure(
-                self.tree,
+                self.prepared(),
                 self.choice.line,
                 self.fragments,
                 self.guest.options,
@@ -311,7 +336,7 @@ class Project:
                 self.at.config,
                 root=self.root,
                 guest_file=self._shown(self.guest_file),
-                others=source.trees(self.tree.parent, self.choice.line),
+                store=self.store,
                 ignore=self.ignore,
                 log=self.at.log("config"),
                 say=say,
@@ -322,16 +347,15 @@ class Project:
             make,
             name=self.at.name,
             doc="the kernel's config from fragments, verified against them and the contract",
-            file_dep=[*self.fragments, self.tree / source.STAMP],
+            file_dep=[*self.fragments, self.at.tree],
             targets=[self.at.config / "kernel.config", self.at.config / "config.json"],
-            code=["kconfig", "contract", "explain"],
+            code=["kernel", "kconfig", "contract", "explain"],
             facts=lambda: {
                 "options": dict(self.guest.options),
                 "launch": self.guest.launch,
                 "contract": self.contract,
                 "ignore": self.ignore,
-                "tree": self.tree,
-                "make": kernel.make_argv(self.tree, self.at.config, 1),
+                "tools": self.tools,
             },
         )
 
@@ -339,19 +363,21 @@ class Project:
         config = self.at.config / "kernel.config"
 
         def make() -> None:
-            inspected = kernel.build(
-                self.tree, config, self.at.kernel, version=self.choice.version, log=self.at.log("kernel"), say=say
+            folder, inspected = kernel.build(
+                self.prepared(), config.read_text(), self.store, log=self.at.log("kernel"), say=say
             )
+            for name in KERNEL:
+                files.copy(folder / name, self.at.kernel / name)
             say(f"bzImage {inspected.bzimage.size / 1e6:.2f} MB, EFI stub {inspected.bzimage.efi_stub}")
 
         return step(
             make,
             name=self.at.name,
             doc=f"linux {self.choice.version}: compiled and inspected",
-            file_dep=[config, self.tree / source.STAMP],
-            targets=[kernel.image(self.at.kernel), self.at.kernel / "System.map", self.at.kernel / "kernel.json"],
-            code=["kernel", "binary"],
-            facts=lambda: {"make": kernel.make_argv(self.tree, self.at.kernel, 1), "tools": source.compiler_tools()},
+            file_dep=[config, self.at.tree],
+            targets=[self.at.kernel / name for name in KERNEL],
+            code=["kernel", "binary", "linked"],
+            facts=lambda: {"tools": self.tools},
         )
 
     def initd_step(self) -> Task:
@@ -367,6 +393,7 @@ class Project:
             file_dep=sorted(folder.glob("*.[ch]")),
             targets=[self.at.initd],
             code=["initd"],
+            facts=lambda: {"tools": self.tools},
         )
 
     def initrd_step(self) -> Task:
@@ -405,7 +432,7 @@ class Project:
     def bundle_step(self) -> Task:
         ovmf = self.at.firmware(self.ovmf.version)
         parts = {
-            "bzImage": kernel.image(self.at.kernel),
+            "bzImage": self.at.kernel / "bzImage",
             "initrd.img": self.at.initrd,
             "OVMF_CODE.fd": ovmf / "OVMF_CODE.fd",
             "OVMF_VARS.fd": ovmf / "OVMF_VARS.fd",
@@ -431,8 +458,7 @@ class Project:
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest tells beside the files."""
-        tree = source.stamp(self.tree)
-        assert tree is not None
+        tree = msgspec.json.decode(self.at.tree.read_bytes(), type=source.Prepared).tree
         configured = msgspec.json.decode((self.at.config / "config.json").read_bytes())
         pinned = self.pinned
         return {
@@ -466,7 +492,7 @@ class Project:
                 "urls": list(self.ovmf.urls),
                 "licence": self.ovmf.licence,
             },
-            "tools": {**source.compiler_tools(), "musl": initd.musl_version()},
+            "tools": dict(self.tools),
         }
 
     @property
@@ -525,7 +551,13 @@ class Project:
             words = [f"guest={self.guest_file}", *(["contract=ignore"] if self.ignore else [])]
             # The choice goes along, as the manifest tells how it came about: line, source and reason.
             record = reproduce.builds(
-                self.root, self.at.work / "reproduce", words, say, bundle=self.at.bundle, inputs=[self.at.choice]
+                self.root,
+                self.at.work / "reproduce",
+                words,
+                say,
+                store=self.store.reproduce,
+                bundle=self.at.bundle,
+                inputs=[self.at.choice],
             )
             files.write(self.at.reproduced, msgspec.json.format(msgspec.json.encode(record)))
             say(reproduce.table(record))
@@ -726,13 +758,12 @@ class Project:
         if host.at == self.at:
             return
         steps = {
+            "tree": host.tree_step,
             "config": host.config_step,
             "kernel": host.kernel_step,
             "initrd": host.initrd_step,
             "bundle": host.bundle_step,
         }
-        if host.tree != self.tree:
-            steps["tree"] = host.tree_step
         for name, made in steps.items():
             yield {**made(), "name": name}
 
@@ -767,14 +798,12 @@ class Project:
             from minguest import fetch  # noqa: PLC0415 - see SLOW
 
             shop = variants.Workshop(
-                tree=self.tree,
-                line=self.choice.line,
-                version=self.choice.version,
+                tree=self.prepared(),
                 fragments=tuple(self.fragments),
                 options=self.guest.options,
-                built=self.at.kernel,
-                folder=folder,
+                store=self.store,
                 root=self.root,
+                log=folder / "log",
             )
             site = dig.Site(
                 bench=self.bench,

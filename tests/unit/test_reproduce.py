@@ -70,7 +70,9 @@ def root(tmp_path: Path) -> Path:
 def builds(root: Path, leak: str, *words: str, **more: Any) -> tuple[Record, list[str]]:
     said: list[str] = []
     command = (sys.executable, "build.py", leak)
-    record = reproduce.builds(root, root.parent / "work", words, said.append, command=command, **more)
+    record = reproduce.builds(
+        root, root.parent / "work", words, said.append, store=root.parent / "store", command=command, **more
+    )
     return record, said
 
 

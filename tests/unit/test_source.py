@@ -4,6 +4,7 @@
 import hashlib
 import http.server
 import os
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -150,8 +151,6 @@ def test_a_patch_may_be_for_one_guest(patches: Path) -> None:
     tools = {"gcc": "12", "binutils": "2.40", "glibc": "2.36"}
     assert len(source.wanted_patches(series, "4.12", "4.12.10", tools, "host")) == 1
     assert source.wanted_patches(series, "4.12", "4.12.10", tools, "default") == []
-    # Its tree cannot be anybody else's.
-    assert source.own_tree(series, "host") and not source.own_tree(series, "default")
 
 
 @pytest.mark.parametrize(
@@ -170,54 +169,109 @@ def test_a_wrong_row_of_the_series_is_named(patches: Path, old: str, new: str, m
         )
 
 
-def prepare(own: Path, target: Path, patches: Path) -> tuple[source.Tree, list[str]]:
+def prepare(own: Path, folder: Path, patches: Path) -> tuple[Path, source.Tree, list[str]]:
     said: list[str] = []
     choice = Choice(("4.12",), "4.12", "4.12.10", "r", str(own), True)
     made = source.prepare(
-        choice, None, target, cache=own, keys=own, patches=patches, log=target.parent / "log", say=said.append
+        choice, None, folder, cache=own, keys=own, patches=patches, log=folder.parent / "log", say=said.append
     )
-    return made, said
+    return Path(made.path), made.tree, said
 
 
 def test_the_users_tree_is_copied_patched_and_never_written_to(tmp_path: Path, patches: Path) -> None:
     own = tree(tmp_path / "own")
     before = source.fingerprint(own)
-    made, said = prepare(own, tmp_path / "tree", patches)
-    assert (tmp_path / "tree/file.c").read_text() == "one\n2\nthree\n"
+    place, made, said = prepare(own, tmp_path / "trees", patches)
+    assert (place / "file.c").read_text() == "one\n2\nthree\n"
     assert source.fingerprint(own) == before
     assert [each.file for each in made.patches] == ["4.12/a.patch"]
     assert said == [f"copying {own}"]
-    assert prepare(own, tmp_path / "tree", patches) == (made, [])
+    assert prepare(own, tmp_path / "trees", patches) == (place, made, [])
 
 
-def test_a_change_is_taken_over_and_what_stays_keeps_its_time(tmp_path: Path, patches: Path) -> None:
+def test_a_tree_has_its_content_in_its_name(tmp_path: Path, patches: Path) -> None:
+    """A change that leaves a file's size and time as they were, as `cp -p` may, makes another tree."""
     own = tree(tmp_path / "own")
-    prepare(own, tmp_path / "tree", patches)
-    for name in ("Makefile", "file.c"):
-        os.utime(tmp_path / "tree" / name, (1000, 1000))
+    place, made, _ = prepare(own, tmp_path / "trees", patches)
+    times = (own / "Makefile").stat()
     makefile = (own / "Makefile").read_text()
-    (own / "Makefile").write_text(makefile + "# changed\n")
-    os.utime(own / "Makefile", (2000, 2000))  # as git or tar may leave it: older than what make has built
-    prepare(own, tmp_path / "tree", patches)
-    assert (tmp_path / "tree/Makefile").read_text() == makefile + "# changed\n"
-    assert (tmp_path / "tree/Makefile").stat().st_mtime > 1e9
-    assert (tmp_path / "tree/file.c").stat().st_mtime == 1000
+    (own / "Makefile").write_text(makefile.replace("none", "some"))
+    os.utime(own / "Makefile", ns=(times.st_atime_ns, times.st_mtime_ns))
+    other, changed, said = prepare(own, tmp_path / "trees", patches)
+    assert other != place and changed.identity != made.identity and said == [f"copying {own}"]
+    assert "NAME = some" in (other / "Makefile").read_text() and "NAME = none" in (place / "Makefile").read_text()
+    (own / "Makefile").write_text(makefile)
+    assert prepare(own, tmp_path / "trees", patches) == (place, made, [])
+
+
+def test_without_a_patch_the_tree_is_another_one(tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    place, _, _ = prepare(own, tmp_path / "trees", patches)
+    (patches / "series.toml").write_text("patch = []\n")
+    other, made, _ = prepare(own, tmp_path / "trees", patches)
+    assert other != place and made.patches == ()
+    assert (other / "file.c").read_text() == "one\ntwo\nthree\n"
+
+
+def spoil(place: Path) -> None:
+    (place / "file.c").write_text("spoilt\n")
+
+
+def cut(place: Path) -> None:
+    (place / "file.c").unlink()
+
+
+def add(place: Path) -> None:
+    (place / "more.c").write_text("")
+
+
+def forget(place: Path) -> None:
+    place.with_name(f".{place.name}.made").unlink()
+
+
+@pytest.mark.parametrize("harm", [spoil, cut, add, forget])
+def test_a_tree_that_is_not_as_it_was_made_is_made_again(
+    tmp_path: Path, patches: Path, harm: Callable[[Path], None]
+) -> None:
+    own = tree(tmp_path / "own")
+    place, made, _ = prepare(own, tmp_path / "trees", patches)
+    harm(place)
+    assert prepare(own, tmp_path / "trees", patches) == (place, made, [f"copying {own}"])
+    assert sorted(path.name for path in place.iterdir()) == [source.STAMP, "Makefile", "file.c"]
+    assert (place / "file.c").read_text() == "one\n2\nthree\n"
+
+
+def test_what_a_tree_contains_is_all_that_counts(tmp_path: Path) -> None:
+    own, copy = tree(tmp_path / "own"), tmp_path / "copy"
+    shutil.copytree(own, copy)
+    (copy / ".git").mkdir()
+    (copy / ".git/HEAD").write_text("")
+    assert source.content(own) == source.content(copy) and source.fingerprint(own) != source.fingerprint(copy)
+    (copy / "file.c").chmod(0o755)
+    seen = {source.content(own), source.content(copy)}
+    (copy / "link").symlink_to("file.c")
+    seen.add(source.content(copy))
+    (copy / "link").unlink()
+    (copy / "link").symlink_to("Makefile")
+    seen.add(source.content(copy))
+    (copy / "file.c").rename(copy / "file.h")
+    seen.add(source.content(copy))
+    assert len(seen) == 5
 
 
 def test_a_tree_that_has_the_patch_already_is_left_as_it_is(tmp_path: Path, patches: Path) -> None:
     own = tree(tmp_path / "own")
     (own / "file.c").write_text("one\n2\nthree\n")
-    prepare(own, tmp_path / "tree", patches)
-    assert (tmp_path / "tree/file.c").read_text() == "one\n2\nthree\n"
+    place, _, _ = prepare(own, tmp_path / "trees", patches)
+    assert (place / "file.c").read_text() == "one\n2\nthree\n"
 
 
 def test_a_patch_that_does_not_fit_leaves_no_tree(tmp_path: Path, patches: Path) -> None:
     own = tree(tmp_path / "own")
     (own / "file.c").write_text("something else\n")
     with pytest.raises(ToolError, match=r"a\.patch: does not fit this tree"):
-        prepare(own, tmp_path / "tree", patches)
-    assert not (tmp_path / "tree").exists()
-    assert [path.name for path in tmp_path.glob(".tree*")] == [".tree.lock"]
+        prepare(own, tmp_path / "trees", patches)
+    assert [path for path in (tmp_path / "trees").iterdir() if path.is_dir()] == []
 
 
 # ── a pinned source, from a server ──
@@ -239,7 +293,7 @@ def mirror(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def pinned(mirror: str, tmp_path: Path, patches: Path, key: str, sign: str) -> tuple[source.Tree, list[str]]:
+def pinned(mirror: str, tmp_path: Path, patches: Path, key: str, sign: str) -> tuple[Path, source.Tree, list[str]]:
     digest = hashlib.sha256((SIGNED / "tiny.tar.xz").read_bytes()).hexdigest()
     wanted = Source(
         "6.12.0", (f"{mirror}/tiny.tar.xz",), digest, "x", signature=Signature((f"{mirror}/{sign}",), (key,))
@@ -247,22 +301,22 @@ def pinned(mirror: str, tmp_path: Path, patches: Path, key: str, sign: str) -> t
     said: list[str] = []
     choice = Choice(("6.12",), "6.12", "6.12.0", "r")
     made = source.prepare(
-        choice, wanted, tmp_path / "tree", cache=tmp_path / "cache", keys=SIGNED, patches=patches,
+        choice, wanted, tmp_path / "trees", cache=tmp_path / "cache", keys=SIGNED, patches=patches,
         log=tmp_path / "log", say=said.append,
     )  # fmt: skip
-    return made, said
+    return Path(made.path), made.tree, said
 
 
 def test_a_pinned_source_is_fetched_verified_and_unpacked(mirror: str, tmp_path: Path, patches: Path) -> None:
-    made, said = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
+    place, made, said = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
     assert "Test Signer" in made.signed
     assert any("signature: Test Signer" in line for line in said)
-    assert (tmp_path / "tree/Makefile").is_file()
-    assert source.stamp(tmp_path / "tree") == made
+    assert (place / "Makefile").is_file()
+    assert source.stamp(place) == made
 
 
 def test_a_signature_that_is_not_there_is_said(mirror: str, tmp_path: Path, patches: Path) -> None:
-    made, said = pinned(mirror, tmp_path, patches, "signer.asc", "nowhere.sign")
+    _, made, said = pinned(mirror, tmp_path, patches, "signer.asc", "nowhere.sign")
     assert made.signed.startswith("not verified: nowhere.sign: none of 1 mirrors")
     assert any("not verified" in line for line in said)
 
@@ -270,10 +324,10 @@ def test_a_signature_that_is_not_there_is_said(mirror: str, tmp_path: Path, patc
 def test_a_signature_by_another_key_stops_everything(mirror: str, tmp_path: Path, patches: Path) -> None:
     with pytest.raises(ToolError, match="not among the trusted ones"):
         pinned(mirror, tmp_path, patches, "other.asc", "tiny.tar.sign")
-    assert not (tmp_path / "tree").exists()
+    assert [path for path in (tmp_path / "trees").iterdir() if path.is_dir()] == []
 
 
 def test_without_gpgv_it_is_said(mirror: str, tmp_path: Path, patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minguest.signature.available", lambda: False)
-    made, _ = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
+    _, made, _ = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
     assert made.signed == "not verified: gpgv is not installed"
