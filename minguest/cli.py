@@ -5,6 +5,7 @@ import argparse
 import io
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -124,6 +125,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Of the cards that are named, or of all; with --yes, else it shows every write to sysfs.",
     )
     hostbind.add_words(command, hostbind.unbind)
+
+    command = commands.add_parser(
+        "cache",
+        help="what downloads, trees and kernels take, and clearing them away",
+        description="Shows; removes only with --prune. What is removed is fetched or built again when it is wanted.",
+    )
+    command.add_argument("--prune", action="store_true", help="remove leftovers, and what was not used for long")
+    command.add_argument(
+        "--older-than", type=float, default=30, metavar="DAYS", help="not used for so long (default 30; 0: everything)"
+    )
+    command.set_defaults(run=_cache)
     return parser
 
 
@@ -211,6 +223,23 @@ def _host_check(words: argparse.Namespace) -> int:
     if wrong := hostchecks.missing(rows):
         print(f"minguest: this host cannot give a card to a guest yet: {', '.join(wrong)}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _cache(words: argparse.Namespace) -> int:
+    from minguest import cache  # noqa: PLC0415 - no other command needs it
+
+    if words.older_than < 0:
+        raise UserError(f"--older-than {words.older_than:g}: a number of days, 0 or more")
+    folder, store = settings.cache_folder(), paths.Store(settings.store_folder())
+    now = time.time()
+    found = cache.entries(folder, store)
+    if words.prune:
+        removed = cache.prune(found, store, words.older_than, now, _say)
+        print(f"removed {len(removed)}, {sum(each.size for each in removed) / 1e6:,.1f} MB")
+        found = cache.entries(folder, store)
+    print(f"{folder}" + (f", {store.folder}" if store.folder != folder else ""))
+    print(cache.table(found, now))
     return 0
 
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the user's cache and store, and clearing away what nobody used for long."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from minguest import files
+from minguest.paths import Store
+
+DAY_S = 86400
+# What the table says of each kind.
+KINDS = {
+    "download": "kernels, OVMF and releases as they were fetched, by SHA-256",
+    "tree": "kernel sources, unpacked and patched",
+    "config": "what Kconfig made of fragments",
+    "kernel": "built kernels",
+    "object": "ccache's objects",
+    "leftover": "of builds and downloads that were killed",
+}
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One thing that can be removed by itself."""
+
+    kind: str
+    path: Path
+    size: int
+    """Bytes, with all that is below it."""
+    used: float
+    """When it was used last, in seconds since 1970."""
+    lock: Path | None = None
+    """Who has this lock file is using it."""
+    beside: tuple[Path, ...] = ()
+    """What goes with it."""
+
+
+def entries(cache: Path, store: Store) -> list[Entry]:
+    """All that is there, the least recently used first."""
+    return sorted(_entries(cache, store), key=lambda each: each.used)
+
+
+def _entries(cache: Path, store: Store) -> Iterator[Entry]:
+    for path in _listed(cache / "sha256"):
+        if path.suffix != ".lock":
+            kind = "leftover" if path.suffix == ".part" else "download"
+            yield _entry(kind, path, lock=path.with_name(f"{path.name.split('.')[0]}.lock"))
+    yield from (_entry("config", path) for path in _listed(store.configs))
+    for kind, folder in (("tree", store.trees), ("kernel", store.kernels)):
+        for path in filter(Path.is_dir, _listed(folder)):
+            if not path.name.startswith("."):
+                made = path.with_name(f".{path.name}.made")
+                yield _entry(kind, path, made, lock=path.with_name(f".{path.name}.busy"), beside=(made,))
+            elif path.suffix in (".new", ".old"):
+                # Of a files.replacing_tree that was killed; it holds NAME.lock as long as it lives.
+                yield _entry("leftover", path, lock=path.with_suffix(".lock"))
+    for path in filter(Path.is_dir, _listed(store.making)):
+        yield _entry("leftover", path, lock=path.with_name(f".{path.name}.lock"))
+    for kind, folder in (("leftover", store.reproduce), ("object", store.objects)):
+        if folder.is_dir():
+            yield _entry(kind, folder)
+
+
+def table(found: Sequence[Entry], now: float) -> str:
+    """A line a kind: how many, how large, and for how many days the oldest was not used."""
+    lines = []
+    for kind, text in KINDS.items():
+        of_kind = [each for each in found if each.kind == kind]
+        if of_kind:
+            days = (now - min(each.used for each in of_kind)) / DAY_S
+            size = sum(each.size for each in of_kind)
+            lines.append(f"  {kind:9} {len(of_kind):5} {size / 1e6:10,.1f} MB  {text}; unused for up to {days:.0f} days")
+    whole = sum(each.size for each in found)
+    return "\n".join([*lines, f"  {'in all':9} {len(found):5} {whole / 1e6:10,.1f} MB"])
+
+
+def prune(found: Sequence[Entry], store: Store, days: float, now: float, say: Callable[[str], None]) -> list[Entry]:
+    """Remove leftovers, and what was not used for `days`; what another process is using stays, and is named.
+
+    While a kernel is being built, no tree and no object is removed.
+    """
+    removed = []
+    with ExitStack() as held:
+        slots = {path: held.enter_context(files.if_free(path)) for path in sorted(store.making.glob(".*.lock"))}
+        building = not all(slots.values())
+        for each in found:
+            if each.kind != "leftover" and now - each.used < days * DAY_S:
+                continue
+            used = building and each.kind in ("tree", "object")
+            with _own(each, slots) as free:
+                if used or not free:
+                    say(f"{each.path}: in use, stays")
+                    continue
+                _remove(each)
+            removed.append(each)
+    return removed
+
+
+@contextmanager
+def _own(each: Entry, slots: Mapping[Path, bool]) -> Iterator[bool]:
+    """Whether nobody uses it; nobody can begin to, meanwhile."""
+    if each.lock is None:
+        yield True
+    elif each.lock in slots:
+        yield slots[each.lock]
+    else:
+        with files.if_free(each.lock) as free:
+            yield free
+
+
+def _remove(each: Entry) -> None:
+    for path in (*each.beside, each.path):  # what says that it is whole goes first
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _entry(
+    kind: str, path: Path, stamp: Path | None = None, *, lock: Path | None = None, beside: tuple[Path, ...] = ()
+) -> Entry:
+    used = stamp if stamp and stamp.exists() else path
+    return Entry(kind, path, _size(path), used.stat().st_mtime, lock, beside)
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _size(path: Path) -> int:
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    return sum(each.lstat().st_size for each in path.rglob("*") if each.is_symlink() or each.is_file())
