@@ -72,7 +72,9 @@ def table(found: Sequence[Entry], now: float) -> str:
         if of_kind:
             days = (now - min(each.used for each in of_kind)) / DAY_S
             size = sum(each.size for each in of_kind)
-            lines.append(f"  {kind:9} {len(of_kind):5} {size / 1e6:10,.1f} MB  {text}; unused for up to {days:.0f} days")
+            lines.append(
+                f"  {kind:9} {len(of_kind):5} {size / 1e6:10,.1f} MB  {text}; unused for up to {days:.0f} days"
+            )
     whole = sum(each.size for each in found)
     return "\n".join([*lines, f"  {'in all':9} {len(found):5} {whole / 1e6:10,.1f} MB"])
 

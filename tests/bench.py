@@ -130,7 +130,7 @@ def main() -> None:
         **{f"boot, {name}, s": value for name, value in boots(words.boots, work, [line]).items()},
     }
     figures |= shipping(work, line) | knowing(words.image or work / "bundle/bzImage")
-    tree = Path((work / "kernel/.tree").read_text())
+    tree = Path(json.loads((work / "tree.json").read_bytes())["path"])
     if words.cold:
         figures["kernel from nothing, s"] = cold(tree, work / "bundle/kernel.config")
     if words.against:

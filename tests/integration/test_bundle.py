@@ -72,9 +72,10 @@ def test_another_folder_and_a_killed_build_give_the_same_bytes(built: paths.Layo
     }.items():
         (tools / name).write_text(f"#!/bin/sh\necho '{said}'\n")
         (tools / name).chmod(0o755)
-    path = f"{tools}:{os.environ['PATH']}"
+    # A store of its own: nothing that was compiled before is taken from there.
+    surroundings = {"PATH": f"{tools}:{os.environ['PATH']}", "MINGUEST_STORE": str(tmp_path / "store")}
     argv = ["doit", "build", f"kernel={LINE}"]
-    with subprocess.Popen(argv, cwd=other, env={**os.environ, "PATH": path}, start_new_session=True) as process:
+    with subprocess.Popen(argv, cwd=other, env={**os.environ, **surroundings}, start_new_session=True) as process:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             if log.exists() and log.read_text(errors="replace").count("\n") > 200:
@@ -83,8 +84,9 @@ def test_another_folder_and_a_killed_build_give_the_same_bytes(built: paths.Layo
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
     # Killed as it was, doit could not end make, whose group is its own; wait for it as a user's next run might not.
-    result = doit("build", f"kernel={LINE}", cwd=other, env={"PATH": path})
+    result = doit("build", f"kernel={LINE}", cwd=other, env=surroundings)
     assert result.returncode == 0, result.stdout
     for name in ("bzImage", "initrd.img", "kernel.config"):
         assert files.sha256(other / f"out/default-{LINE}/bundle" / name) == files.sha256(built.bundle / name), name
     shutil.rmtree(other)
+    shutil.rmtree(tmp_path / "store")
