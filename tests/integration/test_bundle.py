@@ -48,6 +48,38 @@ def test_a_changed_bundle_is_refused(built: paths.Layout, tmp_path: Path) -> Non
         bundle.load(copy)
 
 
+@pytest.mark.parametrize("name", ["bundle/bzImage", "bundle/run-guest", "kernel/System.map", "initd", "firmware"])
+def test_a_damaged_product_is_made_again(built: paths.Layout, doit: Doit, name: str) -> None:
+    """One byte is another, and no time tells it."""
+    manifest = (built.bundle / "manifest.json").read_bytes()
+    (code,) = built.out.glob("firmware/*/OVMF_CODE.fd")
+    path = {"initd": built.initd, "firmware": code}.get(name, built.work / name)
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x20
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    result = doit("build", f"kernel={LINE}")
+    assert result.returncode == 0, result.stdout
+    assert path.read_bytes() != content
+    assert (built.bundle / "manifest.json").read_bytes() == manifest
+    bundle.load(built.bundle)
+
+
+def test_a_file_that_went_is_made_again(built: paths.Layout, doit: Doit) -> None:
+    (built.kernel / "System.map").unlink()
+    result = doit("build", f"kernel={LINE}")
+    assert result.returncode == 0, result.stdout
+    assert (built.kernel / "System.map").read_bytes() == (built.bundle / "System.map").read_bytes()
+
+
+def test_where_make_cannot_build_is_said_before_anything_is_unpacked(doit: Doit, tmp_path: Path) -> None:
+    store = tmp_path / "a store: mine"
+    result = doit("build", f"kernel={LINE}", env={"MINGUEST_STORE": str(store)})
+    assert result.returncode != 0
+    assert "make cannot build in a folder with ' ' in its path" in result.stdout and "MINGUEST_STORE=" in result.stdout
+    assert "Traceback" not in result.stdout and not store.exists()
+
+
 def clone(target: Path) -> Path:
     """What git has or would have, without out/ and .venv/."""
     listing = subprocess.run(

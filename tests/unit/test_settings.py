@@ -108,3 +108,22 @@ def test_a_wrong_job_count_is_named(monkeypatch: pytest.MonkeyPatch, text: str) 
     monkeypatch.setenv("MINGUEST_JOBS", text)
     with pytest.raises(UserError, match="MINGUEST_JOBS = "):
         settings.jobs()
+
+
+@pytest.mark.parametrize("name", ["a b", "a:b", "a'b", 'a"b', "a$b", "a#b", "a%b", "a;b", "a\\b"])
+def test_a_store_where_make_cannot_build_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINGUEST_STORE", f"/x/{name}")
+    with pytest.raises(UserError, match="make cannot build in a folder with"):
+        settings.store_folder()
+    monkeypatch.delenv("MINGUEST_STORE")
+    monkeypatch.setenv("MINGUEST_CACHE", f"/x/{name}")
+    with pytest.raises(UserError, match="MINGUEST_STORE=/another/folder"):
+        settings.store_folder()
+
+
+def test_the_store_is_the_cache_or_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINGUEST_STORE", raising=False)
+    monkeypatch.setenv("MINGUEST_CACHE", "/x/cache-1.0_a+b,c@d=e")
+    assert settings.store_folder() == settings.cache_folder()
+    monkeypatch.setenv("MINGUEST_STORE", "/y/café")
+    assert settings.store_folder() == Path("/y/café")
