@@ -2,6 +2,7 @@
 """Jinja2 templates of configs/templates/."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def render(template: Path, **facts: Any) -> str:
         autoescape=template.name.endswith((".html.j2", ".xml.j2")),
     )
     environment.filters["cell"] = _cell
+    environment.filters["word"] = shlex.quote
     try:
         return environment.get_template(template.name).render(**facts)
     except jinja2.TemplateError as error:

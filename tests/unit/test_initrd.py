@@ -22,11 +22,11 @@ def names(image: Path) -> list[str]:
 
 
 def test_the_projects_list_and_an_overlay(tmp_path: Path) -> None:
-    (tmp_path / "a b,c").write_bytes(b"initd")  # quoting holds
+    (tmp_path / "a b,c'd\"e").write_bytes(b"initd")  # quoting holds
     (tmp_path / "over/etc").mkdir(parents=True)
     (tmp_path / "over/etc/motd").write_text("hello")
     for name in ("1", "2"):
-        initrd.build(TEMPLATE, tmp_path / "a b,c", [tmp_path / "over"], tmp_path / name)
+        initrd.build(TEMPLATE, tmp_path / "a b,c'd\"e", [tmp_path / "over"], tmp_path / name)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
     found = names(tmp_path / "1")
     assert {"init", "dev/console", "proc", "sys", "run", "tmp", "etc/motd"} <= set(found)
