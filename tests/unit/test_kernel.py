@@ -136,7 +136,7 @@ def test_a_build_that_was_cut_is_made_again_from_nothing(
             str(store.folder), str(tmp_path / "log")]  # fmt: skip
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(1000):
+        for _ in range(6000):
             if (tmp_path / "begun").exists():
                 break
             time.sleep(0.02)
