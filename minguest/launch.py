@@ -214,7 +214,7 @@ def with_room(spec: Spec, sysfs: Path, cpuinfo: str) -> tuple[Spec, plan.Plan | 
     found = [_whole(card, functions, sysfs) for card, functions in zip(found, others, strict=True)]
 
     def planned(model: str) -> plan.Plan:
-        bits, vendor = plan.cpu(model, cpuinfo)
+        bits, vendor = plan.cpu(model, spec.accel, cpuinfo)
         return plan.plan(found, spec.memory, bits, max_memory=spec.max_memory, slots=spec.slots, vendor=vendor)
 
     made = planned(cpu(spec))

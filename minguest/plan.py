@@ -14,14 +14,17 @@ import msgspec
 
 from minguest.cards import ROM, Bar, Card
 from minguest.errors import UserError
+from minguest.model import Accel
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 BASE_4G = 4 * GIB
-Vendor = Literal["AuthenticAMD", "GenuineIntel"]
+Vendor = Literal["AuthenticAMD", "GenuineIntel", "other"]
+INTEL = "GenuineIntel"
 # QEMU's default where nobody says phys-bits (target/i386/cpu.h: TCG_PHYS_ADDR_BITS), and what -cpu accepts.
 BITS_DEFAULT, BITS_MIN, BITS_MAX = 40, 32, 52
-# CPU models of QEMU that call themselves AMD's under software emulation; all others are Intel's, or near enough.
-AMD_MODELS = ("max", "qemu", "kvm", "EPYC", "Opteron", "phenom", "athlon")
+# Vendors of QEMU's CPU models under software emulation, by their names' beginnings; all others are Intel's
+# (target/i386/cpu.c: builtin_x86_defs; query-cpu-model-expansion of QEMU 7.2 told each one's).
+MODELS = {"AuthenticAMD": "max|qemu64|EPYC|Opteron|phenom|athlon", "other": "base|Dhyana|YongFeng"}
 # OVMF uses no more with 4-level paging, "as some older Linux kernels have problems" (PlatformAddressWidthFromCpuid).
 BITS_USED = 46
 # The window that OVMF opens where it does not trust the CPU's width (PcdPciMmio64Size in OvmfPkgX64.dsc).
@@ -160,20 +163,27 @@ def plan(
     return msgspec.structs.replace(made, warnings=tuple(_warnings(made)))
 
 
-def cpu(words: str, cpuinfo: str = "") -> tuple[int, Vendor]:
+def cpu(words: str, accel: Accel, cpuinfo: str = "") -> tuple[int, Vendor]:
     """Physical address bits and vendor of a guest's CPU, by QEMU's -cpu; `cpuinfo` is the host's /proc/cpuinfo, for
-    `host`."""
-    bits, vendor = BITS_DEFAULT, "AuthenticAMD" if words.startswith(AMD_MODELS) else "GenuineIntel"
-    if re.match(r"host(,|$)", words):
-        if told := re.search(r"^address sizes\s*: (\d+) bits physical", cpuinfo, re.MULTILINE):
-            bits = int(told[1])
-        if told := re.search(r"^vendor_id\s*: (\w+)", cpuinfo, re.MULTILINE):
-            vendor = told[1]
-    if said := re.search(r",phys-bits=(\d+)(?:,|$)", words):
-        bits = int(said[1])
-    if said := re.search(r",vendor=(\w+)(?:,|$)", words):
-        vendor = said[1]
-    return bits, "AuthenticAMD" if vendor == "AuthenticAMD" else "GenuineIntel"
+    KVM. What it does not say is taken for an Intel of 40 bits, which OVMF trusts least.
+
+    Under KVM every model has the host's vendor, `host` and `max` its width too, whatever phys-bits= says
+    (target/i386/host-cpu.c: host_cpu_instance_init, host_cpu_max_instance_init, host_cpu_adjust_phys_bits).
+    """
+    name, *flags = words.split(",")
+    said = {key.lstrip("+"): value or "on" for key, _, value in (flag.partition("=") for flag in flags)}
+    bits, vendor = BITS_DEFAULT, next((vendor for vendor, models in MODELS.items() if re.match(models, name)), INTEL)
+    if said.get("phys-bits", "").isdecimal():
+        bits = int(said["phys-bits"])
+    if accel == "kvm" or name == "host":
+        there = dict(re.findall(r"^(vendor_id|address sizes)\s*: (\w+)", cpuinfo, re.MULTILINE))
+        vendor = there.get("vendor_id", INTEL)
+        if said.get("host-phys-bits", "on" if name in ("host", "max") else "off") == "on":
+            bits = int(there.get("address sizes", BITS_DEFAULT))
+            if said.get("host-phys-bits-limit", "").isdecimal():
+                bits = min(bits, int(said["host-phys-bits-limit"]) or bits)
+    vendor = said.get("vendor", vendor)
+    return bits, "AuthenticAMD" if vendor == "AuthenticAMD" else "GenuineIntel" if vendor == INTEL else "other"
 
 
 def layout(memory: int, max_memory: int, slots: int, vendor: Vendor) -> Memory:
@@ -223,7 +233,7 @@ def opened(memory: Memory, bits: int, vendor: Vendor, told: int = 0) -> Window:
 def trusted(bits: int, vendor: Vendor) -> bool:
     """Whether OVMF believes the CPU's width (PlatformAddressWidthFromCpuid): QEMU says 40 where nobody said anything,
     which only AMD's CPUs have."""
-    return bits >= 41 or bits in {"GenuineIntel": (36, 39), "AuthenticAMD": (40,)}[vendor]
+    return bits >= 41 or bits in {"GenuineIntel": (36, 39), "AuthenticAMD": (40,), "other": ()}[vendor]
 
 
 def _best(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:

@@ -653,7 +653,7 @@ class Project:
     def plan_step(self) -> Task:
         def make(count: str, memory: str, phys_bits: str, hotplug: bool) -> None:
             wanted = self.guest.launch
-            bits, vendor = plan.cpu(wanted.cpu, Path("/proc/cpuinfo").read_text())
+            bits, vendor = plan.cpu(wanted.cpu, wanted.accel, Path("/proc/cpuinfo").read_text())
             bits = settings.integer(phys_bits, "--phys-bits") if phys_bits else bits
             there = settings.size(memory or wanted.memory, "--memory")
             most = settings.size(wanted.max_memory, "launch.max_memory") if wanted.max_memory else 0

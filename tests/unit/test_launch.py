@@ -428,6 +428,19 @@ def test_under_kvm_the_hosts_width_stands(sysfs: Path) -> None:
     assert made is not None and made.fits and "OVMF opens enough by itself" in launch.room_told(wide, made)
 
 
+def test_a_named_model_has_the_hosts_vendor_under_kvm(sysfs: Path) -> None:
+    # host_cpu_instance_init in QEMU's target/i386/host-cpu.c. 40 bits of an Intel OVMF does not trust: 32 GiB, too few.
+    info = "vendor_id : GenuineIntel\naddress sizes : 46 bits physical, 48 bits virtual\n"
+    wanted = Launch(gpus=("bar:64G",), cpu="EPYC")
+    kvm, made = launch.with_room(settle(wanted, Words(accel="kvm"), 64, MODELS, sysfs), sysfs, info)
+    assert made is not None and (kvm.window, made.vendor, made.given_bits) == (66560, "GenuineIntel", 40)
+    assert "OVMF is told to open 65 GiB (-cpu EPYC,kvm=off)" in launch.room_told(kvm, made)
+    tcg, made = launch.with_room(settle(wanted, Words(accel="tcg"), 64, MODELS, sysfs), sysfs, info)
+    assert made is not None and (tcg.window, made.vendor) == (0, "AuthenticAMD")
+    # Built for hosts that nobody knows: told in any case, which an AMD takes too.
+    assert launch.shipped(wanted, "6.12", sysfs, "")["kvm"].window == 66560
+
+
 def test_where_there_is_nothing_to_plan_nothing_is_changed(sysfs: Path) -> None:
     for launched in (Launch(), Launch(machine="pc", gpus=("bar:16M",))):
         spec = settle(launched, Words(accel="tcg"), 64, MODELS, sysfs)

@@ -14,6 +14,7 @@ import pytest
 from minguest import cards, plan, steps
 from minguest.cards import Bar, Card
 from minguest.errors import UserError
+from minguest.model import Accel
 from minguest.plan import Memory, opened
 
 ROOT = Path(__file__).parents[2]
@@ -272,20 +273,51 @@ def test_no_card_is_no_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "accel", "expected"),
     [
-        ("max", (40, AMD)),
-        ("max,phys-bits=46", (46, AMD)),
-        ("max,phys-bits=39,vendor=GenuineIntel", (39, INTEL)),
-        ("SapphireRapids", (40, INTEL)),
-        ("EPYC-Milan", (40, AMD)),
-        ("host", (46, INTEL)),
-        ("host,phys-bits=42", (42, INTEL)),
+        ("max", "tcg", (40, AMD)),
+        ("max", "auto", (40, AMD)),
+        ("max,phys-bits=46", "tcg", (46, AMD)),
+        ("max,phys-bits=39,vendor=GenuineIntel", "tcg", (39, INTEL)),
+        ("SapphireRapids", "tcg", (40, INTEL)),
+        ("EPYC-Milan", "tcg", (40, AMD)),
+        # As QEMU 7.2's query-cpu-model-expansion told each of these.
+        ("qemu64", "tcg", (40, AMD)),
+        ("Opteron_G5-v1", "tcg", (40, AMD)),
+        ("athlon", "tcg", (40, AMD)),
+        ("kvm64", "tcg", (40, INTEL)),
+        ("kvm32", "tcg", (40, INTEL)),
+        ("qemu32", "tcg", (40, INTEL)),
+        ("Dhyana-v1", "tcg", (40, "other")),
+        ("base", "tcg", (40, "other")),
+        # QEMU asks the host of nothing but its own vendor and, for host and max, its width.
+        ("host", "auto", (46, INTEL)),
+        ("max", "kvm", (46, INTEL)),
+        ("host,kvm=off", "kvm", (46, INTEL)),
+        ("host,phys-bits=42", "kvm", (46, INTEL)),
+        ("max,phys-bits=42,host-phys-bits=off", "kvm", (42, INTEL)),
+        ("host,host-phys-bits-limit=44", "kvm", (44, INTEL)),
+        ("host,host-phys-bits-limit=48", "kvm", (46, INTEL)),
+        ("host,host-phys-bits-limit=0", "kvm", (46, INTEL)),
+        ("EPYC", "kvm", (40, INTEL)),
+        ("EPYC,phys-bits=44", "kvm", (44, INTEL)),
+        ("EPYC,vendor=AuthenticAMD,+host-phys-bits", "kvm", (46, AMD)),
+        ("kvm64,host-phys-bits", "kvm", (46, INTEL)),
     ],
 )
-def test_bits_and_vendor_of_a_cpu(words: str, expected: tuple[int, str]) -> None:
+def test_bits_and_vendor_of_a_cpu(words: str, accel: Accel, expected: tuple[int, str]) -> None:
     cpuinfo = "vendor_id\t: GenuineIntel\naddress sizes\t: 46 bits physical, 57 bits virtual\n"
-    assert plan.cpu(words, cpuinfo) == expected
+    assert plan.cpu(words, accel, cpuinfo) == expected
+
+
+def test_under_kvm_the_vendor_is_the_hosts() -> None:
+    for host, vendor in ((AMD, AMD), ("HygonGenuine", "other"), (INTEL, INTEL)):
+        cpuinfo = f"vendor_id\t: {host}\naddress sizes\t: 48 bits physical, 48 bits virtual\n"
+        assert plan.cpu("kvm64", "kvm", cpuinfo) == (40, vendor)
+        assert plan.cpu("max", "kvm", cpuinfo) == (48, vendor)
+    # Of a host that nobody knows: what OVMF trusts least.
+    assert plan.cpu("max,phys-bits=46", "kvm") == plan.cpu("EPYC", "kvm") == (40, INTEL)
+    assert not any(plan.trusted(bits, "other") for bits in (36, 39, 40)) and plan.trusted(41, "other")
 
 
 def test_the_arithmetic_is_printed() -> None:
