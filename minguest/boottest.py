@@ -64,6 +64,8 @@ EXTRA = [
 WIDENED = r",phys-bits=\d+$"
 # What is kept of a boot test as evidence.
 KEPT = ("console.log", "report.json", "verdict.json")
+# And in its place of a test that this machine has no room for.
+NO_ROOM = "no-room.json"
 
 
 # What a user may say of one boot test: the fields of Words.
@@ -113,6 +115,14 @@ class Outcome(msgspec.Struct, frozen=True):
     """Whether QEMU was told what the bundle's run-guest tells it, and no more than watching takes."""
 
 
+class NoRoom(msgspec.Struct, frozen=True):
+    """no-room.json: why a test was not run."""
+
+    bundle: dict[str, bundle.File]
+    wanted: Launch
+    why: str
+
+
 class Trial(msgspec.Struct, frozen=True):
     """What one start of QEMU came to."""
 
@@ -160,6 +170,26 @@ def cannot(test: Test, launch: Launch, nr_cpus: int) -> str:
     if test.words.memory and launch.numa:
         return "the launch has its memory in nodes"
     return ""
+
+
+def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
+    """Why a test's own cards have no room on this machine, by the plan, and keep that as evidence; empty: they have.
+
+    The guest's own cards are what it is for: without room it fails.
+    """
+    if not test.words.gpu:
+        return ""
+    manifest = bundle.load(bench.bundle)
+    spec = launch.settle(wanted, test.words, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.line)
+    accel, _ = accelerator(bench, spec, qemu.version(), manifest)
+    _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text())
+    if made is None or made.fits:
+        return ""
+    why = f"no room on this machine under {accel}: " + " ".join("; ".join(made.warnings).split())
+    if bench.evidence is not None:
+        with files.replacing_tree(bench.evidence / test.name) as kept:
+            files.write(kept / NO_ROOM, msgspec.json.encode(NoRoom(manifest.files, wanted, why)))
+    return why
 
 
 def run(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]) -> None:
@@ -228,7 +258,9 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     )
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
     test = next((test for test in tests(wanted) if is_of(spec, wanted, test)), None)
-    if bench.evidence is not None and test is not None:
+    # Cards of the test's own that have no room on this machine tell nothing of the bundle.
+    hopeless = test is not None and test.words.gpu and made is not None and not made.fits
+    if bench.evidence is not None and test is not None and not hopeless:
         with files.replacing_tree(bench.evidence / test.name) as kept:
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)

@@ -58,7 +58,7 @@ def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpu
         files = {f"{name}/{kept}": bundle.describe(folder / name / kept).sha256 for kept in boottest.KEPT}
         msgspec.json.decode((folder / name / "report.json").read_bytes(), type=Report)
     except (OSError, msgspec.DecodeError, RecursionError):
-        return Check(name, title, "NOT RUN", "nobody ran it")
+        return Check(name, title, "NOT RUN", _no_room(folder / name, manifest) or "nobody ran it")
     spec, found = outcome.spec, outcome.verdict
     if outcome.bundle != manifest.files or outcome.wanted != launch:
         return Check(name, title, "NOT RUN", "its last run was of other bytes or another launch")
@@ -76,6 +76,15 @@ def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpu
         spec.accel,
         Seconds(phases.firmware, phases.kernel, phases.initd, phases.wall),
     )
+
+
+def _no_room(folder: Path, manifest: bundle.Manifest) -> str:
+    """Why the machine had no room for a test of the bundle of `manifest`, where that was found."""
+    try:
+        found = msgspec.json.decode((folder / boottest.NO_ROOM).read_bytes(), type=boottest.NoRoom)
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return ""
+    return found.why if (found.bundle, found.wanted) == (manifest.files, manifest.guest.launch) else ""
 
 
 class _Record(msgspec.Struct):

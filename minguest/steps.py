@@ -523,6 +523,9 @@ class Project:
             failed = []
             for test in gather.missing(checks, manifest.guest.launch, nr_cpus):
                 try:
+                    if why := boottest.without_room(self.bench, test, self.guest.launch):
+                        say(f"{test.name} is not run: {why}")
+                        continue
                     boottest.run(self.bench, test.words, self.guest.launch, say)
                 except GuestError as error:
                     say(str(error))

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, launch, pits, report
-from minguest.errors import ToolError, UserError
+from minguest import boottest, bundle, evidence, gather, launch, pits, qemu, report, verdict
+from minguest.errors import GuestLost, ToolError, UserError
 from minguest.model import Accel, Launch, Node
 from minguest.paths import Layout
 from tests import launches, workshop
@@ -200,3 +200,69 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
     # Its sound goes along in any case, as this machine has it.
     assert any("host=0000:41:00.1" in word for word in started[0])
     assert ("run-guest: does not know these cards as this machine has them, so it is not used" in said) is not made_here
+
+
+# ── without room ──
+
+NARROW = "vendor_id : GenuineIntel\naddress sizes : 39 bits physical, 48 bits virtual\n"
+
+
+def large_bars(at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str) -> tuple[boottest.Bench, boottest.Test]:
+    """The test of large BARs on a machine whose KVM runs this firmware."""
+    (at.root / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(boottest, "CPUINFO", at.root / "cpuinfo")
+    monkeypatch.setattr(boottest, "accelerator", lambda *_: ("kvm", "kvm (as a test)"))
+    monkeypatch.setattr(qemu, "version", lambda: "7.2")
+    bench = boottest.Bench("it", at.bundle, at.boot_test, at.kvm, evidence=at.evidence)
+    return bench, next(test for test in boottest.tests(workshop.LAUNCH) if test.name == "large-bars")
+
+
+def told(at: Layout, test: boottest.Test) -> evidence.Check:
+    return gather.of_boot(at.evidence, test, bundle.load(at.bundle), 64)
+
+
+def test_bars_that_have_no_room_on_this_machine_are_not_run(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, test = large_bars(at, monkeypatch, NARROW)
+    why = boottest.without_room(bench, test, workshop.LAUNCH)
+    assert "under kvm" in why and "1 TiB are needed" in why and "39 bits end at 512 GiB" in why and "\n" not in why
+    found = told(at, test)
+    assert (found.result, found.reason, found.files) == ("NOT RUN", why, {})
+    # The next machine may have the room: it stays to be run.
+    assert test in gather.missing([found], workshop.LAUNCH, 64)
+    # Said of these bytes alone.
+    (at.bundle / "manifest.json").unlink()
+    workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=65\n")
+    assert told(at, test).reason == "nobody ran it"
+
+
+def test_bars_that_have_room_are_run(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, test = large_bars(at, monkeypatch, NARROW.replace("39", "46"))
+    assert boottest.without_room(bench, test, workshop.LAUNCH) == ""
+    assert not at.evidence.exists() and told(at, test).reason == "nobody ran it"
+    # A guest's own cards are what it is for: without room it fails, and does not ship.
+    bench, _ = large_bars(at, monkeypatch, NARROW)
+    own = next(test for test in boottest.tests(workshop.LAUNCH) if test.name == "boot-test-q35-4")
+    assert boottest.without_room(bench, own, Launch(gpus=("bar:128G",) * 8)) == ""
+
+
+@pytest.mark.parametrize(("cpuinfo", "kept"), [(NARROW, False), (NARROW.replace("39", "46"), True)])
+def test_a_run_without_room_is_no_evidence(
+    at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, kept: bool
+) -> None:
+    """Whoever starts the same cards by hand sees them fail, and the bundle is not to blame."""
+    bench, test = large_bars(at, monkeypatch, cpuinfo)
+    silent = report.Report(False, (), ())
+    lost = verdict.Verdict("lost", "it hung", (), verdict.Phases(None, None, None, 1.0), "deadline")
+
+    def attempt(_: launch.Spec, command: list[str], folder: Path, *__: object, **___: object) -> boottest.Trial:
+        for name in ("console.log", "report.json"):
+            (folder / name).write_bytes(msgspec.json.encode(silent))
+        nothing = pits.diagnose({}, pits.see(b""))
+        return boottest.Trial(lost, silent, nothing, nothing, tuple(command))
+
+    monkeypatch.setattr(boottest, "attempt", attempt)
+    with pytest.raises(GuestLost, match="it hung"):
+        boottest.run(bench, test.words, workshop.LAUNCH, lambda _: None)
+    assert (told(at, test).result, told(at, test).reason) == (
+        ("FAIL", "it hung") if kept else ("NOT RUN", "nobody ran it")
+    )
