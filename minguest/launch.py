@@ -3,6 +3,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -275,7 +276,9 @@ def _disk(where: str, disk: model.Disk, here: bool) -> model.Disk:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}.key_file = {disk.key_file!r}: cannot be read: {error}") from error
     if mode & 0o077:
-        raise UserError(f"{where}.key_file = {disk.key_file!r}: others can read it", f"chmod 600 {disk.key_file}")
+        raise UserError(
+            f"{where}.key_file = {disk.key_file!r}: others can read it", f"chmod 600 {shlex.quote(disk.key_file)}"
+        )
     if not re.fullmatch(r"[A-Za-z0-9+/]{20,}={0,2}", content):
         raise UserError(
             f"{where}.key_file = {disk.key_file!r}: is not a key alone", "ceph auth get-key client.NAME > FILE"

@@ -43,7 +43,7 @@ def render(
 
     UserError for a launch that cannot be written down: a disk by half a path, a control character.
     """
-    _check(wanted, specs)
+    _check(about, wanted, specs)
     facts = {"about": about, "absent": absent}
     script = templates.render(folder / "run-guest.j2", **facts, **_script(specs))
     # As run-guest starts it where KVM can be used.
@@ -52,7 +52,10 @@ def render(
     return {RUN_GUEST: script, DOMAIN: domain}
 
 
-def _check(wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> None:
+def _check(about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> None:
+    for what, text in msgspec.structs.asdict(about).items():
+        if CONTROL.search(text):
+            raise UserError(f"{what} {text!r} has a control character, which would end a line of run-guest")
     for word in (word for spec in specs.values() for group in launch.groups(spec) for word in group.words):
         if CONTROL.search(word):
             raise UserError(
@@ -98,8 +101,9 @@ def _rows(words: Sequence[str]) -> list[str]:
     option = ""
     for word in words:
         if word.startswith("-"):
+            # Quoted too: it may be a value that the user wrote.
             option = word
-            rows.append(word)
+            rows.append(shlex.quote(word))
         else:
             # The user's own words for the kernel come last and win.
             rows[-1] += f" {shlex.quote(word)}" + ('"${append:+ $append}"' if option == "-append" else "")

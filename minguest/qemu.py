@@ -154,7 +154,7 @@ def script(argv: Sequence[str]) -> str:
     lines = [shlex.quote(argv[0])]
     for word in argv[1:]:
         if word.startswith("-"):
-            lines.append(word)
+            lines.append(shlex.quote(word))  # it may be a value that the user wrote
         else:
             lines[-1] += f" {shlex.quote(word)}"
     command = " \\\n  ".join(lines)

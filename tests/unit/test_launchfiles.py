@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """run-guest tells QEMU exactly what a boot test does; domain.xml is valid and says the same."""
 
+import os
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -64,6 +65,33 @@ def test_the_launches_are_of_every_kind(sysfs: Path) -> None:
     wide = made["wide"]
     assert "phys-bits=43" in wide["tcg"].cpu and "phys-bits" not in wide["kvm"].cpu
     assert made["bars"]["kvm"].window and made["cards"]["kvm"].gpus[0].functions == ("0000:41:00.1",)
+
+
+EVIL = ("-x;touch evil", "-$(touch evil)", "-`touch evil`", "--\"'|touch evil", "- >evil")
+
+
+@pytest.mark.parametrize("word", EVIL)
+@pytest.mark.parametrize("accel", launch.ACCELS)
+def test_no_word_is_the_shells_own(word: str, accel: Accel, sysfs: Path, tmp_path: Path) -> None:
+    wanted = Launch(cpu=word, gpus=(word,), cmdline=(word,), disks=(Disk(file=f"/{word}", serial=word),))
+    script = render(wanted, sysfs)[RUN_GUEST]
+    shown = show(script, tmp_path, "--accel", accel)
+    assert shown == launch.argv(launch.shipped(wanted, "6.12", sysfs, "")[accel], watched=False)
+    # Nor where it looks whether KVM can be used, with the words of the launch.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / launch.QEMU).symlink_to("/bin/false")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    probed = script.replace("[ -w /dev/kvm ]", "true").replace(">/dev/null 2>&1; then", "; then", 1)
+    (tmp_path / "probed").write_text(probed)
+    subprocess.run(["sh", tmp_path / "probed", "--show"], cwd=tmp_path, check=True, env={"PATH": path})
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("about", [("x\ntouch evil", "1"), ("1", "2025.02\n./evil"), ("1\x1b[2J", "2")])
+def test_no_version_ends_its_comment(about: tuple[str, str], sysfs: Path) -> None:
+    specs = launch.shipped(Launch(), "6.12", sysfs, "")
+    with pytest.raises(UserError, match="control character"):
+        launchfiles.render(ROOT / "configs/templates", launchfiles.About("it", *about), Launch(), specs)
 
 
 def test_the_users_words_come_last(sysfs: Path, tmp_path: Path) -> None:
