@@ -89,6 +89,7 @@ def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
     return {
         "qemu": launch.QEMU,
         "link": launch.LINK,
+        "folder": FOLDER,
         "groups": groups,
         "ending": _rows(launch.ATTENDED),
         "probe": f"{shlex.quote(f'{machine},accel=kvm')} -cpu {shlex.quote(launch.cpu(specs['kvm']))}",

@@ -19,7 +19,7 @@ import pytest
 
 from minguest import boottest, bundle, launch, launchfiles, paths, report
 from minguest.launch import Words
-from minguest.released import DOMAIN, RUN_GUEST
+from minguest.released import RUN_GUEST
 from tests import launches
 from tests.integration.conftest import LINE, Doit
 
@@ -51,11 +51,11 @@ def env(home: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home), "LC_ALL": "C.UTF-8"}
 
 
-def placed(text: str, bundle: Path) -> str:
-    """domain.xml with its bundle's folder, as its first lines say."""
-    return subprocess.run(
-        ["sed", f"s,{launchfiles.FOLDER},{bundle},g"], input=text, check=True, capture_output=True, text=True
-    ).stdout
+def placed(made: Mapping[str, str], bundle: Path) -> str:
+    """domain.xml with its bundle's folder, as run-guest fills it in; both of them are put there."""
+    for name, text in made.items():
+        (bundle / name).write_text(text)
+    return subprocess.run(["sh", bundle / RUN_GUEST, "--domain-xml"], check=True, capture_output=True, text=True).stdout
 
 
 def domain(home: Path, name: str, bundle: Path) -> Path:
@@ -64,7 +64,7 @@ def domain(home: Path, name: str, bundle: Path) -> Path:
     if not sysfs.exists():
         launches.sysfs(sysfs)
     path = home / f"{name}.xml"
-    path.write_text(placed(launches.files(name, sysfs)[DOMAIN], bundle))
+    path.write_text(placed(launches.files(name, sysfs), bundle))
     return path
 
 
@@ -315,8 +315,8 @@ def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
     wanted = msgspec.structs.replace(manifest.guest.launch, accel="tcg")
     specs = launch.shipped(wanted, manifest.kernel.line, boottest.SYSFS, "")
     about = launchfiles.About(built.name, manifest.kernel.version, manifest.firmware.version)
-    text = launchfiles.render(built.templates, about, wanted, specs)[DOMAIN]
-    (home / "it.xml").write_text(placed(text, bundle_copy))
+    made = launchfiles.render(built.templates, about, wanted, specs)
+    (home / "it.xml").write_text(placed(made, bundle_copy))
     told = bundle_copy / "report.jsonl"
     told.write_text("of a run before\n")
     root = home / "it"

@@ -181,6 +181,56 @@ def test_a_ceph_key_stays_in_its_file(tmp_path: Path, sysfs: Path) -> None:
     assert "virsh secret-define" in told and f"virsh secret-set-value UUID --file {key}" in told
 
 
+AWKWARD = ("plain", "a b", "a,b;c'd\"e", "<x>&amp;y&", "$HOME `id` $(id)", "back\\slash\\1 \\& %s", "path/to/bundle",
+           "--", "-n", "~", "é", "k=v")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_the_script_fills_the_folder_in(name: str, sysfs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    texts = launches.files("disks", sysfs)
+    for file, text in texts.items():
+        (folder / file).write_text(text)
+    (tmp_path / "link").symlink_to(folder / RUN_GUEST)
+    for script in (folder / RUN_GUEST, tmp_path / "link"):
+        done = subprocess.run(["sh", script, "--domain-xml"], check=True, capture_output=True, text=True, cwd="/")
+        assert done.stderr == ""
+    (tmp_path / "filled.xml").write_text(done.stdout)
+    told = subprocess.run(
+        ["virt-xml-validate", tmp_path / "filled.xml", "domain"], check=False, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    made, before = ET.fromstring(done.stdout), ET.fromstring(texts[DOMAIN])
+    values = [(each.text, each.attrib) for each in made.iter()]
+    wanted = [
+        (each.text and each.text.replace(launchfiles.FOLDER, str(folder)),
+         {key: value.replace(launchfiles.FOLDER, str(folder)) for key, value in each.attrib.items()})
+        for each in before.iter()
+    ]  # fmt: skip
+    assert values == wanted and made.findtext("os/kernel") == f"{folder}/bzImage"
+
+
+def test_a_folder_that_no_xml_can_name_is_refused(sysfs: Path, tmp_path: Path) -> None:
+    texts = launches.files("default", sysfs)
+    for name, why in (("a\nb", "has a control character"), ("gone", "domain.xml: cannot be read")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RUN_GUEST).write_text(texts[RUN_GUEST])
+        if name != "gone":
+            (tmp_path / name / DOMAIN).write_text(texts[DOMAIN])
+        done = subprocess.run(
+            ["sh", tmp_path / name / RUN_GUEST, "--domain-xml"], check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
+    # What it would not be in.
+    for words in (["--append", "a"], ["-m", "4G"], ["--accel", "tcg"], ["--show"], ["--keep", "k"]):
+        for asked in (["--domain-xml", *words], [*words, "--domain-xml"]):
+            done = subprocess.run(
+                ["sh", tmp_path / "gone" / RUN_GUEST, *asked], check=False, capture_output=True, text=True
+            )
+            assert (done.returncode, done.stdout) == (2, ""), asked
+
+
 # ── both ──
 
 
