@@ -60,6 +60,7 @@ DUG = {
     "kernel-i386": "kernel-not-startable",
     "secboot-ms": "secure-boot",
     "vars-junk": "firmware-crashed",
+    "memory-34M": "memory-too-little",
     "report-nowhere": "report-nowhere",
     "numa-off": "",  # whether there was a second node, this console does not tell
     "timer-stutter": "",  # the kernel found another way, and booted
