@@ -38,6 +38,8 @@ CONSOLE, REPORT = "ttyS0", "/dev/ttyS3"
 REPORT_INDEX = 3
 # Memory is plugged in by DIMMs of whole blocks: 128 MiB is Linux' smallest on x86-64 (MIN_MEMORY_BLOCK_SIZE).
 DIMM = 128 << 20
+# QEMU: ACPI_MAX_RAM_SLOTS, include/hw/acpi/acpi.h.
+SLOTS_MAX = 256
 # What a line's kernel is always told. 4.12's KASLR may unpack the kernel over the memory map that the EFI stub left
 # in the loader's memory; later kernels take none but free memory (process_efi_entries, boot/compressed/kaslr.c).
 LINE_WORDS = {"4.12": ("nokaslr",)}
@@ -239,6 +241,11 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
     """Bytes that memory can grow to, and shall."""
     most = settings.size(launch.max_memory, "launch.max_memory") if launch.max_memory else 0
     plugged = settings.size(plug, "--plug-memory") if plug else 0
+    if plugged and plugged <= memory:
+        raise UserError(
+            f"--plug-memory {plug}: the guest starts with {short(memory)}, and nothing is left to plug in",
+            "say how much there is to be in the end",
+        )
     # A boot test that plugs memory in makes the room for it.
     most = max(most, plugged)
     if most and most <= memory:
@@ -246,7 +253,11 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
             f"memory {short(memory)}, at most {short(most)}: nothing can be plugged in",
             "max_memory counts the memory that is there in the end: make it more than memory",
         )
-    if (plugged - memory) % DIMM if plugged else False:
+    if most and not 1 <= launch.slots <= SLOTS_MAX:
+        raise UserError(
+            f"launch.slots = {launch.slots}: memory is plugged in by DIMMs, and a machine has 1 to {SLOTS_MAX} slots"
+        )
+    if plugged and (plugged - memory) % DIMM:
         raise UserError(f"--plug-memory {plug}: {short(plugged - memory)} is no multiple of {short(DIMM)}")
     return most, plugged
 

@@ -18,6 +18,8 @@ from minguest.model import Accel
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 BASE_4G = 4 * GIB
+# The least memory of which a q35 has some above 4 GiB (hw/i386/pc_q35.c: pc_q35_init).
+LOW_MAX = 0xB000_0000
 Vendor = Literal["AuthenticAMD", "GenuineIntel", "other"]
 INTEL = "GenuineIntel"
 # QEMU's default where nobody says phys-bits (target/i386/cpu.h: TCG_PHYS_ADDR_BITS), and what -cpu accepts.
@@ -192,7 +194,7 @@ def layout(memory: int, max_memory: int, slots: int, vendor: Vendor) -> Memory:
     Up to 2816 MiB lie below 4 GiB, else 2 GiB, and the rest above. What can be plugged in follows, with a GiB a slot
     for its alignment. With an AMD CPU all that is above goes over 1 TiB where it would touch HyperTransport's range.
     """
-    low = memory if memory < 0xB000_0000 else 2 * GIB
+    low = memory if memory < LOW_MAX else 2 * GIB
 
     def end(start: int) -> int:
         above = start + memory - low

@@ -165,9 +165,23 @@ def test_what_is_plugged_in_gets_room_and_is_waited_for(sysfs: Path) -> None:
         (Launch(), Words(unplug_cpus="2"), "--unplug-cpus 2: only what was plugged in .* of 4 CPUs, 4 at least"),
         (Launch(), Words(plug_cpus="8", unplug_cpus="3"), "of 8 CPUs, 4 at least are left"),
         (Launch(), Words(plug_cpus="8", unplug_cpus="8"), "of 8 CPUs, 4 at least are left"),
-        (Launch(), Words(plug_memory="1G"), "nothing can be plugged in"),
+        (Launch(), Words(plug_memory="1G"), "nothing is left to plug in"),
         (Launch(max_memory="512M"), Words(), "memory 1 GiB, at most 512 MiB: nothing can be plugged in"),
         (Launch(), Words(plug_memory="1100M"), "76 MiB is no multiple of 128 MiB"),
+        (
+            Launch(memory="4G", max_memory="8G"),
+            Words(plug_memory="2G"),
+            "--plug-memory 2G: the guest starts with 4 GiB",
+        ),
+        (
+            Launch(memory="4G", max_memory="8G"),
+            Words(plug_memory="4G"),
+            "--plug-memory 4G: the guest starts with 4 GiB",
+        ),
+        (Launch(memory="4G"), Words(plug_memory="2G"), "--plug-memory 2G: the guest starts with 4 GiB"),
+        (Launch(max_memory="4G", slots=0), Words(), "launch.slots = 0: memory is plugged in by DIMMs"),
+        (Launch(slots=-1), Words(plug_memory="2G"), "launch.slots = -1"),
+        (Launch(max_memory="4G", slots=257), Words(), "launch.slots = 257: .* 1 to 256"),
     ],
 )
 def test_what_cannot_be_plugged_in_is_refused(sysfs: Path, launched: Launch, words: Words, message: str) -> None:

@@ -314,6 +314,30 @@ def test_nodes_are_as_launched(records: list[dict[str, Any]], reason: str) -> No
     assert judge(records, spec=NUMA).reason == reason
 
 
+def test_a_dimm_is_the_first_nodes() -> None:
+    # QEMU's pc-dimm has node=0 where nobody says otherwise (hw/mem/pc-dimm.c).
+    spec = msgspec.structs.replace(NUMA, plug_memory=2 << 30)
+    views = {**VIEWS, "memory": {"base-memory": 1 << 30, "plugged-memory": 1 << 30}}
+
+    def seen(*sizes: int) -> str:
+        records = [
+            {**each, "memory_bytes": size << 20} for each, size in zip(nodes()[-2:], sizes, strict=True)
+        ]  # fmt: skip
+        memory = {"record": "memory", "ram_bytes": (2 << 30) - (3 << 20)}
+        return judge(
+            [*(memory if each["record"] == "memory" else each for each in RECORDS), *records], views, spec=spec
+        ).reason
+
+    assert seen(1500, 480) == "three views agree"
+    assert seen(480, 480) == "NUMA nodes: node 0 has 480 MiB of 1536 MiB"
+    # A guest with memory above 4 GiB keeps 64 MiB for bounce buffers; QEMU 7.2 and linux 6.12: 413 MiB of 512.
+    assert judge(nodes(memory_bytes=413 << 20), spec=NUMA).result == "failed"
+    spec = msgspec.structs.replace(spec, max_memory=2 << 30)
+    assert seen(1520, 413) == "three views agree"
+    assert seen(1520, 360) == "NUMA nodes: node 1 has 360 MiB of 512 MiB"
+    assert seen(480, 1500) == ("NUMA nodes: node 0 has 480 MiB of 1536 MiB; node 1 has 1500 MiB of 512 MiB")
+
+
 def test_a_card_that_is_one_bar_needs_no_class() -> None:
     bar_only = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24),))
     assert judge(gpu_changed(gpu=False), spec=bar_only).result == "pass"
