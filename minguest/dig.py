@@ -41,7 +41,7 @@ CONTROLS = (
     pits.Dig("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
 )
 # The modules that dig and judge: what they found is not kept when they change.
-CODE = ("cards", "contract", "dig", "facts", "launch", "pits", "plan", "qemu", "report", "sabotage", "verdict")
+CODE = ("cards", "contract", "dig", "disks", "facts", "launch", "pits", "plan", "qemu", "report", "sabotage", "verdict")
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]
 

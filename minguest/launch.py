@@ -3,14 +3,14 @@
 
 import difflib
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 
-from minguest import cards, model, plan, run, settings
+from minguest import cards, disks, model, plan, run, settings
+from minguest.disks import comma
 from minguest.errors import ToolError, UserError
 from minguest.model import Accel, Launch, Machine
 from minguest.report import cpu_list
@@ -196,7 +196,7 @@ def settle(
         clock=launch.clock,
         hugepages=launch.hugepages,
         lock_memory=launch.lock_memory,
-        disks=tuple(_disk(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
+        disks=tuple(disks.settle(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
         plug_cpus=plug_cpus,
         unplug_cpus=unplug_cpus,
         plug_memory=plugged,
@@ -260,41 +260,6 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
     if plugged and (plugged - memory) % DIMM:
         raise UserError(f"--plug-memory {plug}: {short(plugged - memory)} is no multiple of {short(DIMM)}")
     return most, plugged
-
-
-def _disk(where: str, disk: model.Disk, here: bool) -> model.Disk:
-    """A disk that QEMU can be told of; UserError for what it would stumble over, or what would give a key away."""
-    if bool(disk.file) == bool(disk.rbd):
-        raise UserError(f"{where}: file = and rbd = exclude each other, and one of them is wanted")
-    if disk.file:
-        path = Path(disk.file).expanduser()
-        if here and not (path.is_file() or path.is_block_device()):
-            raise UserError(f"{where}.file = {disk.file!r}: no such file or block device")
-        if disk.conf or disk.user or disk.key_file:
-            raise UserError(f"{where}: conf, user and key_file are for rbd")
-        return msgspec.structs.replace(disk, file=str(path.absolute()))
-    if not re.fullmatch(r"[^/]+/[^/]+(/[^/]+)?", disk.rbd):
-        raise UserError(f"{where}.rbd = {disk.rbd!r}", "write it as POOL/IMAGE or POOL/NAMESPACE/IMAGE")
-    if disk.format != "raw":
-        raise UserError(f"{where}.format = {disk.format!r}: an RBD image is raw")
-    if not disk.key_file:
-        return disk
-    key = Path(disk.key_file).expanduser()
-    if not here:
-        return msgspec.structs.replace(disk, key_file=str(key.absolute()))
-    try:
-        mode, content = key.stat().st_mode, key.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}.key_file = {disk.key_file!r}: cannot be read: {error}") from error
-    if mode & 0o077:
-        raise UserError(
-            f"{where}.key_file = {disk.key_file!r}: others can read it", f"chmod 600 {shlex.quote(disk.key_file)}"
-        )
-    if not re.fullmatch(r"[A-Za-z0-9+/]{20,}={0,2}", content):
-        raise UserError(
-            f"{where}.key_file = {disk.key_file!r}: is not a key alone", "ceph auth get-key client.NAME > FILE"
-        )
-    return msgspec.structs.replace(disk, key_file=str(key.absolute()))
 
 
 def _nodes(wanted: Sequence[model.Node], max_cpus: int, memory: int) -> tuple[Node, ...]:
@@ -526,7 +491,7 @@ def groups(
                 "-device", f"isa-serial,chardev=report,index={REPORT_INDEX}",
             ),
         ),
-        Group("Disks.", tuple(word for n, disk in enumerate(spec.disks) for word in _disk_argv(disk, n))),
+        Group("Disks.", tuple(word for n, disk in enumerate(spec.disks) for word in disks.argv(disk, n))),
         Group("Cards.", tuple(_cards_argv(spec))),
     ]  # fmt: skip
 
@@ -610,32 +575,6 @@ def _ranges(numbers: Sequence[int]) -> list[str]:
     return [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
 
 
-def _disk_argv(disk: model.Disk, number: int) -> list[str]:
-    name = f"disk{number}"
-    only = ",read-only=on" if disk.read_only else ""
-    serial = f",serial={comma(disk.serial)}" if disk.serial else ""
-    device = ["-device", f"virtio-blk-pci,drive={name},id={name}-device{serial}"]
-    if disk.file:
-        host = "host_device" if is_device(disk.file) else "file"
-        file = f"file.driver={host},file.filename={comma(disk.file)}"
-        return ["-blockdev", f"driver={disk.format},node-name={name},{file}{only}", *device]
-    pool, *namespace, image = disk.rbd.split("/")
-    words = f"driver=rbd,node-name={name},pool={comma(pool)},image={comma(image)}{only}"
-    words += "".join(f",namespace={comma(each)}" for each in namespace)
-    words += f",user={comma(disk.user)}" if disk.user else ""
-    words += f",conf={comma(disk.conf)}" if disk.conf else ""
-    if not disk.key_file:
-        return ["-blockdev", words, *device]
-    # The key stays in its file: a command line is for everyone on the machine to read.
-    secret = f"secret,id={name}-key,format=base64,file={comma(disk.key_file)}"
-    return ["-object", secret, "-blockdev", f"{words},key-secret={name}-key", *device]
-
-
-def is_device(path: str) -> bool:
-    """Whether a disk is a block device; of one that is not on this machine its place tells."""
-    return Path(path).is_block_device() or (path.startswith("/dev/") and not Path(path).exists())
-
-
 def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
     if gpu.model and gpu.node is None:
         return ["-device", f"{gpu.model},id={gpu.id}"]
@@ -671,8 +610,3 @@ def short(count: int) -> str:
         if count >= 1 << shift and count % (1 << shift) == 0:
             return f"{count >> shift} {unit}"
     return f"{count} bytes"
-
-
-def comma(path: str) -> str:
-    """A path inside of QEMU's option=value lists: a comma is doubled."""
-    return path.replace(",", ",,")

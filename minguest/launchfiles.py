@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from minguest import launch, model, templates
+from minguest import disks, launch, model, templates
 from minguest.errors import UserError
 from minguest.model import Accel, Launch
 from minguest.released import DOMAIN, RUN_GUEST
@@ -209,7 +209,7 @@ def _cells(spec: launch.Spec) -> list[dict[str, Any]]:
 
 
 def _disk(name: str, disk: model.Disk, number: int, slot: str | None) -> dict[str, Any]:
-    kind = "network" if disk.rbd else "block" if launch.is_device(disk.file) else "file"
+    kind = "network" if disk.rbd else "block" if disks.is_device(disk.file) else "file"
     first, last = divmod(number, 26)
     letters = (chr(ord("a") + first - 1) if first else "") + chr(ord("a") + last)
     secret = f"{name}-disk{number}" if disk.key_file else ""
@@ -218,6 +218,7 @@ def _disk(name: str, disk: model.Disk, number: int, slot: str | None) -> dict[st
         "kind": kind,
         "target": f"vd{letters}",
         "slot": slot,
+        "monitors": [{"host": host, "port": port} for host, port in map(disks.monitor, disk.monitors)],
         "secret": secret,
         "key_file": shlex.quote(disk.key_file),
     }

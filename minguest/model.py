@@ -62,6 +62,8 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["raw", "qcow2"] = "raw"
     rbd: str = ""
     """`POOL/IMAGE` of a Ceph cluster."""
+    monitors: tuple[str, ...] = ()
+    """Ceph's monitors, each `HOST` or `HOST:PORT`, an IPv6 address in brackets; else those of its configuration."""
     conf: str = ""
     """Ceph's configuration, else librados' own place for it."""
     user: str = ""

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,29 @@ from minguest.model import Guest, Sources
 
 T = TypeVar("T")
 
+# What other programs call a key, and what it is called here: QEMU, libvirt, Ceph, Proxmox.
+ELSEWHERE = {
+    **dict.fromkeys(("ram", "mem", "memory_size"), "memory"),
+    **dict.fromkeys(("smp", "vcpu", "vcpus", "cores", "cpu_count"), "cpus"),
+    **dict.fromkeys(("maxcpus", "max_vcpus"), "max_cpus"),
+    **dict.fromkeys(("maxmem", "memory_max"), "max_memory"),
+    **dict.fromkeys(("append", "args", "kernel_args", "kernel_cmdline", "bootargs"), "cmdline"),
+    **dict.fromkeys(("disk", "drive", "drives", "blockdev", "volumes"), "disks"),
+    **dict.fromkeys(("card", "cards", "hostdev", "hostdevs", "devices", "vga", "vfio"), "gpus"),
+    **dict.fromkeys(("node", "nodes", "cells"), "numa"),
+    **dict.fromkeys(("accelerator", "virt_type"), "accel"),
+    **dict.fromkeys(("cpu_model", "cpu_type"), "cpu"),
+    **dict.fromkeys(("mlock", "mem_lock", "locked"), "lock_memory"),
+    **dict.fromkeys(("rtc",), "clock"),
+    **dict.fromkeys(("deadline",), "timeout"),
+    **dict.fromkeys(("secret", "key", "keyring", "keyfile", "key_secret", "password"), "key_file"),
+    **dict.fromkeys(("monitor", "mon", "mons", "mon_host", "host", "hosts", "server", "servers"), "monitors"),
+    **dict.fromkeys(("pool", "image", "ceph"), "rbd"),
+    **dict.fromkeys(("path", "filename", "source", "dev"), "file"),
+    **dict.fromkeys(("id", "username", "client"), "user"),
+    **dict.fromkeys(("ceph_conf", "config", "config_file"), "conf"),
+    **dict.fromkeys(("ro", "readonly"), "read_only"),
+}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -159,15 +183,32 @@ def jobs() -> int:
 
 
 def _explain(message: str, document: dict[str, Any], kind: type) -> str:
-    """msgspec's message, with the nearest known key where one is unknown."""
+    """msgspec's message, with a key that will do where one is unknown."""
     unknown = re.search(r"unknown field `(.*?)`(?: - at `\$(.*?)`)?$", message)
     if not unknown:
         return re.sub(r"`\$\.?(.*?)`$", r"`\1`", message)
     key, where = unknown[1], (unknown[2] or "").lstrip(".")
     known = _fields_at(kind, where)
-    near = difflib.get_close_matches(key, known, 1)
     full = f"{where}.{key}" if where else key
+    meant = ELSEWHERE.get(key.lower().replace("-", "_"))
+    if meant in known:
+        return f"unknown key `{full}`; nearest known key: `{meant}`"
+    if (table := _tables(kind).get(key)) is not None:
+        return f"unknown key `{full}`; it belongs {f'below [{table}]' if table else 'at the top of the file'}"
+    near = difflib.get_close_matches(key, known, 1)
     return f"unknown key `{full}`" + (f"; nearest known key: `{near[0]}`" if near else f"; known: {', '.join(known)}")
+
+
+def _tables(kind: Any, table: str = "") -> dict[str, str]:
+    """Which table of a file each key is of; of several, the first."""
+    hints = typing.get_type_hints(kind)
+    found = dict.fromkeys(hints, table)
+    for name, hint in hints.items():
+        for inner in (hint, *typing.get_args(hint)):
+            # Keys of a mapping are the user's own: what is below them has no one table.
+            if hasattr(inner, "__struct_fields__") and typing.get_origin(hint) is not Mapping:
+                found = {**_tables(inner, f"{table}.{name}".lstrip(".")), **found}
+    return found
 
 
 def _fields_at(kind: Any, where: str) -> list[str]:

@@ -24,6 +24,7 @@ DISKS = (
     Disk(file="/dev/mapper/nowhere-third"),
     Disk(rbd="pool/image", user="guest", conf="/etc/ceph/o'ther.conf", key_file="/srv/a key, and more"),
     Disk(rbd="pool/plain", read_only=True),
+    Disk(rbd="pool/third", monitors=("mon-1.example", "[2001:db8::1]:3300"), user="guest"),
 )
 LAUNCHES: Mapping[str, Launch] = {
     "default": Launch(),

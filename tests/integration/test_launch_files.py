@@ -159,7 +159,7 @@ class Seen:
         return found
 
     def disks(self) -> list[tuple[Any, ...]]:
-        """Format, how it is reached, by what name, with which configuration, whether only read, serial; in order."""
+        """Format, how and by what name it is reached, configuration, monitors, whether only read, serial; in order."""
         nodes = {each["node-name"]: each for each in self.all("-blockdev")}
         found = []
         for each in self.all("-device"):
@@ -173,7 +173,12 @@ class Seen:
             place = f"{rbd['pool']}/{rbd['image']}" if rbd else below["filename"]
             only = node.get("read-only") in (True, "on")
             kind = ("raw" if rbd else node["driver"], "rbd" if rbd else below["driver"], place)
-            found.append((*kind, (rbd or {}).get("conf"), only, each.get("serial")))
+            servers = (rbd or {}).get("server") or [
+                {"host": value, "port": rbd[key.replace(".host", ".port")]}
+                for key, value in (rbd or {}).items()
+                if rbd and key.startswith("server.") and key.endswith(".host")
+            ]
+            found.append((*kind, (rbd or {}).get("conf"), servers, only, each.get("serial")))
         return found
 
     def flash(self) -> list[tuple[str, bool]]:

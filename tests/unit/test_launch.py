@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import launch, plan
+from minguest import disks, launch, plan
 from minguest.errors import UserError
 from minguest.launch import Words, settle
 from minguest.model import Disk, Launch, Node
@@ -107,7 +107,7 @@ def test_this_qemu_knows_its_display_models() -> None:
 
 
 def test_a_comma_in_a_path_is_doubled() -> None:
-    assert launch.comma("/a,b/c") == "/a,,b/c"
+    assert disks.comma("/a,b/c") == "/a,,b/c"
 
 
 def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
@@ -298,9 +298,31 @@ def test_disks_of_files_and_of_ceph(sysfs: Path, tmp_path: Path, key: Path) -> N
     assert key.read_text().strip() not in " ".join(command)
 
 
+def test_a_ceph_disk_names_its_monitors(sysfs: Path) -> None:
+    # As librbd 16 took them by way of QEMU 7.2: the port is a must, an IPv6 address has no brackets.
+    monitors = ("10.0.0.1", "mon-2.example:3300", "[2001:db8::1]:6790", "[2001:db8::2]")
+    command = argv(settle(Launch(disks=(Disk(rbd="a/b", monitors=monitors),)), Words(accel="tcg"), 64, MODELS, sysfs))
+    assert value(command, "-blockdev") == [
+        "driver=rbd,node-name=disk0,pool=a,image=b,"
+        "server.0.host=10.0.0.1,server.0.port=6789,server.1.host=mon-2.example,server.1.port=3300,"
+        "server.2.host=2001:db8::1,server.2.port=6790,server.3.host=2001:db8::2,server.3.port=6789"
+    ]
+
+
+@pytest.mark.parametrize(
+    "word", ["", ":6789", "a:0", "a:65536", "a:b", "2001:db8::1", "[x]:1", "a,b", "a b", "[::1]6789", "a:1:2", "v2:a:1",
+             "a/b", "[::1", "-a"]
+)  # fmt: skip
+def test_a_monitor_that_cannot_be_is_refused(sysfs: Path, word: str) -> None:
+    wanted = Launch(disks=(Disk(rbd="a/b", monitors=("ok", word)),))
+    with pytest.raises(UserError, match=r"launch.disks\[0\].monitors\[1\] = .*\n.*\[2001:db8::1\]:6789"):
+        settle(wanted, Words(), 64, MODELS, sysfs)
+
+
 @pytest.mark.parametrize(
     ("disk", "message"),
     [
+        (Disk(file=__file__, monitors=("a",)), "are for rbd"),
         (Disk(), "exclude each other, and one of them is wanted"),
         (Disk(file="/dev/null", rbd="a/b"), "exclude each other"),
         (Disk(file="/nowhere/disk"), "no such file or block device"),

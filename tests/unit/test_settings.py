@@ -2,12 +2,14 @@
 """TOML: every mistake names the file, the key and what would have been right."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from minguest import settings
 from minguest.errors import UserError
+from minguest.model import Disk, Guest, Launch, Node, Source
 
 ROOT = Path(__file__).parents[2]
 GOOD = 'name = "x"\nkernel = ["6.12"]\n'
@@ -38,6 +40,43 @@ def test_a_wrong_guest_is_named(tmp_path: Path, text: str, message: str) -> None
     with pytest.raises(UserError, match=message) as caught:
         settings.guest(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ('[launch]\ndisks = [{secret = "f"}]', "launch.disks[0].secret`; nearest known key: `key_file`"),
+        ('[launch]\ndisks = [{key = "f"}]', "launch.disks[0].key`; nearest known key: `key_file`"),
+        ('[launch]\ndisks = [{mon_host = "f"}]', "nearest known key: `monitors`"),
+        ('[launch]\ndisks = [{servers = ["f"]}]', "nearest known key: `monitors`"),
+        ('[launch]\ndisks = [{image = "f"}]', "nearest known key: `rbd`"),
+        ('[launch]\ndisks = [{path = "f"}]', "nearest known key: `file`"),
+        ("[launch]\ndisks = [{readonly = true}]", "nearest known key: `read_only`"),
+        ('[launch]\ndisks = [{id = "f"}]', "nearest known key: `user`"),
+        ("[launch]\nram = 1", "nearest known key: `memory`"),
+        ("[launch]\nvcpus = 1", "nearest known key: `cpus`"),
+        ("[launch]\nappend = 1", "nearest known key: `cmdline`"),
+        ("[launch]\ndrives = []", "nearest known key: `disks`"),
+        ("[launch]\nnodes = []", "nearest known key: `numa`"),
+        ("[launch]\ncpuss = 1", "nearest known key: `cpus`"),
+        # What is known elsewhere, is named there.
+        ("cpus = 1", "unknown key `cpus`; it belongs below [launch]"),
+        ("[launch]\noptions = {A = 1}", "unknown key `launch.options`; it belongs at the top of the file"),
+        ("[launch]\ndistances = [1]", "unknown key `launch.distances`; it belongs below [launch.numa]"),
+        # Nobody is sent somewhere else by a guess.
+        ("[launch]\nzzzz = 1", "unknown key `launch.zzzz`; known: machine, cpu, "),
+    ],
+)
+def test_an_unknown_key_is_answered_with_a_useful_one(tmp_path: Path, text: str, near: str) -> None:
+    path = tmp_path / "g.toml"
+    path.write_text(f"{GOOD}{text}\n")
+    with pytest.raises(UserError, match=re.escape(near)):
+        settings.guest(path)
+
+
+def test_every_word_of_elsewhere_leads_to_a_key() -> None:
+    keys = {name for kind in (Guest, Launch, Disk, Node, Source) for name in kind.__struct_fields__}
+    assert set(settings.ELSEWHERE.values()) <= keys
 
 
 def test_a_missing_guest_names_its_neighbour(tmp_path: Path) -> None:
