@@ -14,9 +14,13 @@ Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contra
 
 from pathlib import Path
 
-from minguest import steps
+from minguest import terminal
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": steps.Reporter, "check_file_uptodate": steps.ByContent}
+terminal.end_on_interrupt()  # before the imports, which take a moment
+
+from minguest import reporter, steps  # noqa: E402
+
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": steps.ByContent}
 PROJECT = steps.project(Path(__file__).parent.resolve())
 PYTEST = ["python", "-m", "pytest"]
 

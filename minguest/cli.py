@@ -2,8 +2,6 @@
 """The command `minguest`: for those who use a release. Needs none of what builds one."""
 
 import argparse
-import io
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,35 +22,40 @@ from minguest import (
     pits,
     settings,
     sshsig,
+    terminal,
 )
 from minguest.errors import MinguestError, UserError, printable
 from minguest.model import Launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 only when all holds, 1 when not, 2 for words that it does not know."""
-    # A terminal that knows no umlaut shall still see a verdict.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    words = _parser().parse_args(argv)
-    # Ended from outside, what was begun is cleared away too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    """Run one command; 0 only when all holds and could be said, 1 when not, 2 for words that it does not know."""
+    with terminal.streams() as out:
+        status = _run(argv)
+        out.flush()
+        if out.lost:
+            print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
+    return status or int(bool(out.lost))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    terminal.end_on_signals()
     try:
+        words = _parser().parse_args(argv)
         status: int = words.run(words)
-        sys.stdout.flush()
         return status
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except MinguestError as error:
         print(f"minguest: {error}", file=sys.stderr)
     except OSError as error:
         name = printable(str(error.filename)) if error.filename else "the system"
         print(f"minguest: {name}: {error.strerror or error}", file=sys.stderr)
-        sys.stdout = None  # it may be what failed, and would again at the exit
     except MemoryError:
         print("minguest: not enough memory", file=sys.stderr)
     except KeyboardInterrupt:
-        return 130
+        print("minguest: interrupted", file=sys.stderr)
+        return terminal.INTERRUPTED
     return 1
 
 

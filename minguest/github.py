@@ -292,7 +292,7 @@ def _text(release: released.Release) -> dict[str, object]:
     return {
         "tag_name": _tag(release),
         "name": _tag(release),
-        "body": (release.folder / notes.name).read_text() if notes else "",
+        "body": (release.folder / notes.name).read_text(encoding="utf-8") if notes else "",
         "prerelease": versions.prerelease(release.facts.version),
     }
 

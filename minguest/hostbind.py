@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minguest import files, hostfacts
+from minguest import files, hostfacts, terminal
 from minguest.errors import MinguestError, ToolError, UserError, printable
 from minguest.hostfacts import VFIO, Device, Facts, address
 
@@ -166,7 +166,7 @@ class Host:
     def records(self, boot: str) -> list[Before]:
         """What the state file remembers of this boot."""
         try:
-            found = json.loads(self.state.read_text())
+            found = json.loads(self.state.read_text(encoding="utf-8"))
             if found["boot"] != boot:
                 return []
             records = [Before(**each) for each in found["devices"]]
@@ -395,9 +395,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_words(commands.add_parser("bind", help="give cards and their IOMMU groups to vfio-pci"), bind)
     add_words(commands.add_parser("unbind", help="put back what bind took"), unbind)
     words = parser.parse_args(argv)
+    with terminal.streams() as out:
+        status = _run(words)
+        out.flush()
+        if out.lost:
+            print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
+    return status or int(bool(out.lost))
+
+
+def _run(words: argparse.Namespace) -> int:
     # Ended from outside, what was begun is put back too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    terminal.end_on_signals()
     try:
         status: int = words.run(words)
         return status
@@ -406,7 +414,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"minguest: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        return 130
+        print("minguest: interrupted", file=sys.stderr)
+        return terminal.INTERRUPTED
     return 1
 
 

@@ -186,7 +186,7 @@ def _before(at: Layout, version: str, since: Path | None) -> Before | None:
         return Before(
             found.facts,
             manifest,
-            kconfig.parse_config((place / "kernel.config").read_text()),
+            kconfig.parse_config((place / "kernel.config").read_text(encoding="utf-8")),
             _own_seconds(predicate.checks, manifest),
         )
     return None
@@ -214,7 +214,7 @@ def _patches(at: Layout, manifest: bundle.Manifest) -> dict[str, str]:
         path = at.patches / patch.file
         if not path.is_file() or files.sha256(path) != patch.sha256:
             raise UserError(f"{path}: is not the patch that the bundle was built with", "doit build makes it again")
-        texts[patch.file] = path.read_text()
+        texts[patch.file] = path.read_text(encoding="utf-8")
     return texts
 
 
@@ -265,7 +265,7 @@ def _view(
     before: Before | None,
     folder: Path,
 ) -> dict[str, Any]:
-    config = kconfig.parse_config((folder / "kernel.config").read_text())
+    config = kconfig.parse_config((folder / "kernel.config").read_text(encoding="utf-8"))
     own = boottest.own_test(manifest.guest.launch)
     seen = msgspec.json.decode((at.evidence / own / "report.json").read_bytes(), type=report.Report)
     outcome = msgspec.json.decode((at.evidence / own / "verdict.json").read_bytes(), type=boottest.Outcome)

@@ -46,7 +46,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def decode(path: Path, kind: type[T]) -> T:
     """Read a TOML file as `kind`; UserError names the file, the key, and the nearest known key."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], 1)
         raise UserError(f"{path}: no such file", f"did you mean {near[0]}?" if near else "") from error

@@ -230,7 +230,7 @@ def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iter
     lines = _public_keys(key)
     with tempfile.TemporaryDirectory(prefix="minguest-trusted-") as name:
         path = Path(name, "trusted")
-        path.write_text("".join(f"{GIVEN} {line}\n" for line in lines))
+        path.write_text("".join(f"{GIVEN} {line}\n" for line in lines), encoding="utf-8")
         yield Trusted(path, str(key))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins the stages to doit: the only module beside dodo.py that knows it.
+"""Joins the stages to doit: the only module that knows it, beside dodo.py and reporter.
 
 Each function makes one of doit's task dicts. What a step depends on is spelled out, because doit sees neither
 imported code nor values: see `step`.
@@ -17,7 +17,6 @@ import msgspec
 from doit import get_var
 from doit.dependency import FileChangedChecker
 from doit.exceptions import InvalidDodoFile, TaskFailed
-from doit.reporter import ConsoleReporter
 from doit.tools import config_changed
 
 from minguest import (
@@ -42,16 +41,18 @@ from minguest import (
     pits,
     plan,
     rehearse,
+    reporter,
     settings,
     source,
     variants,
     verdict,
 )
-from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError, printable
+from minguest.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
 from minguest.launch import Words
 from minguest.model import Choice, Guest, Launch, Source, Sources
 from minguest.paths import Layout, Store
 from minguest.released import DOMAIN, RUN_GUEST
+from minguest.reporter import say
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 
@@ -80,47 +81,10 @@ WORDS = (
     "only",
     "yes",
 )
-# Commands of doit that run no task: they must not ask the network which kernel can be had.
-IDLE = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
-# And the tasks that build nothing.
-IDLE |= {"diagnose", "doctor", "pits-page", "plan", "host-check", "host-bind", "host-unbind"}
-
-
-def say(text: str) -> None:
-    """A text to the user, at once; a guest's own words in it do not move the cursor."""
-    print(printable(text, keep="\n\t"), flush=True)
-
-
-class Reporter(ConsoleReporter):  # type: ignore[misc]
-    """Says what runs and how long it took; a failure once, without a traceback for the user's mistakes."""
-
-    def __init__(self, outstream: Any, options: Any) -> None:
-        super().__init__(outstream, options)
-        self.started: dict[str, float] = {}
-        self.nothing = True
-
-    def execute_task(self, task: Any) -> None:
-        if task.actions and not task.name.startswith("_"):
-            self.nothing = False
-            self.started[task.name] = time.monotonic()
-            self.outstream.write(f"── {task.title()}\n")
-            self.outstream.flush()
-
-    def add_success(self, task: Any) -> None:
-        if (begun := self.started.get(task.name)) and (seconds := time.monotonic() - begun) >= 1:
-            self.outstream.write(f"   {task.title()}: {seconds:.0f} s\n")
-
-    def skip_uptodate(self, task: Any) -> None:
-        pass
-
-    def complete_run(self) -> None:
-        if self.nothing and not self.failures and not self.runtime_errors:
-            self.outstream.write("nothing to do: everything is up to date\n")
-        if self.runtime_errors:
-            self.outstream.write("\n".join(self.runtime_errors) + "\n")
-
-    def _write_failure(self, result: Any, write_exception: bool = True) -> None:
-        self.outstream.write(f"FAILED {result['task'].name}: {result['exception'].get_msg()}\n")
+# Commands of doit that run no task.
+SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
+# They must not ask the network which kernel can be had, and neither must the tasks that build nothing.
+IDLE = SHOWS | {"diagnose", "doctor", "pits-page", "plan", "host-check", "host-bind", "host-unbind"}
 
 
 class ByContent(FileChangedChecker):  # type: ignore[misc]
@@ -228,7 +192,9 @@ class Project:
     def launch_files(self) -> dict[str, str]:
         """run-guest and domain.xml by name."""
         try:
-            specs = launch.shipped(self.guest.launch, self.choice.line, boottest.SYSFS, boottest.CPUINFO.read_text())
+            specs = launch.shipped(
+                self.guest.launch, self.choice.line, boottest.SYSFS, boottest.CPUINFO.read_text(encoding="utf-8")
+            )
             return launchfiles.render(
                 self.at.templates,
                 launchfiles.About(self.at.name, self.choice.version, self.ovmf.version),
@@ -656,7 +622,7 @@ class Project:
     def plan_step(self) -> Task:
         def make(count: str, memory: str, phys_bits: str, hotplug: bool) -> None:
             wanted = self.guest.launch
-            bits, vendor = plan.cpu(wanted.cpu, wanted.accel, Path("/proc/cpuinfo").read_text())
+            bits, vendor = plan.cpu(wanted.cpu, wanted.accel, Path("/proc/cpuinfo").read_text(encoding="utf-8"))
             bits = settings.integer(phys_bits, "--phys-bits") if phys_bits else bits
             there = settings.size(memory or wanted.memory, "--memory")
             most = settings.size(wanted.max_memory, "launch.max_memory") if wanted.max_memory else 0
@@ -884,7 +850,8 @@ def _guest_file(root: Path, word: str | None) -> Path:
 
 def project(root: Path) -> Project:
     """The project as the command line's words make it."""
-    idle = len(sys.argv) > 1 and sys.argv[1] in IDLE
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    reporter.begin(root, shows=command in SHOWS)
     try:
         for word in sys.argv[1:]:
             name, equals, _ = word.partition("=")
@@ -892,6 +859,6 @@ def project(root: Path) -> Project:
                 near = difflib.get_close_matches(name, WORDS, 1)
                 raise UserError(f"{word}: no such word", f"{near[0]}=…" if near else f"known: {'= '.join(WORDS)}=")
         words = {name: get_var(name) for name in WORDS}
-        return Project(root, _guest_file(root, words["guest"]), words, idle=idle)
+        return Project(root, _guest_file(root, words["guest"]), words, idle=command in IDLE)
     except MinguestError as error:
         raise InvalidDodoFile(str(error)) from None

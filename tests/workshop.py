@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest in miniature, as if it had been built and boot-tested, for the tests of releases; real keys."""
 
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,3 +121,24 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
 def make(at: Layout, signing: Path | None, version: str = "1.0", since: Path | None = None) -> released.Release:
     """doit release, quietly; without a key an unsigned one, as asked."""
     return release.make(at, version, signing, since, unsigned=signing is None, say=quiet)
+
+
+def checkout(at: Layout) -> None:
+    """Make what `build` made a checkout: doit runs in its root, with the words of `doit_argv`."""
+    for name in ("dodo.py", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, at.root / name)
+    for name in ("initd", "overlays"):
+        (at.root / name).symlink_to(ROOT / name)
+    tree = at.root / "tree"
+    tree.mkdir()
+    (tree / "Makefile").write_text("VERSION = 4\nPATCHLEVEL = 12\nSUBLEVEL = 14\nEXTRAVERSION =\n")
+
+
+def doit_argv(*words: str) -> list[str]:
+    """doit for one step of a `checkout`: without the steps before it (-s), and with a kernel that asks no network."""
+    return [sys.executable, "-m", "doit", "-s", *words, "source=tree"]
+
+
+def doit_env(**more: str) -> dict[str, str]:
+    """The environment for it: this minguest."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}

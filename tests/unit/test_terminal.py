@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the commands end: Ctrl-C, nohup, and a standard output that is closed, full or of few letters."""
+
+import errno
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from minguest import files, released, reporter, terminal
+from minguest.paths import Layout
+from tests import workshop
+
+ROOT = Path(__file__).parents[2]
+CONSOLE = ROOT / "tests/data/consoles/6.12-efi-off.log"
+MINGUEST = [sys.executable, "-m", "minguest.cli"]
+# Seconds until a command that waits for a lock has said so.
+SAYS_S = 60
+INTERRUPTED = "interrupted: what is whole is kept, and the same command goes on from there\n"
+LOST = "standard output: {}: not all could be written there; what was to be done is done all the same\n"
+CLOSED, FULL = "it is closed", os.strerror(errno.ENOSPC)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Layout:
+    """A checkout with a release in it."""
+    made = workshop.build(tmp_path / "p")
+    workshop.tested(made)
+    workshop.make(made, None)
+    workshop.checkout(made)
+    return made
+
+
+def shell(line: str, argv: Sequence[str | Path], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command by a line of sh that says "$@" for it."""
+    return subprocess.run(
+        ["sh", "-c", line, "sh", *argv],
+        cwd=cwd,
+        env=workshop.doit_env(**env),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def published(at: Layout) -> bool:
+    return (at.root / f"to/{at.name}/latest.json").is_file()
+
+
+# ── signals ──
+
+
+def interrupted(
+    at: Layout, number: int, started: Callable[[list[str]], list[str]] = lambda argv: argv
+) -> tuple[int, str]:
+    """Signal doit's process group while it waits for another one that publishes; its status and what it said."""
+    with files.lock(at.root / f"to/.{at.name}.lock"):
+        process = subprocess.Popen(
+            started(workshop.doit_argv("publish", "to=to")),
+            cwd=at.root,
+            env=workshop.doit_env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        said = ""
+        while "waiting" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        os.killpg(process.pid, number)
+        if number == signal.SIGHUP:
+            time.sleep(0.5)  # time to die of it
+    rest, _ = process.communicate(timeout=SAYS_S)
+    return process.returncode, rest
+
+
+def test_ctrl_c_on_doit_says_one_line(at: Layout) -> None:
+    assert interrupted(at, signal.SIGINT) == (130, INTERRUPTED)
+    assert not published(at)
+
+
+def test_doit_ends_with_sigterm_and_says_nothing(at: Layout) -> None:
+    assert interrupted(at, signal.SIGTERM) == (143, "")
+
+
+def test_doit_and_nohup(at: Layout) -> None:
+    status, said = interrupted(at, signal.SIGHUP, lambda argv: ["nohup", *argv])
+    assert (status, published(at)) == (0, True), said
+
+
+def test_ctrl_c_while_doit_reads_its_tasks(at: Layout) -> None:
+    """An interrupt may come at any time; here, while dodo.py is read."""
+    dodo = at.root / "dodo.py"
+    marked = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\nfrom minguest import reporter"
+    dodo.write_text(dodo.read_text().replace("from minguest import reporter", marked))
+    done = shell('exec "$@"', workshop.doit_argv("publish", "to=to"), at.root)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", INTERRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("number", "ignored", "status"),
+    [(signal.SIGINT, False, 130), (signal.SIGTERM, False, 143), (signal.SIGHUP, False, 129), (signal.SIGHUP, True, 1)],
+)
+def test_the_command_and_signals(tmp_path: Path, number: int, ignored: bool, status: int) -> None:
+    """`diagnose` reads a pipe that is opened, and then a signal comes."""
+    program = f"""
+import os, sys
+from minguest import cli, pits
+def read(log):
+    os.kill(os.getpid(), {int(number)})
+    return b""
+pits.read_log = read
+sys.exit(cli.main(["diagnose", "x", "--report", "none"]))
+"""
+    line = 'trap "" HUP; exec "$@"' if ignored else 'exec "$@"'
+    done = shell(line, [sys.executable, "-c", program], tmp_path)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+# ── standard output ──
+
+
+@pytest.mark.parametrize(("line", "why"), [('exec "$@" >&-', CLOSED), ('exec "$@" >/dev/full', FULL)])
+def test_doit_does_its_work_without_an_output(at: Layout, line: str, why: str) -> None:
+    done = shell(line, workshop.doit_argv("publish", "to=to"), at.root)
+    assert (done.returncode, done.stderr) == (1, f"doit: {LOST.format(why)}")
+    assert published(at)
+
+
+def test_doit_does_its_work_for_a_reader_that_went_away(at: Layout) -> None:
+    done = shell('"$@" | true; exit 0', workshop.doit_argv("publish", "to=to"), at.root)
+    assert done.stderr == f"doit: {LOST.format(os.strerror(errno.EPIPE))}"
+    assert published(at)
+
+
+def test_doit_shows_nothing_where_nothing_can_be_shown(at: Layout) -> None:
+    done = shell('exec "$@" >&-', [sys.executable, "-m", "doit", "list"], at.root)
+    assert (done.returncode, done.stderr) == (3, "ERROR: standard output is closed: there is nowhere to write to\n")
+
+
+@pytest.mark.parametrize(("line", "why"), [('exec "$@" >&-', CLOSED), ('exec "$@" >/dev/full', FULL)])
+@pytest.mark.parametrize("words", [["diagnose", str(CONSOLE)], ["verify", "--unsigned", "{release}"]])
+def test_the_exit_status_says_that_the_output_was_lost(at: Layout, words: list[str], line: str, why: str) -> None:
+    argv = [*MINGUEST, *(word.format(release=at.release) for word in words)]
+    done = shell(line, argv, at.root)
+    assert (done.returncode, done.stderr) == (1, f"minguest: {LOST.format(why)}")
+    assert shell('exec "$@"', argv, at.root).returncode == 0
+
+
+@pytest.mark.parametrize("line", ['exec "$@" 2>&-', 'exec "$@" 2>/dev/full', 'exec "$@" <&- >&- 2>&-'])
+def test_without_a_standard_error_the_status_still_says_it(at: Layout, line: str) -> None:
+    assert shell(line, [*MINGUEST, "verify", "--unsigned", "no-such-folder"], at.root).returncode == 1
+    shell(line, workshop.doit_argv("publish", "to=to"), at.root)
+    assert published(at)
+    # What is written to a standard stream goes into no file that was opened in its place.
+    for path in (at.root / "to").rglob("*"):
+        assert not path.is_file() or b"standard output" not in path.read_bytes()
+
+
+def test_the_help_is_lost_too(tmp_path: Path) -> None:
+    done = shell('exec "$@" >/dev/full', [*MINGUEST, "--help"], tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"minguest: {LOST.format(FULL)}")
+    assert shell('exec "$@"', [*MINGUEST, "--help"], tmp_path).returncode == 0
+    assert shell('exec "$@"', [*MINGUEST, "nonsense"], tmp_path).returncode == 2
+
+
+def test_a_stream_that_failed_is_left_alone() -> None:
+    with Path("/dev/full").open("w", buffering=1) as stream:
+        out = terminal.Output(stream)
+        assert (out.write("a\n"), out.lost) == (2, FULL)
+        assert (out.write("b\n"), out.lost) == (2, FULL)
+        stream.write("and whoever else has it\n")
+
+
+# ── letters ──
+
+ASCII = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_of_few_letters_changes_nothing(at: Layout, tmp_path: Path) -> None:
+    key = workshop.key(tmp_path)
+    signers = tmp_path / "signers"
+    signers.write_text(f"# ü\nme@example.org {key.with_name('key.pub').read_text()}", encoding="utf-8")
+    for argv in (
+        [*MINGUEST, "diagnose", str(CONSOLE)],
+        [*MINGUEST, "boot-test", "--help"],
+        workshop.doit_argv("release", "version=1.1", f"key={key}"),
+        [*MINGUEST, "verify", "--trusted-keys", str(signers), str(at.release)],
+        workshop.doit_argv("publish", "to=to"),
+        [sys.executable, "-m", "doit", "list"],
+        workshop.doit_argv("diagnose", f"log={CONSOLE}"),
+    ):
+        done = shell('exec "$@"', argv, at.root, **ASCII)
+        assert (done.returncode, done.stderr) == (0, ""), argv
+        assert done.stdout.isascii()
+    assert released.load(at.root / f"to/{at.name}/1.1").facts.version == "1.1"
+
+
+# ── doit's memory ──
+
+
+def broken_header(path: Path) -> None:
+    path.write_bytes(b"not a database, and of some length " * 99)
+
+
+def broken_page(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
+
+
+def broken_row(path: Path) -> None:
+    with sqlite3.connect(path) as there:
+        there.execute("update doit set task_data = '{\"deps:'")
+    there.close()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("damage", [broken_header, broken_page, broken_row, cut])
+def test_a_damaged_memory_of_doit_is_made_anew(at: Layout, damage: Callable[[Path], None]) -> None:
+    argv = workshop.doit_argv("initd")
+    assert shell('exec "$@"', argv, at.root).returncode == 0
+    assert "nothing to do" in shell('exec "$@"', argv, at.root).stdout
+    memory = at.root / reporter.MEMORY
+    damage(memory)
+    done = shell('exec "$@"', argv, at.root)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rest = done.stdout.splitlines()
+    assert re.match(r"\.doit\.db: damaged, so it was removed", first)
+    assert "── initd" in rest
+    assert "nothing to do" in shell('exec "$@"', argv, at.root).stdout
+    for (data,) in sqlite3.connect(memory).execute("select task_data from doit"):
+        json.loads(data)
+
+
+def test_a_memory_that_another_doit_writes_is_not_damaged(at: Layout) -> None:
+    assert shell('exec "$@"', workshop.doit_argv("initd"), at.root).returncode == 0
+    memory = at.root / reporter.MEMORY
+    writer = sqlite3.connect(memory)
+    writer.execute("begin exclusive")
+    try:
+        program = f"import pathlib, minguest.reporter as it; print(it.forget_damaged(pathlib.Path({str(memory)!r})))"
+        assert shell('exec "$@"', [sys.executable, "-c", program], at.root).stdout == "False\n"
+    finally:
+        writer.close()
+    assert memory.exists()
