@@ -7,14 +7,13 @@ The image is inspected, not trusted.
 import bz2
 import lzma
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from minguest import run
+from minguest import run, scratch
 from minguest.errors import ToolError, UserError
 
 # Into how many bytes something may unpack: a damaged file must not eat the machine.
@@ -318,8 +317,8 @@ def _some(unpacker: Any, data: bytes, size: int) -> bytes:
 
 def _by_program(program: str, data: bytes, limit: int) -> bytes:
     run.require(program)
-    with tempfile.TemporaryDirectory() as folder:
-        packed, content = Path(folder) / "packed", Path(folder) / "content"
+    with scratch.folder("image") as folder:
+        packed, content = folder / "packed", folder / "content"
         packed.write_bytes(data)
         # lz4 takes the output as a word of its own.
         output = [content] if program == "lz4" else ["-o", content]
@@ -329,6 +328,6 @@ def _by_program(program: str, data: bytes, limit: int) -> bytes:
         except ToolError as error:
             if "SIGXFSZ" in error.message:
                 raise ValueError(f"unpacks into more than {limit} bytes") from error
-            said = error.message.replace(folder, "").splitlines()
+            said = error.message.replace(str(folder), "").splitlines()
             raise ValueError(f"damaged: {said[-1].removeprefix('  | ')}") from error
         return content.read_bytes()

@@ -13,7 +13,6 @@ import json
 import operator
 import os
 import struct
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ import pefile
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from minguest import binary, cpio, files, kconfig, run
+from minguest import binary, cpio, files, kconfig, run, scratch
 from minguest.errors import ToolError, UserError
 
 # How many rows describe() shows, more or less, and how many differing fields of one object folders() gives.
@@ -111,10 +110,10 @@ def diffoscope(first: Path, second: Path, report: Path) -> bool:
     try:
         run.require("diffoscope")
         # Ended at the deadline, it does not tidy up itself.
-        with files.replacing(report) as temporary, tempfile.TemporaryDirectory() as scratch:
+        with files.replacing(report) as temporary, scratch.folder("compare") as work:
             status, output = run.run(
                 ["diffoscope", *limits, "--text", temporary, first, second],
-                env={"TMPDIR": scratch, "LC_ALL": "C.UTF-8"},
+                env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8"},
                 deadline=120,
                 check=False,
                 bare=True,

@@ -14,13 +14,13 @@ import json
 import operator
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import kconfiglib
 
+from minguest import scratch
 from minguest.errors import ToolError
 from minguest.kconfig import parse_config
 from minguest.run import run
@@ -61,8 +61,7 @@ def explain_all(
     if not wanted:
         return {}
     try:
-        with tempfile.TemporaryDirectory(prefix="minguest-explain-") as name:
-            folder = Path(name)
+        with scratch.folder("explain") as folder:
             (folder / "config").write_text(config_text, encoding="utf-8")
             status, output = run(
                 [sys.executable, "-m", "minguest.explain", *wanted],

@@ -11,6 +11,7 @@ Below a folder DIR:
 """
 
 import html
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ from minguest import files, github, oci, released, s3, settings, sshsig, version
 from minguest.errors import ToolError, UserError
 
 INDEX_SCHEMA = 1
+PUBLISHING = ".publishing-"
+LINK = ".latest"
+TOLD = ("index.json", "index.html", "latest.json")
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -86,10 +90,11 @@ def publish_folder(release: released.Release, root: Path, say: Callable[[str], N
 
 
 def _into(release: released.Release, home: Path, place: Path, say: Callable[[str], None]) -> released.Published:
+    _sweep(home)
     new = not place.exists()
     if new:
         home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".publishing-", dir=home) as name, files.disk_errors(home):
+        with tempfile.TemporaryDirectory(prefix=PUBLISHING, dir=home) as name, files.disk_errors(home):
             folder = Path(name, "release")
             folder.mkdir()
             for item in release.items:
@@ -114,6 +119,16 @@ def _into(release: released.Release, home: Path, place: Path, say: Callable[[str
     return released.Published(str(place), count if new else 0, size if new else 0, 0 if new else count)
 
 
+def _sweep(home: Path) -> None:
+    """Remove what a killed run left: whoever publishes has the lock, so none of it is another one's."""
+    for path in home.glob(f"{PUBLISHING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in TOLD:  # as files.replacing names them until they are whole
+        for path in home.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+    (home / LINK).unlink(missing_ok=True)
+
+
 def _tell(name: str, home: Path) -> None:
     """Make the index and `latest` of what lies in `home`."""
     there = sorted((path.parent.name for path in home.glob(f"*/{released.SUMS}") if not path.parent.is_symlink()
@@ -124,8 +139,7 @@ def _tell(name: str, home: Path) -> None:
     _update(home / "latest.json", msgspec.json.encode({"version": index.latest}) + b"\n")
     link = home / "latest"
     if not link.is_symlink() or link.readlink().name != index.latest:
-        temporary = home / ".latest"
-        temporary.unlink(missing_ok=True)
+        temporary = home / LINK
         temporary.symlink_to(index.latest)
         temporary.replace(link)
 

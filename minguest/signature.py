@@ -10,13 +10,12 @@ import binascii
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from minguest import archive
+from minguest import archive, scratch
 from minguest.errors import MinguestError, ToolError, UserError
 from minguest.run import run
 
@@ -46,8 +45,7 @@ def verify_tarball(tarball: Path, signature: bytes, keys: Sequence[Path]) -> str
     Raises ToolError when there is no gpgv or the signature is bad, expired or by another key; UserError when the
     tarball is damaged or a key file is no key.
     """
-    with tempfile.TemporaryDirectory(prefix="minguest-gpgv-") as name:
-        folder = Path(name)
+    with scratch.folder("gpgv") as folder:
         keyring = folder / "keyring.gpg"
         keyring.write_bytes(b"".join(dearmour(key) for key in keys))
         detached = folder / "signature"

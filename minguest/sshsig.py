@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import re
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Protocol
 
 import msgspec
 
+from minguest import scratch
 from minguest.errors import UserError, printable
 from minguest.run import run
 
@@ -55,8 +55,8 @@ def sign(data: bytes, key: Path) -> bytes:
     agent is for that. Raises UserError when the key is none or cannot be used.
     """
     check_key(key)
-    with tempfile.TemporaryDirectory(prefix="minguest-sign-") as name:
-        message = Path(name, "message")
+    with scratch.folder("sign") as folder:
+        message = folder / "message"
         message.write_bytes(data)
         status, said = run(
             ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key, message],
@@ -143,8 +143,8 @@ def _strings(data: bytes, count: int, *, more: bool = False) -> list[bytes]:
 def check(data: bytes, armoured: bytes, where: str) -> None:
     """UserError unless a signature fits `data`, by whichever key: that it is whole, not that it is to be trusted."""
     parse(armoured, where)
-    with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name:
-        signature, message = Path(name, "signature"), Path(name, "message")
+    with scratch.folder("verify") as folder:
+        signature, message = folder / "signature", folder / "message"
         signature.write_bytes(armoured)
         message.write_bytes(data)
         with message.open("rb") as content:
@@ -184,8 +184,8 @@ class Trusted:
         if told.namespace != NAMESPACE:
             raise UserError(f"{where}: was made for {told.namespace!r}, not for {NAMESPACE!r}")
         check(data, armoured, where)
-        with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name:
-            signature, message = Path(name, "signature"), Path(name, "message")
+        with scratch.folder("verify") as folder:
+            signature, message = folder / "signature", folder / "message"
             signature.write_bytes(armoured)
             message.write_bytes(data)
             find: list[str | Path] = ["ssh-keygen", "-Y", "find-principals", "-s", signature, "-f", self.path]
@@ -228,8 +228,8 @@ def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iter
         yield Trusted(trusted, str(trusted))
         return
     lines = _public_keys(key)
-    with tempfile.TemporaryDirectory(prefix="minguest-trusted-") as name:
-        path = Path(name, "trusted")
+    with scratch.folder("trusted") as folder:
+        path = folder / "trusted"
         path.write_text("".join(f"{GIVEN} {line}\n" for line in lines), encoding="utf-8")
         yield Trusted(path, str(key))
 

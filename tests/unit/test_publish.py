@@ -3,6 +3,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,45 @@ def test_a_killed_run_before_the_index_is_mended_by_the_next(tmp_path: Path) -> 
         (home / name).unlink()
     publish.publish_folder(release, tmp_path / "to", workshop.quiet)
     assert versions(home) == ["1.0"] and (home / "latest").is_symlink()
+
+
+# Publishes, and is killed where one of its steps would begin.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from minguest import files, publish, released
+step, count = sys.argv[3], int(sys.argv[4])
+module = {"copy": files, "sync": files, "write": files, "replace": Path, "symlink_to": Path}[step]
+real = getattr(module, step)
+def counted(*words, **more):
+    global count
+    count -= 1
+    if count < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*words, **more)
+setattr(module, step, counted)
+publish.publish_folder(released.load(Path(sys.argv[1])), Path(sys.argv[2]), print)
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "count"),
+    [("copy", 0), ("copy", 3), ("replace", 4), ("sync", 0), ("sync", 1), ("replace", 6), ("symlink_to", 0)]
+    + [("write", count) for count in range(3)]
+    + [("replace", count) for count in (5, 7, 8)],
+)
+def test_what_a_killed_run_left_goes(tmp_path: Path, step: str, count: int) -> None:
+    old, new = (fake_release.make(tmp_path / version, version) for version in ("1.0", "1.1"))
+    home = tmp_path / "to/default-4.12"
+    publish.publish_folder(old, tmp_path / "to", workshop.quiet)
+    whole = {path.name for path in home.iterdir()} | {"1.1"}
+    argv = [sys.executable, "-c", KILLED, new.folder, tmp_path / "to", step, str(count)]
+    killed = subprocess.run(argv, env=workshop.doit_env(), capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert versions(home) in (["1.0"], ["1.0", "1.1"])
+    publish.publish_folder(new, tmp_path / "to", workshop.quiet)
+    assert {path.name for path in home.iterdir()} == whole
+    assert released.load(home / "latest").facts.version == "1.1"
 
 
 def test_what_is_published_is_whole(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Temporary folders: a killed run leaves its own behind, and the next one removes it."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = "minguest-tmp-"
+
+
+@contextlib.contextmanager
+def folder(purpose: str) -> Iterator[Path]:
+    """An empty folder below $TMPDIR that is removed at the end; what killed runs left there is removed first.
+
+    A run that lives holds a lock on its folder, flock(2), which ends with the process however that ends.
+    """
+    home = Path(tempfile.gettempdir())
+    sweep(home)
+    with contextlib.ExitStack() as held:
+        while True:
+            made = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}{purpose}-", dir=home)))
+            if _taken(held, made):
+                break
+        yield made
+
+
+def sweep(home: Path) -> None:
+    """Remove the user's temporary folders in `home` that no process holds."""
+    for path in home.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), _opened(path) as handle:
+            if os.fstat(handle).st_uid == os.geteuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _taken(held: contextlib.ExitStack, made: Path) -> bool:
+    """Lock a new folder; False if another run swept it away before it was locked."""
+    try:
+        handle = held.enter_context(_opened(made))
+    except FileNotFoundError:
+        return False
+    with contextlib.suppress(OSError):  # a file system without such locks: there nothing is swept either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return made.is_dir()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
