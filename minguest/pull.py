@@ -189,7 +189,8 @@ def pull(
 
 def _is_wanted(place: Remote, facts: released.Facts) -> None:
     """UserError where the signed facts tell of another release than the address: a place can serve an old one."""
-    *_, home, last = f"//{place.where}".split("/")
+    # In a registry a tag names the version, and the repository may have any name.
+    *_, home, last = ["", ""] if place.where.startswith("oci:") else f"//{place.where}".split("/")
     wanted = place.wanted
     if home == facts.name and last != "latest":
         wanted = last  # NAME/VERSION, as `publish` lays it out

@@ -119,7 +119,7 @@ def test_what_a_killed_run_left_goes(tmp_path: Path, step: str, count: int) -> N
     home = tmp_path / "to/default-4.12"
     publish.publish_folder(old, tmp_path / "to", workshop.quiet)
     whole = {path.name for path in home.iterdir()} | {"1.1"}
-    argv = [sys.executable, "-c", KILLED, new.folder, tmp_path / "to", step, str(count)]
+    argv = [sys.executable, "-c", KILLED, str(new.folder), str(tmp_path / "to"), step, str(count)]
     killed = subprocess.run(argv, env=workshop.doit_env(), capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert versions(home) in (["1.0"], ["1.0", "1.1"])
