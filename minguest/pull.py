@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from minguest import fetch, files, oci, released, sshsig, verify, web
+from minguest import fetch, files, oci, released, scratch, sshsig, verify, web
 from minguest.errors import ToolError, UserError
 from minguest.model import Source
 
@@ -135,11 +135,11 @@ def at_hand(
     if not is_remote(source):
         yield Path(source)
         return
-    with tempfile.TemporaryDirectory(prefix="minguest-verify-") as name, files.disk_errors(Path(name)):
+    with scratch.folder("release") as folder, files.disk_errors(folder):
         place = remote(source, cache, configs, say)
-        download(place, trusted, Path(name), say)
-        _is_wanted(place, released.read_facts(Path(name)))
-        yield Path(name)
+        download(place, trusted, folder, say)
+        _is_wanted(place, released.read_facts(folder))
+        yield folder
 
 
 def pull(

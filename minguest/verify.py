@@ -10,7 +10,6 @@ import io
 import json
 import re
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from minguest import attest, boottest, bundle, evidence, gather, materials, provenance, released, sshsig
+from minguest import attest, boottest, bundle, evidence, gather, materials, provenance, released, scratch, sshsig
 from minguest.errors import UserError, printable
 
 # Bytes that evidence may have when it is unpacked: more than a release has, less than what fills memory.
@@ -287,8 +286,7 @@ def _agree(
         raise UserError(f"{name}: a check is told twice")
     if missing := sorted(tests.keys() - told.keys()):
         raise UserError(f"{name}: tells nothing of {', '.join(missing)}")
-    with tempfile.TemporaryDirectory(prefix="minguest-verify-") as temporary:
-        folder = Path(temporary)
+    with scratch.folder("evidence") as folder:
         for path, content in packed.items():
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(content)
