@@ -66,6 +66,8 @@ WIDENED = r",phys-bits=\d+$"
 KEPT = ("console.log", "report.json", "verdict.json")
 # And in its place of a test that this machine has no room for.
 NO_ROOM = "no-room.json"
+# And all that one makes in its folder.
+MADE = (*KEPT, "OVMF_VARS.fd", launch.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
 
 
 # What a user may say of one boot test: the fields of Words.
@@ -88,7 +90,7 @@ class Bench(msgspec.Struct, frozen=True):
     name: str
     bundle: Path
     folder: Path
-    """Gets console.log, report.json, verdict.json and qemu.sh; what was in it is removed."""
+    """Gets console.log, report.json, verdict.json and qemu.sh; what a boot test before left in it is removed."""
     kvm: Path
     """A file: whether KVM runs this firmware on this machine."""
     pits: Path | None = None
@@ -235,8 +237,7 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     own = scripted(manifest, wanted, asked, cpuinfo)
     check_memory(spec, MEMINFO.read_text())
     folder = bench.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_empty(folder, bench.bundle)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
     if made is not None:
         say(launch.room_told(spec, made))
@@ -265,6 +266,39 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
             for name in KEPT:
                 shutil.copyfile(folder / name, kept / name)
     return trial
+
+
+def make_empty(folder: Path, of: Path) -> None:
+    """Make a boot test's folder, or remove what one before left in it; UserError, and nothing is removed, where
+    there is anything else. `of`: the bundle that it is about."""
+    names = "|".join(map(re.escape, MADE))
+    made = re.compile(rf"{names}|\.({names})\.\w{{8}}")  # or as files.replacing names it until it is whole
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [path for path in there if not made.fullmatch(path.name) or (path.is_dir() and not path.is_symlink())]
+    link = folder / launch.LINK
+    if there and not link.is_symlink():
+        others = there  # it comes first, and stays
+    if others:
+        names = ", ".join(path.name for path in others[:3])
+        raise UserError(
+            f"{folder}: has {names}, which no boot test made; a boot test empties its folder first",
+            "move that away, or give another folder with --work",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in there:
+        if path != link:
+            path.unlink()
+    _link(link, of)
+
+
+def _link(link: Path, of: Path) -> None:
+    """Link to a bundle from a boot test's folder: relative, so that qemu.sh can be moved with the bundle."""
+    target = os.path.relpath(of.resolve(), link.parent.resolve())
+    if link.is_symlink():
+        if str(link.readlink()) == target:
+            return
+        link.unlink()
+    link.symlink_to(target)
 
 
 def check_memory(spec: launch.Spec, meminfo: str) -> None:
@@ -376,10 +410,7 @@ def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
     """QEMU's command for a boot test in `folder`, which gets what run-guest has in its own: a fresh copy of the
     variables, and the link to the bundle."""
     files.copy(bench.bundle / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
-    link = folder / launch.LINK
-    link.unlink(missing_ok=True)
-    # Relative, so that qemu.sh can be moved with the bundle.
-    link.symlink_to(os.path.relpath(bench.bundle.resolve(), folder.resolve()))
+    _link(folder / launch.LINK, bench.bundle)
     return launch.argv(spec)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import cpio, launch, paths, qemu, report, verdict
+from minguest import boottest, cpio, launch, paths, qemu, report, verdict
 from minguest.archive import gzip_bytes
 from minguest.errors import ToolError
 from minguest.launch import Words
@@ -34,6 +34,8 @@ def test_boot_test_passes(built: paths.Layout, doit: Doit, cpus: int, machine: s
     assert b"Linux version" in (built.boot_test / "console.log").read_bytes()
     assert json.loads((built.boot_test / "report.json").read_bytes())["complete"] is True
     assert f"-smp {cpus}," in (built.boot_test / "qemu.sh").read_text()
+    # What the next one may remove.
+    assert {path.name for path in built.boot_test.iterdir()} <= set(boottest.MADE)
 
 
 @pytest.mark.parametrize("gpu", ["virtio-gpu-pci", "bochs-display,secondary-vga"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, evidence, gather, launch, pits, qemu, report, verdict
+from minguest import boottest, bundle, cli, evidence, gather, launch, pits, qemu, report, verdict
 from minguest.errors import GuestLost, ToolError, UserError
 from minguest.model import Accel, Launch, Node
 from minguest.paths import Layout
@@ -266,3 +266,57 @@ def test_a_run_without_room_is_no_evidence(
     assert (told(at, test).result, told(at, test).reason) == (
         ("FAIL", "it hung") if kept else ("NOT RUN", "nobody ran it")
     )
+
+
+# ── its folder ──
+
+
+def test_a_folder_that_no_boot_test_made_is_left_alone(
+    at: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, on which --work DIR deleted DIR/boot-test, whatever was in it."""
+    for name in ("notes.txt", "console.log"):
+        mine = tmp_path / "work" / name / "boot-test" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("precious")
+        argv = [
+            "boot-test",
+            str(at.bundle),
+            "--work",
+            str(tmp_path / "work" / name),
+            "--accel",
+            "tcg",
+            "--memory",
+            "64M",
+        ]
+        assert cli.main(argv) == 1
+        assert mine.read_text() == "precious"
+        said = capsys.readouterr().err
+        assert f"boot-test: has {name}, which no boot test made" in said and "--work" in said
+
+
+def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
+    folder, of = tmp_path / "boot-test", tmp_path / "bundle"
+    of.mkdir()
+    (of / "kept").write_text("")
+    for _ in range(2):
+        boottest.make_empty(folder, of)
+        assert [path.name for path in folder.iterdir()] == [launch.LINK]
+        for name in boottest.MADE:
+            if name != launch.LINK:
+                (folder / name).write_text("old")
+        (folder / ".report.json.abcd_123").write_text("half")
+    (folder / "console.log.bak").write_text("mine")
+    with pytest.raises(UserError, match=r"has console\.log\.bak, which"):
+        boottest.make_empty(folder, of)
+    assert (folder / "console.log").read_text() == "old" and (of / "kept").exists()
+    (folder / "console.log.bak").unlink()
+    (folder / "qemu.log").unlink()
+    (folder / "qemu.log").mkdir()
+    with pytest.raises(UserError, match=r"has qemu\.log, which"):
+        boottest.make_empty(folder, of)
+    (folder / "qemu.log").rmdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    boottest.make_empty(folder, other)
+    assert (folder / launch.LINK).resolve() == other
