@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -222,12 +223,12 @@ def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
     cards = _cards(words)
     if not cards:
         raise UserError("no card", "gpu=0000:01:00.0 names one; lspci -Dd ::0300/ff00 and ::0302 list cards")
-    _may(host, act)
+    _may(host, "bind", cards, act)
     writes = _planned(host, cards, say)
     if not writes:
         say(f"{', '.join(cards)}: bound to vfio-pci already, with all of the group")
     elif not act:
-        say("dry run, nothing was written; with yes=yes (minguest: --yes) it would be")
+        say(f"dry run, nothing was written; this does it: {command(host, 'bind', cards)}")
     else:
         with host.lock():
             _bind(host, cards, say)
@@ -264,7 +265,7 @@ def _bind(host: Host, cards: Sequence[str], say: Say) -> None:
             told = "\n  ".join([str(error), *failed])
             raise ToolError(
                 f"{told}\n  NOT put back: {', '.join(record.bdf for record in left)}; {host.state} remembers them",
-                "host-unbind yes=yes tries again",
+                f"{command(host, 'unbind', ())} tries again",
             ) from error
         say("everything was put back as it was")
         raise
@@ -274,7 +275,7 @@ def _bind(host: Host, cards: Sequence[str], say: Say) -> None:
 def unbind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
     """Put back what `bind` took, with whole groups: those of the cards, or all; without `act` only say how."""
     cards = _cards(words)
-    _may(host, act)
+    _may(host, "unbind", cards, act)
     if not act:
         _unbind(host, cards, act=False, say=say)
         return
@@ -300,7 +301,7 @@ def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> None:
     for write in writes:
         say(str(write))
     if not act:
-        say("dry run, nothing was written; with yes=yes (minguest: --yes) it would be")
+        say(f"dry run, nothing was written; this does it: {command(host, 'unbind', cards)}")
         return
     with _undisturbed():
         left, failed = host.put_back(records)
@@ -358,10 +359,23 @@ def _cards(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(address(word) for word in words))
 
 
-def _may(host: Host, act: bool) -> None:
+def command(host: Host, verb: str, cards: Sequence[str]) -> str:
+    """The command line that does it as root: with full paths, as sudo looks for programs in its secure_path alone,
+    where nothing of a venv or of pipx is (sudoers(5))."""
+    program = Path(sys.argv[0]).absolute()
+    words = [str(program), f"host-{verb}"]
+    if program.name != "minguest" or not os.access(program, os.X_OK):
+        words = [sys.executable, "-m", "minguest.hostbind", verb]
+    words += ["--gpu", ",".join(cards)] if cards else []
+    words += ["--state", str(host.state.absolute())] if host.state != STATE else []
+    words += ["--root", str(host.root.absolute())] if host.root != Path("/") else []
+    return shlex.join([*(["sudo"] if host.user != 0 else []), *words, "--yes"])
+
+
+def _may(host: Host, verb: str, cards: Sequence[str], act: bool) -> None:
     if act and host.user != 0:
         raise UserError(
-            "only root may give a device another driver", "sudo, with the same words; dry runs need no root"
+            "only root may give a device another driver", f"{command(host, verb, cards)}\n  dry runs need no root"
         )
 
 

@@ -206,7 +206,12 @@ def _driver(facts: Facts, card: str) -> Row:
     other = [each for each in facts.endpoints(card) or (card,) if facts.devices[each].driver != VFIO]
     if other:
         has = ", ".join(f"{each} has {facts.devices[each].driver or 'no driver'}" for each in other)
-        return Row(name, "WRONG", has, f"host-bind gpu={card} gives the whole group to vfio-pci")
+        return Row(
+            name,
+            "WRONG",
+            has,
+            f"minguest host-bind --gpu {card} shows how the whole group is given to vfio-pci, and by which command",
+        )
     node = facts.devices[card].group or ""
     if not facts.nodes.get(node):
         why = "you may not open" if node in facts.nodes else "there is no"

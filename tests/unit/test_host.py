@@ -209,6 +209,46 @@ def test_only_root_acts(fake: FakeHost, state: Path) -> None:
     assert not fake.writes
 
 
+def test_the_command_for_root_works_without_the_users_path(fake: FakeHost, state: Path, tmp_path: Path) -> None:
+    """sudo finds nothing of a venv: its secure_path is what is tried here, and a home that is another's."""
+    program = tmp_path / "a venv/bin/minguest"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom minguest.cli import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    bare = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": here["PYTHONPATH"]}
+    words = ["--gpu", GPU, "--root", str(fake.root), "--state", str(state)]
+    for argv, verb in (
+        ([str(program), "host-bind"], f"'{program}' host-bind"),
+        ([sys.executable, "-m", "minguest.hostbind", "bind"], f"{sys.executable} -m minguest.hostbind bind"),
+    ):
+        dry = subprocess.run([*argv, *words], env=here, capture_output=True, text=True, check=True).stdout
+        told = dry.splitlines()[-1].partition("this does it: ")[2]
+        assert told == f"{verb} --gpu {GPU} --state {state} --root {fake.root} --yes" or os.geteuid() != 0
+        done = subprocess.run(
+            told.removeprefix("sudo "), shell=True, env=bare, capture_output=True, text=True, check=False
+        )
+        # As root and to files that are no driver's: it was found, it began, and it saw that nothing came of it.
+        assert "every write was taken, but" in done.stderr or os.geteuid() != 0, done.stderr
+
+
+def test_who_is_not_root_is_given_the_command(
+    fake: FakeHost, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "minguest"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    for name, begins in (
+        (str(program), f"sudo {program} host-unbind"),
+        ("/usr/bin/doit", f"sudo {sys.executable} -m minguest.hostbind unbind"),
+    ):
+        monkeypatch.setattr(sys, "argv", [name])
+        with pytest.raises(UserError) as refused:
+            hostbind.unbind(fake.host(state, user=1000), [GPU], act=True, say=nothing)
+        assert refused.value.remedy.startswith(f"{begins} --gpu {GPU} --state ")
+        assert "--yes" in refused.value.remedy
+
+
 def test_no_card_is_no_wish_for_all(fake: FakeHost, state: Path) -> None:
     with pytest.raises(UserError, match="no card"):
         hostbind.bind(fake.host(state), [], act=True, say=nothing)
