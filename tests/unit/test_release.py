@@ -88,6 +88,17 @@ def test_every_check_is_told(at: Layout, key: Path) -> None:
         ]  # fmt: skip
 
 
+def test_the_pages_long_words_stay_on_it(at: Layout, key: Path) -> None:
+    """URLs and names of patches have no blank in them: where they stand they may be broken anywhere."""
+    workshop.make(at, key)
+    page = (at.release / released.PAGE).read_text(encoding="utf-8")
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert ".made { table-layout: fixed } .made td { overflow-wrap: anywhere" in style
+    table = page[: page.index("https://example.org/linux-4.12.14.tar.xz")].rpartition("<table")[2]
+    assert table.startswith(' class="made">')
+    assert "td code { overflow-wrap: anywhere }" in style
+
+
 def test_a_kernel_for_fewer_cpus_is_not_asked_for_more(tmp_path: Path, key: Path) -> None:
     at = workshop.build(tmp_path / "project", "CONFIG_SMP=y\nCONFIG_NR_CPUS=4\n")
     workshop.tested(at)
