@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads what initd saw: JSON lines, protocol 1 (docs/report.md)."""
 
-import json
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,8 +14,15 @@ CPUS_MAX = 1 << 16
 READY = b'{"record":"ready"'
 # It has them, and waits for CPUs to be taken out again.
 IN_USE = b'{"record":"in-use"'
+# What initd writes after the end: what came of later plugging, and how the program ended that it was to run.
+AFTER_END = ("event", "exit")
 # The index of an expansion ROM among the BARs.
 ROM = 6
+# How deep a record may be nested: one of initd's is a list of objects in an object.
+DEPTH = 16
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Hex = Annotated[str, msgspec.Meta(pattern="^(0x)?[0-9a-f]{1,16}$")]
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -25,9 +31,9 @@ class Bar(msgspec.Struct, frozen=True):
     Linux forgets both for a BAR that it could not place.
     """
 
-    index: int
-    start: str | None
-    size: int | None
+    index: Annotated[int, msgspec.Meta(ge=0, le=ROM)]
+    start: _Hex | None
+    size: _Count | None
     kind: str
     assigned: bool
 
@@ -45,12 +51,12 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     command: str | None = None
     """The command register in hex: bit 1 is memory decoding."""
     numa_node: int | None = None
-    messages: int | None = None
+    messages: _Count | None = None
     """Interrupts that came by MSI or MSI-X; None: it uses neither."""
 
 
 class _Begin(msgspec.Struct):
-    uptime: float | None = None
+    uptime: Annotated[float, msgspec.Meta(ge=0)] | None = None
     cmdline: str | None = None
 
 
@@ -62,14 +68,14 @@ class _Cpus(msgspec.Struct):
 
 class _Node(msgspec.Struct):
     cpus: str | None = None
-    memory_bytes: int | None = None
+    memory_bytes: _Count | None = None
     distances: tuple[int, ...] | None = None
 
 
 class _Memory(msgspec.Struct):
-    ram_bytes: int | None = None
-    blocks_present: int | None = None
-    blocks_online: int | None = None
+    ram_bytes: _Count | None = None
+    blocks_present: _Count | None = None
+    blocks_online: _Count | None = None
 
 
 class _Firmware(msgspec.Struct):
@@ -115,34 +121,62 @@ def parse(text: bytes) -> Report:
     """Read a report, whole or cut anywhere. A line that is no record ends it; nothing is guessed.
 
     What comes before `begin` is not the report's: a firmware that takes the port for a console writes there first.
+    After `end` come AFTER_END's records at most: with anything else, a second report for one, nobody knows which of
+    it initd wrote, so there is no report. Its last line may be cut, as QEMU may be ended while the guest writes.
     """
     records: list[dict[str, Any]] = []
     devices: list[PciDevice] = []
     damage = None
-    for number, line in enumerate(text[max(text.find(BEGIN), 0) :].splitlines(), 1):
+    ended = False
+    for number, line in enumerate(text[max(text.find(BEGIN), 0) :].splitlines(keepends=True), 1):
+        if ended and not line.endswith(b"\n"):
+            break
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("record"), str):
-                raise ValueError("no record")
-            if record["record"] == "begin" and record.get("protocol") != PROTOCOL:
-                raise ValueError(f"protocol {record.get('protocol')}, this reader knows {PROTOCOL}")
-            if record["record"] == "pci":
-                devices.append(msgspec.convert(record, PciDevice))
-            elif record["record"] in SHAPES:
-                shape = msgspec.convert(record, SHAPES[record["record"]])
-                for name in ("possible", "present", "online", "cpus"):
-                    cpu_list(getattr(shape, name, None) or "")
-        except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
+            record = _record(line)
+            if ended and record["record"] not in AFTER_END:
+                raise ValueError(f"{record['record']} after the end")
+            if not ended and (device := _device(record, number)):
+                devices.append(device)
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             damage = f"line {number}: {error}"
             break
-        records.append(record)
-        if record["record"] == "end":
-            break
-    last = records[-1] if records else {}
-    complete = last.get("record") == "end"
-    if complete and last.get("records") != len(records) - 1:
-        complete, damage = False, f"{last.get('records')} records were sent, {len(records) - 1} came"
-    return Report(complete, tuple(records), tuple(devices), damage)
+        if not ended:
+            records.append(record)
+            ended = record["record"] == "end"
+    if ended and damage is None and (sent := records[-1].get("records")) != len(records) - 1:
+        damage = f"{sent} records were sent, {len(records) - 1} came"
+    return Report(ended and damage is None, tuple(records), tuple(devices), damage)
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """One line; ValueError where it is no record."""
+    record = msgspec.json.decode(line)
+    if not isinstance(record, dict) or not isinstance(record.get("record"), str):
+        raise ValueError("no record")
+    _check_depth(record, DEPTH)
+    return record
+
+
+def _device(record: dict[str, Any], number: int) -> PciDevice | None:
+    """The device that a record of the report is about, if it is; ValueError where it says what none may say."""
+    name = record["record"]
+    if name == "begin" and record.get("protocol") != PROTOCOL:
+        raise ValueError(f"protocol {record.get('protocol')}, this reader knows {PROTOCOL}")
+    device = msgspec.convert(record, PciDevice) if name == "pci" else None
+    if name in SHAPES:
+        shape = msgspec.convert(record, SHAPES[name])
+        for cpus in ("possible", "present", "online", "cpus"):
+            cpu_list(getattr(shape, cpus, None) or "")
+    if (name == "begin") != (number == 1):
+        raise ValueError("a second begin" if name == "begin" else "no begin before it")
+    return device
+
+
+def _check_depth(value: Any, room: int) -> None:
+    if room == 0:
+        raise ValueError(f"nested more than {DEPTH} deep")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(each, room - 1)
 
 
 def cpu_list(text: str) -> list[int]:

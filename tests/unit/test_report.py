@@ -3,15 +3,17 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minguest import report
 
+BAR = {"index": 0, "start": "0x80000000", "size": 16777216, "kind": "mem32", "assigned": True}
 DEVICE = {
     "record": "pci", "address": "0000:00:02.0", "vendor": "1234", "device": "1111", "class": "038000", "gpu": True,
-    "bars": [{"index": 0, "start": "0x80000000", "size": 16777216, "kind": "mem32", "assigned": True}],
+    "bars": [BAR],
 }  # fmt: skip
 RECORDS = [
     {"record": "begin", "protocol": 1, "uptime": 0.5},
@@ -55,7 +57,41 @@ def test_what_the_firmware_wrote_before_is_skipped() -> None:
 
 
 def test_events_after_the_end_are_not_the_reports() -> None:
-    assert report.parse(WHOLE + b'{"record":"event"}\n{"rec').complete
+    found = report.parse(WHOLE + b'{"record":"event"}\n{"record":"exit","status":0}\n{"rec')
+    assert (found.complete, found.damage, len(found.records)) == (True, None, 4)
+    # Lost lines are noticed all the same.
+    assert not report.parse(WHOLE.replace(b'"records":3', b'"records":4') + b'{"record":"event"}\n').complete
+
+
+@pytest.mark.parametrize(
+    ("after", "damage"),
+    [
+        (WHOLE, "line 5: begin after the end"),
+        (b'{"record":"event"}\n' + WHOLE, "line 6: begin after the end"),
+        (json.dumps(DEVICE).encode() + b"\n", "line 5: pci after the end"),
+        (b'{"record":"end","records":3}\n', "line 5: end after the end"),
+        (b'{"record":"ready"}\n', "line 5: ready after the end"),
+        (b"words of somebody\n", "line 5: "),
+        (b"\n", "line 5: "),
+        (b"7\n", "line 5: no record"),
+    ],
+)
+def test_what_nobody_writes_after_the_end_is_refused(after: bytes, damage: str) -> None:
+    found = report.parse(WHOLE + after)
+    assert not found.complete
+    assert (found.damage or "").startswith(damage)
+    assert len(found.pci) == 1
+
+
+def test_a_report_has_one_begin_and_it_is_first() -> None:
+    lines = WHOLE.splitlines(keepends=True)
+    end = b'{"record":"end","records":1}\n'
+    assert report.parse(lines[1] + end).damage == "line 1: no begin before it"
+    assert report.parse(lines[0] + lines[0] + end).damage == "line 2: a second begin"
+
+
+def test_only_what_is_ready_or_noise_stands_before() -> None:
+    assert report.parse(b'{"record":"ready","cpus":2}\n{"record":"in-use","cpus":8}\n' + WHOLE).complete
 
 
 @pytest.mark.parametrize(
@@ -92,6 +128,19 @@ def test_cpu_lists(text: str, count: int) -> None:
         '{"record":"interrupts","controllers":[7]}',
         '{"record":"begin","protocol":1,"cmdline":7}',
         '{"record":"begin","protocol":1,"uptime":"late"}',
+        '{"record":"begin","protocol":1,"uptime":1' + "0" * 400 + "}",
+        '{"record":"begin","protocol":1,"uptime":-1}',
+        '{"record":"memory","ram_bytes":1' + "0" * 30 + "}",
+        '{"record":"memory","blocks_online":-1}',
+        '{"record":"node","memory_bytes":1e300}',
+        '{"record":"times","start":NaN}',
+        '{"record":"acpi","tables":["\\ud800"]}',
+        '{"record":"acpi","tables":' + "[" * 16 + "]" * 16 + "}",
+        json.dumps({**DEVICE, "bars": [{**BAR, "start": "somewhere"}]}),
+        json.dumps({**DEVICE, "bars": [{**BAR, "start": "0x" + "f" * 17}]}),
+        json.dumps({**DEVICE, "bars": [{**BAR, "size": -1}]}),
+        json.dumps({**DEVICE, "bars": [{**BAR, "index": 7}]}),
+        json.dumps({**DEVICE, "messages": -1}),
         "[" * 100_000,
     ],
 )
@@ -99,3 +148,9 @@ def test_a_guest_that_lies_about_types_has_no_report(record: str) -> None:
     found = report.parse(f'{{"record":"begin","protocol":1}}\n{record}\n{{"record":"end","records":2}}\n'.encode())
     assert not found.complete
     assert (found.damage or "").startswith("line 2: ")
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+def test_what_was_read_can_be_written(value: object) -> None:
+    found = report.parse(b'{"record":"begin","protocol":1,"other":' + json.dumps(value).encode() + b"}\n")
+    assert msgspec.json.decode(msgspec.json.encode(found), type=report.Report) == found
