@@ -16,6 +16,7 @@ from minguest import (
     contract,
     files,
     kconfig,
+    kvm,
     launch,
     model,
     pits,
@@ -34,9 +35,7 @@ from minguest.run import run as run_tool
 SYSFS = Path("/sys")
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
-# Seconds that a guest gets to prove that KVM can run it; under KVM a boot takes one or two.
-KVM_PROOF = 20.0
-# And run-guest, to print some words.
+# Seconds that run-guest has to print some words.
 SHOW = 20.0
 
 
@@ -423,18 +422,27 @@ def script_argv(folder: Path, accel: Accel) -> list[str]:
 
 
 def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: bundle.Manifest) -> tuple[Accel, str]:
-    """KVM or TCG, and why. A proof of KVM is kept until QEMU, the bundle's bytes or the host's kernel change."""
+    """KVM or TCG, and why. What KVM answered is kept until QEMU, the bundle's bytes, the CPU or the host's kernel
+    change; where it gave no answer, it is asked again the next time."""
     if spec.accel != "auto":
         return spec.accel, f"{spec.accel} as asked"
-    key = msgspec.json.encode([version, platform.release(), manifest.files["bzImage"], manifest.files["OVMF_CODE.fd"]])
-    try:
-        kept, works, why = msgspec.json.decode(bench.kvm.read_bytes(), type=tuple[str, bool, str])
-    except (OSError, msgspec.DecodeError):
-        kept = ""
-    if kept != key.decode():
-        probe = msgspec.structs.replace(spec, accel="kvm", gpus=(), cpus=1)
+    if shut := kvm.closed():
+        return "tcg", f"software emulation ({shut})"
+    parts = (manifest.files["bzImage"], manifest.files["OVMF_CODE.fd"])
+    key = msgspec.json.encode([version, platform.release(), *parts, spec.cpu, spec.hide_kvm]).decode()
+    proof = _kept(bench.kvm, key)
+    if proof is None:
         folder = bench.folder.with_name("kvm-proof")
         folder.mkdir(parents=True, exist_ok=True)
-        works, why = qemu.kvm_works(argv(bench, probe, folder), folder, KVM_PROOF)
-        files.write(bench.kvm, msgspec.json.encode((key.decode(), works, why)))
-    return ("kvm", f"kvm ({why})") if works else ("tcg", f"software emulation ({why})")
+        proof = kvm.prove(argv(bench, kvm.probe(spec, SYSFS, manifest.kernel.line), folder), folder)
+        if proof.sure:
+            files.write(bench.kvm, msgspec.json.encode((key, proof.works, proof.why)))
+    return ("kvm", f"kvm ({proof.why})") if proof.works else ("tcg", f"software emulation ({proof.why})")
+
+
+def _kept(place: Path, key: str) -> kvm.Proof | None:
+    try:
+        kept, works, why = msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
+    except (OSError, msgspec.DecodeError):
+        return None
+    return kvm.Proof(works, why, True) if kept == key else None

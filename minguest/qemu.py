@@ -8,16 +8,16 @@ import asyncio
 import contextlib
 import os
 import shlex
-import socket
+import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal
 
 import msgspec
-from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
-from minguest import files, run
+from minguest import files, qmp, run
 from minguest.errors import ToolError
 from minguest.report import BEGIN, END, IN_USE, READY
 
@@ -25,10 +25,17 @@ from minguest.report import BEGIN, END, IN_USE, READY
 LOOK = 0.02
 # Seconds that a guest has to power off after its report ended. Without ACPI it cannot, and halts.
 POWER_OFF = 10.0
-# Seconds for one QMP answer.
-ANSWER = 10.0
 # Bytes of console after which the guest counts as lost: it repeats itself.
 CONSOLE_MAX = 64 << 20
+# Bytes of report, likewise. A guest with a thousand PCI functions writes about 1 MiB.
+REPORT_MAX = 8 << 20
+# Bytes of QEMU's own words that qemu.log gets: so many of the first ones, and of the last ones if there are more.
+WORDS_MAX = 1 << 20
+LAST_WORDS_MAX = 64 << 10
+# How many of its last lines an error shows, and how much of each.
+LAST_LINES, LINE_MAX = 10, 300
+# Seconds between the end of QMP and that of QEMU, if it is QEMU that ends.
+GRACE = 1.0
 
 # Where a guest stands for ever, by its words on the console: it is given DEAD_END seconds to say the rest.
 DEAD_ENDS = {
@@ -47,16 +54,12 @@ Ending = Literal[
     "panic",
     "internal error",
     "qemu died",
+    "no answer",
     "console flood",
+    "report flood",
 ]
-QUERIES = {
-    "version": "query-version",
-    "kvm": "query-kvm",
-    "cpus": "query-cpus-fast",
-    "hotpluggable_cpus": "query-hotpluggable-cpus",
-    "memory": "query-memory-size-summary",
-    "pci": "query-pci",
-}
+# Ends that take nothing away from a guest's report.
+QUIET: tuple[Ending, ...] = ("power-off", "no power-off", "reset")
 
 
 class Deeds(msgspec.Struct, frozen=True):
@@ -84,12 +87,15 @@ class Run(msgspec.Struct, frozen=True):
     console: bytes
     report: bytes
     views: dict[str, Any]
-    """Answers of QMP by the names in QUERIES; empty when QEMU could not be asked."""
+    """Answers of QMP by the names in qmp.QUERIES; after a report all of them, or the end is "qemu died" or
+    "no answer"."""
     begin: float | None
     """When the report's first line came."""
     end: float | None
     """When the report's last line came."""
     wall: float
+    status: int | None = None
+    """QEMU's exit status, if it ended by itself; of a signal its negative number."""
 
 
 def boot(
@@ -106,36 +112,44 @@ def boot(
 
     ToolError if QEMU is missing, ends before the guest has run, or refuses one of the deeds.
     """
+    result = start(argv, folder, timeout, deeds, linger, look)
+    if result.ending == "qemu died" and not result.console and not result.report:
+        message = last_words(folder / "qemu.log")
+        raise ToolError(
+            f"QEMU ended before the guest ran: {result.detail}\n{message}", f"the command is {folder / 'qemu.sh'}"
+        )
+    return result
+
+
+def last_words(log: Path, lines: int = LAST_LINES) -> str:
+    """The last lines of what QEMU itself said, cut to what a person reads."""
+    text = log.read_text(errors="replace").strip().splitlines()
+    return "\n".join(line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]} …" for line in text[-lines:])
+
+
+def start(
+    argv: Sequence[str],
+    folder: Path,
+    timeout: float,
+    deeds: Deeds = NOTHING,
+    linger: float = POWER_OFF,
+    look: Callable[[], None] | None = None,
+) -> Run:
+    """The same, but a QEMU that ends before the guest has run makes a Run too."""
     program = run.require(argv[0])
     for name in ("report.jsonl", "qmp.sock"):
         (folder / name).unlink(missing_ok=True)
     (folder / "report.jsonl").touch()
     files.write(folder / "qemu.sh", script(argv))
     (folder / "qemu.sh").chmod(0o755)
-    return asyncio.run(_boot(program, list(argv), folder, timeout, deeds, linger, look))
-
-
-def kvm_works(argv: Sequence[str], folder: Path, timeout: float) -> tuple[bool, str]:
-    """Whether this guest, firmware and all, runs under KVM here, and why not. `argv` has accel=kvm.
-
-    That /dev/kvm opens proves nothing: there are hosts where KVM runs a kernel and cannot run OVMF.
-    """
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return False, "/dev/kvm cannot be opened"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        result = boot(argv, folder, timeout)
-    except ToolError:
-        return False, f"/dev/kvm opens, but QEMU ended at once with it, see {folder.name}/qemu.log"
-    if END in result.report:
-        return True, "OVMF and the kernel ran under it"
-    return False, f"/dev/kvm opens, but OVMF or the kernel did not run under it: {result.detail}"
+    with files.disk_errors(folder):
+        return asyncio.run(_boot(program, list(argv), folder, timeout, deeds, linger, look))
 
 
 def version() -> str:
     """QEMU's own version, such as `7.2.22 (Debian …)`."""
     _, text = run.run(["qemu-system-x86_64", "--version"])
-    return text.splitlines()[0].removeprefix("QEMU emulator version ")
+    return text.partition("\n")[0].removeprefix("QEMU emulator version ")
 
 
 def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -175,28 +189,51 @@ async def _boot(
     look: Callable[[], None] | None,
 ) -> Run:
     start = time.monotonic()
-    with (folder / "qemu.log").open("wb") as errors, (folder / "console.log").open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
+    with (
+        (folder / "qemu.log").open("wb") as words,
+        (folder / "console.log").open("wb") as sink,
+        (folder / "report.jsonl").open("rb") as report,
+    ):
+        loop = asyncio.get_running_loop()
+        # What asyncio.create_subprocess_exec does, but for its transport, which must be closed here.
+        transport, protocol = await loop.subprocess_exec(
+            lambda: asyncio.subprocess.SubprocessStreamProtocol(1 << 16, loop),
             *run.bound([program, *argv[1:]]),
             cwd=folder,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
+            stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
+        process = asyncio.subprocess.Process(transport, protocol, loop)
+        assert process.stdout is not None
+        assert process.stderr is not None
         console = bytearray()
-        reader = asyncio.create_task(_tee(process, console, sink))
-        watch = _Watch(process, folder, start, timeout, console, deeds, linger, look)
+        readers = [
+            asyncio.create_task(_tee(process.stdout, console, sink)),
+            asyncio.create_task(_keep(process.stderr, words)),
+        ]
+        watch = _Watch(process, folder, start, timeout, console, report, readers, deeds, linger, look)
+        status = None
         try:
             ending, detail, views = await watch.until_done()
+            status = process.returncode
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             await process.wait()
-            await reader
-    if ending == "qemu died" and not console and not watch.report:
-        message = (folder / "qemu.log").read_text(errors="replace").strip()
-        raise ToolError(f"QEMU ended before the guest ran: {detail}\n{message}", f"the command is {folder / 'qemu.sh'}")
+            await watch.qmp.hang_up()
+            # A stranger may have its outputs open: nobody waits for that one.
+            await asyncio.wait(readers, timeout=GRACE)
+            for reader in readers:
+                reader.cancel()
+            written = await asyncio.gather(*readers, return_exceptions=True)
+            transport.close()
+        for error in written:
+            if isinstance(error, OSError):
+                raise error
+        if ending == "report flood":
+            os.truncate(folder / "report.jsonl", REPORT_MAX)
     return Run(
         argv=tuple(argv),
         ending=ending,
@@ -207,20 +244,45 @@ async def _boot(
         begin=watch.begin,
         end=watch.end,
         wall=time.monotonic() - start,
+        status=status,
     )
 
 
-async def _tee(process: asyncio.subprocess.Process, console: bytearray, sink: Any) -> None:
-    assert process.stdout is not None
-    while chunk := await process.stdout.read(1 << 16):
+async def _tee(stream: asyncio.StreamReader, console: bytearray, sink: IO[bytes]) -> None:
+    while chunk := await stream.read(1 << 16):
         if len(console) <= CONSOLE_MAX:
             console += chunk
             sink.write(chunk)
             sink.flush()
 
 
+async def _keep(stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
+    """Copy the first bytes as they come and, at the end, the last ones: why a program died is what it says last."""
+    room, dropped, last = WORDS_MAX, 0, deque[bytes]()
+    try:
+        while chunk := await stream.read(1 << 16):
+            sink.write(chunk[:room])
+            sink.flush()
+            rest = chunk[room:]
+            room -= len(chunk) - len(rest)
+            last.append(rest)
+            dropped += len(rest)
+            while sum(map(len, last)) - len(last[0]) >= LAST_WORDS_MAX:
+                last.popleft()
+    finally:
+        if tail := b"".join(last)[-LAST_WORDS_MAX:]:
+            sink.write(b"\n[%d bytes left out]\n" % (dropped - len(tail)) + tail)
+
+
+def _died(status: int) -> str:
+    return f"killed by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"exit status {status}"
+
+
 class _Watch:
-    """Looks at QEMU and at the report until one of them says that the guest is done."""
+    """Looks at QEMU and at the report until one of them says that the guest is done.
+
+    What is said over QMP is said beside that, so that no answer that is late holds up the looking.
+    """
 
     def __init__(
         self,
@@ -229,10 +291,15 @@ class _Watch:
         start: float,
         timeout: float,
         console: bytearray,
+        source: IO[bytes],
+        readers: Sequence[asyncio.Task[None]],
         deeds: Deeds,
         linger: float,
         look: Callable[[], None] | None,
     ) -> None:
+        self.qmp = qmp.Connection(folder)
+        self.source = source
+        self.readers = readers
         self.process = process
         self.folder = folder
         self.start = start
@@ -241,8 +308,10 @@ class _Watch:
         self.report = bytearray()
         self.begin: float | None = None
         self.end: float | None = None
-        self.shutdown: dict[str, Any] | None = None
+        self.shutdown: str | None = None
         self.broken = False
+        self.connected = False
+        self.mute: tuple[float, str] | None = None
         self.looked_at = 0
         self.stands: tuple[float, str] | None = None
         self.plugged: list[str] = []
@@ -254,84 +323,104 @@ class _Watch:
         self.look = look
 
     async def until_done(self) -> tuple[Ending, str, dict[str, Any]]:
-        client = QMPClient("minguest")
-        listener = EventListener(names=("SHUTDOWN", "STOP"))
-        client.register_listener(listener)
-        connected = False
+        talk = asyncio.create_task(self._talk())
         try:
             while True:
-                if not connected:
-                    connected = await self._connect(client)
-                while not listener.empty():
-                    await self._hear(client, await listener.get())
+                for task in (talk, *self.readers):
+                    if task.done():
+                        task.result()  # raises what it failed with
                 self._read_report()
                 if self.look is not None:
                     self.look()
-                if connected and self.process.returncode is None:
-                    await self._act(client)
                 if (done := self._done()) is not None:
                     break
                 await asyncio.sleep(LOOK)
-            ending, detail = done
-            views = await self._ask(client) if connected and ending != "qemu died" else {}
-            return ending, detail, views
         finally:
-            with contextlib.suppress(QMPError, EOFError, OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(client.disconnect(), ANSWER)
+            talk.cancel()
+            await asyncio.wait([talk])
+            if not talk.cancelled():
+                talk.exception()  # else asyncio complains that nobody asked
+        ending, detail = done
+        views, why = await self._views() if ending != "qemu died" else ({}, "")
+        if why and self.end is not None and ending != "no answer":
+            # A guest that nobody can compare with what QEMU made neither passes nor fails.
+            return "no answer", why, views
+        return ending, detail, views
 
-    async def _act(self, client: QMPClient) -> None:
+    async def _views(self) -> tuple[dict[str, Any], str]:
+        return await self.qmp.views() if self.connected else ({}, "QMP could not be reached")
+
+    async def _talk(self) -> None:
+        """Hear and act until QMP ends."""
+        while not await self.qmp.connect():
+            await asyncio.sleep(LOOK)
+        self.connected = True
+        try:
+            while self.qmp.up:
+                await self._hear()
+                await self._act()
+                await asyncio.sleep(LOOK)
+            await self._hear()  # what came last
+            raise qmp.NoAnswerError("it ended QMP's connection")
+        except qmp.NoAnswerError as error:
+            self.mute = time.monotonic() - self.start, str(error)
+
+    async def _act(self) -> None:
         """Do what is to be done and whose time has come; each once."""
         try:
             if self.plug and READY in self.report:
                 self.plug = False
-                await self._plug(client)
+                await self._plug()
             if self.unplug and IN_USE in self.report:
                 self.unplug = False
                 for name in reversed(self.plugged[self.deeds.left - self.deeds.cpus :]):  # what came last goes first
-                    await asyncio.wait_for(client.execute("device_del", {"id": name}), ANSWER)
+                    await self.qmp.answer("device_del", id=name)
             if self.nmi and self.end is not None:
                 self.nmi = False
-                await asyncio.wait_for(client.execute("inject-nmi"), ANSWER)
-        except (TimeoutError, QMPError, EOFError) as error:
+                await self.qmp.answer("inject-nmi")
+        except qmp.NoAnswerError as error:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), GRACE)
             if self.process.returncode is None:
                 raise ToolError(f"QEMU did not do what it was told to: {error}") from error
 
-    async def _plug(self, client: QMPClient) -> None:
-        async def told(command: str, **arguments: Any) -> Any:
-            return await asyncio.wait_for(client.execute(command, arguments), ANSWER)
-
+    async def _plug(self) -> None:
         # In order: 4.12 hung when a CPU came whose APIC id is not its number.
-        slots = cast("list[dict[str, Any]]", await told("query-hotpluggable-cpus"))
+        slots = await self.qmp.answer("query-hotpluggable-cpus")
         free = sorted(
             (slot for slot in slots if "qom-path" not in slot), key=lambda slot: sorted(slot["props"].items())
         )
         for number, slot in enumerate(free[: max(0, self.deeds.cpus - (len(slots) - len(free)))]):
-            await told("device_add", driver=slot["type"], id=f"plugged-cpu{number}", **slot["props"])
+            await self.qmp.answer("device_add", driver=slot["type"], id=f"plugged-cpu{number}", **slot["props"])
             self.plugged.append(f"plugged-cpu{number}")
         for number, size in enumerate(self.deeds.dimms):
-            await told("object-add", **{"qom-type": "memory-backend-ram", "id": f"dimm{number}-memory", "size": size})
-            await told("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"dimm{number}-memory")
+            memory = {"qom-type": "memory-backend-ram", "id": f"dimm{number}-memory", "size": size}
+            await self.qmp.answer("object-add", **memory)
+            await self.qmp.answer("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"dimm{number}-memory")
 
-    async def _hear(self, client: QMPClient, event: Message) -> None:
-        if event["event"] == "SHUTDOWN":
-            self.shutdown = cast("dict[str, Any]", event["data"])
-        else:
-            # KVM stops a guest whose code it cannot run, says so only here, and would wait for ever.
-            status = cast("dict[str, Any]", await asyncio.wait_for(client.execute("query-status"), ANSWER))
-            self.broken = status["status"] == "internal-error"
+    async def _hear(self) -> None:
+        for event in self.qmp.events():
+            if event["event"] == "SHUTDOWN":
+                self.shutdown = qmp.reason(event)
+            elif self.shutdown is None:
+                # KVM stops a guest whose code it cannot run, says so only here, and would wait for ever. After
+                # SHUTDOWN it is no news: QEMU keeps a guest that has ended stopped.
+                status = await self.qmp.answer("query-status")
+                self.broken = status["status"] == "internal-error"
 
     def _done(self) -> tuple[Ending, str] | None:
         """The first of the ways to end that has come true."""
         now = time.monotonic() - self.start
         if self.process.returncode is not None:
-            return "qemu died", f"exit status {self.process.returncode}"
-        if self.shutdown is not None:
-            reason = self.shutdown.get("reason", "unknown")
+            return "qemu died", _died(self.process.returncode)
+        if (reason := self.shutdown) is not None:
             if reason == "guest-shutdown":
                 return "power-off", ""
             return ("panic", reason) if reason == "guest-panic" else ("reset", reason)
         if self.broken:
             return "internal error", "QEMU stopped the guest with an internal error"
+        if self.mute is not None and now > self.mute[0] + GRACE:
+            return "no answer", self.mute[1]
         if self.end is not None and now > self.end + self.linger:
             return "no power-off", f"{self.linger:g} s after its report it still ran"
         if (why := self._dead_end(now)) is not None:
@@ -340,50 +429,29 @@ class _Watch:
             return "deadline", f"{self.timeout:g} s are over"
         if len(self.console) > CONSOLE_MAX:
             return "console flood", f"more than {CONSOLE_MAX >> 20} MiB on the console"
+        if len(self.report) > REPORT_MAX:
+            return "report flood", f"more than {REPORT_MAX >> 20} MiB on the report's port"
         return None
 
     def _dead_end(self, now: float) -> str | None:
         if len(self.console) != self.looked_at:
+            # Words that were cut by the last look are whole now.
+            new = max(0, self.looked_at - max(map(len, DEAD_ENDS)))
             self.looked_at = len(self.console)
             for words, why in DEAD_ENDS.items():
-                if self.stands is None and words in self.console:
+                if self.stands is None and self.console.find(words, new) >= 0:
                     self.stands = now, why
         return self.stands[1] if self.stands and now > self.stands[0] + DEAD_END else None
 
     def _read_report(self) -> None:
-        size = (self.folder / "report.jsonl").stat().st_size
-        if size <= len(self.report):
+        new = self.source.read(REPORT_MAX + 1 - len(self.report))
+        if not new:
             return
         now = time.monotonic() - self.start
-        with (self.folder / "report.jsonl").open("rb") as file:
-            file.seek(len(self.report))
-            self.report += file.read(CONSOLE_MAX)
-        if self.begin is None and BEGIN in self.report:
+        self.report += new
+        first = self.report.find(BEGIN)
+        if self.begin is None and first >= 0:
             self.begin = now
-        if self.end is None and (at := self.report.find(END)) >= 0 and b"\n" in self.report[at:]:
-            self.end = now
-
-    async def _connect(self, client: QMPClient) -> bool:
-        """Try to reach the socket once; QEMU makes it soon after its start."""
-        handle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        folder = os.open(self.folder, os.O_PATH)
-        try:
-            # The name of a UNIX socket has at most 107 bytes; this one is short wherever the project is.
-            handle.connect(f"/proc/self/fd/{folder}/qmp.sock")
-            handle.setblocking(False)
-            await asyncio.wait_for(client.connect(handle), ANSWER)
-        except (TimeoutError, OSError, QMPError, EOFError):
-            handle.close()
-            return False
-        finally:
-            os.close(folder)
-        return True
-
-    async def _ask(self, client: QMPClient) -> dict[str, Any]:
-        views: dict[str, Any] = {}
-        try:
-            for name, query in QUERIES.items():
-                views[name] = await asyncio.wait_for(client.execute(query), ANSWER)
-        except (TimeoutError, QMPError, EOFError, OSError):
-            pass  # QEMU went away in between: what it said so far is what there is
-        return views
+        # What stands before the report ends nothing.
+        if self.end is None and first >= 0 and (at := self.report.find(END, first)) >= 0:
+            self.end = now if self.report.find(b"\n", at) >= 0 else None

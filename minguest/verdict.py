@@ -67,7 +67,8 @@ def judge(
     where the plan has the cards' large BARs."""
     screen = console.lines(run.console)
     phases = _phases(run, report)
-    if not report.complete:
+    # A QEMU that cannot be asked leaves nothing to compare the report with.
+    if not report.complete or run.ending in ("qemu died", "no answer"):
         return Verdict(
             result="lost",
             reason=_lost(run, report, screen),
@@ -121,7 +122,9 @@ def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
             "panic": "it panicked",
             "internal error": run.detail,
             "qemu died": f"QEMU died ({run.detail})",
+            "no answer": f"QEMU could not be asked what it made ({run.detail})",
             "console flood": run.detail,
+            "report flood": run.detail,
         }[run.ending]
     if not any(line.text for line in screen) and not report.records:
         what += "; it never spoke, neither on the console nor on the report's port"

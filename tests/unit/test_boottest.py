@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which boot tests a release tells of, and which are started by the bundle's own run-guest."""
 
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, cli, evidence, gather, launch, pits, qemu, report, verdict
-from minguest.errors import GuestLost, ToolError, UserError
+from minguest import boottest, bundle, cli, contract, evidence, files, gather, kvm, launch, pits, qemu, report, verdict
+from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.model import Accel, Launch, Node
 from minguest.paths import Layout
-from tests import launches, workshop
+from tests import fake_qmp, launches, workshop
+from tests.fake_qmp import WELL
 
 LAUNCH = Launch(cmdline=("a=b",))
 OWN = launch.Spec(
@@ -320,3 +327,285 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
     other.mkdir()
     boottest.make_empty(folder, other)
     assert (folder / launch.LINK).resolve() == other
+
+
+# ── which accelerator ──
+
+KEPT_NO = "/dev/kvm opens, but OVMF or the kernel does not run under it: killed by signal 6 (Aborted)"
+
+
+class Host:
+    """A machine with a program in QEMU's place, and a bundle."""
+
+    def __init__(self, at: Layout, path: Path) -> None:
+        self.at = at
+        self.path = path
+        self.bench = boottest.Bench("it", at.bundle, at.work / "boot-test", at.kvm, at.pits, at.evidence)
+        self.said: list[str] = []
+
+    def qemu(self, *steps: Sequence[Any], **more: Any) -> None:
+        fake_qmp.install(self.path, steps=steps, **more)
+
+    def accelerator(self, version: str = "7.2", **changes: Any) -> tuple[str, str]:
+        spec = msgspec.structs.replace(OWN, **{"accel": "auto", **changes})
+        return boottest.accelerator(self.bench, spec, version, bundle.load(self.at.bundle))
+
+    def run(self, wanted: Launch = workshop.LAUNCH, **words: str) -> boottest.Outcome:
+        boottest.run(self.bench, launch.Words(**{"accel": "tcg", **words}), wanted, self.said.append)
+        return self.outcome()
+
+    def outcome(self) -> boottest.Outcome:
+        return msgspec.json.decode((self.bench.folder / "verdict.json").read_bytes(), type=boottest.Outcome)
+
+
+def sound(**changes: str) -> str:
+    """A kernel's config that keeps the contract, memory hotplug's too, but for the changes."""
+    wanted = msgspec.structs.replace(workshop.LAUNCH, max_memory="4G")
+    rules = pits.rules(pits.load(workshop.ROOT / "configs/pits"))
+    meant: dict[str, str] = {"NR_CPUS": "64"}
+    while broken := contract.check(rules, meant, wanted, "4.12"):
+        meant |= {each.option: each.wanted.removeprefix("at least ") for each in broken}
+    return "".join(f"CONFIG_{name}={value}\n" for name, value in {**meant, **changes}.items() if value != "n")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:{os.environ['PATH']}")
+    monkeypatch.setattr(kvm, "DEVICE", tmp_path / "device")
+    (tmp_path / "device").write_text("")
+    return Host(workshop.build(tmp_path / "project", sound()), tmp_path / "path")
+
+
+@pytest.mark.parametrize("accel", launch.ACCELS)
+def test_what_is_asked_for_is_not_tried(host: Host, accel: str) -> None:
+    host.qemu(["exit", 1])
+    assert host.accelerator(accel=accel) == (accel, f"{accel} as asked")
+    assert not host.at.kvm.exists()
+
+
+def test_kvm_is_tried_once(host: Host) -> None:
+    host.qemu(*WELL)
+    works = ("kvm", "kvm (OVMF and the kernel ran under it)")
+    assert host.accelerator() == works
+    host.qemu(["kill", 6])
+    assert host.accelerator() == works
+    # Another QEMU, CPU or kernel may say something else.
+    assert host.accelerator(version="8.0") == ("tcg", f"software emulation ({KEPT_NO})")
+
+
+def test_a_no_of_kvms_is_kept(host: Host) -> None:
+    host.qemu(["kill", 6])
+    assert host.accelerator() == ("tcg", f"software emulation ({KEPT_NO})")
+    host.qemu(*WELL)
+    assert host.accelerator() == ("tcg", f"software emulation ({KEPT_NO})")
+    assert host.accelerator(cpu="EPYC")[0] == "kvm"
+    assert host.accelerator(cpu="EPYC", hide_kvm=False)[0] == "kvm"
+
+
+@pytest.mark.parametrize("changed", ["bzImage", "OVMF_CODE.fd"])
+def test_another_bundle_is_tried_anew(host: Host, changed: str, tmp_path: Path) -> None:
+    host.qemu(["kill", 6])
+    assert host.accelerator()[0] == "tcg"
+    host.qemu(*WELL)
+    workshop.build(tmp_path / "project", sound(), extra={changed: b"other"})
+    assert host.accelerator()[0] == "kvm"
+
+
+@pytest.mark.parametrize("steps", [[["wait", 60]], [["exit", 1]], [["kill", 9]]])
+def test_what_is_no_answer_is_not_kept(host: Host, steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "TIME", 1.0)
+    host.qemu(*steps)
+    accel, why = host.accelerator()
+    assert accel == "tcg"
+    assert why.startswith("software emulation (whether KVM works is not known")
+    assert not host.at.kvm.exists()
+    monkeypatch.setattr(kvm, "TIME", 20.0)
+    host.qemu(*WELL)
+    assert host.accelerator()[0] == "kvm"
+
+
+def test_a_device_that_does_not_open_is_no_answer_of_kvms(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.qemu(*WELL)
+    device = kvm.DEVICE
+    monkeypatch.setattr(kvm, "DEVICE", device / "none")
+    assert host.accelerator() == ("tcg", f"software emulation ({device}/none cannot be opened: Not a directory)")
+    assert not host.at.kvm.exists()
+    monkeypatch.setattr(kvm, "DEVICE", device)
+    assert host.accelerator()[0] == "kvm"
+    # And a proof is worth nothing to a user who may not open it.
+    monkeypatch.setattr(kvm, "DEVICE", device / "none")
+    assert host.accelerator()[0] == "tcg"
+
+
+@pytest.mark.parametrize("kept", [b"", b"[", b"[1, 2]", b'["", true, ""]', b"\xff"])
+def test_a_damaged_answer_is_none(host: Host, kept: bytes) -> None:
+    host.at.kvm.parent.mkdir(exist_ok=True)
+    host.at.kvm.write_bytes(kept)
+    host.qemu(["kill", 6])
+    assert host.accelerator()[0] == "tcg"
+
+
+def test_a_first_run_that_plugs_in_does_not_spoil_the_trial(host: Host) -> None:
+    host.qemu(*WELL)
+    numa = (launch.Node((0,), 1 << 30, (10,)),)
+    plugged: dict[str, Any] = {"cpus": 2, "plug_cpus": 8, "plug_memory": 3 << 30, "max_memory": 3 << 30, "slots": 4}
+    assert host.accelerator(**plugged, hugepages="1G", numa=numa, cmdline=("initd.then=wait",))[0] == "kvm"
+    tried = (host.at.work / "kvm-proof/qemu.sh").read_text()
+    for word in ("wait-", "maxmem", "hugetlb", "-numa", "initd.then=wait", "secondary-vga"):
+        assert word not in tried
+    for word in ("accel=kvm", "-cpu host,kvm=off", "-smp 1,maxcpus=1", "-m 1024M", "OVMF_CODE.fd", "bzImage"):
+        assert word in tried
+
+
+# ── a whole run ──
+
+
+def records(online: str = "0-3", ram: int = (1 << 30) - (4 << 20)) -> str:
+    bar = {"index": 0, "start": "0x80000000", "size": 1 << 24, "kind": "mem32", "assigned": True}
+    ids = {"vendor": "1234", "device": "1111", "class": "038000", "gpu": True, "bars": []}
+    said: list[dict[str, Any]] = [
+        {"record": "begin", "protocol": 1, "uptime": 0.5, "cmdline": ""},
+        {"record": "cpus", "possible": "0-63", "present": online, "online": online},
+        {"record": "memory", "ram_bytes": ram},
+        {"record": "firmware", "kind": "uefi", "version": "2025.02-8+deb13u1"},
+        {"record": "pci", "address": "0000:00:00.0", **ids, "class": "060000", "gpu": False},
+        {"record": "pci", "address": "0000:00:01.0", **ids, "class": "060400", "gpu": False},
+        {"record": "pci", "address": "0000:01:00.0", **ids, "bars": [bar]},
+    ]
+    said.append({"record": "end", "status": "ok", "records": len(said)})
+    return "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in said)
+
+
+def made(cpus: int = 4) -> dict[str, Any]:
+    slots = [{"type": "x", "props": {"core-id": n}, "qom-path": "/x"} for n in range(cpus)]
+    slots += [{"type": "x", "props": {"core-id": n}} for n in range(cpus, 64)]
+    return {"query-cpus-fast": [{"cpu-index": n} for n in range(cpus)], "query-hotpluggable-cpus": slots}
+
+
+def steps(report: str, *after: list[Any]) -> list[list[Any]]:
+    start: list[list[Any]] = [["heard", "qmp_capabilities"], ["console", "Linux version 4.12.14\n"]]
+    return [*start, ["report", report], *(after or fake_qmp.POWER_OFF)]
+
+
+def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
+    host.qemu(*steps(records()), answers=made())
+    (host.bench.folder).mkdir(parents=True)
+    (host.bench.folder / "of an earlier run").write_text("")
+    outcome = host.run()
+    assert outcome.verdict.result == "pass", outcome.verdict.reason
+    assert outcome.verdict.checks[-1].name == "pits"
+    assert (outcome.run_guest, outcome.qemu, outcome.accel) == (True, "7.2.22 (fake)", "tcg as asked")
+    assert (outcome.wanted, outcome.pits) == (workshop.LAUNCH, ())
+    assert outcome.bundle == bundle.load(host.at.bundle).files
+    assert outcome.argv[0].endswith("qemu-system-x86_64")
+    assert outcome.spec.accel == "tcg"
+    assert host.said[0] == "it: linux 4.12.14, OVMF 2025.02-8+deb13u1, q35, tcg as asked"
+    assert host.said[-1] == "PASS: three views agree"
+    assert "CPUs at most" in host.said[-2]
+    assert not (host.bench.folder / "of an earlier run").exists()
+    assert msgspec.json.decode((host.bench.folder / "report.json").read_bytes(), type=report.Report).complete
+    kept = host.at.evidence / "boot-test-q35-4"
+    assert sorted(path.name for path in kept.iterdir()) == ["console.log", "report.json", "verdict.json"]
+    assert (kept / "console.log").read_text() == "Linux version 4.12.14\n"
+
+
+def test_a_run_that_is_no_test_is_not_kept(host: Host) -> None:
+    host.qemu(*steps(records("0-2")), answers=made(3))
+    outcome = host.run(cpus="3")
+    assert (outcome.verdict.result, outcome.run_guest) == ("pass", False)
+    assert not host.at.evidence.exists()
+
+
+def test_without_a_place_for_evidence_none_is_kept(host: Host) -> None:
+    host.qemu(*steps(records()), answers=made())
+    host.bench = msgspec.structs.replace(host.bench, evidence=None, pits=None)
+    outcome = host.run()
+    assert [check.name for check in outcome.verdict.checks][-1] == "power-off"
+    assert not host.at.evidence.exists()
+
+
+def test_a_guest_with_fewer_cpus_failed(host: Host) -> None:
+    host.qemu(*steps(records("0")), answers=made())
+    with pytest.raises(GuestFailed, match=r"FAIL, failed: CPUs: 1 of 4") as caught:
+        host.run()
+    assert caught.value.remedy == f"read {host.bench.folder / 'console.log'}"
+    assert host.outcome().verdict.result == "failed"
+    assert (host.at.evidence / "boot-test-q35-4/verdict.json").exists()
+    assert len(host.said) == 3  # what was started, the table, the diagnosis
+
+
+def test_a_guest_that_says_nothing_is_lost(host: Host) -> None:
+    host.qemu(*steps(""))
+    with pytest.raises(GuestLost, match="FAIL, lost: it powered off before its report was whole; initd never spoke"):
+        host.run()
+    assert host.outcome().verdict.ending == "power-off"
+
+
+def test_a_report_that_cannot_be_compared_is_lost(host: Host) -> None:
+    host.qemu(*steps(records()), answers={**made(), "query-pci": {"raw": '{"id": ID, "return": ' + "[" * 9999}})
+    with pytest.raises(GuestLost, match="QEMU could not be asked what it made"):
+        host.run()
+    host.qemu(*steps(records(), ["wait", 0.2], ["event", "STOP", {}]), answers={**made(), "query-status": "die"})
+    with pytest.raises(GuestLost, match=r"QEMU died \(killed by signal 9"):
+        host.run()
+
+
+def test_qemu_that_refuses_is_named_with_its_pit(host: Host) -> None:
+    host.qemu(["stderr", "qemu: kvm_buf_set_msrs: Assertion `x' failed.\n"], ["kill", 6])
+    with pytest.raises(ToolError, match=r"(?s)QEMU ended before the guest ran.*Assertion `x'") as caught:
+        host.run(accel="kvm")
+    assert "kvm-unusable" in caught.value.remedy
+    assert not (host.bench.folder / "verdict.json").exists()
+    assert not host.at.evidence.exists()
+    host.qemu(["stderr", "something new\n"], ["exit", 1])
+    with pytest.raises(ToolError, match="something new") as caught:
+        host.run()
+    assert caught.value.remedy == ""
+
+
+def test_what_is_plugged_in_is_told_to_qemu(host: Host) -> None:
+    ready = '{"record":"ready","cpus":4,"memory_bytes":0}\n'
+    answers = {**made(), "query-memory-size-summary": {"base-memory": 1 << 30, "plugged-memory": 2 << 30}}
+    after: list[list[Any]] = [["heard", "object-add"], ["wait", 0.2], ["report", records("0-4", 3 << 30)]]
+    host.qemu(*steps(ready, *after, *fake_qmp.POWER_OFF), answers={**answers, "query-cpus-fast": [{}] * 5})
+    outcome = host.run(plug_cpus="5", plug_memory="3G")
+    heard = [each for each in fake_qmp.heard(host.bench.folder) if "add" in each["execute"]]
+    assert [each["arguments"].get("core-id", each["arguments"].get("size")) for each in heard] == [4, 2 << 30, None]
+    assert outcome.verdict.result == "pass", outcome.verdict.reason
+    assert "initd.wait-cpus=5" in (host.bench.folder / "qemu.sh").read_text()
+
+
+def test_a_kernel_with_a_known_fault_is_booted_as_it_was_meant(host: Host, tmp_path: Path) -> None:
+    host.at = workshop.build(tmp_path / "project", sound(NR_CPUS="8", EFI="n"))
+    host.qemu(*steps(records()), answers=made())
+    with pytest.raises(UserError, match="built for at most 8 CPUs"):
+        host.run(cpus="9")
+    facts = workshop.facts()
+    facts["config"]["problems"] = ["CONFIG_EFI: the contract wants y"]
+    parts = {path.name: path for path in (tmp_path / "project/parts").iterdir()}
+    bundle.write(host.at.bundle, parts, facts, workshop.launch_files(host.at, facts))
+    with pytest.raises(GuestFailed, match=r"CPUs: 4 of 9\nthis kernel was built although .*\nCONFIG_EFI: the contract"):
+        host.run(cpus="9")
+    assert set(host.outcome().pits) == {"efi-off", "cpu-limit"}
+    assert host.outcome().spec.cpus == 9
+
+
+def test_the_last_cpus_are_the_kernels(tmp_path: Path) -> None:
+    for text, count in (("CONFIG_SMP=y\nCONFIG_NR_CPUS=16\n", 16), ("CONFIG_NR_CPUS=16\n", 1), ("CONFIG_SMP=y\n", 1)):
+        (tmp_path / "kernel.config").write_text(text)
+        assert boottest.nr_cpus_of(tmp_path) == count
+
+
+def test_a_second_run_waits_for_the_first(host: Host) -> None:
+    host.qemu(*steps(records()), answers=made())
+    lock = host.bench.folder.with_name(".boot-test.run")
+    with files.lock(lock):
+        thread = threading.Thread(target=host.run)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not host.said and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert host.said == ["waiting for another boot test of it"]
+        assert not host.bench.folder.exists()
+    thread.join()
+    assert host.said[-1].startswith("PASS")

@@ -190,7 +190,14 @@ def test_a_gpu_that_qemu_did_not_make_fails() -> None:
     assert judge(spec=spec).reason == "GPU gpu1: QEMU made no such device"
 
 
-@pytest.mark.parametrize("ending", ["no power-off", "reset", "deadline", "panic", "qemu died", "internal error"])
+@pytest.mark.parametrize("ending", ["qemu died", "no answer"])
+def test_a_whole_report_that_cannot_be_compared_is_lost(ending: Ending) -> None:
+    found = judge(ending=ending)
+    assert (found.result, found.checks) == ("lost", ())
+    assert found.reason.endswith("(a detail)")
+
+
+@pytest.mark.parametrize("ending", ["no power-off", "reset", "deadline", "panic", "internal error"])
 def test_only_a_power_off_ends_well(ending: Ending) -> None:
     found = judge(ending=ending)
     assert (found.result, found.reason) == ("failed", "power-off: a detail")
