@@ -22,10 +22,10 @@ struct in_use {
 	long long memory;	/* bytes */
 };
 
-/* How many CPUs the kernel's list names: "0-3,8" is five. */
+/* How many CPUs the kernel's list names: "0-3,8" is five. One at least asks. */
 static long long cpus_online(void)
 {
-	char text[4096], *s, *end;
+	char text[TEXT_MAX], *s, *end;
 	long long count = 0, first, last;
 
 	if (!read_text(AT_FDCWD, "/sys/devices/system/cpu/online",
@@ -35,7 +35,7 @@ static long long cpus_online(void)
 		last = *end == '-' ? strtoll(end + 1, &end, 10) : first;
 		count += last - first + 1;
 	}
-	return count;
+	return count > 0 ? count : -1;
 }
 
 static struct in_use look(void)
@@ -105,33 +105,15 @@ static void send(struct port *port, const char *record, const struct in_use *now
 	json_free(&j);
 }
 
-/* The kernel takes a CPU offline by itself, so nothing is to be done for it. */
-static void await_unplugged(const struct wait *wait, struct port *port, int uevents)
-{
-	struct pollfd ready = { .fd = uevents, .events = POLLIN };
-	struct port nowhere = CLOSED_PORT;
-	long long start = uptime_us(), until = start + wait->seconds * 1000000;
-	struct in_use now = look();
-
-	send(port, "in-use", &now);
-	while (now.cpus > wait->cpus_left && uptime_us() < until) {
-		poll(&ready, 1, LOOK_MS);
-		hotplug_handle(uevents, &nowhere, until);
-		now = look();
-	}
-	say("%s after %.1f s: %lld CPUs, %lld are to be left",
-	    now.cpus > wait->cpus_left ? "gave up" : "done",
-	    (double)(uptime_us() - start) / 1e6, now.cpus, wait->cpus_left);
-}
-
 /*
  * Uevents make it fast, but a kernel may have none, and a CPU or a block may
  * be busy when its uevent comes: after each pause everything is looked at. What
  * cannot be brought online is complained about each time, hence longer pauses.
  *
- * Signals stay blocked: supervise() obeys one that comes meanwhile.
+ * Signals stay blocked: supervise() obeys one that comes meanwhile. True when
+ * all of it is in use.
  */
-void await_plugged(const struct wait *wait, struct port *port, int uevents)
+bool await_plugged(const struct wait *wait, struct port *port, int uevents)
 {
 	struct pollfd ready = { .fd = uevents, .events = POLLIN };
 	struct port nowhere = CLOSED_PORT;	/* no event comes before "begin" */
@@ -158,6 +140,33 @@ void await_plugged(const struct wait *wait, struct port *port, int uevents)
 			pause_ms *= 2;
 	}
 	say_end(wait, &now, uptime_us() - start);
-	if (wait->cpus_left)
-		await_unplugged(wait, port, uevents);
+	return enough(wait, &now);
+}
+
+/* Few enough are known to be left. */
+static bool gone(const struct wait *wait, const struct in_use *now)
+{
+	return now->cpus >= 0 && now->cpus <= wait->cpus_left;
+}
+
+/* The kernel takes a CPU offline by itself, so nothing is to be done for it. */
+void await_unplugged(const struct wait *wait, struct port *port, int uevents)
+{
+	struct pollfd ready = { .fd = uevents, .events = POLLIN };
+	struct port nowhere = CLOSED_PORT;
+	long long start = uptime_us(), until = start + wait->seconds * 1000000;
+	struct in_use now = look();
+	char count[24] = "unknown";
+
+	send(port, "in-use", &now);
+	while (!gone(wait, &now) && uptime_us() < until) {
+		poll(&ready, 1, LOOK_MS);
+		hotplug_handle(uevents, &nowhere, until);
+		now = look();
+	}
+	if (now.cpus >= 0)
+		snprintf(count, sizeof(count), "%lld", now.cpus);
+	say("%s after %.1f s: %s CPUs, %lld are to be left",
+	    gone(wait, &now) ? "done" : "gave up",
+	    (double)(uptime_us() - start) / 1e6, count, wait->cpus_left);
 }

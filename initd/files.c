@@ -9,7 +9,13 @@
 
 #include "initd.h"
 
-/* The file without its last newline, cut at size - 1; NULL if unreadable. */
+/* What the kernel's scnprintf() leaves of a page: longer files of sysfs end here. */
+#define PAGE_FULL	4095
+
+/*
+ * The whole file without its last newline. NULL if it is unreadable, longer
+ * than size - 1, or was cut by the kernel: part of a list reads as another one.
+ */
 char *read_text(int dir, const char *path, char *buf, size_t size)
 {
 	int fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
@@ -18,8 +24,8 @@ char *read_text(int dir, const char *path, char *buf, size_t size)
 
 	if (fd < 0)
 		return NULL;
-	while (len < size - 1) {
-		n = read(fd, buf + len, size - 1 - len);
+	while (len < size) {
+		n = read(fd, buf + len, size - len);
 		if (n <= 0)
 			break;
 		len += (size_t)n;
@@ -27,6 +33,10 @@ char *read_text(int dir, const char *path, char *buf, size_t size)
 	close(fd);
 	if (n < 0)
 		return NULL;
+	if (len == size || (len >= PAGE_FULL && buf[len - 1] != '\n')) {
+		errno = EFBIG;
+		return NULL;
+	}
 	if (len && buf[len - 1] == '\n')
 		len--;
 	buf[len] = '\0';

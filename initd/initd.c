@@ -31,7 +31,7 @@
 enum then { WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT };
 
 struct words {
-	char line[4096];	/* the command line, cut into words in place */
+	char line[TEXT_MAX];	/* the command line, cut into words in place */
 	const char *report;	/* initd.report=, a device, or NULL */
 	enum then then;		/* initd.then= */
 	const char *program;
@@ -116,7 +116,7 @@ void die(const char *what)
 {
 	say("%s: %s", what, strerror(errno));
 	if (getpid() != 1)
-		exit(1);
+		_exit(1);	/* a child of ours: not its parent's buffers and handlers */
 	leave(RB_POWER_OFF);
 }
 
@@ -250,7 +250,8 @@ static void wait_if_asked(const struct words *words, struct port *port, int ueve
 	if (!words->wait.cpus && !words->wait.memory)
 		return;
 	port_open(port, words->report);
-	await_plugged(&words->wait, port, uevents);
+	if (await_plugged(&words->wait, port, uevents) && words->wait.cpus_left)
+		await_unplugged(&words->wait, port, uevents);
 }
 
 static void send_report(struct port *port, const char *device, long long started_us)

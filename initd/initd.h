@@ -28,6 +28,8 @@ void mount_filesystems(void);
 void enter_root(const char *root, const char *share);
 
 /* files.c: small files of /proc and /sys; dir is a directory or AT_FDCWD */
+#define TEXT_MAX 8192	/* a file of sysfs is a page at most */
+
 char *read_text(int dir, const char *path, char *buf, size_t size);
 bool read_number(int dir, const char *path, int base, long long *value);
 bool write_text(int dir, const char *path, const char *text);
@@ -97,6 +99,7 @@ struct wait {
 	long long seconds;	/* initd.wait-seconds= */
 };
 
-void await_plugged(const struct wait *wait, struct port *port, int uevents);
+bool await_plugged(const struct wait *wait, struct port *port, int uevents);
+void await_unplugged(const struct wait *wait, struct port *port, int uevents);
 
 #endif

@@ -224,7 +224,7 @@ static void put_bars(struct json *j, int dir, int fd, long long header)
 	/* Bridge windows and the BARs of virtual functions come after row 6. */
 	int bars = header == 1 ? 2 : header == 2 ? 1 : 6;
 	unsigned long long start, end, flags;
-	char rows[2048], *s = rows, *next;
+	char rows[TEXT_MAX], *s = rows, *next;
 	bool upper_half = false;
 	int i;
 
@@ -294,7 +294,7 @@ static void put_driver(struct json *j, int dir)
 	char target[512], *name;
 	ssize_t n = readlinkat(dir, "driver", target, sizeof(target) - 1);
 
-	if (n < 0) {
+	if (n < 0 || n == sizeof(target) - 1) {		/* none, or cut */
 		json_null(j, "driver");
 		return;
 	}
@@ -303,40 +303,45 @@ static void put_driver(struct json *j, int dir)
 	json_string(j, "driver", name ? name + 1 : target);
 }
 
-/* What has come by one interrupt, on all CPUs: "3,0,12". */
+/*
+ * What has come by one interrupt, on all CPUs: "3,0,12". -1 if that is not
+ * known: with some 400 CPUs and more the kernel cuts the list to a page.
+ */
 static long long arrived(const char *irq)
 {
-	char path[64], text[4096], *s, *end;
+	char path[64], text[TEXT_MAX], *s, *end;
 	long long sum = 0, count;
 
 	snprintf(path, sizeof(path), "/sys/kernel/irq/%.20s/per_cpu_count", irq);
 	if (!read_text(AT_FDCWD, path, text, sizeof(text)))
-		return 0;
+		return -1;
 	for (s = text; count = strtoll(s, &end, 10), end != s; s = end + (*end == ','))
 		sum += count;
 	return sum;
 }
 
 /*
- * MSI and MSI-X alike; null where the device uses neither. That some have come
- * proves that its DMA and its interrupts find their way.
+ * MSI and MSI-X alike; null where the device uses neither, or one is not known.
+ * That some have come proves that its DMA and its interrupts find their way.
  */
 static void put_messages(struct json *j, int dir)
 {
 	int fd = openat(dir, "msi_irqs", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *irqs = fd < 0 ? NULL : fdopendir(fd);
 	struct dirent *entry;
-	long long sum = 0;
+	long long sum = 0, count;
 
 	if (!irqs) {
 		json_null(j, "messages");
 		return;
 	}
-	while ((entry = readdir(irqs)))
-		if (entry->d_name[0] != '.')
-			sum += arrived(entry->d_name);
+	while (sum >= 0 && (entry = readdir(irqs)))
+		if (entry->d_name[0] != '.') {
+			count = arrived(entry->d_name);
+			sum = count < 0 ? -1 : sum + count;
+		}
 	closedir(irqs);
-	json_int(j, "messages", sum);
+	put_bytes(j, "messages", sum);
 }
 
 static void report_device(struct json *j, int dir, const char *address)

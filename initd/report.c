@@ -25,7 +25,7 @@
 
 void put_text(struct json *j, const char *key, int dir, const char *path)
 {
-	char text[4096];
+	char text[TEXT_MAX];
 
 	json_string(j, key, read_text(dir, path, text, sizeof(text)));
 }
@@ -43,7 +43,7 @@ void put_number(struct json *j, const char *key, int dir, const char *path)
 /* The bytes that a meminfo file calls MemTotal, or -1. */
 static long long memory_total(int dir, const char *path)
 {
-	char text[8192], *row;
+	char text[TEXT_MAX], *row;
 
 	if (!read_text(dir, path, text, sizeof(text)))
 		return -1;
@@ -112,7 +112,7 @@ static void report_cpus(struct json *j)
 
 static void put_distances(struct json *j, int dir)
 {
-	char text[4096], *s, *end;
+	char text[TEXT_MAX], *s, *end;
 	long value;
 
 	if (!read_text(dir, "distance", text, sizeof(text))) {
@@ -238,7 +238,7 @@ static void report_memory(struct json *j)
 static void put_rsdp(struct json *j)
 {
 	static const char *const names[] = { "ACPI20", "ACPI" };
-	char systab[4096], *row, *save = NULL;
+	char systab[TEXT_MAX], *row, *save = NULL;
 	unsigned long long address[2] = { 0, 0 };
 	size_t i, len;
 
@@ -305,7 +305,7 @@ static void report_acpi(struct json *j)
 #define MAX_CONTROLLERS	64
 
 struct controllers {
-	int count;
+	int count;	/* -1: there are more, or longer ones, than fit */
 	char names[MAX_CONTROLLERS][32];	/* sorted, each once */
 };
 
@@ -315,12 +315,15 @@ static void add_controller(struct controllers *c, const char *name)
 
 	while (at < c->count && strcmp(c->names[at], name) < 0)
 		at++;
-	if (c->count == MAX_CONTROLLERS ||
-	    (at < c->count && !strcmp(c->names[at], name)))
+	if (c->count < 0 || (at < c->count && !strcmp(c->names[at], name)))
 		return;
+	if (c->count == MAX_CONTROLLERS || strlen(name) >= sizeof(c->names[0])) {
+		c->count = -1;
+		return;
+	}
 	memmove(c->names[at + 1], c->names[at],
 		(size_t)(c->count++ - at) * sizeof(c->names[0]));
-	snprintf(c->names[at], sizeof(c->names[at]), "%.31s", name);
+	strcpy(c->names[at], name);
 }
 
 /*
@@ -392,10 +395,14 @@ static void report_interrupts(struct json *j)
 	free(line);
 	fclose(f);
 
-	json_open(j, "controllers", '[');
-	for (i = 0; i < controllers.count; i++)
-		json_string(j, NULL, controllers.names[i]);
-	json_close(j, ']');
+	if (controllers.count < 0) {
+		json_null(j, "controllers");
+	} else {
+		json_open(j, "controllers", '[');
+		for (i = 0; i < controllers.count; i++)
+			json_string(j, NULL, controllers.names[i]);
+		json_close(j, ']');
+	}
 	json_int(j, "rows", rows);
 	json_end(j);
 }

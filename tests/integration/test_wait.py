@@ -22,7 +22,7 @@ Boot = Callable[..., qemu.Run]
 def other_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default guest's initrd with initd as its sources are now, for a line that nobody built again."""
     folder = tmp_path_factory.mktemp("initrd")
-    initd.build(ROOT / "initd", folder / "initd", folder / "log")
+    initd.build(ROOT / "initd", folder / "initd", folder / "log", strict=True)
     initrd.build(ROOT / "configs/templates/initrd.list.j2", folder / "initd", (), folder / "initrd.img")
     return folder / "initrd.img"
 

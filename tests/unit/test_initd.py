@@ -4,6 +4,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("initd")
-    initd.build(ROOT / "initd", folder / "initd", folder / "log")
+    initd.build(ROOT / "initd", folder / "initd", folder / "log", strict=True)
     return folder / "initd"
 
 
@@ -38,7 +39,7 @@ def test_its_report_is_this_machine(program: Path) -> None:
 
 
 def test_it_is_built_alike_twice(program: Path, tmp_path: Path) -> None:
-    initd.build(ROOT / "initd", tmp_path / "initd", tmp_path / "log")
+    initd.build(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
     assert (tmp_path / "initd").read_bytes() == program.read_bytes()
 
 
@@ -72,3 +73,113 @@ def test_code_that_does_not_compile_is_shown(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match=r"(?s)musl-gcc: exit status 1.*nothing"):
         initd.build(tmp_path, tmp_path / "initd", tmp_path / "log")
     assert not (tmp_path / "initd").exists()
+
+
+def test_a_newer_compiler_that_warns_builds_it_for_a_user_and_not_for_the_tests(tmp_path: Path) -> None:
+    (tmp_path / "x.c").write_text("int main(void) { int unused; return 0; }\n")
+    initd.build(tmp_path, tmp_path / "initd", tmp_path / "log")
+    assert "unused variable" in (tmp_path / "log").read_text()
+    with pytest.raises(ToolError, match="unused variable"):
+        initd.build(tmp_path, tmp_path / "initd", tmp_path / "log", strict=True)
+
+
+INCLUDES = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "initd.h"
+"""
+
+Parts = Callable[[str], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    """Runs a main() in C that is linked with all of initd but its own."""
+
+    def run(main: str) -> subprocess.CompletedProcess[str]:
+        source, program = tmp_path / "main.c", tmp_path / "program"
+        source.write_text(INCLUDES + main)
+        # Of two main() the linker takes the first.
+        command = initd.argv([source, *sorted((ROOT / "initd").glob("*.c"))], program)
+        words = ["-I", str(ROOT / "initd"), "-Wl,--allow-multiple-definition"]
+        subprocess.run([*command, *words], check=True)
+        return subprocess.run([program], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+
+    return run
+
+
+def test_a_child_that_fails_does_nothing_of_its_parents(parts: Parts) -> None:
+    """After fork() the buffers and handlers of the parent are the child's too: exit() would use them a second time."""
+    result = parts("""
+        static void at_exit(void) { say("ran at exit"); }
+        int main(void)
+        {
+            int status;
+
+            atexit(at_exit);
+            printf("buffered;");
+            if (!fork()) {
+                errno = ENODEV;
+                die("mount");
+            }
+            wait(&status);
+            fflush(stdout);
+            printf("status %d", WEXITSTATUS(status));
+            fflush(stdout);
+            _exit(0);
+        }""")
+    assert result.stdout == "buffered;status 1"
+    assert result.stderr == "initd: mount: No such device\n"
+
+
+def test_cpus_that_cannot_be_counted_are_not_done(parts: Parts) -> None:
+    result = parts("""
+        int main(void)
+        {
+            struct wait wait = { .cpus = 1, .cpus_left = 1, .seconds = 1 };
+            struct rlimit none = { 0, 0 };
+            struct port port = CLOSED_PORT;
+
+            setrlimit(RLIMIT_NOFILE, &none);
+            await_plugged(&wait, &port, -1);
+            await_unplugged(&wait, &port, -1);
+            return 0;
+        }""")
+    assert result.stderr.splitlines() == [
+        "initd: gave up after 1 s: unknown of 1 CPUs",
+        "initd: gave up after 1.0 s: unknown CPUs, 1 are to be left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("length", "end", "read"),
+    [
+        (4093, "1", True),
+        # The kernel cuts a file of sysfs to a page less a NUL, perhaps in the middle of a number.
+        (4095, "", False),
+        (4094, "\n", True),
+        (6000, "\n", True),
+        (8000, "\n", False),
+    ],
+)
+def test_a_text_is_read_whole_or_not_at_all(parts: Parts, tmp_path: Path, length: int, end: str, read: bool) -> None:
+    (tmp_path / "file").write_text(("1," * length)[:length] + end)
+    result = parts("""
+        int main(void)
+        {
+            char text[8000], *found = read_text(AT_FDCWD, "file", text, sizeof(text));
+
+            if (found)
+                printf("%zu", strlen(found));
+            else
+                puts(strerror(errno));
+            return 0;
+        }""")
+    assert result.stdout == (str(length + len(end.strip())) if read else "File too large\n")
