@@ -250,7 +250,8 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
             say(f"{released.RUN_GUEST}: does not know these cards as this machine has them, so it is not used")
     # A window that the launch insists on is not the plan's.
     window = made.window if made is not None and made.fits and not wanted.window else None
-    trial = attempt(spec, command, folder, known, breaches, manifest.config.problems, window=window)
+    shipped = verdict.Shipped(manifest.kernel.release, manifest.firmware.version)
+    trial = attempt(spec, command, folder, known, breaches, manifest.config.problems, window=window, shipped=shipped)
     if trial.verdict is None:
         return trial
     outcome = Outcome(
@@ -325,6 +326,7 @@ def attempt(
     problems: Sequence[str] = (),
     nmi: bool = False,
     window: plan.Window | None = None,
+    shipped: verdict.Shipped | None = None,
 ) -> Trial:
     """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose what came of it."""
     plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
@@ -341,7 +343,7 @@ def attempt(
     text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
     found = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen), breaches))
     blind = pits.diagnose(known, pits.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
-    judged = verdict.judge(spec, result, seen, problems, window)
+    judged = verdict.judge(spec, result, seen, problems, window, shipped)
     if known:
         judged = verdict.with_pits(judged, {hit.id: hit.pit.title for hit in found.roots})
     return Trial(judged, seen, found, blind, result.argv)

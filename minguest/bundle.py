@@ -49,6 +49,13 @@ class Kernel(msgspec.Struct, frozen=True):
     patches: tuple[Patch, ...]
     inspected: dict[str, Any]
 
+    @property
+    def release(self) -> str:
+        """As uname(2) tells it in the guest: the image's own word for it, else the version of its source."""
+        told = self.inspected.get("bzimage")
+        own = told.get("version") if isinstance(told, dict) else None
+        return next(iter(own.split()), self.version) if isinstance(own, str) else self.version
+
 
 class Config(msgspec.Struct, frozen=True):
     """How the kernel's config was made and verified."""

@@ -55,8 +55,13 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     """Interrupts that came by MSI or MSI-X; None: it uses neither."""
 
 
+class _Uname(msgspec.Struct):
+    release: str | None = None
+
+
 class _Begin(msgspec.Struct):
     uptime: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    kernel: _Uname | None = None
     cmdline: str | None = None
 
 

@@ -36,6 +36,15 @@ class Check(msgspec.Struct, frozen=True):
     why: str = ""
 
 
+class Shipped(msgspec.Struct, frozen=True):
+    """What a bundle says is in it."""
+
+    kernel: str
+    """Its release, as uname(2) tells it."""
+    firmware: str
+    """OVMF's version, as SMBIOS tells it."""
+
+
 class Phases(msgspec.Struct, frozen=True):
     """Seconds. `firmware`: from QEMU's start to the kernel's clock, so the image's unpacking is in it;
     `kernel`: to initd's start, by the guest's clock; `initd`: the report, first to last line."""
@@ -61,10 +70,15 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge(
-    spec: Spec, run: Run, report: Report, problems: Sequence[str] = (), window: plan.Window | None = None
+    spec: Spec,
+    run: Run,
+    report: Report,
+    problems: Sequence[str] = (),
+    window: plan.Window | None = None,
+    shipped: Shipped | None = None,
 ) -> Verdict:
     """The verdict of one boot. `problems` is what the bundle's config was known to lack (contract=ignore), `window`
-    where the plan has the cards' large BARs."""
+    where the plan has the cards' large BARs, `shipped` what the guest's kernel and firmware must be."""
     screen = console.lines(run.console)
     phases = _phases(run, report)
     # A QEMU that cannot be asked leaves nothing to compare the report with.
@@ -78,7 +92,7 @@ def judge(
             telling=tuple(console.telling(screen)),
             tail=tuple(console.tail(screen, 12)),
         )
-    checks = tuple(_checks(spec, run, report, window))
+    checks = tuple(_checks(spec, run, report, window, shipped))
     wrong = [check for check in checks if not check.ok]
     if not wrong:
         return Verdict("pass", "three views agree", checks, phases, run.ending)
@@ -150,7 +164,9 @@ def _phases(run: Run, report: Report) -> Phases:
     )
 
 
-def _checks(spec: Spec, run: Run, report: Report, window: plan.Window | None) -> Iterator[Check]:
+def _checks(
+    spec: Spec, run: Run, report: Report, window: plan.Window | None, shipped: Shipped | None
+) -> Iterator[Check]:
     views = run.views
     cpus = report.record("cpus")
     online = cpu_count(cpus.get("online") or "")
@@ -163,16 +179,9 @@ def _checks(spec: Spec, run: Run, report: Report, window: plan.Window | None) ->
     yield _memory(spec, views, report)
     if spec.numa:
         yield _nodes(spec, report)
-    firmware = report.record("firmware")
-    uefi = firmware.get("kind") == "uefi"
-    yield Check(
-        "firmware",
-        "UEFI",
-        "pflash",
-        f"{firmware.get('kind')} {firmware.get('version') or ''}".strip(),
-        uefi,
-        "" if uefi else f"the guest saw {firmware.get('kind')}, not UEFI",
-    )
+    yield _firmware(report, shipped)
+    if shipped is not None:
+        yield _kernel(report, shipped)
     devices = {device.address: device for device in report.pci}
     in_qemu = functions(views.get("pci", ()))
     yield _all_devices(in_qemu, devices)
@@ -184,7 +193,25 @@ def _checks(spec: Spec, run: Run, report: Report, window: plan.Window | None) ->
     off = run.ending == "power-off"
     panic = _panic(console.lines(run.console))
     why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
-    yield Check("power-off", "yes", run.ending, "asked for", off, "" if off else why)
+    yield Check("power-off", "yes", run.ending, "", off, "" if off else why)
+
+
+def _firmware(report: Report, shipped: Shipped | None) -> Check:
+    told = report.record("firmware")
+    kind, version = told.get("kind"), told.get("version") or ""
+    why = "" if kind == "uefi" else f"the guest saw {kind}, not UEFI"
+    if not why and shipped is not None and version != shipped.firmware:
+        why = f"the guest saw {version or 'no version'}, the bundle has {shipped.firmware}"
+    asked = f"UEFI {shipped.firmware}" if shipped is not None else "UEFI"
+    return Check("firmware", asked, "", f"{kind} {version}".strip(), not why, why)
+
+
+def _kernel(report: Report, shipped: Shipped) -> Check:
+    release = (report.record("begin").get("kernel") or {}).get("release") or "not told"
+    ok = release == shipped.kernel
+    return Check(
+        "kernel", shipped.kernel, "", release, ok, "" if ok else f"it is {release}, the bundle has {shipped.kernel}"
+    )
 
 
 def _equal(name: str, asked: int, qemu: int | None, guest: int, before: str = "") -> Check:

@@ -489,8 +489,8 @@ def steps(report: str, *after: list[Any]) -> list[list[Any]]:
 
 def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
     host.qemu(*steps(records()), answers=made())
-    (host.bench.folder).mkdir(parents=True)
-    (host.bench.folder / "of an earlier run").write_text("")
+    boottest.make_empty(host.bench.folder, host.bench.bundle)
+    (host.bench.folder / "qemu.log").write_text("of an earlier run")
     outcome = host.run()
     assert outcome.verdict.result == "pass", outcome.verdict.reason
     assert outcome.verdict.checks[-1].name == "pits"
@@ -502,7 +502,7 @@ def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
     assert host.said[0] == "it: linux 4.12.14, OVMF 2025.02-8+deb13u1, q35, tcg as asked"
     assert host.said[-1] == "PASS: three views agree"
     assert "CPUs at most" in host.said[-2]
-    assert not (host.bench.folder / "of an earlier run").exists()
+    assert "of an earlier run" not in (host.bench.folder / "qemu.log").read_text()
     assert msgspec.json.decode((host.bench.folder / "report.json").read_bytes(), type=report.Report).complete
     kept = host.at.evidence / "boot-test-q35-4"
     assert sorted(path.name for path in kept.iterdir()) == ["console.log", "report.json", "verdict.json"]
@@ -609,3 +609,18 @@ def test_a_second_run_waits_for_the_first(host: Host) -> None:
         assert not host.bench.folder.exists()
     thread.join()
     assert host.said[-1].startswith("PASS")
+
+
+def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[object] = []
+
+    def attempt(*_: object, shipped: verdict.Shipped, **__: object) -> boottest.Trial:
+        asked_for.append(shipped)
+        nothing = pits.diagnose({}, pits.see(b""))
+        return boottest.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
+
+    monkeypatch.setattr(boottest, "attempt", attempt)
+    with pytest.raises(ToolError, match="not started"):
+        bench = boottest.Bench("it", at.bundle, at.boot_test, at.kvm)
+        boottest.run(bench, launch.Words(accel="tcg"), workshop.LAUNCH, lambda _: None)
+    assert asked_for == [verdict.Shipped("4.12.14", "2025.02-8+deb13u1")]

@@ -96,3 +96,18 @@ def test_a_manifest_nested_without_end_is_named(made: Path) -> None:
     (made / "manifest.json").write_text("[" * 200_000)
     with pytest.raises(UserError, match="no bundle's manifest"):
         bundle.load(made)
+
+
+@pytest.mark.parametrize(
+    ("inspected", "release"),
+    [
+        ({"bzimage": {"version": "4.12.14-own+ (a@b) #1 SMP"}}, "4.12.14-own+"),
+        ({"bzimage": {"version": " "}}, "4.12.14"),
+        ({"bzimage": {"version": 4}}, "4.12.14"),
+        ({"bzimage": 4}, "4.12.14"),
+        ({}, "4.12.14"),
+    ],
+)
+def test_the_release_is_what_the_image_says(tmp_path: Path, inspected: dict[str, object], release: str) -> None:
+    kernel = bundle.load(workshop.build(tmp_path / "project", inspected=inspected).bundle).kernel
+    assert kernel.version == "4.12.14" and kernel.release == release

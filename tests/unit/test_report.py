@@ -127,6 +127,8 @@ def test_cpu_lists(text: str, count: int) -> None:
         '{"record":"firmware","vendor":7}',
         '{"record":"interrupts","controllers":[7]}',
         '{"record":"begin","protocol":1,"cmdline":7}',
+        '{"record":"begin","protocol":1,"kernel":"6.12"}',
+        '{"record":"begin","protocol":1,"kernel":{"release":6.12}}',
         '{"record":"begin","protocol":1,"uptime":"late"}',
         '{"record":"begin","protocol":1,"uptime":1' + "0" * 400 + "}",
         '{"record":"begin","protocol":1,"uptime":-1}',

@@ -3,6 +3,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -52,7 +53,12 @@ def pci(address: str, **more: Any) -> dict[str, Any]:
 
 
 RECORDS: list[dict[str, Any]] = [
-    {"record": "begin", "protocol": 1, "uptime": 0.75},
+    {
+        "record": "begin",
+        "protocol": 1,
+        "uptime": 0.75,
+        "kernel": {"release": "6.12.94", "version": "#1 SMP", "machine": "x86_64"},
+    },
     {"record": "cpus", "possible": "0-7", "present": "0-3", "online": "0-3"},
     {"record": "memory", "ram_bytes": (1 << 30) - (3 << 20)},
     {"record": "firmware", "kind": "uefi", "version": "2025.02"},
@@ -71,11 +77,12 @@ def judge(
     spec: Spec = SPEC,
     end: bool = True,
     problems: tuple[str, ...] = (),
+    shipped: verdict.Shipped | None = None,
 ) -> verdict.Verdict:
     lines = [*records, {"record": "end", "status": "ok", "records": len(records)}] if end else records
     text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines).encode()
     run = Run((), ending, "a detail", console, text, views, 2.0, 2.1 if end else None, 3.0)
-    return verdict.judge(spec, run, report.parse(text), problems)
+    return verdict.judge(spec, run, report.parse(text), problems, shipped=shipped)
 
 
 def test_three_views_that_agree_are_a_pass() -> None:
@@ -87,6 +94,39 @@ def test_three_views_that_agree_are_a_pass() -> None:
     phases = found.phases
     assert (phases.firmware, phases.kernel, phases.wall) == (1.25, 0.75, 3.0)
     assert phases.initd == pytest.approx(0.1)
+
+
+SHIPPED = verdict.Shipped("6.12.94", "2025.02")
+
+
+def test_no_cell_tells_what_nobody_looked_at() -> None:
+    rows = {check.name: check for check in judge(shipped=SHIPPED).checks}
+    firmware, kernel, off = rows["firmware"], rows["kernel"], rows["power-off"]
+    assert (firmware.asked, firmware.qemu, firmware.guest, firmware.ok) == ("UEFI 2025.02", "", "uefi 2025.02", True)
+    assert (kernel.asked, kernel.qemu, kernel.guest, kernel.ok) == ("6.12.94", "", "6.12.94", True)
+    assert (off.asked, off.qemu, off.guest, off.ok) == ("yes", "power-off", "", True)
+    # Of a guest whose bundle nobody knows: what it saw, and held against nothing.
+    rows = {check.name: check for check in judge().checks}
+    assert (rows["firmware"].asked, rows["firmware"].guest) == ("UEFI", "uefi 2025.02") and "kernel" not in rows
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (lambda: changed("firmware", version="2022.11"), "firmware: the guest saw 2022.11, the bundle has 2025.02"),
+        (lambda: changed("firmware", version="2025.02-1"), "firmware: the guest saw 2025.02-1, the bundle has 2025.02"),
+        (lambda: changed("firmware", version=None), "firmware: the guest saw no version, the bundle has 2025.02"),
+        (lambda: changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
+        (lambda: changed("begin", kernel={"release": "6.12.9"}), "kernel: it is 6.12.9, the bundle has 6.12.94"),
+        (lambda: changed("begin", kernel={"release": "6.12.94+"}), "kernel: it is 6.12.94+, the bundle has 6.12.94"),
+        (lambda: changed("begin", kernel=None), "kernel: it is not told, the bundle has 6.12.94"),
+    ],
+)
+def test_another_kernel_or_firmware_than_the_bundles_fails(
+    records: Callable[[], list[dict[str, Any]]], reason: str
+) -> None:
+    found = judge(records(), shipped=SHIPPED)
+    assert (found.result, found.reason) == ("failed", reason)
 
 
 def changed(record: str, **fields: Any) -> list[dict[str, Any]]:
