@@ -207,7 +207,7 @@ def _firmware(report: Report, shipped: Shipped | None) -> Check:
 
 
 def _kernel(report: Report, shipped: Shipped) -> Check:
-    release = (report.record("begin").get("kernel") or {}).get("release") or "not told"
+    release = (report.record("begin").get("kernel") or {}).get("release") or "not known"
     ok = release == shipped.kernel
     return Check(
         "kernel", shipped.kernel, "", release, ok, "" if ok else f"it is {release}, the bundle has {shipped.kernel}"

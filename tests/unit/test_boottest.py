@@ -464,7 +464,7 @@ def records(online: str = "0-3", ram: int = (1 << 30) - (4 << 20)) -> str:
     bar = {"index": 0, "start": "0x80000000", "size": 1 << 24, "kind": "mem32", "assigned": True}
     ids = {"vendor": "1234", "device": "1111", "class": "038000", "gpu": True, "bars": []}
     said: list[dict[str, Any]] = [
-        {"record": "begin", "protocol": 1, "uptime": 0.5, "cmdline": ""},
+        {"record": "begin", "protocol": 1, "uptime": 0.5, "kernel": {"release": "4.12.14"}, "cmdline": ""},
         {"record": "cpus", "possible": "0-63", "present": online, "online": online},
         {"record": "memory", "ram_bytes": ram},
         {"record": "firmware", "kind": "uefi", "version": "2025.02-8+deb13u1"},
