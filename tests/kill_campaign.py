@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from minguest import files
@@ -152,11 +153,17 @@ def main() -> int:
     parser.add_argument("--source", help="a tree of that series, where it cannot be fetched")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="a folder to work in that stays; else a temporary one")
     asked = parser.parse_args()
+    # In the background a shell lets SIGINT be ignored, which what is started here would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [f"kernel={asked.kernel}", *([f"source={asked.source}"] if asked.source else [])]
     chance = random.Random(asked.seed)
-    with tempfile.TemporaryDirectory(prefix="minguest-campaign-", dir="/var/tmp") as name:
-        site = Site(Path(name), words)
+    with ExitStack() as at_end:
+        place = asked.work or at_end.enter_context(
+            tempfile.TemporaryDirectory(prefix="minguest-campaign-", dir="/var/tmp")
+        )
+        site = Site(Path(place).absolute(), words)
         status, seconds = site.build()
         if status != 0:
             print(site.said())

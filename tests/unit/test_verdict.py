@@ -119,7 +119,7 @@ def test_no_cell_tells_what_nobody_looked_at() -> None:
         (lambda: changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
         (lambda: changed("begin", kernel={"release": "6.12.9"}), "kernel: it is 6.12.9, the bundle has 6.12.94"),
         (lambda: changed("begin", kernel={"release": "6.12.94+"}), "kernel: it is 6.12.94+, the bundle has 6.12.94"),
-        (lambda: changed("begin", kernel=None), "kernel: it is not told, the bundle has 6.12.94"),
+        (lambda: changed("begin", kernel=None), "kernel: it is not known, the bundle has 6.12.94"),
     ],
 )
 def test_another_kernel_or_firmware_than_the_bundles_fails(
