@@ -6,8 +6,8 @@ set -eu
 cd "$(dirname "$0")"
 ready=.venv/ready
 
-# Everything below is done when `ready` is newer than what it was made from.
-if [ -e "$ready" ] && [ -z "$(find configs/packages.txt requirements.txt pyproject.toml doit.sh -newer "$ready")" ]; then
+# Everything below is done when `ready` has the sums of what it was made from: a clock may be set back.
+if [ -s "$ready" ] && sha256sum --status -c "$ready"; then
     PATH="$PWD/.venv/bin:$PATH"; export PATH
     exec doit "$@"
 fi
@@ -55,5 +55,5 @@ python3 -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 # The command `minguest`, from this folder as it is.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-touch "$ready"
+sha256sum configs/packages.txt requirements.txt pyproject.toml doit.sh >"$ready"
 exec "$0" "$@"

@@ -1,85 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a step runs again, as doit decides it: by content, of what goes in and of what came out."""
+"""What doit and doit.sh take for up to date, whatever the clock says."""
 
 import os
+import shutil
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
-DODO = """
-from pathlib import Path
-from minguest import files, steps
+from minguest.paths import Layout
+from tests import workshop
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": steps.Reporter, "check_file_uptodate": steps.ByContent,
-               "default_tasks": ["second"]}
-HERE = Path(__file__).parent
-
-def task_first():
-    def make():
-        files.write(HERE / "first", (HERE / "input").read_text().upper())
-    return steps.step(make, doc="one", file_dep=[HERE / "input"], targets=[HERE / "first"],
-                      facts=lambda: {"fact": (HERE / "fact").read_text()})
-
-def task_second():
-    def make():
-        files.write(HERE / "second", (HERE / "first").read_text() * 2)
-    return steps.step(make, doc="two", file_dep=[HERE / "first"], targets=[HERE / "second"])
-"""
+ROOT = Path(__file__).parents[2]
+CONSOLE = ROOT / "tests/data/consoles/6.12-efi-off.log"
+NOTHING = "nothing to do: everything is up to date"
+YEAR = 365 * 24 * 3600
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "dodo.py").write_text(DODO)
-    (tmp_path / "input").write_text("ab")
-    (tmp_path / "fact").write_text("1")
-    assert doit(tmp_path) == ["first", "second"]
-    assert (tmp_path / "second").read_text() == "ABAB"
-    return tmp_path
+def at(tmp_path: Path) -> Layout:
+    """A checkout whose overlays are its own."""
+    made = workshop.build(tmp_path / "p")
+    workshop.checkout(made)
+    (made.root / "overlays").unlink()
+    shutil.copytree(ROOT / "overlays", made.root / "overlays")
+    return made
 
 
-def doit(place: Path) -> list[str]:
-    """The steps that ran."""
-    root = str(Path(__file__).parents[2])
-    argv = [sys.executable, "-m", "doit", "--backend", "sqlite3", "--db-file", ".db"]
-    result = subprocess.run(
-        argv, cwd=place, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+def doit(at: Layout, *words: str, **env: str) -> str:
+    done = subprocess.run(
+        workshop.doit_argv(*words),
+        cwd=at.root,
+        env=workshop.doit_env(**env),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return [line.removeprefix("── ") for line in result.stdout.splitlines() if line.startswith("── ")]
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout
 
 
-def keeping_times(path: Path, content: str) -> None:
-    times = path.stat()
-    path.write_text(content)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+def test_a_clock_that_stands_makes_nothing_up_to_date(at: Layout, tmp_path: Path) -> None:
+    """A task that always runs was remembered with the time of its last run."""
+    stands = tmp_path / "stands"
+    stands.mkdir()
+    (stands / "sitecustomize.py").write_text("import time\ntime.time = lambda: 1.5e9\n")
+    path = os.pathsep.join([str(stands), str(ROOT)])
+    for _ in range(2):
+        assert "efi-off: " in doit(at, "diagnose", f"log={CONSOLE}", PYTHONPATH=path)
 
 
-def test_nothing_is_done_twice(place: Path) -> None:
-    assert doit(place) == []
-    (place / "input").touch()
-    assert doit(place) == []
+@pytest.mark.parametrize("ahead", [YEAR, -YEAR])
+def test_a_clock_that_was_set_back_makes_nothing_up_to_date(at: Layout, ahead: int) -> None:
+    """What was made has a time of the future, or what is changed then one of long ago; the size is the same."""
+    doit(at, "initd")
+    doit(at, "initrd")
+    assert NOTHING in doit(at, "initrd")
+    added = at.root / "overlays/base/etc/added"
+    added.parent.mkdir(exist_ok=True)
+    for content in (b"one", b"two"):
+        added.write_bytes(content)
+        now = time.time()
+        for made in at.out.rglob("*"):
+            os.utime(made, (now + ahead, now + ahead), follow_symlinks=False)
+        if content == b"two":
+            os.utime(added, (now - YEAR, now - YEAR))
+        assert "initrd.img" in doit(at, "initrd")
+        assert content in gunzip_all(at.initrd)
+        assert NOTHING in doit(at, "initrd")
 
 
-def test_what_goes_in_is_known_by_content(place: Path) -> None:
-    keeping_times(place / "input", "cd")
-    assert doit(place) == ["first", "second"]
-    assert (place / "second").read_text() == "CDCD"
+def gunzip_all(initrd: Path) -> bytes:
+    return subprocess.run(["gzip", "-dc", initrd], capture_output=True, check=True).stdout
 
 
-def test_what_came_out_is_repaired_before_it_is_used(place: Path) -> None:
-    keeping_times(place / "first", "XY")
-    assert doit(place) == ["first"]
-    assert (place / "second").read_text() == "ABAB"
-    keeping_times(place / "second", "????")
-    assert doit(place) == ["second"]
-    assert (place / "second").read_text() == "ABAB"
-    (place / "first").unlink()
-    assert doit(place) == ["first"]
+def test_the_environment_is_made_anew_by_content(tmp_path: Path) -> None:
+    """doit.sh: an old time of requirements.txt, such as a clock that was set back gives it, hides no change."""
+    (tmp_path / "configs").mkdir()
+    for name in ("configs/packages.txt", "requirements.txt", "pyproject.toml", "doit.sh"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    fake = tmp_path / ".venv/bin"
+    fake.mkdir(parents=True)
+    (fake / "doit").write_text("#!/bin/sh\necho doit ran\n")
+    (fake / "doit").chmod(0o755)
+    # What doit.sh would do next is not what is looked at: it needs a package that cannot be.
+    with (tmp_path / "configs/packages.txt").open("a") as packages:
+        packages.write("no-such-package-of-minguest\n")
+    files = ["configs/packages.txt", "requirements.txt", "pyproject.toml", "doit.sh"]
+    sums = subprocess.run(["sha256sum", *files], cwd=tmp_path, capture_output=True, check=True).stdout
+    (tmp_path / ".venv/ready").write_bytes(sums)
 
+    def run() -> str:
+        tools = tmp_path / "tools"
+        tools.mkdir(exist_ok=True)
+        (tools / "apt-get").write_text("#!/bin/sh\necho apt-get ran; exit 1\n")
+        (tools / "apt-get").chmod(0o755)
+        env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        return subprocess.run(
+            ["sh", "doit.sh"],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        ).stdout
 
-def test_a_fact_that_changed_runs_a_step_again(place: Path) -> None:
-    (place / "fact").write_text("2")
-    assert doit(place) == ["first"]
-    assert doit(place) == []
+    assert run() == "doit ran\n"
+    os.utime(tmp_path / "requirements.txt")
+    assert run() == "doit ran\n"
+    with (tmp_path / "requirements.txt").open("a") as requirements:
+        requirements.write("# another\n")
+    os.utime(tmp_path / "requirements.txt", (0, 0))
+    assert "apt-get ran" in run()
