@@ -87,19 +87,23 @@ def forget_damaged(memory: Path) -> bool:
     if not memory.exists():
         return False
     try:
-        # Read-only, and not made: another doit may be at work with it.
-        with contextlib.closing(sqlite3.connect(f"{memory.absolute().as_uri()}?mode=ro", uri=True)) as there:
+        # Not read-only: what a killed doit left half written is played back. A short wait: another doit may write it.
+        with contextlib.closing(
+            sqlite3.connect(f"{memory.absolute().as_uri()}?mode=rw", uri=True, timeout=0.5)
+        ) as there:
             sound = there.execute("pragma quick_check").fetchall() == [("ok",)]
             if sound and there.execute("select name from sqlite_master where name = 'doit'").fetchone():
                 for (data,) in there.execute("select task_data from doit"):
                     sound = sound and isinstance(json.loads(data), dict)
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        # Without what extends it; Python's own error, of text that is no UTF-8, has none.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code == sqlite3.SQLITE_BUSY:
             return False  # another doit writes it, and so would have found it damaged
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode not in DAMAGED:
+        if code not in DAMAGED:
             raise InvalidDodoFile(f"{memory}: cannot be read: {error}; remove it: it is only a cache") from None
         sound = False
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         sound = False
     if not sound:
         for name in (memory.name, f"{memory.name}-journal"):

@@ -227,11 +227,23 @@ def broken_row(path: Path) -> None:
     there.close()
 
 
+def broken_letters(path: Path) -> None:
+    with sqlite3.connect(path) as there:
+        there.execute("update doit set task_data = cast(x'ff22' as text)")
+    there.close()
+
+
+def too_deep(path: Path) -> None:
+    with sqlite3.connect(path) as there:
+        there.execute("update doit set task_data = ?", ("[" * 100_000,))
+    there.close()
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
-@pytest.mark.parametrize("damage", [broken_header, broken_page, broken_row, cut])
+@pytest.mark.parametrize("damage", [broken_header, broken_page, broken_row, broken_letters, too_deep, cut])
 def test_a_damaged_memory_of_doit_is_made_anew(at: Layout, damage: Callable[[Path], None]) -> None:
     argv = workshop.doit_argv("initd")
     assert shell('exec "$@"', argv, at.root).returncode == 0
@@ -259,3 +271,23 @@ def test_a_memory_that_another_doit_writes_is_not_damaged(at: Layout) -> None:
     finally:
         writer.close()
     assert memory.exists()
+
+
+def test_a_memory_whose_writer_was_killed_is_kept(at: Layout) -> None:
+    """SQLite leaves a journal then, which whoever opens the file next plays back."""
+    assert shell('exec "$@"', workshop.doit_argv("initd"), at.root).returncode == 0
+    program = """
+import os, signal, sqlite3, sys
+there = sqlite3.connect(sys.argv[1])
+there.execute("pragma cache_size = 1")
+there.execute("pragma cache_spill = 1")
+for number in range(5000):
+    there.execute("insert into doit values (?, ?)", (f"task {number}", "{}" + " " * 300))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    memory = at.root / reporter.MEMORY
+    subprocess.run([sys.executable, "-c", program, memory], check=False)
+    assert memory.with_name(f"{reporter.MEMORY}-journal").exists()
+    done = shell('exec "$@"', workshop.doit_argv("initd"), at.root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing to do" in done.stdout and "damaged" not in done.stdout
