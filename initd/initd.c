@@ -51,22 +51,6 @@ static const struct {
 	{ "halt", HALT },
 };
 
-/*
- * What the applets of busybox send to PID 1 (init/halt.c): "poweroff",
- * "reboot" and "halt" work in an overlay that has them. SIGINT is
- * Ctrl-Alt-Del, SIGPWR a failing supply.
- */
-static const struct {
-	int number;
-	int how;
-} orders[] = {
-	{ SIGINT, RB_AUTOBOOT },
-	{ SIGTERM, RB_AUTOBOOT },
-	{ SIGUSR1, RB_HALT_SYSTEM },
-	{ SIGUSR2, RB_POWER_OFF },
-	{ SIGPWR, RB_POWER_OFF },
-};
-
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
 
 /* One write() a message, so that printk can only come between messages. */
@@ -99,25 +83,15 @@ long long uptime_us(void)
 	return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
 }
 
-static void leave(int how) __attribute__((noreturn));
-
-static void leave(int how)
-{
-	sync();
-	if (how == RB_POWER_OFF && access("/sys/firmware/acpi", F_OK))
-		say("no ACPI, so no way to power off: this guest will halt");
-	reboot(how);
-	/* If that came back, PID 1 still must not end: the kernel would panic. */
-	for (;;)
-		pause();
-}
-
 void die(const char *what)
 {
+	static const struct ending failed = { "error", RB_POWER_OFF };
+	struct port port = CLOSED_PORT;
+
 	say("%s: %s", what, strerror(errno));
 	if (getpid() != 1)
 		_exit(1);	/* a child of ours: not its parent's buffers and handlers */
-	leave(RB_POWER_OFF);
+	shut_down(&port, &failed);
 }
 
 /* The next word, quotes removed as the kernel does it (lib/cmdline.c). */
@@ -213,36 +187,6 @@ static void read_words(struct words *words)
 			    "initd.wait-cpus-left=, initd.wait-memory=, "
 			    "initd.wait-seconds=", word);
 	}
-}
-
-/*
- * Signals are blocked but in ppoll(). It does what a signalfd would, and works
- * in a kernel that was built without CONFIG_SIGNALFD.
- */
-static volatile sig_atomic_t order = -1;	/* the last one, in orders[] */
-
-static void on_signal(int number)
-{
-	size_t i;
-
-	for (i = 0; i < COUNT(orders); i++)
-		if (orders[i].number == number)
-			order = (sig_atomic_t)i;
-}
-
-static void hold_signals(void)
-{
-	struct sigaction action = { .sa_handler = on_signal };
-	sigset_t all;
-	size_t i;
-
-	sigfillset(&all);
-	sigdelset(&all, SIGALRM);	/* port_drain() lives by it */
-	sigprocmask(SIG_SETMASK, &all, NULL);
-	sigaction(SIGCHLD, &action, NULL);	/* it only has to wake ppoll() */
-	for (i = 0; i < COUNT(orders); i++)
-		sigaction(orders[i].number, &action, NULL);
-	reboot(RB_DISABLE_CAD);		/* Ctrl-Alt-Del: a SIGINT to us instead */
 }
 
 static void wait_if_asked(const struct words *words, struct port *port, int uevents)
@@ -349,9 +293,9 @@ static bool reap(pid_t program, int *program_status)
 	return ended;
 }
 
-/* Until the program ends, if there is one, or a signal gives an order. */
-static int supervise(const struct words *words, struct port *port, int uevents,
-		     const char *path)
+/* Until the program ends, if there is one, or an order comes. */
+static struct ending supervise(const struct words *words, struct port *port, int uevents,
+			       const char *path)
 {
 	struct pollfd ready = { .fd = uevents, .events = POLLIN };
 	pid_t program = path ? start(path, words) : 0;
@@ -366,22 +310,25 @@ static int supervise(const struct words *words, struct port *port, int uevents,
 			hotplug_handle(uevents, port, NO_HURRY);
 		if (reap(program, &status)) {
 			report_exit(port, path, status);
-			return RB_POWER_OFF;
+			return (struct ending){ "exit", RB_POWER_OFF };
 		}
-		if (order >= 0)
-			return orders[order].how;
+		if (!order_given())
+			continue;
+		if (words->then == SHELL_ON_CONSOLE && program)
+			kill(program, SIGHUP);	/* interactive, it ignores SIGTERM */
+		return *order_given();
 	}
 }
 
-static int do_as_asked(const struct words *words, struct port *port, int uevents)
+static struct ending do_as_asked(const struct words *words, struct port *port, int uevents)
 {
 	switch (words->then) {
 	case POWEROFF:
-		return RB_POWER_OFF;
+		return (struct ending){ "initd.then", RB_POWER_OFF };
 	case REBOOT:
-		return RB_AUTOBOOT;
+		return (struct ending){ "initd.then", RB_AUTOBOOT };
 	case HALT:
-		return RB_HALT_SYSTEM;
+		return (struct ending){ "initd.then", RB_HALT_SYSTEM };
 	case PROGRAM:
 		return supervise(words, port, uevents, words->program);
 	case SHELL_ON_CONSOLE:
@@ -443,21 +390,21 @@ int main(int argc, char **argv)
 	long long started_us = uptime_us();
 	struct words words;
 	struct port port = CLOSED_PORT;
-	int uevents, how;
+	struct ending ending;
+	int uevents;
 
 	if (getpid() != 1)
 		return as_program(argc, argv, started_us);
 
 	open_console();
 	mount_filesystems();
-	hold_signals();
+	take_orders();
 	read_words(&words);
 	/* Listen first: what is plugged in meanwhile waits in the socket. */
 	uevents = hotplug_listen();
 	hotplug_all_online(NO_HURRY);
 	wait_if_asked(&words, &port, uevents);
 	send_report(&port, words.report, started_us);
-	how = do_as_asked(&words, &port, uevents);
-	port_drain(&port);
-	leave(how);
+	ending = do_as_asked(&words, &port, uevents);
+	shut_down(&port, &ending);
 }

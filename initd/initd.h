@@ -82,7 +82,18 @@ struct port {
 void port_open(struct port *port, const char *device);
 void port_first(struct port *port, const struct json *j);
 void port_more(struct port *port, const struct json *j);
+void port_close_file(struct port *port);
 void port_drain(struct port *port);
+
+/* orders.c, shutdown.c: how it ends */
+struct ending {
+	const char *why;	/* as the report has it */
+	int how;		/* RB_..., of sys/reboot.h */
+};
+
+void take_orders(void);
+const struct ending *order_given(void);
+void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));
 
 /* hotplug.c */
 #define NO_HURRY LLONG_MAX

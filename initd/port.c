@@ -117,6 +117,14 @@ void port_more(struct port *port, const struct json *j)
 		say("%s/report.jsonl: %s", FOLDER, strerror(errno));
 }
 
+/* What keeps the file open keeps its file system busy. */
+void port_close_file(struct port *port)
+{
+	if (port->file >= 0)
+		close(port->file);
+	port->file = -1;
+}
+
 static void on_alarm(int number)
 {
 	(void)number;

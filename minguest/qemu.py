@@ -73,6 +73,8 @@ class Deeds(msgspec.Struct, frozen=True):
     """Bytes of DIMMs that are plugged in then."""
     nmi: bool = False
     """A non-maskable interrupt after the report."""
+    button: bool = False
+    """The power button is pressed after the report."""
 
 
 NOTHING = Deeds()
@@ -318,6 +320,7 @@ class _Watch:
         self.plug = bool(deeds.cpus or deeds.dimms)
         self.unplug = bool(deeds.left)
         self.nmi = deeds.nmi
+        self.button = deeds.button
         self.deeds = deeds
         self.linger = linger
         self.look = look
@@ -378,6 +381,9 @@ class _Watch:
             if self.nmi and self.end is not None:
                 self.nmi = False
                 await self.qmp.answer("inject-nmi")
+            if self.button and self.end is not None:
+                self.button = False
+                await self.qmp.answer("system_powerdown")
         except qmp.NoAnswerError as error:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.process.wait(), GRACE)

@@ -14,8 +14,9 @@ CPUS_MAX = 1 << 16
 READY = b'{"record":"ready"'
 # It has them, and waits for CPUs to be taken out again.
 IN_USE = b'{"record":"in-use"'
-# What initd writes after the end: what came of later plugging, and how the program ended that it was to run.
-AFTER_END = ("event", "exit")
+# What initd writes after the end: what came of later plugging, how the program ended that it was to run, and last of
+# all how the guest went down.
+AFTER_END = ("event", "exit", "shutdown")
 # The index of an expansion ROM among the BARs.
 ROM = 6
 # How deep a record may be nested: one of initd's is a list of objects in an object.
@@ -104,6 +105,17 @@ SHAPES = {
 }
 
 
+class Shutdown(msgspec.Struct, frozen=True):
+    """How the guest went down: docs/report.md has the fields."""
+
+    why: str
+    how: str
+    killed: _Count
+    left: _Count
+    synced: bool
+    busy: _Count | None
+
+
 class Report(msgspec.Struct, frozen=True):
     """What initd said, as far as it came. Without `complete` the rest was lost."""
 
@@ -112,6 +124,8 @@ class Report(msgspec.Struct, frozen=True):
     pci: tuple[PciDevice, ...]
     damage: str | None = None
     """Why reading stopped early, if it did."""
+    shutdown: Shutdown | None = None
+    """What initd wrote last of all; None: it did not come so far."""
 
     def all(self, name: str) -> list[dict[str, Any]]:
         """Every record of that name."""
@@ -132,6 +146,7 @@ def parse(text: bytes) -> Report:
     records: list[dict[str, Any]] = []
     devices: list[PciDevice] = []
     damage = None
+    shutdown = None
     ended = False
     for number, line in enumerate(text[max(text.find(BEGIN), 0) :].splitlines(keepends=True), 1):
         if ended and not line.endswith(b"\n"):
@@ -140,6 +155,10 @@ def parse(text: bytes) -> Report:
             record = _record(line)
             if ended and record["record"] not in AFTER_END:
                 raise ValueError(f"{record['record']} after the end")
+            if shutdown:
+                raise ValueError(f"{record['record']} after the shutdown")
+            if ended and record["record"] == "shutdown":
+                shutdown = msgspec.convert(record, Shutdown)
             if not ended and (device := _device(record, number)):
                 devices.append(device)
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -150,7 +169,8 @@ def parse(text: bytes) -> Report:
             ended = record["record"] == "end"
     if ended and damage is None and (sent := records[-1].get("records")) != len(records) - 1:
         damage = f"{sent} records were sent, {len(records) - 1} came"
-    return Report(ended and damage is None, tuple(records), tuple(devices), damage)
+    complete = ended and damage is None
+    return Report(complete, tuple(records), tuple(devices), damage, shutdown if complete else None)
 
 
 def _record(line: bytes) -> dict[str, Any]:

@@ -83,6 +83,13 @@ def test_a_newer_compiler_that_warns_builds_it_for_a_user_and_not_for_the_tests(
         initd.build(tmp_path, tmp_path / "initd", tmp_path / "log", strict=True)
 
 
+def test_the_kernel_sends_the_signal_that_is_taken_for_the_power_button() -> None:
+    fragment = (ROOT / "configs/kernel/30-acpi.6.12.config").read_text()
+    sent = re.findall(r"^CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL=(\d+)$", fragment, re.MULTILINE)
+    taken = re.findall(r"^#define POWER_BUTTON\t(\d+)$", (ROOT / "initd/orders.c").read_text(), re.MULTILINE)
+    assert sent == taken and len(sent) == 1
+
+
 INCLUDES = """
 #define _GNU_SOURCE
 #include <errno.h>

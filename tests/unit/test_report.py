@@ -56,6 +56,36 @@ def test_what_the_firmware_wrote_before_is_skipped() -> None:
     assert report.parse(b"\x1b[2J" + WHOLE).complete
 
 
+LAST = b'{"record":"shutdown","uptime":3.5,"why":"power-button","how":"power-off","killed":0,"left":0,'
+LAST += b'"synced":true,"busy":null}\n'
+
+
+def test_how_the_guest_went_down_comes_after_the_end() -> None:
+    event = b'{"record":"event","uptime":3.0,"action":"add","subsystem":"cpu","device":"cpu4","online":true}\n'
+    went = report.Shutdown("power-button", "power-off", 0, 0, True, None)
+    assert report.parse(WHOLE + event + LAST).shutdown == went
+    assert report.parse(WHOLE).shutdown is None
+
+
+@pytest.mark.parametrize(
+    ("text", "damage"),
+    [
+        # Before the report, and cut: it is not there.
+        (LAST + WHOLE, None),
+        (WHOLE + LAST[:-1], None),
+        (WHOLE[:-20] + LAST, "line 4: "),
+        (WHOLE + LAST.replace(b"0,", b"-1,"), "line 5: "),
+        (WHOLE + LAST.replace(b'"synced":true,', b""), "line 5: "),
+        (WHOLE + LAST + LAST, "line 6: shutdown after the shutdown"),
+        (WHOLE + LAST + b'{"record":"event"}\n', "line 6: event after the shutdown"),
+    ],
+)
+def test_a_shutdown_that_is_not_whole_or_not_in_its_place_is_none(text: bytes, damage: str | None) -> None:
+    found = report.parse(text)
+    assert (found.shutdown, found.complete) == (None, damage is None)
+    assert (found.damage or "").startswith(damage or "")
+
+
 def test_events_after_the_end_are_not_the_reports() -> None:
     found = report.parse(WHOLE + b'{"record":"event"}\n{"record":"exit","status":0}\n{"rec')
     assert (found.complete, found.damage, len(found.records)) == (True, None, 4)

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What PID 1 is ordered to do from outside: by signals, one of which is the power button. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+/*
+ * SIGRTMIN + 4 where 32 and 33 are the C library's, a number here because musl
+ * counts otherwise: what CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL is by default,
+ * and what systemd powers off at.
+ */
+#define POWER_BUTTON	38
+
+/*
+ * The others are what the applets of busybox send to PID 1 (init/halt.c):
+ * "poweroff", "reboot" and "halt" work in an overlay that has them. SIGINT is
+ * Ctrl-Alt-Del, SIGPWR a failing supply.
+ */
+static const struct {
+	int signal;
+	struct ending ending;
+} orders[] = {
+	{ POWER_BUTTON, { "power-button", RB_POWER_OFF } },
+	{ SIGINT, { "SIGINT", RB_AUTOBOOT } },
+	{ SIGTERM, { "SIGTERM", RB_AUTOBOOT } },
+	{ SIGUSR1, { "SIGUSR1", RB_HALT_SYSTEM } },
+	{ SIGUSR2, { "SIGUSR2", RB_POWER_OFF } },
+	{ SIGPWR, { "SIGPWR", RB_POWER_OFF } },
+};
+
+#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
+
+static volatile sig_atomic_t order = -1;	/* the last one, in orders[] */
+
+static void on_signal(int number)
+{
+	size_t i;
+
+	for (i = 0; i < COUNT(orders); i++)
+		if (orders[i].signal == number)
+			order = (sig_atomic_t)i;
+}
+
+/*
+ * Signals are blocked but in ppoll(). It does what a signalfd would, and works
+ * in a kernel that was built without CONFIG_SIGNALFD.
+ */
+static void hold_signals(void)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+	sigset_t all;
+	size_t i;
+
+	sigfillset(&all);
+	sigdelset(&all, SIGALRM);	/* port_drain() lives by it */
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	sigaction(SIGCHLD, &action, NULL);	/* it only has to wake ppoll() */
+	for (i = 0; i < COUNT(orders); i++)
+		sigaction(orders[i].signal, &action, NULL);
+	reboot(RB_DISABLE_CAD);		/* Ctrl-Alt-Del: a SIGINT to us instead */
+}
+
+/* As drivers/acpi/button.c names it, be it in the FADT or in the namespace. */
+static bool is_button(int folder, const char *event)
+{
+	char path[64], name[64];
+
+	snprintf(path, sizeof(path), "%.20s/device/name", event);
+	return read_text(folder, path, name, sizeof(name)) &&
+	       !strcmp(name, "Power Button");
+}
+
+/*
+ * A kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends the signal itself. In an
+ * older one, such as 4.12, the button is an input device that has but one key,
+ * so whatever comes of it means that it was pressed: let that send the signal.
+ * The descriptor stays open as long as we run.
+ */
+static void hear_button(const char *event)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/dev/input/%.20s", event);
+	fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0 || fcntl(fd, F_SETOWN, getpid()) || fcntl(fd, F_SETSIG, POWER_BUTTON) ||
+	    fcntl(fd, F_SETFL, O_NONBLOCK | O_ASYNC))
+		say("power button %s: %s", path, strerror(errno));
+}
+
+static void hear_buttons(void)
+{
+	DIR *folder = opendir("/sys/class/input");
+	struct dirent *entry;
+
+	if (!folder)		/* no CONFIG_INPUT: no such button */
+		return;
+	while ((entry = readdir(folder)))
+		if (numbered(entry->d_name, "event") &&
+		    is_button(dirfd(folder), entry->d_name))
+			hear_button(entry->d_name);
+	closedir(folder);
+}
+
+void take_orders(void)
+{
+	hold_signals();
+	hear_buttons();
+}
+
+/* The last order, or NULL. */
+const struct ending *order_given(void)
+{
+	return order < 0 ? NULL : &orders[order].ending;
+}

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The way out: programs get the time to end, what they wrote gets to its disk,
+ * and the host is sent how that went. Nothing here may fail or hang the rest:
+ * each phase is bounded in time, and the last one comes in any case.
+ */
+#define _GNU_SOURCE	/* UMOUNT_NOFOLLOW */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+#define GRACE_S		5	/* from SIGTERM to SIGKILL */
+#define KILL_S		2	/* for what was killed to be gone */
+#define SYNC_S		30	/* a disk may have much to write, or be dead */
+#define UNMOUNT_S	10
+
+/* How it went. */
+struct outcome {
+	const struct ending *ending;
+	int killed;	/* programs that did not end by themselves */
+	int left;	/* of these, the ones that could not be killed */
+	bool synced;
+	int busy;	/* file systems that stayed writable; -1: unknown */
+};
+
+static const char *name_of(int how)
+{
+	return how == RB_POWER_OFF ? "power-off" : how == RB_AUTOBOOT ? "reboot" : "halt";
+}
+
+/*
+ * Reaps until no child is left, and that is until nobody is: whoever loses its
+ * parent becomes PID 1's child. False if some are left after so many seconds.
+ */
+static bool all_ended(int seconds)
+{
+	long long until = uptime_us() + seconds * 1000000LL, left;
+	struct timespec pause;
+	sigset_t child;
+	pid_t pid;
+
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	for (;;) {
+		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+			;
+		if (pid < 0)
+			return true;
+		left = until - uptime_us();
+		if (left <= 0)
+			return false;
+		pause.tv_sec = left / 1000000;
+		pause.tv_nsec = left % 1000000 * 1000;
+		sigtimedwait(&child, NULL, &pause);	/* SIGCHLD is blocked */
+	}
+}
+
+/* Names the programs that run, and counts them. */
+static int say_programs(const char *what)
+{
+	DIR *proc = opendir("/proc");
+	struct dirent *entry;
+	char path[64], name[64];
+	int count = 0;
+
+	if (!proc)
+		return 0;
+	while ((entry = readdir(proc))) {
+		if (!numbered(entry->d_name, "") || !strcmp(entry->d_name, "1"))
+			continue;
+		/* The kernel's own threads and zombies have no such link. */
+		snprintf(path, sizeof(path), "%.20s/exe", entry->d_name);
+		if (readlinkat(dirfd(proc), path, name, sizeof(name)) < 0)
+			continue;
+		snprintf(path, sizeof(path), "%.20s/comm", entry->d_name);
+		if (!read_text(dirfd(proc), path, name, sizeof(name)))
+			continue;
+		say("%s (%s) %s", name, entry->d_name, what);
+		count++;
+	}
+	closedir(proc);
+	return count;
+}
+
+/*
+ * SIGCONT: what is stopped does not get to its handler. No SIGHUP: where both
+ * are pending it comes first, and ends what has a handler for SIGTERM alone.
+ */
+static void end_programs(struct outcome *outcome)
+{
+	kill(-1, SIGTERM);
+	kill(-1, SIGCONT);
+	if (all_ended(GRACE_S))
+		return;
+	outcome->killed = say_programs("did not end in time and is killed");
+	kill(-1, SIGKILL);
+	if (!all_ended(KILL_S))
+		outcome->left = say_programs("cannot be killed");
+}
+
+/* Its result, which is an exit status; -1 if it is not done after so many seconds. */
+static int within(int seconds, int (*phase)(void))
+{
+	long long until = uptime_us() + seconds * 1000000LL;
+	struct timespec pause = { .tv_nsec = 10000000 };
+	sigset_t child;
+	pid_t pid = fork();
+	int status;
+
+	if (!pid)
+		_exit(phase());
+	if (pid < 0)
+		return phase();
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	while (waitpid(pid, &status, WNOHANG) != pid) {
+		if (uptime_us() > until)
+			return -1;
+		sigtimedwait(&child, NULL, &pause);
+	}
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int sync_all(void)
+{
+	sync();
+	return 0;
+}
+
+/* What the last phases stand on. */
+static const char *const needed[] = { "/", "/dev", "/proc", "/sys", NULL };
+
+/* What is in these does not outlive the guest. */
+static const char *const in_memory[] = {
+	"rootfs", "ramfs", "tmpfs", "devtmpfs", "devpts", "proc", "sysfs", NULL
+};
+
+static bool among(const char *const *names, const char *name)
+{
+	while (*names && strcmp(*names, name))
+		names++;
+	return *names;
+}
+
+struct mounts {
+	int count;
+	struct place {
+		char *path;
+		bool in_memory;
+		bool writable;
+	} *place;
+};
+
+/* "\\040" is a space: the kernel writes some bytes so (fs/proc_namespace.c, mangle). */
+static void unmangle(char *s)
+{
+	char *out = s;
+
+	while (*s)
+		if (*s == '\\' && s[1] && s[2] && s[3]) {
+			*out++ = (char)((s[1] - '0') << 6 | (s[2] - '0') << 3 | (s[3] - '0'));
+			s += 4;
+		} else {
+			*out++ = *s++;
+		}
+	*out = '\0';
+}
+
+static void add_mount(struct mounts *mounts, const char *path, const char *type,
+		      const char *options)
+{
+	size_t count = (size_t)mounts->count;
+	struct place *grown = realloc(mounts->place, (count + 1) * sizeof(*grown));
+
+	if (!grown)
+		die("memory for the mounts");
+	mounts->place = grown;
+	grown[count].path = strdup(path);
+	grown[count].in_memory = among(in_memory, type);
+	grown[count].writable = !strncmp(options, "rw", 2);
+	if (!grown[count].path)
+		die("memory for the mounts");
+	mounts->count++;
+}
+
+/* In the order in which they were mounted. */
+static void read_mounts(struct mounts *mounts)
+{
+	FILE *f = fopen("/proc/self/mounts", "re");
+	char *line = NULL, *save, *path, *type, *options;
+	size_t size = 0;
+
+	*mounts = (struct mounts){ 0 };
+	while (f && getline(&line, &size, f) > 0) {
+		strtok_r(line, " ", &save);		/* the source */
+		path = strtok_r(NULL, " ", &save);
+		type = strtok_r(NULL, " ", &save);
+		options = strtok_r(NULL, " ", &save);
+		if (!options)
+			continue;
+		unmangle(path);
+		add_mount(mounts, path, type, options);
+	}
+	free(line);
+	if (f)
+		fclose(f);
+}
+
+/*
+ * The last one first, for it may stand on the others. What is busy becomes
+ * read-only, and the root. How many stayed writable, as the kernel has it: one
+ * that hides below another, or above the root, cannot be named by its path.
+ */
+static int unmount_all(void)
+{
+	struct mounts mounts;
+	struct place *place;
+	int busy = 0, i;
+
+	read_mounts(&mounts);
+	for (i = mounts.count - 1; i >= 0; i--) {
+		place = &mounts.place[i];
+		if (!among(needed, place->path) && !umount2(place->path, UMOUNT_NOFOLLOW))
+			continue;
+		if (!place->in_memory)
+			mount(NULL, place->path, NULL, MS_REMOUNT | MS_RDONLY, NULL);
+	}
+
+	read_mounts(&mounts);
+	for (i = 0; i < mounts.count; i++) {
+		place = &mounts.place[i];
+		if (place->in_memory || !place->writable)
+			continue;
+		say("%s is still mounted, and writable", place->path);
+		busy++;
+	}
+	return busy < 255 ? busy : 255;		/* an exit status */
+}
+
+/* The file of the report is in /run, which is about to go: only the port gets this. */
+static void report_shutdown(struct port *port, const struct outcome *outcome)
+{
+	struct json j = { 0 };
+
+	json_begin(&j, "shutdown");
+	json_seconds(&j, "uptime", uptime_us());
+	json_string(&j, "why", outcome->ending->why);
+	json_string(&j, "how", name_of(outcome->ending->how));
+	json_int(&j, "killed", outcome->killed);
+	json_int(&j, "left", outcome->left);
+	json_bool(&j, "synced", outcome->synced);
+	put_bytes(&j, "busy", outcome->busy);
+	json_end(&j);
+	port_more(port, &j);
+	json_free(&j);
+}
+
+static void leave(int how) __attribute__((noreturn));
+
+static void leave(int how)
+{
+	if (how == RB_POWER_OFF && access("/sys/firmware/acpi", F_OK))
+		say("no ACPI, so no way to power off: this guest will halt");
+	reboot(how);
+	/* If that came back, PID 1 still must not end: the kernel would panic. */
+	for (;;)
+		pause();
+}
+
+void shut_down(struct port *port, const struct ending *ending)
+{
+	static bool under_way;
+	struct outcome outcome = { .ending = ending };
+	sigset_t all;
+
+	if (under_way)		/* a phase died */
+		leave(ending->how);
+	under_way = true;
+	sigfillset(&all);
+	sigdelset(&all, SIGALRM);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	say("%s: %s", ending->why, name_of(ending->how));
+
+	end_programs(&outcome);
+	outcome.synced = !within(SYNC_S, sync_all);
+	port_close_file(port);
+	outcome.busy = within(UNMOUNT_S, unmount_all);
+	report_shutdown(port, &outcome);
+	port_drain(port);
+	leave(ending->how);
+}

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way out of a guest: by its power button and by itself, with a disk, and programs that end or do not."""
+
+import re
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minguest import initd, initrd, launch, paths, qemu, report
+from minguest.model import Disk, Launch
+from minguest.run import require
+from tests.integration.conftest import LINE, ROOT
+from tests.integration.test_wait import LINES
+
+# The first program of a guest: it mounts the disk on PLACE and ends, or has the guest end, by THEN. Its children write
+# to the disk; one of them, which is only there if STUBBORN, does not mind SIGTERM.
+PROGRAM = r"""
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void note(const char *name)
+{
+	int fd;
+
+	if (chdir(PLACE))
+		_exit(9);
+	fd = open(name, O_WRONLY | O_CREAT, 0644);
+	if (fd < 0 || write(fd, "whole\n", 6) != 6)
+		_exit(9);
+}
+
+static void on_term(int number)
+{
+	(void)number;
+	note("ended");
+	_exit(0);
+}
+
+int main(void)
+{
+	mkdir(PLACE, 0755);
+	if (mount("/dev/vda", PLACE, "ext4", 0, NULL) && !ROOT)
+		return 9;
+	if (!fork()) {
+		setsid();		/* else the first program's end is its own */
+		signal(SIGTERM, on_term);
+		for (;;)
+			pause();
+	}
+	if (STUBBORN && !fork()) {
+		prctl(PR_SET_NAME, "stubborn");
+		signal(SIGTERM, SIG_IGN);
+		signal(SIGHUP, SIG_IGN);
+		note("held");
+		for (;;)
+			pause();
+	}
+	note("started");
+	sleep(1);
+	THEN;
+	for (;;)
+		pause();
+}
+"""
+# An ext4 superblock: state at 0x3a, where 1 is clean, and incompatible features at 0x60, where 4 is "needs recovery".
+SUPERBLOCK, STATE, INCOMPATIBLE = 1024, 0x3A, 0x60
+
+Went = tuple[qemu.Run, report.Shutdown, Path]
+
+
+@pytest.fixture(params=LINES)
+def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]:
+    """Boots a guest with a disk and PROGRAM, and lets it go: what came of it, what initd said last, the disk."""
+    if request.param == LINE:
+        request.getfixturevalue("built")
+    bundle = paths.Layout(ROOT, "default", request.param).bundle
+
+    def leave(then: str, *, stubborn: bool = False, root: bool = False, button: bool = False) -> Went:
+        overlay, disk, image = tmp_path / "overlay", tmp_path / "disk", tmp_path / "initrd.img"
+        (overlay / "bin").mkdir(parents=True)
+        (tmp_path / "program.c").write_text(PROGRAM)
+        place = "/" if root else "/mnt"
+        words = [f'-DPLACE="{place}"', f"-DROOT={int(root)}", f"-DSTUBBORN={int(stubborn)}", f"-DTHEN={then}"]
+        command: list[str | Path] = ["musl-gcc", "-static", *words]
+        command += ["-o", overlay / "bin/work", tmp_path / "program.c"]
+        subprocess.run(command, check=True)
+        initd.build(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
+        initrd.build(ROOT / "configs/templates/initrd.list.j2", tmp_path / "initd", (overlay,), image)
+        with disk.open("wb") as file:
+            file.truncate(64 << 20)
+        for name in ("init",) if root else ():
+            (overlay / name).write_bytes((tmp_path / "initd").read_bytes())
+            (overlay / name).chmod(0o755)
+        for name in ("dev", "proc", "sys", "run", "tmp") if root else ():
+            (overlay / name).mkdir()
+        command = [require("mke2fs"), "-q", "-t", "ext4", disk]
+        command[-1:-1] = ["-d", overlay] if root else []
+        subprocess.run(command, check=True)
+        words = ["root=/dev/vda", "rw", "init=/init"] if root else []
+        wanted = Launch(
+            cpus=2, max_cpus=2, gpus=(), disks=(Disk(file=str(disk)),), cmdline=("initd.then=/bin/work", *words)
+        )
+        spec = launch.settle(wanted, launch.Words(accel="tcg"), 64, (), Path("/sys"))
+        (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
+        argv = launch.argv(
+            spec,
+            code=str(bundle / "OVMF_CODE.fd"),
+            variables="OVMF_VARS.fd",
+            kernel=str(bundle / "bzImage"),
+            initrd=str(image),
+        )
+        if root:
+            del argv[argv.index("-initrd") : argv.index("-initrd") + 2]
+        run = qemu.boot(argv, tmp_path, 60, qemu.Deeds(button=button), linger=30)
+        went = report.parse(run.report).shutdown
+        assert went is not None, run.console.decode(errors="replace")[-2000:]
+        return run, went, disk
+
+    return leave
+
+
+def held(disk: Path) -> dict[str, str]:
+    """The files that the program wrote, as they are on the disk; the disk must not need its journal any more."""
+    with disk.open("rb") as file:
+        file.seek(SUPERBLOCK)
+        block = file.read(1024)
+    assert struct.unpack_from("<H", block, STATE)[0] == 1
+    assert struct.unpack_from("<I", block, INCOMPATIBLE)[0] & 4 == 0
+    found = {}
+    for name in ("started", "ended", "held"):
+        command = [require("debugfs"), "-R", f"cat /{name}", str(disk)]
+        found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return found
+
+
+WHOLE = {"started": "whole\n", "ended": "whole\n", "held": ""}
+
+
+def test_a_program_ends_and_what_it_wrote_is_on_the_disk(leave: Callable[..., Went]) -> None:
+    run, went, disk = leave("return 0")
+    assert run.ending == "power-off"
+    assert went == report.Shutdown("exit", "power-off", 0, 0, True, 0)
+    assert held(disk) == WHOLE
+
+
+def test_the_power_button_ends_a_guest_with_programs(leave: Callable[..., Went]) -> None:
+    run, went, disk = leave("(void)0", button=True)
+    assert run.ending == "power-off"
+    assert went == report.Shutdown("power-button", "power-off", 0, 0, True, 0)
+    # It is pressed at the report's end; the program may not have come so far.
+    assert set(held(disk).values()) <= {"whole\n", ""}
+
+
+def test_a_program_that_does_not_end_is_killed_after_a_while(leave: Callable[..., Went]) -> None:
+    run, went, disk = leave("kill(1, SIGUSR2)", stubborn=True)
+    assert run.ending == "power-off"
+    assert went == report.Shutdown("SIGUSR2", "power-off", 1, 0, True, 0)
+    assert held(disk) == {**WHOLE, "held": "whole\n"}
+    assert re.search(rb"initd: stubborn \(\d+\) did not end in time and is killed", run.console)
+
+
+def test_a_disk_that_cannot_be_unmounted_becomes_read_only(leave: Callable[..., Went]) -> None:
+    # It is the root, on which initd itself stands.
+    run, went, disk = leave("kill(1, SIGTERM)", root=True)
+    assert (run.ending, run.detail) == ("reset", "guest-reset")
+    assert went == report.Shutdown("SIGTERM", "reboot", 0, 0, True, 0)
+    assert held(disk) == WHOLE
