@@ -57,6 +57,7 @@ EXTRA = [
         "2 CPUs become 8, and 1 GiB of memory 3 GiB, while the guest runs",
         Words(cpus="2", plug_cpus="8", memory="1G", plug_memory="3G"),
     ),
+    Test("power-button", "the power button is pressed, and the guest shuts down in order", Words(power_button=True)),
     Test("large-bars", "8 cards with a BAR of 128 GiB each", Words(machine="q35", gpu=",".join(["bar:128G"] * 8))),
 ]
 # What launch.with_room appends to an emulated CPU.
@@ -81,6 +82,8 @@ WORDS = {
     "unplug-cpus": "then take CPUs out again, until so many are left",
     "plug-memory": "plug memory in while the guest runs, until there is so much, such as 3G",
 }
+# And what takes no value.
+FLAGS = {"power-button": "press the power button after the report: the guest must shut down in order"}
 
 
 class Bench(msgspec.Struct, frozen=True):
@@ -331,7 +334,8 @@ def attempt(
     """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose what came of it."""
     plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
     try:
-        result = qemu.boot(command, folder, spec.timeout, qemu.Deeds(spec.plug_cpus, spec.unplug_cpus, plugged, nmi))
+        deeds = qemu.Deeds(spec.plug_cpus, spec.unplug_cpus, plugged, nmi, spec.power_button)
+        result = qemu.boot(command, folder, spec.timeout, deeds)
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
         told = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
@@ -388,6 +392,7 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
         and spec.memory == settings.size(memory, "launch.memory")
         and (spec.plug_cpus, spec.unplug_cpus) == (int(words.plug_cpus or 0), int(words.unplug_cpus or 0))
         and spec.plug_memory == (settings.size(words.plug_memory, "--plug-memory") if words.plug_memory else 0)
+        and spec.power_button == words.power_button
         and spec.cmdline == wanted.cmdline
         and [_short(gpu.word) for gpu in spec.gpus] == [_short(name) for name in cards]
     )

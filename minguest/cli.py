@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict; else FOLDER.boot-test")
     for name, text in boottest.WORDS.items():
         command.add_argument(f"--{name}", default="", help=text)
+    for name, text in boottest.FLAGS.items():
+        command.add_argument(f"--{name}", action="store_true", help=text)
     command.set_defaults(run=_boot_test)
 
     command = commands.add_parser(

@@ -103,6 +103,8 @@ class Spec(msgspec.Struct, frozen=True):
     """CPUs that are left when some of those are taken out again; 0: none is."""
     plug_memory: int = 0
     """Bytes of memory that are there in the end, likewise."""
+    power_button: bool = False
+    """The guest waits for its power button in place of powering off by itself."""
     line_words: tuple[str, ...] = ()
     """Words for the kernel that its line wants."""
     window: int = 0
@@ -126,6 +128,7 @@ class Words(msgspec.Struct, frozen=True):
     plug_cpus: str = ""
     unplug_cpus: str = ""
     plug_memory: str = ""
+    power_button: bool = False
 
 
 def settle(
@@ -200,6 +203,7 @@ def settle(
         plug_cpus=plug_cpus,
         unplug_cpus=unplug_cpus,
         plug_memory=plugged,
+        power_button=words.power_button,
         line_words=LINE_WORDS.get(line, ()),
         window=settings.size(launch.window, "launch.window") >> 20 if launch.window else 0,
     )
@@ -500,7 +504,8 @@ def cmdline(spec: Spec) -> list[str]:
     """The kernel's words."""
     # Linux times the timer's interrupt against a busy loop, and where a host is slow it panics: "IO-APIC + timer
     # doesn't work!". By itself it leaves that out only where CPUID tells of KVM (arch/x86/kernel/kvm.c).
-    words = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", "initd.then=poweroff"]
+    then = "wait" if spec.power_button else "poweroff"
+    words = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", f"initd.then={then}"]
     words += [*spec.line_words, *spec.cmdline]
     if spec.plug_cpus or spec.plug_memory:
         words += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)

@@ -468,7 +468,7 @@ class Project:
         )
 
     def boot_test_step(self) -> Task:
-        def test(**words: str) -> None:
+        def test(**words: Any) -> None:
             boottest.run(self.bench, Words(**words), self.guest.launch, say)
 
         return step(
@@ -477,7 +477,7 @@ class Project:
             doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
             file_dep=[self.at.bundle / "manifest.json"],
             facts=_always,
-            params=_params(boottest.WORDS),
+            params=[*_params(boottest.WORDS), *_flags(boottest.FLAGS)],
         )
 
     def evidence_step(self) -> Task:
@@ -818,6 +818,11 @@ class Project:
 def _params(words: Mapping[str, str]) -> list[dict[str, str]]:
     """doit's parameters of a task, by their names on the command line, with what help says of them."""
     return [{"name": name.replace("-", "_"), "long": name, "default": "", "help": text} for name, text in words.items()]
+
+
+def _flags(words: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The same of those that take no value."""
+    return [{**param, "type": bool, "default": False} for param in _params(words)]
 
 
 def _always() -> Mapping[str, Any]:

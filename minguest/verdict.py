@@ -11,7 +11,7 @@ from minguest import cards, console, plan
 from minguest.facts import Fact, of_report
 from minguest.launch import Gpu, Spec
 from minguest.qemu import DEAD_ENDS, Run, functions
-from minguest.report import ROM, PciDevice, Report, cpu_count, cpu_list
+from minguest.report import ROM, PciDevice, Report, Shutdown, cpu_count, cpu_list
 
 # A guest never sees all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
 # Measured with OVMF 2025.02: 1.5 to 4 MiB on both lines.
@@ -190,6 +190,8 @@ def _checks(
         yield _gpu(gpu, in_qemu, devices)
     if window is not None and (high := _high(spec.gpus)):
         yield _window(window, high, in_qemu, devices)
+    if spec.power_button:
+        yield _button(report.shutdown)
     off = run.ending == "power-off"
     panic = _panic(console.lines(run.console))
     why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
@@ -322,6 +324,20 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
     guest += f", node {view.numa_node}" * (gpu.node is not None)
     return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def _button(shutdown: Shutdown | None) -> Check:
+    """Whether the guest shut down because of its power button, and in order."""
+    name, asked = "power button", "shut down in order"
+    if shutdown is None:
+        return Check(name, asked, "", "nothing", False, "the guest did not shut down when it was pressed")
+    wrong = [f"it was {shutdown.why} that ended it"] * (shutdown.why != "power-button")
+    wrong += [f"it went for {shutdown.how}"] * (shutdown.how != "power-off")
+    wrong += [f"{shutdown.killed} programs had to be killed, {shutdown.left} are left"] * bool(shutdown.killed)
+    wrong += ["not all was written to the disks"] * (not shutdown.synced)
+    if shutdown.busy != 0:
+        wrong.append(f"{'some' if shutdown.busy is None else shutdown.busy} file systems stayed writable")
+    return Check(name, asked, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
 
 
 def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:

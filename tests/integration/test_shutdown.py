@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out of a guest: by its power button and by itself, with a disk, and programs that end or do not."""
 
+import json
 import re
 import struct
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 from minguest import initd, initrd, launch, paths, qemu, report
 from minguest.model import Disk, Launch
 from minguest.run import require
-from tests.integration.conftest import LINE, ROOT
+from tests.integration.conftest import LINE, ROOT, Doit
+from tests.integration.test_cards import checks
 from tests.integration.test_wait import LINES
 
 # The first program of a guest: it mounts the disk on PLACE and ends, or has the guest end, by THEN. Its children write
@@ -175,3 +177,14 @@ def test_a_disk_that_cannot_be_unmounted_becomes_read_only(leave: Callable[..., 
     assert (run.ending, run.detail) == ("reset", "guest-reset")
     assert went == report.Shutdown("SIGTERM", "reboot", 0, 0, True, 0)
     assert held(disk) == WHOLE
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_boot_test_presses_the_power_button(line: str, doit: Doit) -> None:
+    result = doit("boot-test", "--power-button", f"kernel={line}")
+    assert result.returncode == 0, result.stdout
+    folder = paths.Layout(ROOT, "default", line).boot_test
+    row = checks(folder)["power button"]
+    assert (row["guest"], row["ok"]) == ("power-button, power-off", True)
+    outcome = json.loads((folder / "verdict.json").read_bytes())
+    assert "initd.then=wait" in outcome["argv"][outcome["argv"].index("-append") + 1]

@@ -31,9 +31,9 @@ def names(launch: Launch) -> list[str]:
 
 def test_the_tests_are_both_machines_the_guests_own_and_the_extra() -> None:
     cells = [f"boot-test-{machine}-{cpus}" for machine in ("q35", "pc") for cpus in (1, 4, 8)]
-    assert names(LAUNCH) == [*cells, "hotplug", "large-bars"]
+    assert names(LAUNCH) == [*cells, "hotplug", "power-button", "large-bars"]
     own = Launch(machine="pc", cpus=6)
-    assert names(own)[-4:-2] == ["boot-test-pc-6", "boot-test-pc-8"]
+    assert names(own)[-5:-3] == ["boot-test-pc-6", "boot-test-pc-8"]
     assert boottest.own_test(own) == "boot-test-pc-6"
 
 
@@ -61,6 +61,7 @@ BARS = tuple(launch.Gpu(f"gpu{n}", "bar:128G", bar=128 << 30) for n in range(8))
         (HOT, ["hotplug"]),
         ({**HOT, "plug_cpus": 7}, []),
         ({**HOT, "plug_memory": 0}, []),
+        ({"power_button": True}, ["power-button"]),
         ({"gpus": BARS, "cpu": "max,phys-bits=43"}, ["large-bars"]),
         ({"gpus": BARS, "machine": "pc"}, []),
         ({"gpus": BARS[1:]}, []),
@@ -127,11 +128,12 @@ def at(tmp_path: Path) -> Layout:
         ({"machine": "pc"}, False),
         ({"plug_cpus": "8"}, False),
         ({"plug_memory": "2G"}, False),
+        ({"power_button": True}, False),
     ],
 )
 @pytest.mark.parametrize("accel", launch.ACCELS)
 def test_the_guests_own_launch_is_started_by_its_script(
-    at: Layout, words: dict[str, str], by_it: bool, accel: Accel
+    at: Layout, words: dict[str, Any], by_it: bool, accel: Accel
 ) -> None:
     spec = asked(launch.Words(**words), accel=accel)
     assert boottest.scripted(bundle.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)

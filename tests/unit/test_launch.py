@@ -156,6 +156,11 @@ def test_what_is_plugged_in_gets_room_and_is_waited_for(sysfs: Path) -> None:
     assert "initd.wait" not in " ".join(room)
 
 
+def test_a_guest_whose_power_button_is_pressed_waits_for_it(sysfs: Path) -> None:
+    (append,) = value(argv(settle(Launch(), Words(accel="tcg", power_button=True), 64, MODELS, sysfs)), "-append")
+    assert "initd.then=wait" in append and "poweroff" not in append
+
+
 @pytest.mark.parametrize(
     ("launched", "words", "message"),
     [

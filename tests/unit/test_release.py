@@ -76,7 +76,8 @@ def test_every_check_is_told(at: Layout, key: Path) -> None:
     assert results(at.release) == {
         "boot-test-q35-1": "NOT RUN", "boot-test-q35-4": "PASS", "boot-test-q35-8": "NOT RUN",
         "boot-test-pc-1": "NOT RUN", "boot-test-pc-4": "NOT RUN", "boot-test-pc-8": "FAIL",
-        "reproduce": "NOT RUN", "hotplug": "NOT RUN", "large-bars": "NOT RUN", "rehearsal": "NOT RUN",
+        "reproduce": "NOT RUN", "rehearsal": "NOT RUN",
+        "hotplug": "NOT RUN", "power-button": "NOT RUN", "large-bars": "NOT RUN",
         "pits": "NOT RUN", "real-card": "NOT RUN",
     }  # fmt: skip
     for name in (released.NOTES, released.PAGE):

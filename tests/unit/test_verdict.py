@@ -408,6 +408,50 @@ def test_what_was_taken_out_again_is_gone() -> None:
     assert kept.reason == "CPUs: 4 of 3"
 
 
+BUTTON = msgspec.structs.replace(SPEC, power_button=True)
+DOWN = report.Shutdown("power-button", "power-off", 0, 0, True, 0)
+
+
+def pressed(spec: Spec = BUTTON, ending: Ending = "power-off", **changes: Any) -> verdict.Verdict:
+    """The verdict on a guest that went down with these `changes` to the right way."""
+    text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in END_TOO).encode()
+    seen = msgspec.structs.replace(report.parse(text), shutdown=msgspec.structs.replace(DOWN, **changes))
+    return verdict.judge(spec, Run((), ending, "a detail", b"", text, VIEWS, 2.0, 2.1, 3.0), seen)
+
+
+END_TOO = [*RECORDS, {"record": "end", "status": "ok", "records": len(RECORDS)}]
+
+
+def test_a_power_button_ends_the_guest_in_order() -> None:
+    judged = pressed()
+    assert judged.result == "pass"
+    row = next(check for check in judged.checks if check.name == "power button")
+    assert (row.asked, row.qemu, row.guest) == ("shut down in order", "", "power-button, power-off")
+    assert "power button" not in [check.name for check in pressed(SPEC).checks]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"why": "initd.then"}, "it was initd.then that ended it"),
+        ({"how": "reboot"}, "it went for reboot"),
+        ({"killed": 2, "left": 1}, "2 programs had to be killed, 1 are left"),
+        ({"synced": False}, "not all was written to the disks"),
+        ({"busy": 1}, "1 file systems stayed writable"),
+        ({"busy": None}, "some file systems stayed writable"),
+    ],
+)
+def test_a_shutdown_that_was_not_in_order_fails(changes: dict[str, Any], reason: str) -> None:
+    judged = pressed(**changes)
+    assert (judged.result, judged.reason) == ("failed", f"power button: {reason}")
+
+
+def test_a_power_button_that_nobody_heard_fails() -> None:
+    judged = judge(spec=BUTTON, ending="no power-off")
+    assert judged.result == "failed"
+    assert "power button: the guest did not shut down when it was pressed; power-off: a detail" in judged.reason
+
+
 def test_a_card_of_the_hosts_is_what_it_is_there() -> None:
     # Its class is the host's business.
     seen = gpu_changed(gpu=False, **{"class": "00ff00"})
