@@ -352,7 +352,7 @@ class Host:
         spec = msgspec.structs.replace(OWN, **{"accel": "auto", **changes})
         return boottest.accelerator(self.bench, spec, version, bundle.load(self.at.bundle))
 
-    def run(self, wanted: Launch = workshop.LAUNCH, **words: str) -> boottest.Outcome:
+    def run(self, wanted: Launch = workshop.LAUNCH, **words: Any) -> boottest.Outcome:
         (self.bench.folder / "heard.jsonl").unlink(missing_ok=True)  # the fake's own
         boottest.run(self.bench, launch.Words(**{"accel": "tcg", **words}), wanted, self.said.append)
         return self.outcome()
