@@ -25,8 +25,9 @@ from minguest.report import BEGIN, END, IN_USE, READY
 LOOK = 0.02
 # Seconds that a guest has to power off after its report ended. Without ACPI it cannot, and halts.
 POWER_OFF = 10.0
-# Bytes of console after which the guest counts as lost: it repeats itself.
-CONSOLE_MAX = 64 << 20
+# Bytes of console after which the guest counts as lost: it repeats itself. To judge as much takes some seconds and
+# 300 MiB; the wordiest kernels say 1 MiB.
+CONSOLE_MAX = 8 << 20
 # Bytes of report, likewise. A guest with a thousand PCI functions writes about 1 MiB.
 REPORT_MAX = 8 << 20
 # Bytes of QEMU's own words that qemu.log gets: so many of the first ones, and of the last ones if there are more.

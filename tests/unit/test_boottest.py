@@ -14,7 +14,7 @@ import pytest
 
 from minguest import boottest, bundle, cli, contract, evidence, files, gather, kvm, launch, pits, qemu, report, verdict
 from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
-from minguest.model import Accel, Launch, Node
+from minguest.model import Accel, Disk, Launch, Node
 from minguest.paths import Layout
 from tests import fake_qmp, launches, workshop
 from tests.fake_qmp import WELL
@@ -58,7 +58,12 @@ BARS = tuple(launch.Gpu(f"gpu{n}", "bar:128G", bar=128 << 30) for n in range(8))
         ({"cmdline": ()}, []),
         ({"cpu": "host"}, []),
         ({"max_cpus": 8}, []),
+        ({"disks": (Disk(file="/x"),)}, []),
+        ({"gpus": (launch.Gpu("gpu0", "SECONDARY-VGA", model="secondary-vga"),)}, ["boot-test-q35-4"]),
+        ({"cpu": "max,phys-bits=43"}, ["boot-test-q35-4"]),
+        ({"plug_cpus": 8}, []),
         (HOT, ["hotplug"]),
+        ({**HOT, "unplug_cpus": 4}, []),
         ({**HOT, "plug_cpus": 7}, []),
         ({**HOT, "plug_memory": 0}, []),
         ({"power_button": True}, ["power-button"]),
@@ -329,6 +334,43 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
     other.mkdir()
     boottest.make_empty(folder, other)
     assert (folder / launch.LINK).resolve() == other
+
+
+def test_every_word_is_explained() -> None:
+    assert [name.replace("-", "_") for name in boottest.WORDS] == list(launch.Words.__struct_fields__)
+    assert all(boottest.WORDS.values())
+
+
+def test_huge_pages_are_counted_elsewhere() -> None:
+    boottest.check_memory(msgspec.structs.replace(OWN, memory=5 << 30, hugepages="2M"), MEMINFO)
+    with pytest.raises(UserError, match="memory 3 GiB: 2048 MiB are available"):
+        boottest.check_memory(msgspec.structs.replace(OWN, memory=3 << 30, lock_memory=True), MEMINFO)
+
+
+def test_a_test_needs_no_more_than_it_says() -> None:
+    hot, pc = (next(test for test in boottest.EXTRA + boottest.tests(LAUNCH) if test.name == name)
+               for name in ("hotplug", "boot-test-pc-8"))  # fmt: skip
+    assert boottest.cannot(hot, Launch(max_cpus=8), 8) == ""
+    assert "built for fewer" in boottest.cannot(hot, Launch(max_cpus=8), 7)
+    assert boottest.cannot(pc, Launch(numa=(Node("1G"),)), 8) == ""
+    assert "cards near nodes" in boottest.cannot(pc, Launch(numa=(Node("1G", gpus=(0,)),)), 8)
+    assert boottest.cannot(boottest.EXTRA[1], Launch(numa=(Node("1G", gpus=(0,)),)), 1) == ""
+
+
+def test_breaches_are_of_what_is_launched(tmp_path: Path) -> None:
+    known = pits.load(workshop.ROOT / "configs/pits")
+    (tmp_path / "kernel.config").write_text(sound(ACPI_HOTPLUG_MEMORY="n", NUMA="n", NR_CPUS="8"))
+
+    def broken(**changes: Any) -> set[str]:
+        spec = msgspec.structs.replace(OWN, **{"max_cpus": 8, **changes})
+        found = boottest.breaches_of(known, tmp_path / "kernel.config", LAUNCH, spec, "4.12")
+        return {each.option for each in found}
+
+    assert broken() == set()
+    assert broken(max_cpus=9) == {"NR_CPUS"}
+    assert "ACPI_HOTPLUG_MEMORY" in broken(max_memory=4 << 30)
+    nodes = (launch.Node((0,), 1 << 29, (10, 20)), launch.Node((1,), 1 << 29, (20, 10)))
+    assert "NUMA" in broken(numa=nodes)
 
 
 # ── which accelerator ──
@@ -627,3 +669,49 @@ def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pyt
         bench = boottest.Bench("it", at.bundle, at.boot_test, at.kvm)
         boottest.run(bench, launch.Words(accel="tcg"), workshop.LAUNCH, lambda _: None)
     assert asked_for == [verdict.Shipped("4.12.14", "2025.02-8+deb13u1")]
+
+
+def test_room_for_large_bars_is_told_and_looked_at(host: Host) -> None:
+    regions = [{"bar": 2, "type": "memory", "size": 1 << 36, "address": 1 << 32}]
+    card = {"bus": 1, "slot": 0, "function": 0, "qdev_id": "gpu0", "regions": regions}
+    answers = {**made(), "query-pci": [{"bus": 0, "devices": [card]}]}
+    bar = {"index": 2, "start": hex(1 << 32), "size": 1 << 36, "kind": "mem64", "assigned": True}
+    text = records().replace('"gpu":true', '"gpu":false')
+    lines = [json.loads(line) for line in text.splitlines() if '"0000:00:0' not in line]
+    lines[-2]["bars"], lines[-1]["records"] = [bar], len(lines) - 1
+    text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines)
+    host.qemu(*steps(text), answers=answers)
+    with pytest.raises(GuestFailed, match="BAR window: not where it was planned"):
+        host.run(gpu="bar:64G")
+    assert host.said[1].startswith("64-bit window: ")
+    # A window of the launch's own is not the plan's.
+    wanted = msgspec.structs.replace(workshop.LAUNCH, window="256G")
+    assert host.run(wanted, gpu="bar:64G").verdict.result == "pass"
+
+
+def test_more_memory_than_there_is_is_refused_before_anything_starts(host: Host) -> None:
+    host.qemu(["exit", 1])
+    with pytest.raises(UserError, match="are all that this host has"):
+        host.run(memory="512T")
+    assert not host.bench.folder.exists()
+
+
+def test_an_attempt_does_what_it_is_told(host: Host, tmp_path: Path) -> None:
+    host.qemu(["heard", "qmp_capabilities"], ["report", records()], ["heard", "inject-nmi"], *fake_qmp.POWER_OFF)
+    known = pits.load(host.at.pits)
+    breach = contract.Breach("EFI", "y", "n", "20-efi", "one CPU", "efi-off")
+    command = [str(host.path / "qemu-system-x86_64")]
+    trial = boottest.attempt(OWN, command, tmp_path, known, [breach], ["a problem"], nmi=True)
+    assert trial.verdict is not None
+    assert "a problem" in trial.verdict.reason
+    assert trial.roots == ("efi-off",)
+    assert not trial.blind.roots
+    assert trial.argv == (*command,)
+    assert len([each for each in fake_qmp.heard(tmp_path) if each["execute"] == "inject-nmi"]) == 1
+
+
+def test_what_qemu_said_itself_is_read_too(host: Host, tmp_path: Path) -> None:
+    host.qemu(["stderr", "KVM internal error. Suberror: 1\n"], *steps(""))
+    command = [str(host.path / "qemu-system-x86_64")]
+    trial = boottest.attempt(OWN, command, tmp_path, pits.load(host.at.pits), [])
+    assert "kvm-unusable" in trial.roots
