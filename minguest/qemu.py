@@ -10,7 +10,6 @@ import os
 import shlex
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -38,7 +37,7 @@ LAST_LINES, LINE_MAX = 10, 300
 # Seconds between the end of QMP and that of QEMU, if it is QEMU that ends.
 GRACE = 1.0
 
-# Where a guest stands for ever, by its words on the console: it is given DEAD_END seconds to say the rest.
+# Where a guest stands and stays, by its words on the console: it is given DEAD_END seconds to say the rest.
 DEAD_ENDS = {
     b"UEFI Interactive Shell": "it stands in the UEFI shell: the firmware could not start the kernel",
     b"!!!! X64 Exception Type": "the firmware crashed",
@@ -117,10 +116,8 @@ def boot(
     """
     result = start(argv, folder, timeout, deeds, linger, look)
     if result.ending == "qemu died" and not result.console and not result.report:
-        message = last_words(folder / "qemu.log")
-        raise ToolError(
-            f"QEMU ended before the guest ran: {result.detail}\n{message}", f"the command is {folder / 'qemu.sh'}"
-        )
+        why = f"{result.detail}\n{last_words(folder / 'qemu.log')}"
+        raise ToolError(f"QEMU ended before the guest ran: {why}", f"the command is {folder / 'qemu.sh'}")
     return result
 
 
@@ -261,20 +258,18 @@ async def _tee(stream: asyncio.StreamReader, console: bytearray, sink: IO[bytes]
 
 async def _keep(stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
     """Copy the first bytes as they come and, at the end, the last ones: why a program died is what it says last."""
-    room, dropped, last = WORDS_MAX, 0, deque[bytes]()
+    room, dropped, last = WORDS_MAX, 0, b""
     try:
         while chunk := await stream.read(1 << 16):
             sink.write(chunk[:room])
             sink.flush()
             rest = chunk[room:]
             room -= len(chunk) - len(rest)
-            last.append(rest)
             dropped += len(rest)
-            while sum(map(len, last)) - len(last[0]) >= LAST_WORDS_MAX:
-                last.popleft()
+            last = (last + rest)[-LAST_WORDS_MAX:]
     finally:
-        if tail := b"".join(last)[-LAST_WORDS_MAX:]:
-            sink.write(b"\n[%d bytes left out]\n" % (dropped - len(tail)) + tail)
+        if last:
+            sink.write(b"\n[%d bytes left out]\n" % (dropped - len(last)) + last)
 
 
 def _died(status: int) -> str:
@@ -313,7 +308,6 @@ class _Watch:
         self.end: float | None = None
         self.shutdown: str | None = None
         self.broken = False
-        self.connected = False
         self.mute: tuple[float, str] | None = None
         self.looked_at = 0
         self.stands: tuple[float, str] | None = None
@@ -341,24 +335,20 @@ class _Watch:
                 await asyncio.sleep(LOOK)
         finally:
             talk.cancel()
-            await asyncio.wait([talk])
-            if not talk.cancelled():
+            await asyncio.wait([talk], timeout=qmp.ANSWER)
+            if talk.done() and not talk.cancelled():
                 talk.exception()  # else asyncio complains that nobody asked
         ending, detail = done
-        views, why = await self._views() if ending != "qemu died" else ({}, "")
+        views, why = await self.qmp.views() if ending != "qemu died" else ({}, "")
         if why and self.end is not None and ending != "no answer":
             # A guest that nobody can compare with what QEMU made neither passes nor fails.
             return "no answer", why, views
         return ending, detail, views
 
-    async def _views(self) -> tuple[dict[str, Any], str]:
-        return await self.qmp.views() if self.connected else ({}, "QMP could not be reached")
-
     async def _talk(self) -> None:
         """Hear and act until QMP ends."""
         while not await self.qmp.connect():
             await asyncio.sleep(LOOK)
-        self.connected = True
         try:
             while self.qmp.up:
                 await self._hear()
@@ -410,7 +400,7 @@ class _Watch:
             if event["event"] == "SHUTDOWN":
                 self.shutdown = qmp.reason(event)
             elif self.shutdown is None:
-                # KVM stops a guest whose code it cannot run, says so only here, and would wait for ever. After
+                # KVM stops a guest whose code it cannot run, says so only here, and would wait without end. After
                 # SHUTDOWN it is no news: QEMU keeps a guest that has ended stopped.
                 status = await self.qmp.answer("query-status")
                 self.broken = status["status"] == "internal-error"

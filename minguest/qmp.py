@@ -145,6 +145,8 @@ class Connection:
     async def views(self) -> tuple[dict[str, Any], str]:
         """The answers by the names in QUERIES, as far as they come; and why not all of them, if so."""
         views: dict[str, Any] = {}
+        if not self.up:
+            return views, "QMP could not be reached"
         try:
             for name, query in QUERIES.items():
                 views[name] = await self.answer(query)

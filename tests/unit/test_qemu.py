@@ -121,7 +121,7 @@ def test_a_report_that_comes_in_pieces(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("words", list(qemu.DEAD_ENDS))
-def test_where_a_guest_stands_for_ever(rig: Rig, short: None, words: bytes) -> None:
+def test_where_a_guest_stands(rig: Rig, short: None, words: bytes) -> None:
     text = words.decode()
     # Cut by a look, among others.
     run = rig.boot(["console", "BdsDxe\n" + text[:9]], ["wait", 0.2], ["console", text[9:] + "\nmore\n"])
