@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, cpio, launch, paths, qemu, report, verdict
+from minguest import boottest, cpio, kvm, launch, paths, qemu, report, verdict
 from minguest.archive import gzip_bytes
-from minguest.errors import ToolError
+from minguest.errors import GuestError, ToolError
 from minguest.launch import Words
 from minguest.model import Launch
 from tests.integration.conftest import LINE, ROOT, Doit
@@ -173,6 +173,27 @@ def test_qemu_that_dies_at_once_is_named(bench: Bench) -> None:
 def test_qemu_that_is_missing_is_named(bench: Bench) -> None:
     with pytest.raises(ToolError, match="qemu-system-none: no such program"):
         qemu.boot(["qemu-system-none"], bench.folder, 10)
+
+
+def test_what_auto_says_of_kvm_is_so(built: paths.Layout, tmp_path: Path) -> None:
+    """Whatever this machine's KVM can: a guest that asks for it passes where auto takes it, and nowhere else."""
+    bench = boottest.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
+    said: list[str] = []
+    boottest.run(bench, Words(cpus="1"), Launch(), said.append)
+    takes = json.loads((bench.folder / "verdict.json").read_bytes())["spec"]["accel"] == "kvm"
+    assert takes or "software emulation (/dev/kvm " in said[0]
+    opens = not kvm.closed()
+    if bench.kvm.exists():
+        assert json.loads(bench.kvm.read_bytes())[1] == takes
+    else:
+        assert not opens
+    try:
+        boottest.run(bench, Words(cpus="1", accel="kvm"), Launch(), said.append)
+    except (ToolError, GuestError) as error:
+        assert not takes, error
+        assert not opens or "kvm-unusable" in f"{error}{said[-1]}"
+    else:
+        assert takes
 
 
 # ── the pit that this project exists for ──
