@@ -24,8 +24,7 @@ from minguest.report import BEGIN, END, IN_USE, READY
 LOOK = 0.02
 # Seconds that a guest has to power off after its report ended. Without ACPI it cannot, and halts.
 POWER_OFF = 10.0
-# Bytes of console after which the guest counts as lost: it repeats itself. To judge as much takes some seconds and
-# 300 MiB; the wordiest kernels say 1 MiB.
+# Bytes of console after which the guest counts as lost: it repeats itself. To judge as much takes some seconds.
 CONSOLE_MAX = 8 << 20
 # Bytes of report, likewise. A guest with a thousand PCI functions writes about 1 MiB.
 REPORT_MAX = 8 << 20
@@ -299,7 +298,6 @@ class _Watch:
         self.source = source
         self.readers = readers
         self.process = process
-        self.folder = folder
         self.start = start
         self.timeout = timeout
         self.console = console
@@ -308,6 +306,7 @@ class _Watch:
         self.end: float | None = None
         self.shutdown: str | None = None
         self.broken = False
+        self.over = False
         self.mute: tuple[float, str] | None = None
         self.looked_at = 0
         self.stands: tuple[float, str] | None = None
@@ -334,6 +333,8 @@ class _Watch:
                     break
                 await asyncio.sleep(LOOK)
         finally:
+            # To cancel it is not enough: asyncio.wait_for loses that where what it waits for ends at that moment.
+            self.over = True
             talk.cancel()
             await asyncio.wait([talk], timeout=qmp.ANSWER)
             if talk.done() and not talk.cancelled():
@@ -347,10 +348,10 @@ class _Watch:
 
     async def _talk(self) -> None:
         """Hear and act until QMP ends."""
-        while not await self.qmp.connect():
+        while not self.over and not await self.qmp.connect():
             await asyncio.sleep(LOOK)
         try:
-            while self.qmp.up:
+            while self.qmp.up and not self.over:
                 await self._hear()
                 await self._act()
                 await asyncio.sleep(LOOK)
@@ -400,8 +401,7 @@ class _Watch:
             if event["event"] == "SHUTDOWN":
                 self.shutdown = qmp.reason(event)
             elif self.shutdown is None:
-                # KVM stops a guest whose code it cannot run, says so only here, and would wait without end. After
-                # SHUTDOWN it is no news: QEMU keeps a guest that has ended stopped.
+                # KVM stops a guest whose code it cannot run, and says so only here. After SHUTDOWN it is no news.
                 status = await self.qmp.answer("query-status")
                 self.broken = status["status"] == "internal-error"
 

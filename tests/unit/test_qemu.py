@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of QEMU ends, bounded in time and bytes, and says how, whatever QEMU does: here a program is in its place."""
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -308,6 +310,19 @@ def test_a_qmp_that_says_nothing_does_not_hold_up_the_rest(rig: Rig) -> None:
     assert run.end < 3
     assert run.wall < 5
     assert run.ending == "no answer"
+
+
+def test_a_connection_that_cannot_be_cancelled_holds_up_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect(_: qmp.Connection) -> bool:
+        # As asyncio.wait_for did when QEMU died while it was connected to.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return False
+
+    monkeypatch.setattr(qmp.Connection, "connect", connect)
+    run = rig.boot(timeout=0.5)
+    assert run.ending == "deadline"
+    assert run.wall < 5
 
 
 def test_a_socket_with_a_long_name_is_reached(tmp_path: Path) -> None:
