@@ -182,6 +182,11 @@ def test_qemu_that_dies_before_it_answered_died(rig: Rig, event: str) -> None:
     assert run.views == {}
 
 
+def test_qemu_that_hangs_up_first_and_then_dies_died(rig: Rig) -> None:
+    run = rig.boot(CONNECTED, ["report", REPORT], ["wait", 0.2], ["close"], ["wait", 0.3], ["exit", 4])
+    assert (run.ending, run.detail, run.status) == ("qemu died", "exit status 4", 4)
+
+
 # ── QEMU that does not answer ──
 
 
