@@ -189,7 +189,8 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
     _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text())
     if made is None or made.fits:
         return ""
-    why = f"no room on this machine under {accel}: " + " ".join("; ".join(made.warnings).split())
+    said = [line.strip() for warning in made.warnings for line in warning.splitlines()]
+    why = f"no room on this machine under {accel}: {'; '.join(said)}"
     if bench.evidence is not None:
         with files.replacing_tree(bench.evidence / test.name) as kept:
             files.write(kept / NO_ROOM, msgspec.json.encode(NoRoom(manifest.files, wanted, why)))

@@ -52,8 +52,8 @@ class Kernel(msgspec.Struct, frozen=True):
     @property
     def release(self) -> str:
         """As uname(2) tells it in the guest: the image's own word for it, else the version of its source."""
-        told = self.inspected.get("bzimage")
-        own = told.get("version") if isinstance(told, dict) else None
+        image = self.inspected.get("bzimage")
+        own = image.get("version") if isinstance(image, dict) else None
         return next(iter(own.split()), self.version) if isinstance(own, str) else self.version
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's disks: what of a Disk cannot be, and how QEMU is told of one. Looks at files, writes none."""
+"""A guest's disks: what of a Disk cannot be, and the words that QEMU takes for one. Looks at files, writes none."""
 
 import ipaddress
 import re
@@ -16,7 +16,7 @@ MONITOR_PORT = 6789
 
 
 def settle(where: str, disk: model.Disk, here: bool) -> model.Disk:
-    """A disk that QEMU can be told of; UserError for what it would stumble over, or what would give a key away."""
+    """A disk that QEMU can have; UserError for what it would stumble over, or what would give a key away."""
     if bool(disk.file) == bool(disk.rbd):
         raise UserError(f"{where}: file = and rbd = exclude each other, and one of them is wanted")
     if disk.file:

@@ -25,7 +25,7 @@ INTEL = "GenuineIntel"
 # QEMU's default where nobody says phys-bits (target/i386/cpu.h: TCG_PHYS_ADDR_BITS), and what -cpu accepts.
 BITS_DEFAULT, BITS_MIN, BITS_MAX = 40, 32, 52
 # Vendors of QEMU's CPU models under software emulation, by their names' beginnings; all others are Intel's
-# (target/i386/cpu.c: builtin_x86_defs; query-cpu-model-expansion of QEMU 7.2 told each one's).
+# (target/i386/cpu.c: builtin_x86_defs; as QEMU 7.2's query-cpu-model-expansion says).
 MODELS = {"AuthenticAMD": "max|qemu64|EPYC|Opteron|phenom|athlon", "other": "base|Dhyana|YongFeng"}
 # OVMF uses no more with 4-level paging, "as some older Linux kernels have problems" (PlatformAddressWidthFromCpuid).
 BITS_USED = 46

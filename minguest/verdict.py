@@ -209,7 +209,7 @@ def _firmware(report: Report, shipped: Shipped | None) -> Check:
 
 
 def _kernel(report: Report, shipped: Shipped) -> Check:
-    release = (report.record("begin").get("kernel") or {}).get("release") or "not known"
+    release = (report.record("begin").get("kernel") or {}).get("release") or "not reported"
     ok = release == shipped.kernel
     return Check(
         "kernel", shipped.kernel, "", release, ok, "" if ok else f"it is {release}, the bundle has {shipped.kernel}"
@@ -316,8 +316,10 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
         if region["address"] == UNMAPPED:
             off = f"the device does not decode (command {view.command})"
             wrong.append(f"BAR {index} ({_size(region['size'])}): guest {bar.start}, and {off}")
-        elif (int(bar.start or "0", 16), bar.size) != (region["address"], region["size"]):
+        elif int(bar.start or "0", 16) != region["address"]:
             wrong.append(f"BAR {index}: guest {bar.start}, QEMU {region['address']:#x}")
+        elif bar.size != region["size"]:
+            wrong.append(f"BAR {index}: guest {_size(bar.size or 0)}, QEMU {_size(region['size'])}")
     if not regions:
         wrong.append("QEMU tells no BARs")
     placed = sum(bar.assigned for bar in bars.values())

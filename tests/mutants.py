@@ -65,6 +65,8 @@ def _values(node: ast.AST) -> Iterator[ast.AST]:
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue
+        if name == "keywords" and isinstance(node, ast.ClassDef):
+            continue  # what kind of class it is: frozen, for one
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, ast.AST) and not _is_text(each) and not _is_type(each):
                 yield from _values(each)
@@ -155,7 +157,7 @@ def _of_strings(node: ast.BinOp) -> bool:
 
 
 def _keys(node: ast.AST) -> list[ast.Constant]:
-    """Strings by which something is looked up or told apart."""
+    """Strings by which something is looked up or distinguished."""
     found: list[ast.expr | None] = []
     if isinstance(node, ast.Subscript):
         found = [node.slice]

@@ -161,6 +161,25 @@ def test_a_guest_whose_power_button_is_pressed_waits_for_it(sysfs: Path) -> None
     assert "initd.then=wait" in append and "poweroff" not in append
 
 
+@pytest.mark.parametrize("slots", [1, 256])
+def test_a_machine_has_as_many_slots_as_qemu_takes(slots: int, sysfs: Path) -> None:
+    assert settle(Launch(max_memory="4G", slots=slots), Words(), 64, MODELS, sysfs).slots == slots
+
+
+def test_the_cpus_that_there_are_in_the_end(sysfs: Path) -> None:
+    for words, last in (
+        (Words(), 4), (Words(plug_cpus="8"), 8), (Words(cpus="2", plug_cpus="8", unplug_cpus="4"), 4),
+    ):  # fmt: skip
+        assert settle(Launch(), words, 64, MODELS, sysfs).last_cpus == last
+    # As far as the kernel and the launch go, and to the CPUs that there were.
+    assert settle(Launch(), Words(plug_cpus="64"), 64, MODELS, sysfs).last_cpus == 64
+    assert settle(Launch(), Words(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs).last_cpus == 4
+    (append,) = value(argv(settle(Launch(), Words(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs)), "-append")
+    assert append.endswith(" initd.wait-cpus=8 initd.wait-cpus-left=4 initd.wait-seconds=20")
+    plain = settle(Launch(), Words(), 64, MODELS, sysfs)
+    assert (plain.slots, plain.max_memory, plain.plug_cpus, plain.unplug_cpus, plain.plug_memory) == (0, 0, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("launched", "words", "message"),
     [

@@ -10,7 +10,7 @@ from typing import Literal
 
 Kind = Literal["a", "b"]
 
-class Box:
+class Box(Base, frozen=True):
     """It holds 1."""
 
     size: Literal[1] = 3
@@ -38,7 +38,7 @@ def test_each_place_is_one_fault_that_compiles() -> None:
         assert text != right and len(lines) <= 2, place.what
         kinds.add(place.kind)
         for kept in ("A module that is one thing.", "It holds 1.", "At least 2.", "0 or more.", "size: Literal[1]",
-                     "Literal['a', 'b']", "kind: Kind", "dict[str, int]"):  # fmt: skip
+                     "frozen=True", "Literal['a', 'b']", "kind: Kind", "dict[str, int]"):  # fmt: skip
             assert kept in text, (kept, place.what)
     assert kinds == {
         "comparison", "negated condition", "constant", "operator", "dropped statement", "dropped call",

@@ -119,7 +119,7 @@ def test_no_cell_tells_what_nobody_looked_at() -> None:
         (lambda: changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
         (lambda: changed("begin", kernel={"release": "6.12.9"}), "kernel: it is 6.12.9, the bundle has 6.12.94"),
         (lambda: changed("begin", kernel={"release": "6.12.94+"}), "kernel: it is 6.12.94+, the bundle has 6.12.94"),
-        (lambda: changed("begin", kernel=None), "kernel: it is not known, the bundle has 6.12.94"),
+        (lambda: changed("begin", kernel=None), "kernel: it is not reported, the bundle has 6.12.94"),
     ],
 )
 def test_another_kernel_or_firmware_than_the_bundles_fails(
@@ -311,10 +311,13 @@ def test_a_guest_that_is_lost_elsewhere_is_found(screen: bytes, reason: str) -> 
 
 def test_a_guest_in_a_pit_does_not_pass() -> None:
     passed = verdict.with_pits(judge(), {})
-    assert (passed.result, passed.checks[-1].name, passed.checks[-1].ok) == ("pass", "pits", True)
+    assert (passed.result, passed.reason) == ("pass", "three views agree")
+    assert passed.checks[-1] == verdict.Check("pits", "none", "", "none known", True)
     found = verdict.with_pits(judge(), {"msi-off": "no MSI"})
     assert (found.result, found.reason) == ("failed", "three views agree, but msi-off: no MSI")
-    assert [check.name for check in found.checks if not check.ok] == ["pits"]
+    assert [check for check in found.checks if not check.ok] == [
+        verdict.Check("pits", "none", "", "msi-off", False, "msi-off: no MSI")
+    ]
     # Where another row is wrong, that is the failure, and the pit only its name.
     failed = judge(changed("firmware", kind="bios"))
     assert verdict.with_pits(failed, {"seabios": "SeaBIOS"}) == failed
@@ -484,6 +487,138 @@ def test_large_bars_are_where_they_were_planned() -> None:
     assert gone is not None and not gone.ok and gone.guest == "0 of 1 BARs"
 
 
+def test_a_window_has_its_ends() -> None:
+    card = msgspec.structs.replace(HOST_CARD, bars=(cards.Bar(0, 1 << 24, 64, True),))
+    lines = [*gpu_changed(gpu=False, **{"class": "00ff00"})]
+    lines.append({"record": "end", "status": "ok", "records": len(lines)})
+    seen = report.parse("".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines).encode())
+    run = Run((), "power-off", "", b"", b"", VIEWS, 2.0, 2.1, 3.0)
+    for base, size, ok in (
+        (0xC0000000, 1 << 24, True), (0xBF000000, 1 << 25, True), (0xC0000001, 1 << 24, False),
+        (0xC0000000, (1 << 24) - 1, False), (0xBF000000, (1 << 25) - 1, False), (0xC1000000, 1 << 24, False),
+    ):  # fmt: skip
+        window = plan.Window(base, size, "as told")
+        judged = verdict.judge(of_host(card), run, seen, window=window)
+        row = next(check for check in judged.checks if check.name == "BAR window")
+        assert row.ok is ok and row.asked == f"{base:#x} to {base + size:#x}"
+        assert row.why == ("" if ok else f"not where it was planned, {row.asked}: gpu0 BAR 0 at 0xc0000000")
+    # A card that is one large BAR is planned too; an emulated one has none that lies high.
+    large = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24), SPEC.gpus[0]))
+    window = plan.Window(0, 1, "as told")
+    row = next(each for each in verdict.judge(large, run, seen, window=window).checks if each.name == "BAR window")
+    assert row.guest == "0 of 1 BARs"
+    assert "BAR window" not in [each.name for each in verdict.judge(SPEC, run, seen, window=window).checks]
+
+
+def test_every_cell_is_what_its_view_said() -> None:
+    rows = {check.name: check for check in judge().checks}
+    cells = {name: (row.asked, row.qemu, row.guest) for name, row in rows.items()}
+    assert cells == {
+        "CPUs": ("4", "4", "4"), "CPUs at most": ("8", "8", "8"),
+        "memory": ("1024 MiB", "1024 MiB", "1021 MiB RAM"), "firmware": ("UEFI", "", "uefi 2025.02"),
+        "PCI devices": ("all", "4", "4"), "BARs": ("all placed", "", "2 of 2"),
+        "GPU gpu0": ("secondary-vga", "0000:00:02.0, 2 BARs", "1234:1111, 2 of 2 BARs placed"),
+        "power-off": ("yes", "power-off", ""),
+    }  # fmt: skip
+    assert all(row.ok and not row.why for row in rows.values())
+    near = msgspec.structs.replace(NUMA, gpus=(msgspec.structs.replace(SPEC.gpus[0], node=1),))
+    records = [{**each, "numa_node": 1} if each.get("address") == GPU_AT else each for each in nodes()]
+    rows = {check.name: check for check in judge(records, spec=near).checks}
+    assert (rows["NUMA nodes"].asked, rows["NUMA nodes"].guest) == ("2", "CPUs 0-1; CPUs 2-3")
+    assert rows["GPU gpu0"].guest == "1234:1111, 2 of 2 BARs placed, node 1"
+    # Where nobody answered, no view is made up.
+    rows = {check.name: check for check in judge(views={}).checks}
+    assert [rows[name].qemu for name in ("CPUs", "CPUs at most", "memory")] == ["not answered"] * 3
+    assert (rows["GPU gpu0"].qemu, rows["GPU gpu0"].guest) == ("not there", "")
+    rows = {check.name: check for check in judge(nodes()[: len(RECORDS)], spec=NUMA).checks}
+    assert rows["NUMA nodes"].guest == "none"
+
+
+def test_memory_is_right_to_what_the_firmware_keeps() -> None:
+    least = (1 << 30) - verdict.RESERVED_MAX
+    assert verdict.RESERVED_MAX == 32 << 20
+    for ram, result in ((least, "pass"), (least - 1, "failed"), (1 << 30, "pass"), ((1 << 30) + 1, "failed")):
+        assert judge(changed("memory", ram_bytes=ram)).result == result
+    bare = {"base-memory": 1 << 30}
+    assert judge(views={**VIEWS, "memory": bare}).result == "pass"
+
+
+def test_a_nodes_memory_has_its_limits() -> None:
+    asked, kept = 512 << 20, 32 << 20
+    for there, result in (
+        (int(asked * 0.9) - kept + 1, "pass"), (int(asked * 0.9) - kept - 1, "failed"),
+        (int(asked * 1.01) + kept, "pass"), (int(asked * 1.01) + kept + 1, "failed"),
+    ):  # fmt: skip
+        assert judge(nodes(memory_bytes=there), spec=NUMA).result == result
+    # Only where memory may lie above 4 GiB does Linux keep buffers below it.
+    assert verdict.BOUNCE == 64 << 20
+    for memory, result in ((plan.LOW_MAX - 1, "failed"), (plan.LOW_MAX, "pass")):
+        spec = msgspec.structs.replace(NUMA, memory=memory)
+        judged = judge(nodes(memory_bytes=400 << 20), spec=spec)
+        row = next(check for check in judged.checks if check.name == "NUMA nodes")
+        assert row.ok is (result == "pass")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"), (1023, "1023 bytes"), (1024, "1 KiB"), ((1 << 20) - 1024, "1023 KiB"), (1 << 20, "1 MiB"),
+        (1 << 30, "1024 MiB"), (7 << 30, "7168 MiB"), (8 << 30, "8 GiB"), ((8 << 30) + (1 << 20), "8193 MiB"),
+    ],
+)  # fmt: skip
+def test_a_size_is_shown_in_whole_units(count: int, text: str) -> None:
+    dead = [{**bar(0, 0, 0), "assigned": False}, bar(2, 0xC1000000, 4096)]
+    views = copy.deepcopy(VIEWS)
+    views["pci"][0]["devices"][1]["regions"][0]["size"] = count
+    assert judge(gpu_changed(bars=dead), views).reason.endswith(f"GPU gpu0: BAR 0 ({text}) has no address")
+
+
+def test_times_are_told_as_far_as_they_are_known() -> None:
+    def phases(begin: float | None, end: float | None, uptime: object) -> verdict.Phases:
+        lines = [{**RECORDS[0], "uptime": uptime}]
+        text = json.dumps(lines[0], separators=(",", ":")).encode() + b"\n"
+        run = Run((), "deadline", "late", b"", text, {}, begin, end, 9.0)
+        return verdict.judge(SPEC, run, report.parse(text)).phases
+
+    assert phases(2.0, 2.5, 0.75) == verdict.Phases(1.25, 0.75, 0.5, 9.0)
+    assert phases(2.0, None, 0.75) == verdict.Phases(1.25, 0.75, None, 9.0)
+    # The guest's clock may run ahead of what the host has measured.
+    assert phases(2.0, 2.5, 3.0) == verdict.Phases(0.0, 3.0, 0.5, 9.0)
+    for unknown in (phases(None, None, 0.75), phases(2.0, 2.5, None)):
+        assert unknown == verdict.Phases(None, None, None, 9.0)
+
+
+def test_a_lost_guest_leaves_its_last_lines() -> None:
+    screen = b"".join(b"line %d\n" % n for n in range(1, 31))
+    found = judge([], console=screen, ending="deadline", end=False)
+    assert [line.number for line in found.tail] == list(range(19, 31))
+    shown = verdict.table(found).splitlines()
+    assert shown[:2] == ["  times: whole 3.00 s", "  its last lines:"] and shown[-1] == "     30 | line 30"
+    assert not judge().tail and not judge(changed("cpus", online="0")).tail
+
+
+def test_a_card_without_bars_is_not_right() -> None:
+    views = copy.deepcopy(VIEWS)
+    views["pci"][0]["devices"][1]["regions"] = []
+    assert judge(gpu_changed(bars=[]), views).reason == "GPU gpu0: QEMU tells no BARs"
+
+
+def test_an_expansion_rom_is_no_bar() -> None:
+    rom = {**bar(6, 0, 0), "start": None, "size": None, "assigned": False}
+    seen = gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24), bar(2, 0xC1000000, 4096), rom])
+    assert judge(seen).result == "pass"
+    placed = gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24), bar(2, 0xC1000000, 4096), bar(6, 0xC2000000, 1 << 16)])
+    rows = {check.name: check.guest for check in judge(placed).checks}
+    assert (rows["GPU gpu0"], rows["BARs"]) == ("1234:1111, 2 of 2 BARs placed", "2 of 2")
+    with_rom = msgspec.structs.replace(HOST_CARD, bars=(*HOST_CARD.bars, cards.Bar(6, 1 << 17, 32, False)))
+    assert judge(gpu_changed(gpu=False, **{"class": "00ff00"}), spec=of_host(with_rom)).result == "pass"
+
+
+def test_a_bar_of_another_size_than_qemus_fails() -> None:
+    other = gpu_changed(bars=[bar(0, 0xC0000000, 1 << 23), bar(2, 0xC1000000, 4096)])
+    assert judge(other).reason == "GPU gpu0: BAR 0: guest 8 MiB, QEMU 16 MiB"
+
+
 def test_a_card_is_near_its_node() -> None:
     near = msgspec.structs.replace(SPEC, gpus=(msgspec.structs.replace(SPEC.gpus[0], node=1),))
     assert judge(gpu_changed(numa_node=1), spec=near).result == "pass"
@@ -513,3 +648,11 @@ def test_facts_are_of_all_three_views() -> None:
     left_out["pci"][0]["devices"].pop(1)
     run = Run((), "power-off", "", b"", text, left_out, 2.0, 2.1, 3.0)
     assert verdict.facts(SPEC, run, report.parse(text))["gpus.made"] == 0
+    more = {**VIEWS, "memory": {"base-memory": 1 << 29, "plugged-memory": 1 << 29}}
+    found = verdict.facts(SPEC, Run((), "power-off", "", b"", text, more, 2.0, 2.1, 3.0), report.parse(text))
+    assert (found["memory.made"], found["memory.missing"], found["memory.plugged"]) == (1 << 30, 3 << 20, 0)
+    assert (found["cpus.plugged"], found["cpus.asked"], found["nodes.asked"]) == (0, 4, 1)
+    bare = Run((), "power-off", "", b"", text, {"memory": {"base-memory": 1 << 30}}, 2.0, 2.1, 3.0)
+    assert verdict.facts(SPEC, bare, report.parse(text))["memory.made"] == 1 << 30
+    unseen = verdict.facts(SPEC, bare, report.parse(b""))
+    assert "memory.missing" not in unseen and verdict.facts(NUMA, bare, report.parse(b""))["nodes.asked"] == 2
