@@ -24,7 +24,7 @@ from minguest import (
     sshsig,
     terminal,
 )
-from minguest.errors import MinguestError, UserError, printable
+from minguest.errors import MinguestError, UserError, printable, shown_url
 from minguest.model import Launch
 
 
@@ -167,7 +167,7 @@ def _verify(words: argparse.Namespace) -> int:
             report = verify.verify(folder, trusted, allow_failed=words.allow_failed)
     print(verify.table(report))
     if not report.holds:
-        print(f"minguest: {words.release}: does NOT hold", file=sys.stderr)
+        print(f"minguest: {shown_url(words.release)}: does NOT hold", file=sys.stderr)
         return 1
     assert report.facts is not None
     print(f"{report.facts.name} {report.facts.version}: holds{'' if report.facts.signed else ', UNSIGNED'}")

@@ -5,6 +5,12 @@ Every message names what was wanted, what was found and why it matters; `remedy`
 None of these is shown with a traceback.
 """
 
+import re
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_LOGIN = re.compile(r"//[^\s/@'\"<>]*:[^\s/@'\"<>]*@")
+_DIGEST = re.compile(r"@sha256:[0-9a-f]*\Z")
+
 
 def printable(text: str, keep: str = "") -> str:
     """Text for a terminal: what could move its cursor or turn its writing (control, format and line-break characters)
@@ -12,14 +18,44 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
+def shown_url(url: str) -> str:
+    """A URL without what may be a secret: a user's name and password, its query, its fragment.
+
+    A password should have its `/`, `?` and `#` written as %2F, %3F and %23. Where it has not, nobody knows where it
+    begins: then no more than the scheme is shown.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    digest = _DIGEST.search(rest)  # of oci://HOST/REPOSITORY@sha256:…
+    rest = rest[: digest.start()] if digest else rest
+    place, *_ = re.split(r"[?#]", rest, maxsplit=1)
+    login, at, place_after = rest.rpartition("@")
+    if at and not (re.fullmatch(r"[^:@]+", place) and "@" not in place):
+        if re.search(r"[/?#\\\s]", login):
+            return f"{scheme}{separator}…"
+        place, *_ = re.split(r"[?#]", place_after, maxsplit=1)
+    return f"{scheme}{separator}{place}{digest[0] if digest else ''}"
+
+
+def redacted(text: str) -> str:
+    """Text with each URL in it as `shown_url` shows it: a library's and a server's words may quote one."""
+
+    def shown(found: re.Match[str]) -> str:
+        url = found[0].rstrip(":;,.)")
+        return shown_url(url) + found[0][len(url) :]
+
+    return _LOGIN.sub("//", _URL.sub(shown, text))
+
+
 class MinguestError(Exception):
     """The base: `str(error)` is the message, with the remedy on a line of its own.
 
-    A message may quote a server or a file that nobody trusts: see `printable`.
+    A message may quote a server or a file that nobody trusts, and a URL with a password: see `printable`, `redacted`.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        message = printable(message, keep="\n\t")
+        message = redacted(printable(message, keep="\n\t"))
         super().__init__(message if not remedy else f"{message}\n  remedy: {remedy}")
         self.message = message
         self.remedy = remedy

@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
 from tqdm import tqdm
 
 from minguest import files, web
@@ -30,9 +32,9 @@ from minguest.model import Source
 CONNECT_S = 10
 # Seconds of silence on an open connection: a mirror that first brings the file from its own origin may need some.
 SILENCE_S = 30
-# A mirror that gives less than this, over this long, would need two days for a kernel: another one is asked.
-SLOW_BYTES_PER_S = 1000
-SLOW_S = 60
+# Seconds from asking to the last of an answer's headers, with RETRIES and redirects: a mirror that sends one byte of
+# a header now and then is never silent.
+ANSWER_S = 180
 # Times that one request is sent again, with pauses of 0, 2 and 4 s, or what Retry-After says up to RETRY_AFTER_S:
 # there are other mirrors, and a user waits.
 RETRIES = 3
@@ -61,11 +63,35 @@ class _CutError(Exception):
     """The connection ended before the file did, and how; the mirror may go on from there."""
 
 
-def fetch(source: Source, name: str, cache: Path, say: Callable[[str], None]) -> Path:
+class _Wanted(NamedTuple):
+    """What one call of fetch() is for."""
+
+    source: Source
+    name: str
+    unsized: int
+    """Bytes that the file may have where the source gives no size."""
+    auth: AuthBase | None
+
+    @property
+    def limit(self) -> int:
+        return self.source.size if self.source.size is not None else self.unsized
+
+
+def fetch(
+    source: Source,
+    name: str,
+    cache: Path,
+    say: Callable[[str], None],
+    *,
+    limit: int | None = None,
+    auth: AuthBase | None = None,
+) -> Path:
     """The source's file in the cache, downloaded if it is not there; `name` is for messages, `say` takes them.
 
     What is in the cache is read and hashed at each call. Mirrors are asked in the source's order, each is resumed
-    a few times; a file counts only if its size and SHA-256 are right. Two runs at once download once.
+    a few times; a file counts only if its size and SHA-256 are right. Two runs at once download once. `limit`: bytes
+    that it may have where the source gives no size. `auth` says who asks, to the mirrors and to nobody that they
+    redirect to.
     Raises ToolError: no mirror could give it (with a line for each), or the cache's disk is full or not writable.
     """
     whole = _place(source, cache)
@@ -79,7 +105,7 @@ def fetch(source: Source, name: str, cache: Path, say: Callable[[str], None]) ->
                 whole.with_name(f"{whole.name}.lock"),
                 lambda: say(f"{name}: another run is downloading it; waiting for that"),
             ):
-                return _fetch_locked(source, name, whole, say)
+                return _fetch_locked(_Wanted(source, name, UNKNOWN_SIZE if limit is None else limit, auth), whole, say)
     except OSError as error:
         raise ToolError(
             f"{error.filename or whole}: the cache cannot be used: {error.strerror}",
@@ -142,8 +168,8 @@ def fetch_small(urls: Sequence[str], limit: int = 64 << 10) -> bytes:
                             raise _MirrorError(f"not done after {SMALL_S} s")
                 return bytes(content)
             except (_MirrorError, _CutError) as error:
-                failures.append(f"\n  {url}: {error}")
-    name = urls[0].rsplit("/", 1)[-1] if urls else "a small file"
+                failures.append(f"\n  {web.shown(url)}: {error}")
+    name = web.shown(urls[0]).rsplit("/", 1)[-1] if urls else "a small file"
     raise ToolError(
         f"{name}: none of {len(urls)} mirrors gave it{''.join(failures)}",
         "check the network, or try again later",
@@ -169,8 +195,9 @@ def _spoiled(whole: Path, source: Source) -> str:
     return "" if files.sha256(whole) == whole.name else "its SHA-256 is another one"
 
 
-def _fetch_locked(source: Source, name: str, whole: Path, say: Callable[[str], None]) -> Path:
+def _fetch_locked(wanted: _Wanted, whole: Path, say: Callable[[str], None]) -> Path:
     """fetch() for the one process that holds the lock."""
+    source, name = wanted.source, wanted.name
     if whole.exists():
         why = _spoiled(whole, source)
         if not why:
@@ -180,13 +207,13 @@ def _fetch_locked(source: Source, name: str, whole: Path, say: Callable[[str], N
     part = whole.with_name(f"{whole.name}.part")
     _check_room(source, part)
     failures = []
-    with _session() as session:
+    with _session(wanted.auth) as session:
         for url in source.urls:
             try:
-                _from_mirror(session, url, source, part, _Progress(name, source.size, say))
+                _from_mirror(session, url, wanted, part, _Progress(name, source.size, say))
             except _MirrorError as error:
-                say(f"{name}: {url}: {error}")
-                failures.append(f"\n  {url}: {error}")
+                say(f"{name}: {web.shown(url)}: {error}")
+                failures.append(f"\n  {web.shown(url)}: {error}")
             else:
                 part.chmod(0o444)  # for no one to write in by mistake
                 with part.open("rb") as file:
@@ -212,12 +239,13 @@ def _check_room(source: Source, part: Path) -> None:
         )
 
 
-def _from_mirror(session: requests.Session, url: str, source: Source, part: Path, progress: "_Progress") -> None:
+def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: "_Progress") -> None:
     """Make `part` whole from one mirror, going on where it ends. Raises _MirrorError when this mirror cannot."""
+    source = wanted.source
     cuts = 0
     while True:
         try:
-            pure, digest = _stream(session, url, source, part, progress)
+            pure, digest = _stream(session, url, wanted, part, progress)
         except _CutError as error:
             cuts += 1
             if cuts > RESUMES:
@@ -235,10 +263,12 @@ def _from_mirror(session: requests.Session, url: str, source: Source, part: Path
             raise _MirrorError(f"what came in {cuts} pieces is another content than wanted")
 
 
-def _stream(session: requests.Session, url: str, source: Source, part: Path, progress: "_Progress") -> tuple[bool, str]:
+def _stream(
+    session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: "_Progress"
+) -> tuple[bool, str]:
     """One request: add what comes to `part`, up to the end. Returns whether all of it is from this request, and its
     SHA-256. Raises _CutError when the end did not come, _MirrorError when the answer is not the file."""
-    limit = source.size if source.size is not None else UNKNOWN_SIZE
+    source, limit = wanted.source, wanted.limit
     start, digest = _begun(part)
     if digest.hexdigest() == source.sha256.lower():
         return False, digest.hexdigest()  # killed just before the rename
@@ -258,13 +288,13 @@ def _stream(session: requests.Session, url: str, source: Source, part: Path, pro
         length = _length(response)
         offered = _whole_length(response)
         if offered is not None and (offered > limit or source.size not in (None, offered)):
-            wanted = f"is {source.size}" if source.size is not None else f"may be {limit} at most"
-            raise _MirrorError(f"offers {offered} bytes where it {wanted}")
+            right = f"is {source.size}" if source.size is not None else f"may be {limit} at most"
+            raise _MirrorError(f"offers {offered} bytes where it {right}")
         if not start:
             digest = hashlib.sha256()
 
         position = start
-        guard = _SpeedGuard()
+        pace = web.Pace()
         begun = time.monotonic()
         with part.open("ab" if start else "wb") as file, progress.over(start, url) as tell:
             while chunk := _read(response):
@@ -275,7 +305,8 @@ def _stream(session: requests.Session, url: str, source: Source, part: Path, pro
                 digest.update(chunk)
                 position += len(chunk)
                 tell(position)
-                guard.count(len(chunk))
+                if slow := pace.count(len(chunk)):
+                    raise _MirrorError(slow)
         end = source.size if source.size is not None else (start + length if length is not None else position)
         if position < end:
             raise _CutError(f"cut short at {position} of {end} bytes")
@@ -325,7 +356,7 @@ def _status(response: requests.Response) -> str:
     return f"HTTP {response.status_code} {response.reason or ''}".rstrip()
 
 
-def _session() -> requests.Session:
+def _session(auth: AuthBase | None = None) -> requests.Session:
     retry = urllib3.Retry(
         total=RETRIES,
         connect=1,  # a dead mirror costs CONNECT_S each time, and there are others
@@ -336,9 +367,9 @@ def _session() -> requests.Session:
         retry_after_max=RETRY_AFTER_S,
         raise_on_status=False,  # the last answer is wanted, for its words
     )
-    session = requests.Session()
     # The file itself is hashed, so nobody shall compress it on the way.
-    session.headers["Accept-Encoding"] = "identity"
+    session = web.session()
+    session.auth = auth
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
@@ -346,18 +377,21 @@ def _session() -> requests.Session:
 
 def _get(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
     """Ask for a URL and return when the headers are there. Raises _MirrorError."""
+    timeout = (CONNECT_S, SILENCE_S)
     try:
-        return session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, SILENCE_S))
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        return web.within(ANSWER_S, lambda: session.get(url, headers=headers, stream=True, timeout=timeout))
+    except web.DeadlineError as error:
+        raise _MirrorError(str(error)) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, *web.NEVER) as error:
         raise _MirrorError(web.why(error, CONNECT_S, SILENCE_S)) from error
 
 
 def _read(response: requests.Response) -> bytes:
     """What has come, waiting for some only if there is none yet; empty at the end. Raises _CutError."""
     try:
-        # read1, as read() would wait for a full chunk, and a trickle could not be seen. Not decoded: some servers
-        # label a .tar.gz as gzip *encoding*, and the hash is over the file as it is.
-        return response.raw.read1(CHUNK, decode_content=False) or b""
+        return web.more(response, SILENCE_S)
+    except web.DeadlineError as error:
+        raise _MirrorError(str(error)) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _CutError(web.why(error, CONNECT_S, SILENCE_S)) from error
 
@@ -366,33 +400,15 @@ def _answers(url: str, deadline_s: float) -> bool:
     """Whether a URL answers with success. A server may refuse HEAD or hang up on it; then it is asked for one byte."""
     for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
         try:
-            with requests.request(
-                method, url, headers=headers, stream=True, allow_redirects=True, timeout=deadline_s
-            ) as response:
+            with (
+                web.session() as session,
+                session.request(method, url, headers=headers, stream=True, timeout=deadline_s) as response,
+            ):
                 if 200 <= response.status_code < 300:
                     return True
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError):
             continue
     return False
-
-
-class _SpeedGuard:
-    """Gives up on a mirror that trickles: each read is in time, and the file never comes."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._bytes = 0
-
-    def count(self, length: int) -> None:
-        """Note that so many bytes have come. Raises _MirrorError when they were too few for too long."""
-        self._bytes += length
-        elapsed = time.monotonic() - self._since
-        if elapsed < SLOW_S:
-            return
-        if self._bytes < SLOW_BYTES_PER_S * elapsed:
-            raise _MirrorError(f"too slow: {self._bytes} bytes in {elapsed:.0f} s")
-        self._since += elapsed
-        self._bytes = 0
 
 
 class _Progress:
@@ -409,7 +425,9 @@ class _Progress:
     def over(self, start: int, url: str) -> Iterator[Callable[[int], None]]:
         """Tell of one request that goes on at byte `start`; call what it gives with each new position."""
         size = f"{self._total / 1e6:.1f} MB" if self._total is not None else "a file of unknown size"
-        self._say(f"{self._name}: {size} from {url}" + (f", going on at {start / 1e6:.1f} MB" if start else ""))
+        self._say(
+            f"{self._name}: {size} from {web.shown(url)}" + (f", going on at {start / 1e6:.1f} MB" if start else "")
+        )
         if sys.stderr.isatty():
             with tqdm(total=self._total, initial=start, desc=self._name, unit="B", unit_scale=True, leave=False) as bar:
 
