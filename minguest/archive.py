@@ -5,6 +5,7 @@ import bz2
 import contextlib
 import difflib
 import gzip
+import io
 import itertools
 import lzma
 import os
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Self, cast
 
 from minguest import files
 from minguest.errors import ToolError, UserError
@@ -29,6 +30,16 @@ CHUNK = 1 << 16
 # Folders in each other. Linux has 12. shutil.rmtree() on Python 3.11 calls itself for each and ends in a RecursionError
 # at about 1000, so that a deeper tree could be made and not be removed.
 DEEPEST = 100
+
+# Headers that tell of the next one, and the bytes that one may have: a path has 4096 at most.
+_ABOUT = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+HEADER_MAX = 8 << 10
 
 # How a compressed file starts; anything else is taken for a plain tar.
 _XZ = b"\xfd7zXZ\0"
@@ -78,7 +89,7 @@ def extract_tar(tarball: Path, target: Path) -> None:
     try:
         with files.disk_errors(target), decompressed(tarball) as stream:
             tree = _Tree(tarball, target)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, tarinfo=_Member) as tar:
                 for member in tar:
                     tree.add(tar, member)
                 _check_end(tarball, tar)
@@ -126,6 +137,65 @@ def deb_version(deb: Path) -> str:
         return str(version)
 
 
+def plain_members(stream: IO[bytes], limit: int) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of the members of a tar that a stranger made: plain files with plain headers, and no more
+    than `limit` bytes in all. A content is to be read before the next member is asked for.
+
+    Not by tarfile: it takes headers that speak of other headers (pax, GNU's long names), and one of 160,000 digits
+    keeps it busy for 20 s; and a sparse member gives as many bytes as it likes out of none. ValueError (of which
+    tarfile.TarError is none): such members, a damaged header, no end, too much.
+    """
+    left = limit
+    while True:
+        header = stream.read(tarfile.BLOCKSIZE)
+        if not header.strip(b"\0") and len(header) == tarfile.BLOCKSIZE:
+            break
+        try:
+            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.TarError, UnicodeDecodeError) as error:
+            raise ValueError(f"a member's header: {error}") from error
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"{member.name!r} is no plain file")
+        padded = -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if member.size < 0 or padded > left:
+            raise ValueError(f"more than {limit >> 20} MiB")
+        left -= padded + tarfile.BLOCKSIZE
+        content = _Part(stream, member.size)
+        yield member.name, cast(IO[bytes], io.BufferedReader(content, CHUNK))
+        content.skip()
+        if len(stream.read(padded - member.size)) != padded - member.size:
+            raise ValueError("cut short")
+    # zeros up to a whole record of 10240 bytes, and nothing else
+    while rest := stream.read(CHUNK):
+        left -= len(rest)
+        if rest.strip(b"\0") or left < 0:
+            raise ValueError("goes on after its end")
+
+
+class _Part(io.RawIOBase):
+    """The next bytes of a stream, and no more."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream = stream
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(min(len(buffer), self._left))
+        if not data and self._left and len(buffer):
+            raise ValueError("cut short")
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def skip(self) -> None:
+        """Leave out what was not read."""
+        while self._left:
+            self.readinto(memoryview(bytearray(min(CHUNK, self._left))))
+
+
 def gzip_bytes(data: bytes) -> bytes:
     """Gzip (RFC 1952) with no name, no time and a fixed system byte: the same bytes from the same input and zlib."""
     # gzip.compress() writes the system byte that zlib or this Python's version likes. Here: magic, deflate, no flags,
@@ -134,6 +204,17 @@ def gzip_bytes(data: bytes) -> bytes:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     body = deflate.compress(data) + deflate.flush()
     return header + body + struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses a header about a header that is long: tarfile's time for one grows with the square of its digits."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _ABOUT and not 0 <= member.size <= HEADER_MAX:
+            raise tarfile.ReadError(f"a header of {member.size} bytes for another header")
+        return member
 
 
 class _Tree:
@@ -152,6 +233,8 @@ class _Tree:
         name = self._inside(member.name)
         if member.size < 0:  # older tarfiles let it through, and would then go backwards
             raise self._refusal("has a file of a negative size", member.name)
+        if member.issparse():
+            raise self._refusal("has a sparse file, which may unpack to any size", member.name)
         if member.isdir():
             self._make_folder(name)
             self.folders[name] = _seconds(member)

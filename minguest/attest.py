@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from minguest import sshsig
+from minguest import sshsig, strictjson
 from minguest.errors import UserError
 
 # _SLOW: securesystemslib loads every cloud's library that is installed, boto3 among them: 0.2 s that a build with
@@ -51,7 +51,7 @@ def seal(statement: Statement, sign: Callable[[bytes], bytes] | None) -> bytes:
 
 
 def unseal(content: bytes, where: str, verify: Callable[[bytes, bytes, str], str] | None) -> Statement:
-    """The statement of an envelope; UserError: damaged, of another type, or not signed as `verify` wants it.
+    """The statement of an envelope; UserError: damaged, ambiguous, of another type, or not signed as `verify` wants it.
 
     `verify(data, armoured, where)` raises for a signature that is not good; None asks for none.
     """
@@ -59,10 +59,10 @@ def unseal(content: bytes, where: str, verify: Callable[[bytes, bytes, str], str
     from securesystemslib.exceptions import Error as SecureSystemsError  # noqa: PLC0415
 
     try:
-        envelope = Envelope.from_dict(json.loads(content))
+        envelope = Envelope.from_dict(strictjson.loads(content))
         if envelope.payload_type != PAYLOAD_TYPE:
             raise ValueError(f"payload of type {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}")
-        payload = json.loads(envelope.payload)
+        payload = strictjson.loads(envelope.payload)
         if payload["_type"] != STATEMENT:
             raise ValueError(f"statement of type {payload['_type']!r}, not {STATEMENT!r}")
         subjects = {each["name"]: each["digest"]["sha256"] for each in payload["subject"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from minguest import VERSION, files
+from minguest import VERSION, files, strictjson
 from minguest.errors import UserError
 from minguest.model import Guest
 from minguest.released import RUN_GUEST
@@ -126,17 +126,31 @@ def load(folder: Path) -> Manifest:
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "missing, or not a plain file", str(path))
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        content = strictjson.read(path)
+    except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: no bundle's manifest: {why}", AGAIN) from error
+    manifest = parse(content, path)
+    for name, wanted in manifest.files.items():
+        place = folder / name
+        # The size first: it costs nothing, and a sparse file of 1 TB an hour.
+        if not place.is_file() or place.stat().st_size != wanted.size or describe(place) != wanted:
+            raise UserError(f"{place}: is not the file that the manifest names", AGAIN)
+    return manifest
+
+
+def parse(content: bytes, path: Path) -> Manifest:
+    """A manifest that was read from `path`; UserError for one that cannot be. Of its files only the names are looked
+    at."""
+    try:
+        manifest = strictjson.decode(content, Manifest)
+    except ValueError as error:
+        raise UserError(f"{path}: no bundle's manifest: {error}", AGAIN) from error
     if manifest.schema != SCHEMA:
         raise UserError(f"{path}: schema {manifest.schema}, this minguest knows {SCHEMA}", "get a newer minguest")
     if missing := [name for name in PARTS if name not in manifest.files]:
         raise UserError(f"{path}: names no {', '.join(missing)}", AGAIN)
-    for name, wanted in manifest.files.items():
+    for name in manifest.files:
         if name in ("", ".", "..") or "/" in name:
             raise UserError(f"{path}: names {name!r}, which is not a file beside it", AGAIN)
-        if not (folder / name).is_file() or describe(folder / name) != wanted:
-            raise UserError(f"{folder / name}: is not the file that the manifest names", AGAIN)
     return manifest

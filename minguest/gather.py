@@ -3,15 +3,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from minguest import boottest, bundle
+from minguest import boottest, bundle, strictjson
 from minguest.evidence import MATRIX_SCHEMA, REHEARSAL_SCHEMA, Check, Seconds
 from minguest.model import Launch
 from minguest.paths import Layout
 from minguest.report import Report
+
+T = TypeVar("T")
 
 # The name of a reproduction's record in the packed evidence.
 REPRODUCED = "reproduce.json"
@@ -47,6 +49,11 @@ def missing(found: Sequence[Check], launch: Launch, nr_cpus: int) -> list[bootte
     return [test for test in tests if test.name not in done and not boottest.cannot(test, launch, nr_cpus)]
 
 
+def _load(path: Path, kind: type[T]) -> T:
+    """A record; OSError or ValueError for none, and for one that has a name twice: evidence has one meaning."""
+    return strictjson.decode(strictjson.read(path), kind)
+
+
 def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpus: int) -> Check:
     """What the evidence in `folder`/NAME comes to for the bundle of `manifest`."""
     launch = manifest.guest.launch
@@ -54,10 +61,10 @@ def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpu
     if why := boottest.cannot(test, launch, nr_cpus):
         return Check(name, title, "NOT RUN", why)
     try:
-        outcome = msgspec.json.decode((folder / name / "verdict.json").read_bytes(), type=boottest.Outcome)
+        outcome = _load(folder / name / "verdict.json", boottest.Outcome)
         files = {f"{name}/{kept}": bundle.describe(folder / name / kept).sha256 for kept in boottest.KEPT}
-        msgspec.json.decode((folder / name / "report.json").read_bytes(), type=Report)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        _load(folder / name / "report.json", Report)
+    except (OSError, ValueError):
         return Check(name, title, "NOT RUN", _no_room(folder / name, manifest) or "nobody ran it")
     spec, found = outcome.spec, outcome.verdict
     if outcome.bundle != manifest.files or outcome.wanted != launch:
@@ -100,8 +107,8 @@ def of_reproduction(place: Path, manifest: bundle.Manifest) -> Check:
     """What reproduce.json comes to for the bundle of `manifest`."""
     name, title = "reproduce", "built twice in different surroundings, compared byte by byte"
     try:
-        record = msgspec.json.decode(place.read_bytes(), type=_Record)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        record = _load(place, _Record)
+    except (OSError, ValueError):
         return Check(name, title, "NOT RUN", "nobody ran it")
     files = {REPRODUCED: bundle.describe(place).sha256}
     if record.result == "different":
@@ -132,8 +139,8 @@ def of_matrix(place: Path, manifest: bundle.Manifest, key: str | None = None) ->
     """What matrix.json comes to for the bundle of `manifest`; `key` is dig.key_of, where all that dug it is at hand."""
     name, title = "pits", "every known way to fail, dug: its first boot names it, and nothing else"
     try:
-        matrix = msgspec.json.decode(place.read_bytes(), type=_Matrix)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        matrix = _load(place, _Matrix)
+    except (OSError, ValueError):
         return Check(name, title, "NOT RUN", "nobody ran it")
     if matrix.bundle != manifest.files or matrix.schema != MATRIX_SCHEMA:
         return Check(name, title, "NOT RUN", "its last run was of other bytes")
@@ -171,8 +178,8 @@ def of_rehearsal(place: Path, manifest: bundle.Manifest) -> Check:
     """What rehearsal.json comes to for the bundle of `manifest`."""
     name, title = "rehearsal", "a real VFIO passthrough of an emulated card, there and back"
     try:
-        record = msgspec.json.decode(place.read_bytes(), type=_Rehearsal)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        record = _load(place, _Rehearsal)
+    except (OSError, ValueError):
         return Check(name, title, "NOT RUN", "nobody ran it")
     outcome = record.outcome
     if record.bundle != manifest.files or record.schema != REHEARSAL_SCHEMA:

@@ -31,6 +31,7 @@ from minguest import (
     run,
     sbom,
     sshsig,
+    strictjson,
     templates,
     verify,
 )
@@ -109,6 +110,8 @@ def make(
         view = _view(at, facts, manifest, checks, before, folder)
         _write(folder / released.NOTES, templates.render(at.templates / "notes.md.j2", **view))
         _write(folder / released.PAGE, templates.render(at.templates / "release.html.j2", **view))
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        _write(folder / released.SIZES, released.render_sizes(sizes))
         sums = released.render_sums({path.name: files.sha256(path) for path in folder.iterdir()}).encode()
         _write(folder / released.SUMS, sums)
         if sign is not None:
@@ -181,7 +184,8 @@ def _before(at: Layout, version: str, since: Path | None) -> Before | None:
             continue
         found = released.load(place)
         manifest = bundle.load(place)
-        told = attest.unseal((place / released.EVIDENCE).read_bytes(), str(place / released.EVIDENCE), None)
+        content = released.read(place, released.EVIDENCE, strictjson.LIMIT)
+        told = attest.unseal(content, str(place / released.EVIDENCE), None)
         predicate = msgspec.convert(told.predicate, evidence.Predicate)
         return Before(
             found.facts,

@@ -13,24 +13,26 @@ PREFIX = "minguest-tmp-"
 
 
 @contextlib.contextmanager
-def folder(purpose: str) -> Iterator[Path]:
-    """An empty folder below $TMPDIR that is removed at the end; what killed runs left there is removed first.
+def folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder that is removed at the end; what killed runs left beside it is removed first.
+
+    It is below $TMPDIR, or below `parent`, where its name begins with a dot, for what is to be renamed from there.
 
     A run that lives holds a lock on its folder, flock(2), which ends with the process however that ends.
     """
-    home = Path(tempfile.gettempdir())
-    sweep(home)
+    home, prefix = (parent, f".{PREFIX}") if parent else (Path(tempfile.gettempdir()), PREFIX)
+    sweep(home, prefix)
     with contextlib.ExitStack() as held:
         while True:
-            made = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}{purpose}-", dir=home)))
+            made = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=f"{prefix}{purpose}-", dir=home)))
             if _taken(held, made):
                 break
         yield made
 
 
-def sweep(home: Path) -> None:
+def sweep(home: Path, prefix: str = PREFIX) -> None:
     """Remove the user's temporary folders in `home` that no process holds."""
-    for path in home.glob(f"{PREFIX}*"):
+    for path in home.glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _opened(path) as handle:
             if os.fstat(handle).st_uid == os.geteuid():
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

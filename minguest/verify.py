@@ -6,22 +6,41 @@ Needs none of the build's tools: Python, and ssh-keygen for the signatures.
 
 import gzip
 import hashlib
+import heapq
 import io
-import json
+import os
 import re
-import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, cast, get_args
 
 import msgspec
 
-from minguest import attest, boottest, bundle, evidence, gather, materials, provenance, released, scratch, sshsig
+from minguest import (
+    archive,
+    attest,
+    boottest,
+    bundle,
+    evidence,
+    gather,
+    materials,
+    provenance,
+    released,
+    scratch,
+    sshsig,
+    strictjson,
+)
 from minguest.errors import UserError, printable
 
-# Bytes that evidence may have when it is unpacked: more than a release has, less than what fills memory.
-EVIDENCE_MAX = 256 << 20
+# Bytes that evidence may have, packed and unpacked: more than a release has, less than what fills a /tmp in memory.
+PACKED_MAX = 32 << 20
+EVIDENCE_MAX = 128 << 20
+# Files in it; it has about 40.
+MEMBERS_MAX = 1000
+# Characters of a row, and names in it.
+SHOWN = 2000
+NAMES = 20
 EVIDENCE_NAME = re.compile(
     rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{'|'.join(map(re.escape, gather.RECORDS))}"
 )
@@ -54,7 +73,7 @@ def verify(folder: Path, trusted: sshsig.Verifier | None, *, allow_failed: bool 
     """
     rows: list[Row] = []
     try:
-        sums_text = released.read(folder, released.SUMS)
+        sums_text = released.read(folder, released.SUMS, released.SMALL)
         rows.append(signed(sums_text, _signature(folder), trusted))
         found = released.load(folder, sums_text)
     except UserError as error:
@@ -71,7 +90,8 @@ def verify(folder: Path, trusted: sshsig.Verifier | None, *, allow_failed: bool 
 
     def proof() -> str:
         nonlocal checks
-        told, checks = _evidence(folder, manifest, sums, verifier)
+        with scratch.folder("evidence") as unpacked:
+            told, checks = _evidence(folder, unpacked, manifest, sums, verifier)
         return told
 
     looks: list[tuple[str, Callable[[], str]]] = [
@@ -113,7 +133,7 @@ def table(report: Report) -> str:
     """The report for a person: a row a look, then what the evidence says."""
     wide = max(len(row.what) for row in report.rows)
     marks = max(len(row.result) for row in report.rows)
-    text = [printable(f"  {row.what:<{wide}}  {row.result:<{marks}}  {row.detail}") for row in report.rows]
+    text = [printable(f"  {row.what:<{wide}}  {row.result:<{marks}}  {_cut(row.detail)}") for row in report.rows]
     if report.checks:
         text += ["  what its maker ran:", evidence.table(report.checks)]
     return "\n".join(text)
@@ -123,11 +143,15 @@ def _one_line(error: UserError) -> str:
     return " ".join(error.message.split()) + (f" — {error.remedy}" if error.remedy else "")
 
 
-def _paper(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _paper(folder: Path, name: str, sums: Mapping[str, str], limit: int = strictjson.LIMIT) -> bytes:
     """A file as it was when its sum was verified."""
     if name not in sums:
         raise UserError(f"{released.SUMS} lists no {name}")
-    content = released.read(folder, name)
+    content = released.read(folder, name, limit)
     if hashlib.sha256(content).hexdigest() != sums[name]:
         raise UserError(f"{folder / name}: changed while it was verified")
     return content
@@ -135,16 +159,18 @@ def _paper(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
 
 def _signature(folder: Path) -> bytes | None:
     path = folder / released.SIGNATURE
-    return released.read(folder, released.SIGNATURE) if path.exists() or path.is_symlink() else None
+    return released.read(folder, released.SIGNATURE, released.SMALL) if path.exists() or path.is_symlink() else None
 
 
 def _manifest(folder: Path, facts: released.Facts, sums: Mapping[str, str], *, signed: bool) -> bundle.Manifest:
     if facts.signed != signed:
         said = "signed" if facts.signed else "unsigned"
         raise UserError(f"{released.FACTS} says that the release is {said}, which it is not")
-    manifest = bundle.load(folder)
-    if wrong := [name for name, file in manifest.files.items() if sums.get(name) != file.sha256]:
-        raise UserError(f"{released.MANIFEST}: tells of another {wrong[0]} than {released.SUMS}")
+    manifest = bundle.parse(_paper(folder, released.MANIFEST, sums), folder / released.MANIFEST)
+    for name, file in manifest.files.items():
+        # A file of this hash has one size only, and another number would be another story.
+        if sums.get(name) != file.sha256 or released.plain(folder, name).stat().st_size != file.size:
+            raise UserError(f"{released.MANIFEST}: tells of another {name} than {released.SUMS}")
     optional = {released.SIGNATURE, *released.LATER}
     if missing := [name for name in released.MEDIA_TYPES if name not in sums and name not in optional]:
         raise UserError(f"{released.SUMS} lists no {', '.join(missing)}")
@@ -169,7 +195,7 @@ def _facts(facts: released.Facts, manifest: bundle.Manifest) -> str:
 
 def _sbom(content: bytes, manifest: bundle.Manifest, facts: released.Facts) -> str:
     name = released.SBOM
-    bom = json.loads(content)
+    bom = strictjson.loads(content)
     if bom["bomFormat"] != "CycloneDX" or bom["specVersion"] not in FORMATS:
         raise UserError(f"{name}: {bom['bomFormat']} {bom['specVersion']}; CycloneDX 1.6 is known here")
     product = bom["metadata"]["component"]
@@ -236,7 +262,7 @@ def _provenance(
     if any(not COMMIT.fullmatch(str(commit)) for commit in commits):
         raise UserError(f"{name}: {commits[0]!r} is no commit of git")
     # By way of JSON, as the other one came.
-    wanted = json.loads(msgspec.json.encode(provenance.predicate(manifest, commits[0] if commits else None)))
+    wanted = msgspec.json.decode(msgspec.json.encode(provenance.predicate(manifest, commits[0] if commits else None)))
     for part, told in wanted["buildDefinition"].items():
         if build.get(part) != told:
             raise UserError(f"{name}: its {part} tell another story than the manifest")
@@ -248,6 +274,7 @@ def _provenance(
 
 def _evidence(
     folder: Path,
+    unpacked: Path,
     manifest: bundle.Manifest,
     sums: Mapping[str, str],
     verifier: Callable[[bytes, bytes, str], str] | None,
@@ -265,20 +292,19 @@ def _evidence(
         raise UserError(f"{name}: {error}") from error
     if predicate.schema != evidence.SCHEMA:
         raise UserError(f"{name}: schema {predicate.schema}, this minguest knows {evidence.SCHEMA}")
-    packed = _unpack(_paper(folder, released.EVIDENCE_FILES, sums))
+    packed = _unpack(_paper(folder, released.EVIDENCE_FILES, sums, PACKED_MAX), unpacked)
     told = {path: digest for check in predicate.checks for path, digest in check.files.items()}
-    if wrong := attest.same(told, {path: hashlib.sha256(data).hexdigest() for path, data in packed.items()}):
+    if wrong := attest.same(told, packed):
         raise UserError(f"{released.EVIDENCE_FILES}: is not what {name} names: {', '.join(wrong)}")
-    _agree(predicate.checks, packed, manifest, boottest.nr_cpus_of(folder))
+    _paper(folder, "kernel.config", sums)  # is not too large to be read
+    _agree(predicate.checks, unpacked, manifest, boottest.nr_cpus_of(folder))
     results = [check.result for check in predicate.checks]
     counted = ", ".join(f"{results.count(result)} {result}" for result in get_args(evidence.Result))
     return f"{len(packed)} files tell of exactly these bytes: {counted}", predicate.checks
 
 
-def _agree(
-    checks: tuple[evidence.Check, ...], packed: Mapping[str, bytes], manifest: bundle.Manifest, nr_cpus: int
-) -> None:
-    """Each result is what its files come to, gathered again as the release did it; UserError else."""
+def _agree(checks: tuple[evidence.Check, ...], folder: Path, manifest: bundle.Manifest, nr_cpus: int) -> None:
+    """Each result is what its files in `folder` come to, gathered again as the release did it; UserError else."""
     name = released.EVIDENCE
     tests = {test.name: test for test in boottest.tests(manifest.guest.launch)}
     told = {check.name: check for check in checks}
@@ -286,27 +312,23 @@ def _agree(
         raise UserError(f"{name}: a check is told twice")
     if missing := sorted(tests.keys() - told.keys()):
         raise UserError(f"{name}: tells nothing of {', '.join(missing)}")
-    with scratch.folder("evidence") as folder:
-        for path, content in packed.items():
-            (folder / path).parent.mkdir(exist_ok=True)
-            (folder / path).write_bytes(content)
-        for check in checks:
-            if check.name in tests:
-                again = gather.of_boot(folder, tests[check.name], manifest, nr_cpus)
-            elif check.name == "reproduce":
-                again = gather.of_reproduction(folder / gather.REPRODUCED, manifest)
-            elif check.name == "pits":
-                again = gather.of_matrix(folder / gather.MATRIX, manifest)
-            elif check.name == "rehearsal":
-                again = gather.of_rehearsal(folder / gather.REHEARSED, manifest)
-            elif check.result == "NOT RUN" and not check.files:
-                continue
-            else:
-                raise UserError(f"{name}: {check.name}: {check.result}: a check unknown here", "get a newer minguest")
-            proven = check.result == "NOT RUN" and not check.files and again.result == "NOT RUN"
-            # Titles are for reading; a later version may word them otherwise.
-            if not proven and msgspec.structs.replace(again, title=check.title) != check:
-                raise UserError(f"{name}: {check.name}: {check.result}, but its files come to {_brief(again)}")
+    for check in checks:
+        if check.name in tests:
+            again = gather.of_boot(folder, tests[check.name], manifest, nr_cpus)
+        elif check.name == "reproduce":
+            again = gather.of_reproduction(folder / gather.REPRODUCED, manifest)
+        elif check.name == "pits":
+            again = gather.of_matrix(folder / gather.MATRIX, manifest)
+        elif check.name == "rehearsal":
+            again = gather.of_rehearsal(folder / gather.REHEARSED, manifest)
+        elif check.result == "NOT RUN" and not check.files:
+            continue
+        else:
+            raise UserError(f"{name}: {check.name}: {check.result}: a check unknown here", "get a newer minguest")
+        proven = check.result == "NOT RUN" and not check.files and again.result == "NOT RUN"
+        # Titles are for reading; a later version may word them otherwise.
+        if not proven and msgspec.structs.replace(again, title=check.title) != check:
+            raise UserError(f"{name}: {check.name}: {check.result}, but its files come to {_brief(again)}")
     own = boottest.own_test(manifest.guest.launch)
     if told[own].result != "PASS":
         raise UserError(f"{name}: the guest's own launch, {own}, has no PASS")
@@ -316,24 +338,31 @@ def _brief(check: evidence.Check) -> str:
     return f"{check.result}, {check.reason}" if check.result != "PASS" else "a PASS of another run"
 
 
-def _unpack(packed: bytes) -> dict[str, bytes]:
-    """Files of the evidence by name, in memory and bounded."""
+def _unpack(packed: bytes, target: Path) -> dict[str, str]:
+    """Write the files of the evidence to the empty folder `target`, bounded; SHA-256 by name."""
     name = released.EVIDENCE_FILES
-    found: dict[str, bytes] = {}
+    found: dict[str, str] = {}
     try:
         with gzip.open(io.BytesIO(packed)) as stream:
-            content = stream.read(EVIDENCE_MAX + 1)
-        if len(content) > EVIDENCE_MAX:
-            raise UserError(f"{name}: more than {EVIDENCE_MAX >> 20} MiB")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isreg() else None
-                if file is None or member.name in found or not EVIDENCE_NAME.fullmatch(member.name):
-                    raise UserError(f"{name}: {member.name!r}: not evidence, no plain file, or there twice")
-                found[member.name] = file.read()
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
+            for member, content in archive.plain_members(cast(IO[bytes], stream), EVIDENCE_MAX):
+                if member in found or not EVIDENCE_NAME.fullmatch(member):
+                    raise UserError(f"{name}: {member!r}: not evidence, no plain file, or there twice")
+                if len(found) == MEMBERS_MAX:
+                    raise UserError(f"{name}: has more than {MEMBERS_MAX} files")
+                found[member] = _keep(content, target / member)
+    except (zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
         raise UserError(f"{name}: damaged: {error}") from error
     return found
+
+
+def _keep(content: IO[bytes], path: Path) -> str:
+    path.parent.mkdir(exist_ok=True)
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        while chunk := content.read(archive.CHUNK):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
 
 
 def _not_checked(folder: Path, sums: Mapping[str, str], manifest: bundle.Manifest) -> list[Row]:
@@ -344,7 +373,9 @@ def _not_checked(folder: Path, sums: Mapping[str, str], manifest: bundle.Manifes
     unknown = sorted(sums.keys() - released.MEDIA_TYPES.keys() - manifest.files.keys())
     if unknown:
         rows.append(Row("unknown files", "not checked", f"listed, and unknown to this minguest: {', '.join(unknown)}"))
-    extra = sorted(path.name for path in folder.iterdir() if path.name not in sums)
+    # However many there are.
+    extra = heapq.nsmallest(NAMES + 1, (entry.name for entry in os.scandir(folder) if entry.name not in sums))
     if extra:
-        rows.append(Row("other files", "not checked", f"no part of the release: {', '.join(extra)}"))
+        told = [*extra[:NAMES], *(["and more"] if len(extra) > NAMES else [])]
+        rows.append(Row("other files", "not checked", f"no part of the release: {', '.join(told)}"))
     return rows

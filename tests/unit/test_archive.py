@@ -337,3 +337,56 @@ def test_gzip_is_the_same_each_time() -> None:
     assert packed == archive.gzip_bytes(b"words " * 1000)
     assert gzip.decompress(packed) == b"words " * 1000
     assert gzip.decompress(archive.gzip_bytes(b"")) == b""
+
+
+# ── headers that cost ──
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_long_header_of_digits_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    # tarfile needs 20 s for 160,000 of them.
+    content = header("pax", 200_192, kind) + b"1" * 200_192 + tar(GOOD)
+    with pytest.raises(UserError, match="a header of 200192 bytes for another header"):
+        unpack(tmp_path, content)
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
+    sparse = bytearray(header("linux-1/hole", 0, tarfile.GNUTYPE_SPARSE))
+    sparse[483:495] = b"%011o\0" % (1 << 32)
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    with pytest.raises(UserError, match="has a sparse file"):
+        unpack(tmp_path, bytes(sparse) + tar(GOOD))
+
+
+@given(
+    contents=st.dictionaries(st.from_regex(r"[a-z]{1,9}(/[a-z]{1,9})?", fullmatch=True), st.binary(max_size=1500)),
+    skipped=st.integers(0, 600),
+)
+def test_plain_members_are_what_tarfile_wrote(contents: dict[str, bytes], skipped: int) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as made:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            made.addfile(info, io.BytesIO(content))
+    packed = buffer.getvalue()
+    found = {name: content.read() for name, content in archive.plain_members(io.BytesIO(packed), len(packed))}
+    assert found == contents
+    # What is left unread of one does not spoil the next.
+    begun = {name: content.read(skipped) for name, content in archive.plain_members(io.BytesIO(packed), len(packed))}
+    assert begun == {name: content[:skipped] for name, content in contents.items()}
+    if contents:
+        used = sum(512 + -(-len(content) // 512) * 512 for content in contents.values())
+        with pytest.raises(ValueError, match="more than"):
+            list(archive.plain_members(io.BytesIO(packed), used - 513))
+        with pytest.raises(ValueError):
+            list(archive.plain_members(io.BytesIO(packed[: used - 1]), len(packed)))

@@ -77,6 +77,15 @@ def test_the_next_run_clears_what_a_killed_one_left(temporary: Path) -> None:
         assert not kept.exists()
 
 
+def test_a_folder_beside_what_it_becomes(tmp_path: Path) -> None:
+    (tmp_path / f".{scratch.PREFIX}pull-left").mkdir()
+    (tmp_path / f"{scratch.PREFIX}pull-other").mkdir()
+    with scratch.folder("pull", tmp_path) as mine:
+        assert mine.parent == tmp_path and mine.name.startswith(".")
+        assert not (tmp_path / f".{scratch.PREFIX}pull-left").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{scratch.PREFIX}pull-other"]
+
+
 def test_no_run_takes_a_folder_from_another(temporary: Path) -> None:
     """Made and not locked yet is no reason to remove one."""
     argv, env = [sys.executable, "-c", BUSY], workshop.doit_env()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A release holds, or verify says what does not: one changed byte, one paper that tells another story."""
 
-import base64
 import hashlib
 import io
 import json
@@ -16,6 +15,7 @@ import pytest
 
 from minguest import cli, files, released, sshsig, verify
 from tests import workshop
+from tests.forgery import change, change_statement, sign_again
 
 Spoil = Callable[[Path], None]
 
@@ -49,35 +49,6 @@ def look(folder: Path, key: Path | None, **words: Any) -> verify.Report:
 def wrong(report: verify.Report) -> dict[str, str]:
     assert not report.holds
     return {row.what: row.detail for row in report.rows if row.result == "WRONG"}
-
-
-def sign_again(folder: Path, key: Path) -> None:
-    """Sums and their signature, as a trusted signer would make them of files that do not agree."""
-    names = [path.name for path in folder.iterdir() if path.name not in (released.SUMS, released.SIGNATURE)]
-    sums = released.render_sums({name: files.sha256(folder / name) for name in names}).encode()
-    (folder / released.SUMS).write_bytes(sums)
-    (folder / released.SIGNATURE).write_bytes(sshsig.sign(sums, key))
-
-
-def change(folder: Path, name: str, spoil: Callable[[Any], None]) -> None:
-    """Change a JSON file."""
-    content = json.loads((folder / name).read_bytes())
-    spoil(content)
-    (folder / name).write_text(json.dumps(content))
-
-
-def change_statement(folder: Path, name: str, key: Path, spoil: Callable[[Any], None]) -> None:
-    """Change a DSSE envelope's statement and sign it again by the trusted key."""
-    envelope = json.loads((folder / name).read_bytes())
-    statement = json.loads(base64.b64decode(envelope["payload"]))
-    spoil(statement)
-    payload = json.dumps(statement).encode()
-    kind = envelope["payloadType"].encode()
-    pae = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)  # protocol.md of DSSE
-    armoured = sshsig.sign(pae, key)
-    envelope["payload"] = base64.b64encode(payload).decode()
-    envelope["signatures"][0]["sig"] = base64.b64encode(sshsig.blob(armoured)).decode()
-    (folder / name).write_text(json.dumps(envelope))
 
 
 def test_a_release_holds(made: Path, key: Path) -> None:
@@ -252,7 +223,8 @@ def test_evidence_that_tells_another_story_is_found(
 
 def repack(folder: Path, key: Path, spoil: Callable[[dict[str, bytes]], None]) -> None:
     """Change what proves the evidence, with hashes and signatures that fit: what a lying signer could do."""
-    packed = verify._unpack((folder / released.EVIDENCE_FILES).read_bytes())
+    with tarfile.open(folder / released.EVIDENCE_FILES) as archive:
+        packed = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     spoil(packed)
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
