@@ -88,8 +88,8 @@ def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpu
 def _no_room(folder: Path, manifest: bundle.Manifest) -> str:
     """Why the machine had no room for a test of the bundle of `manifest`, where that was found."""
     try:
-        found = msgspec.json.decode((folder / boottest.NO_ROOM).read_bytes(), type=boottest.NoRoom)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        found = _load(folder / boottest.NO_ROOM, boottest.NoRoom)
+    except (OSError, ValueError):
         return ""
     return found.why if (found.bundle, found.wanted) == (manifest.files, manifest.guest.launch) else ""
 

@@ -96,6 +96,9 @@ def publish(
     """
     if not token:
         raise UserError(f"{place}: publishing there needs a token", f"put one into GITHUB_TOKEN; {PERMISSION}")
+    if not re.fullmatch(r"[!-~]+", token):
+        # Not shown: it may be one all the same, with an end of line.
+        raise UserError(f"{place}: the token has blanks, line ends or letters that no header takes", PERMISSION)
     with web.session() as session:
         repository = _Repository(session, place, token, api.rstrip("/"))
         found, public = _begin(repository, release, say)
@@ -200,7 +203,7 @@ class _Repository:
             answer = self._call("GET", url, wanted=(200,))
             try:
                 return msgspec.json.decode(answer.content, type=list[kind]), "next" in answer.links  # type: ignore[valid-type]
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 # An answer that was cut in its header is an empty one.
                 said = error
         raise ToolError(f"{url}: not what GitHub's API answers: {said}", "check the API's URL, or try again later")

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import ipaddress
+import math
 import re
 import tempfile
 import time
@@ -26,7 +27,7 @@ import requests
 import requests.auth
 import urllib3
 
-from minguest import files, released, web
+from minguest import files, released, strictjson, web
 from minguest.errors import MinguestError, ToolError, UserError
 from minguest.run import run
 
@@ -50,6 +51,7 @@ ACCEPT = f"{MANIFEST}, {INDEX}, " + ", ".join(
 # Bytes: of a manifest, as the specification lets a registry limit it; of one file.
 MANIFEST_LIMIT = 4 << 20
 FILE_LIMIT = 4 << 30
+TOKEN_LIMIT = 64 << 10
 CHUNK = 1 << 16
 # A registry's answers to the end of an upload that it does not know or that has another part already: begin anew.
 UPLOAD_LOST = (400, 404, 405, 409, 416)
@@ -62,6 +64,8 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _REGISTRY = re.compile(r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:.]+\])(?::\d+)?")
 _PLACE = re.compile(r"oci://([^/]*)/([^:@]*)(?::([^@]*))?(?:@(.*))?")
+# RFC 6750 (2.1) allows less; what matters is that it is one word of a header.
+_TOKEN = re.compile(r"[!-~]+")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # How an answer's body can end too early.
 _CUTS = (requests.RequestException, urllib3.exceptions.HTTPError)
@@ -170,7 +174,11 @@ def parse(text: str) -> Place:
     """The place that `oci://host[:port]/repository[:tag][@sha256:…]` names; UserError for what cannot be one."""
 
     def refuse(why: str) -> NoReturn:
-        raise UserError(f"{text!r}: no place in a registry: {why}", "write oci://HOST[:PORT]/REPOSITORY[:TAG]")
+        raise UserError(f"{shown!r}: no place in a registry: {why}", "write oci://HOST[:PORT]/REPOSITORY[:TAG]")
+
+    shown = web.shown(text)
+    if "@" in text.removeprefix("oci://").partition("/")[0] or "…" in shown:
+        refuse("it may have no user and no password: docker login keeps them")
 
     found = _PLACE.fullmatch(text)
     if not found:
@@ -286,6 +294,7 @@ class Remote:
         place = place if place.tag or place.digest else Place(place.registry, place.repository, LATEST)
         self.where = str(place)
         self.wanted = place.tag if place.tag != LATEST and not place.digest else None
+        self.newest = f"the tag {LATEST}" if place.tag == LATEST and not place.digest else ""
         self._reference = place.digest or place.tag or LATEST
         self._registry = _Registry(place, credentials, "pull")
 
@@ -300,13 +309,17 @@ class Remote:
         self._registry.get_blob(layer, content)
         return content.getvalue()
 
-    def save(self, name: str, sha256: str, target: Path) -> None:
-        """Write a file of that name and hash (hex) to `target`, which is to be a temporary name."""
+    def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
+        """Write a file of that name and hash (hex) to `target`, which is to be a temporary name; it has `size` bytes
+        or, where that is not known, at most `limit`."""
         layer = self._layers.get(name)
         if layer is None:
             raise UserError(f"{self.where}: has no {name}", "publish the release again")
         if layer.digest != f"sha256:{sha256}":
             raise UserError(f"{self.where}: its {name} is not the file that {released.SUMS} names")
+        if layer.size > limit if size is None else layer.size != size:
+            right = f"may have {limit} at most" if size is None else f"has {size}"
+            raise UserError(f"{self.where}: offers {layer.size} bytes of {name}, which {right}")
         with files.disk_errors(target), target.open("w+b") as file:
             self._registry.get_blob(layer, file)
 
@@ -388,7 +401,7 @@ class _Registry:
                 ) as answer:
                     if answer.status_code == 404:
                         return None
-                    _receive(answer, content, MANIFEST_LIMIT)
+                    _receive(answer, content, MANIFEST_LIMIT, web.WHOLE_S)
             except _CUTS as error:
                 failure = ToolError(f"{self._base}manifests/{reference}: {web.why(error)}", "try again later")
                 continue
@@ -471,6 +484,7 @@ class _Registry:
                 auth=_Authorization(self._authorization if _origin(url) == own else None),
                 redirects=redirects,
                 stream=stream,
+                limit=MANIFEST_LIMIT,
             )
             if answer.status_code not in (401, 403):
                 return answer
@@ -494,7 +508,10 @@ class _Registry:
 
     def _token(self, realm: str, service: str) -> str:
         """A token server's token; without credentials, the one for anybody."""
-        place = urlsplit(realm)
+        try:
+            place = urlsplit(realm)
+        except ValueError as error:
+            raise ToolError(f"{self.place.registry}: wants a login at {web.shown(realm)!r}: {error}") from error
         # The registry names it, and it is told the password.
         if place.scheme != "https" and not (self._base.startswith("http:") and _loopback(place.hostname)):
             raise ToolError(f"{self.place.registry}: wants a login at {web.shown(realm)!r}, which is not https")
@@ -511,6 +528,7 @@ class _Registry:
                 wanted=(200, 400, 401, 403),
                 auth=_Authorization(None),
                 redirects=False,
+                limit=TOKEN_LIMIT,
             )
         else:
             answer = web.call(
@@ -519,16 +537,19 @@ class _Registry:
                 _with_query(realm, **asked),
                 wanted=(200, 401, 403),
                 auth=_Authorization(known.basic),
+                limit=TOKEN_LIMIT,
             )
         if answer.status_code != 200:
             raise self._denied(answer)
         try:
-            given = msgspec.json.decode(answer.content, type=_Token)
-        except msgspec.DecodeError:
+            given = strictjson.decode(answer.content, _Token)
+        except ValueError:
             given = _Token()
-        if not (given.token or given.access_token):
-            raise ToolError(f"{web.shown(realm)}: gives no token")
-        return given.token or given.access_token
+        token = given.token or given.access_token
+        if not _TOKEN.fullmatch(token):  # and it is not shown: it may be one all the same
+            what = "a token with characters that no header takes" if token else "no token"
+            raise ToolError(f"{web.shown(realm)}: gives {what}", "ask who keeps the registry")
+        return token
 
     def _denied(self, answer: requests.Response) -> UserError:
         host, doing = self.place.registry, "publish to" if "push" in self._actions else "read"
@@ -614,7 +635,7 @@ def _list_referrers(registry: _Registry, subject: Descriptor, referrers: Sequenc
     try:
         index = index if there is None else msgspec.json.decode(there)
         known = {each["digest"] for each in index["manifests"]}
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"tag {tag}: is no index of referrers: {error!r}", "remove it from the repository") from error
     missing = [msgspec.to_builtins(each) for each in referrers if each.digest not in known]
     if not missing:
@@ -637,12 +658,12 @@ def _artifact(
 def _read(content: bytes, where: str) -> Manifest:
     """A release's manifest; UserError says what else it is, or where it is damaged."""
     try:
-        kind = msgspec.json.decode(content, type=_Kind)
+        kind = strictjson.decode(content, _Kind)
         found = kind.artifact_type or kind.config.get("mediaType") or kind.media_type
         if found != ARTIFACT:
             raise UserError(f"{where}: is no release of minguest but {found or 'of no type'}", "check the repository")
         return msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise UserError(f"{where}: damaged: {error}") from error
 
 
@@ -732,13 +753,21 @@ def _tries() -> Iterator[None]:
         yield
 
 
-def _receive(answer: requests.Response, file: _Both, limit: int) -> None:
-    """Append an answer's body; ToolError if that makes more than `limit` bytes, one of _CUTS if it ends too early."""
-    # Not iter_content, which loses the part of a chunk that came before a cut.
-    while chunk := answer.raw.read1(CHUNK, decode_content=False):
-        if file.tell() + len(chunk) > limit:
-            raise ToolError(f"{web.shown(answer.url)}: gives more than the {limit} bytes that it may have")
-        file.write(chunk)
+def _receive(answer: requests.Response, file: _Both, limit: int, seconds: float = math.inf) -> None:
+    """Append an answer's body; ToolError if that makes more than `limit` bytes, takes more than `seconds` or trickles,
+    one of _CUTS if it ends too early."""
+    pace, end = web.Pace(), time.monotonic() + seconds
+    try:
+        # Not iter_content, which loses the part of a chunk that came before a cut.
+        while chunk := web.more(answer, web.SILENCE_S):
+            if file.tell() + len(chunk) > limit:
+                raise ToolError(f"{web.shown(answer.url)}: gives more than the {limit} bytes that it may have")
+            file.write(chunk)
+            slow = f"not done after {seconds:g} s" if time.monotonic() > end else pace.count(len(chunk))
+            if slow:
+                raise ToolError(f"{web.shown(answer.url)}: {slow}", "try again later")
+    except web.DeadlineError as error:
+        raise ToolError(f"{web.shown(answer.url)}: {error}", "try again later") from error
 
 
 def _empty(file: _Both) -> int:

@@ -1,39 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gets a release from where it was published: the signed list first, then what it names, each by its hash."""
 
+import contextlib
+import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from minguest import fetch, files, oci, released, scratch, sshsig, verify, web
+from minguest import fetch, files, oci, released, scratch, sshsig, strictjson, verify, web
 from minguest.errors import ToolError, UserError
 from minguest.model import Source
 
-# Bytes of SHA256SUMS, of its signature, and of latest.json: some are under 2000.
-SMALL = 64 << 10
-# Files that a release may have; it has about 17.
-FILES_MAX = 100
 LATEST = "latest.json"
+# Below the cache folder: what came from web servers, by SHA-256, as fetch keeps it (`sha256/DIGEST`, .part, .lock). A
+# file's time is that of its last use. It is apart from the sources of kernels and firmware, so that it can be pruned.
+PULLED = "pulled"
 
 
 class Remote(Protocol):
     """A place that a release can be read from."""
 
     where: str
+    """Without a password."""
     wanted: str | None
-    """The version that was asked for, where the address names one."""
+    """The version that it must be, where the address or the place's own word names one."""
+    newest: str
+    """What chose the version, where the address did not: nobody signed that. Empty where the address did."""
 
     def read(self, name: str, limit: int) -> bytes | None:
         """A small file; None where the place has none of that name. An error beyond `limit` bytes."""
 
-    def save(self, name: str, sha256: str, target: Path) -> None:
-        """Write a file of that hash to `target`; ToolError or UserError where it is not to be had."""
+    def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
+        """Write a file of that hash to `target`; of `size` bytes or, where that is not known, of at most `limit`.
+        ToolError or UserError where it is not to be had."""
 
 
 class Latest(msgspec.Struct, frozen=True):
@@ -46,37 +50,54 @@ class Web:
     """A folder on a web server: what `doit publish to=DIR` or to=s3://… made, or a release's downloads at GitHub."""
 
     def __init__(self, url: str, cache: Path, say: Callable[[str], None]) -> None:
-        self.where = url.rstrip("/")
-        self.wanted = None
+        """`url` may have a user's name and password, which are kept from every message and from other hosts."""
+        plain, self._auth = web.login(url)
+        self.where = plain.rstrip("/")
+        self.wanted: str | None = None
+        self.newest = "its `latest`" if self.where.endswith("/latest") else ""
         self._cache = cache
         self._say = say
         self._session = web.session()
-        if self.read(released.SUMS, SMALL) is None and (latest := self.read(LATEST, SMALL)) is not None:
-            try:
-                version = msgspec.json.decode(latest, type=Latest).version
-            except msgspec.DecodeError as error:
-                raise UserError(f"{self.where}/{LATEST}: damaged: {error}") from error
-            if not released.VERSION.fullmatch(version):
-                raise UserError(f"{self.where}/{LATEST}: {version!r} is no version")
-            say(f"{self.where}: the latest is {version}")
-            self.where, self.wanted = f"{self.where}/{version}", version
+        if self.read(released.SUMS, released.SMALL) is None:
+            latest = self.read(LATEST, released.SMALL)
+            if latest is not None:
+                self._follow(latest)
+
+    def _follow(self, latest: bytes) -> None:
+        try:
+            version = strictjson.decode(latest, Latest).version
+        except ValueError as error:
+            raise UserError(f"{self.where}/{LATEST}: damaged: {error}") from error
+        if not released.VERSION.fullmatch(version):
+            raise UserError(f"{self.where}/{LATEST}: {version!r} is no version")
+        self._say(f"{self.where}: the latest is {version}, says {LATEST}, which is not signed")
+        self.where, self.wanted, self.newest = f"{self.where}/{version}", version, LATEST
 
     def read(self, name: str, limit: int) -> bytes | None:
         """One file, whole."""
         # Object stores say 403 of what is not there to those who may not list.
-        answer = web.call(self._session, "GET", f"{self.where}/{name}", wanted=(200, 403, 404, 410), limit=limit)
+        answer = web.call(
+            self._session,
+            "GET",
+            f"{self.where}/{name}",
+            wanted=(200, 403, 404, 410),
+            auth=self._auth,
+            limit=limit,
+        )
         return answer.content if answer.status_code == 200 else None
 
-    def save(self, name: str, sha256: str, target: Path) -> None:
+    def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
         """By way of the cache, which resumes and knows what an earlier run has got."""
-        source = Source(version="", urls=(f"{self.where}/{name}",), sha256=sha256, licence="")
+        source = Source(version="", urls=(f"{self.where}/{name}",), sha256=sha256, licence="", size=size)
         try:
-            path = fetch.fetch(source, name, self._cache, self._say)
+            path = fetch.fetch(source, name, self._cache / PULLED, self._say, limit=limit, auth=self._auth)
         except ToolError as error:
             raise ToolError(
                 f"{self.where}: {name} is not to be had as {released.SUMS} lists it\n{error.message}",
                 "try again; if it stays so, the publication is incomplete or was changed: ask who keeps it",
             ) from error
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(path)
         shutil.copyfile(path, target)
 
 
@@ -94,7 +115,9 @@ def remote(source: str, cache: Path, configs: Sequence[Path], say: Callable[[str
         if "?" in source or "#" in source:
             raise UserError(f"{web.shown(source)}: a folder's address has no '?' and no '#'")
         return Web(source, cache, say)
-    raise UserError(f"{source}: not known how to get that", "oci://REGISTRY/REPOSITORY:VERSION, or https://…")
+    raise UserError(
+        f"{web.shown(source)}: not known how to get that", "oci://REGISTRY/REPOSITORY:VERSION, or https://…"
+    )
 
 
 def is_remote(source: str) -> bool:
@@ -104,21 +127,36 @@ def is_remote(source: str) -> bool:
 
 def download(source: Remote, trusted: sshsig.Trusted | None, folder: Path, say: Callable[[str], None]) -> None:
     """Put a release's files into the empty `folder`; the list's signature is verified before what it names is got."""
-    sums = source.read(released.SUMS, SMALL)
+    sums = source.read(released.SUMS, released.SMALL)
     if sums is None:
         raise ToolError(f"{source.where}: no release there: it has no {released.SUMS}", "check the address")
-    signature = source.read(released.SIGNATURE, SMALL)
+    signature = source.read(released.SIGNATURE, released.SMALL)
     say(f"{source.where}: signature {verify.signed(sums, signature, trusted).detail}")
     listed = released.parse_sums(sums, f"{source.where}/{released.SUMS}")
-    if len(listed) > FILES_MAX:
-        raise UserError(f"{source.where}/{released.SUMS}: lists {len(listed)} files, too many for a release")
+    sizes = _sizes(source, listed)
     (folder / released.SUMS).write_bytes(sums)
     if signature is not None:
         (folder / released.SIGNATURE).write_bytes(signature)
+    left = released.UNSIZED_MAX
     for name, digest in listed.items():
-        source.save(name, digest, folder / name)
+        path = folder / name
+        if name == released.SIZES:
+            path.write_text(released.render_sizes(sizes))
+            continue
+        source.save(name, digest, sizes.get(name), left, path)
+        left -= path.stat().st_size
     if released.RUN_GUEST in listed:
         (folder / released.RUN_GUEST).chmod(0o755)
+
+
+def _sizes(source: Remote, listed: Mapping[str, str]) -> dict[str, int]:
+    """What each file may have, by the signed list; empty for a release of before."""
+    if released.SIZES not in listed:
+        return {}
+    content = source.read(released.SIZES, released.SMALL)
+    if content is None:
+        raise ToolError(f"{source.where}: has no {released.SIZES}", "publish the release again")
+    return released.parse_sizes(content, listed, f"{source.where}/{released.SIZES}")
 
 
 def check_source(source: str) -> None:
@@ -138,7 +176,7 @@ def at_hand(
     with scratch.folder("release") as folder, files.disk_errors(folder):
         place = remote(source, cache, configs, say)
         download(place, trusted, folder, say)
-        _is_wanted(place, released.read_facts(folder))
+        _is_wanted(place, released.read_facts(folder), say)
         yield folder
 
 
@@ -160,19 +198,18 @@ def pull(
         _refuse_other(target)
     parent = (target or Path()).absolute().parent if target else Path.cwd()
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".minguest-pull-", dir=parent) as name, files.disk_errors(parent):
-        folder = Path(name, "release")
-        folder.mkdir()
+    with scratch.folder("pull", parent) as folder, files.disk_errors(parent):
         origin = remote(source, cache, configs, say)
         download(origin, trusted, folder, say)
         report = verify.verify(folder, trusted, allow_failed=allow_failed)
         if not report.holds or report.facts is None:
             raise UserError(f"{web.shown(source)}: does not hold; nothing was kept\n{verify.table(report)}")
-        _is_wanted(origin, report.facts)
+        _is_wanted(origin, report.facts, say)
         place = (target or parent / f"{report.facts.name}-{report.facts.version}").absolute()
         if place.exists():
             _refuse_other(place)
-            if (place / released.SUMS).read_bytes() != (folder / released.SUMS).read_bytes():
+            sums = released.read(place, released.SUMS, released.SMALL)
+            if sums != released.read(folder, released.SUMS, released.SMALL):
                 raise UserError(f"{place}: another release is there", "give another folder with --to, or remove it")
             again = verify.verify(place, trusted, allow_failed=allow_failed)
             if not again.holds:
@@ -187,11 +224,12 @@ def pull(
     return place, report
 
 
-def _is_wanted(place: Remote, facts: released.Facts) -> None:
-    """UserError where the signed facts tell of another release than the address: a place can serve an old one."""
+def _is_wanted(place: Remote, facts: released.Facts, say: Callable[[str], None]) -> None:
+    """UserError where the signed facts tell of another release than the address: a place can serve an old one. Where
+    the address names no version, that cannot be seen, and is said."""
     # In a registry a tag names the version, and the repository may have any name.
     *_, home, last = ["", ""] if place.where.startswith("oci:") else f"//{place.where}".split("/")
-    wanted = place.wanted
+    wanted, chosen = place.wanted, place.newest
     if home == facts.name and last != "latest":
         wanted = last  # NAME/VERSION, as `publish` lays it out
     elif home == "download":
@@ -200,6 +238,11 @@ def _is_wanted(place: Remote, facts: released.Facts) -> None:
         raise UserError(
             f"{place.where}: is {facts.name} {facts.version}, and not {wanted}",
             "the place serves another release under this address: ask who keeps it",
+        )
+    if chosen or wanted is None:
+        say(
+            f"{place.where}: {chosen or 'the server'} chose {facts.version}. It is signed; that it is the newest is"
+            " not: whoever keeps the server can hold newer ones back. An address with a version is sure"
         )
 
 

@@ -106,7 +106,7 @@ def same(what: released.Release, remote: Remote, folder: Path) -> bool:
     """Whether all of a release comes back as it is."""
     folder.mkdir()
     for item in what.items:
-        remote.save(item.name, item.sha256, folder / item.name)
+        remote.save(item.name, item.sha256, item.size, 0, folder / item.name)
     return all((folder / item.name).read_bytes() == (what.folder / item.name).read_bytes() for item in what.items)
 
 
@@ -171,7 +171,7 @@ def test_a_place_is_parsed_and_written_the_same(text: str, place: Place) -> None
         ("ghcr.io/owner/guest", "it needs oci://"),
         ("oci://ghcr.io", "it needs oci://"),
         ("oci:///guest", "'' is no host"),
-        ("oci://user@host/guest", "'user@host' is no host"),
+        ("oci://user@host/guest", "no user and no password"),
         ("oci://host:99999/guest", "'host:99999' is no host"),
         ("oci://host:0/guest", "'host:0' is no host"),
         ("oci://host/", "'' is no repository"),
@@ -295,9 +295,14 @@ def test_a_release_goes_there_and_comes_back(tmp_path: Path, front: Proxy, place
     with pytest.raises(UserError, match=r"bzImage has 5000000 bytes, more than the 1000"):
         remote.read("bzImage", 1000)
     with pytest.raises(UserError, match="has no missing"):
-        remote.save("missing", "0" * 64, tmp_path / "missing")
+        remote.save("missing", "0" * 64, 1, 0, tmp_path / "missing")
     with pytest.raises(UserError, match="its copy is not the file that SHA256SUMS names"):
-        remote.save("copy", "0" * 64, tmp_path / "missing")
+        remote.save("copy", "0" * 64, 1, 0, tmp_path / "missing")
+    copy = hashlib.sha256(WHOLE["copy"]).hexdigest()
+    with pytest.raises(UserError, match="offers 5 bytes of copy, which has 4"):
+        remote.save("copy", copy, 4, 0, tmp_path / "missing")
+    with pytest.raises(UserError, match="offers 5 bytes of copy, which may have 4 at most"):
+        remote.save("copy", copy, None, 4, tmp_path / "missing")
     assert not (tmp_path / "missing").exists()
 
 
@@ -654,7 +659,7 @@ def test_a_cut_file_is_gone_on_with(
     front.change = lambda seen, answer: (others[status] or answer) if answer.status == 206 else answer
     target = tmp_path / "target"
     target.write_bytes(b"left by another run")
-    Remote(place, NOBODY).save("bzImage", item.sha256, target)
+    Remote(place, NOBODY).save("bzImage", item.sha256, item.size, 0, target)
     assert files.sha256(target) == item.sha256
     assert [seen.headers.get("range") for seen in front.seen if item.sha256 in seen.path] == ranges
 
@@ -675,7 +680,7 @@ def test_a_changed_blob_is_refused(tmp_path: Path, front: Proxy, place: Place) -
         with pytest.raises(ToolError, match=why):
             Remote(place, NOBODY).read("bzImage", 3000)
         with pytest.raises(ToolError, match=why):
-            Remote(place, NOBODY).save("bzImage", item.sha256, tmp_path / "target")
+            Remote(place, NOBODY).save("bzImage", item.sha256, item.size, 0, tmp_path / "target")
 
 
 def test_pieces_that_do_not_fit_are_thrown_away(tmp_path: Path, front: Proxy, place: Place) -> None:

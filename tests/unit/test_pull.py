@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A release is got from a web server whole and verified, or not at all."""
 
+import base64
 import http.server
 import os
 import shutil
@@ -11,13 +12,14 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from minguest import cli, publish, pull, released, sshsig, web
+from minguest import cli, fetch, files, publish, pull, released, sshsig, web
 from minguest.errors import MinguestError, ToolError, UserError
 from minguest.paths import Layout
-from tests import faults, small_disk, workshop
+from tests import faults, forgery, small_disk, workshop
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -257,3 +259,163 @@ def test_ended_from_outside_it_leaves_nothing(server: faults.Proxy, key: Path, t
         process.communicate(timeout=20)
     assert process.returncode != 0
     assert left(Path.cwd()) == []
+
+
+# ── passwords ──
+
+
+@pytest.mark.parametrize("fault", [None, 404, 500, "half an answer", "no server", "wrong"])
+@pytest.mark.parametrize("command", ["pull", "verify"])
+def test_a_password_in_the_address_is_used_and_never_printed(
+    server: faults.Proxy,
+    shelf: Path,
+    key: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: faults.Fault | Literal["wrong"] | None,
+    command: str,
+) -> None:
+    login = base64.b64encode("us er:ge@héim".encode()).decode()
+
+    def wanted(_: int, seen: faults.Seen) -> faults.Fault | None:
+        if seen.headers.get("authorization") != f"Basic {login}":
+            return 401
+        return fault if fault != "wrong" and seen.path.endswith("bzImage") else None
+
+    monkeypatch.setattr(fetch, "BACKOFF_S", 0)
+    server.fault = wanted
+    if fault == "wrong":
+        (shelf / "1.0/bzImage").write_bytes((shelf / "1.0/bzImage").read_bytes()[::-1])
+    source = f"http://us%20er:ge%40h%C3%A9im@{server.address}/1.0"
+    assert cli.main([command, source, "--key", f"{key}.pub"]) == (0 if fault is None else 1)
+    said = capsys.readouterr()
+    for secret in ("ge%40h", "h%C3%A9im", "ge@h", "us%20er", login):
+        assert secret not in said.out + said.err
+    assert server.address in said.out
+
+
+def test_a_password_does_not_follow_a_redirect(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
+    with faults.proxy(server.behind) as other:
+        server.fault = lambda number, seen: faults.Answer(302, {"Location": f"http://{other.address}{seen.path}?s=t"})
+        assert get(f"http://user:geheim@{server.address}/1.0", key, tmp_path / "cache").is_dir()
+        assert all("authorization" in seen.headers for seen in server.seen)
+        assert other.seen and not any("authorization" in seen.headers for seen in other.seen)
+
+
+# ── sizes ──
+
+
+def test_no_more_than_the_signed_size_is_taken(
+    server: faults.Proxy, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: Layout
+) -> None:
+    monkeypatch.setattr(fetch, "RESUMES", 0)
+    size = (at.release / "bzImage").stat().st_size
+    server.change = lambda seen, answer: (
+        faults.Answer(200, body=answer.body + b"x" * 100_000) if seen.path.endswith("bzImage") else answer
+    )
+    with pytest.raises(ToolError, match=f"offers {size + 100_000} bytes where it is {size}"):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in kept) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("SIZES", "is not the file that SHA256SUMS names"), ("gone", "has no SIZES")]
+)
+def test_sizes_that_nobody_signed_are_refused(
+    server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path, name: str, why: str
+) -> None:
+    if name == "gone":
+        (shelf / "1.0/SIZES").unlink()
+    else:
+        (shelf / "1.0/SIZES").write_bytes(b"9" + (shelf / "1.0/SIZES").read_bytes())
+    with pytest.raises(MinguestError, match=why):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+    assert not any(seen.path.endswith("bzImage") for seen in server.seen)
+
+
+def test_a_release_without_sizes_is_pulled_within_a_bound(
+    server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgery.sign_again(shelf / "1.0", key, sized=False)
+    place = get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+    assert not (place / released.SIZES).exists()
+    shutil.rmtree(place)
+    shutil.rmtree(tmp_path / "cache")
+    whole = sum(path.stat().st_size for path in (shelf / "1.0").iterdir())
+    monkeypatch.setattr(released, "UNSIZED_MAX", whole - 10_000)
+    with pytest.raises(ToolError, match=r"offers \d+ bytes where it may be \d+ at most"):
+        get(f"http://{server.address}/1.0", key, tmp_path / "cache")
+
+
+def test_what_was_pulled_is_kept_in_a_folder_of_its_own(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    place = get(f"http://{server.address}/1.0", key, cache)
+    assert left(cache) == [pull.PULLED] and left(cache / pull.PULLED) == ["sha256"]
+    kept = cache / pull.PULLED / "sha256" / files.sha256(place / "bzImage")
+    os.utime(kept, (1, 1))
+    server.reset()
+    get(f"http://{server.address}/1.0", key, cache)
+    assert not any(seen.path.endswith("bzImage") for seen in server.seen)
+    assert time.time() - kept.stat().st_mtime < 60  # of its last use
+
+
+# ── which version ──
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen"),
+    [
+        ("/", "latest.json chose 1.0"),
+        ("/latest", "its `latest` chose 1.0"),
+        ("/1.0", "the server chose 1.0"),
+        ("/default-4.12/1.0", ""),
+        ("/download/default-4.12-1.0", ""),
+    ],
+)
+def test_who_chose_the_version_is_said(
+    server: faults.Proxy, shelf: Path, key: Path, capsys: pytest.CaptureFixture[str], path: str, chosen: str
+) -> None:
+    for name in ("default-4.12/1.0", "download/default-4.12-1.0"):
+        shutil.copytree(shelf / "1.0", shelf / name)
+    assert cli.main(["pull", f"http://{server.address}{path}", "--key", f"{key}.pub"]) == 0
+    said = capsys.readouterr().out
+    assert (chosen and chosen in said) or (not chosen and " chose " not in said)
+    assert ("can hold newer ones back" in said) == bool(chosen)
+
+
+# ── what a kill leaves ──
+
+
+def test_what_a_killed_run_left_is_cleared_and_a_running_one_is_not(
+    server: faults.Proxy, key: Path, tmp_path: Path
+) -> None:
+    def begin() -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "minguest.cli", "pull", f"http://{server.address}/1.0", "--key", f"{key}.pub"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(workshop.ROOT), *sys.path]),
+            "MINGUEST_CACHE": str(tmp_path / f"cache-{time.monotonic()}"),
+        }
+        before = len(server.seen)
+        process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 20
+        while not any(seen.path.endswith("OVMF_VARS.fd") for seen in server.seen[before:]) and time.monotonic() < end:
+            time.sleep(0.02)
+        return process
+
+    waiting = threading.Event()
+    server.fault = lambda number, seen: waiting.wait(20) and None if seen.path.endswith("bzImage") else None
+    killed = begin()
+    (leftover,) = left(Path.cwd())
+    killed.kill()
+    killed.communicate()
+    assert left(Path.cwd()) == [leftover]
+    alive = begin()
+    (held,) = left(Path.cwd())
+    assert held != leftover
+    waiting.set()
+    assert get(f"http://{server.address}/1.0", key, tmp_path / "cache", Path.cwd() / "other").is_dir()
+    said, _ = alive.communicate(timeout=30)
+    assert alive.returncode == 0, said
+    assert left(Path.cwd()) == ["default-4.12-1.0", "other"]
