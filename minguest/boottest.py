@@ -186,7 +186,7 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
     manifest = bundle.load(bench.bundle)
     spec = launch.settle(wanted, test.words, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.line)
     accel, _ = accelerator(bench, spec, qemu.version(), manifest)
-    _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text())
+    _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text(encoding="utf-8"))
     if made is None or made.fits:
         return ""
     said = [line.strip() for warning in made.warnings for line in warning.splitlines()]
@@ -235,10 +235,10 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     version = qemu.version()
     accel, why = accelerator(bench, spec, version, manifest)
     asked = msgspec.structs.replace(spec, accel=accel)
-    cpuinfo = CPUINFO.read_text()
+    cpuinfo = CPUINFO.read_text(encoding="utf-8")
     spec, made = launch.with_room(asked, SYSFS, cpuinfo)
     own = scripted(manifest, wanted, asked, cpuinfo)
-    check_memory(spec, MEMINFO.read_text())
+    check_memory(spec, MEMINFO.read_text(encoding="utf-8"))
     folder = bench.folder
     make_empty(folder, bench.bundle)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
@@ -367,12 +367,12 @@ def breaches_of(
         gpus=tuple(str(gpu) for gpu in spec.gpus),
         numa=tuple(model.Node("") for _ in spec.numa),
     )
-    return contract.check(pits.rules(known), kconfig.parse_config(config.read_text()), launched, line)
+    return contract.check(pits.rules(known), kconfig.parse_config(config.read_text(encoding="utf-8")), launched, line)
 
 
 def nr_cpus_of(folder: Path) -> int:
     """How many CPUs a bundle's kernel was built for."""
-    config = kconfig.parse_config((folder / "kernel.config").read_text())
+    config = kconfig.parse_config((folder / "kernel.config").read_text(encoding="utf-8"))
     return int(config.get("NR_CPUS", "1")) if config.get("SMP") == "y" else 1
 
 

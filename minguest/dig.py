@@ -275,7 +275,7 @@ def _try(site: Site, each: pits.Dig, manifest: bundle.Manifest, folder: Path) ->
         return None, f"needs {NEEDS[each.needs]}"
     if spec.accel == "auto":
         spec = msgspec.structs.replace(spec, accel=healthy)
-    spec, _ = launch.with_room(spec, boottest.SYSFS, boottest.CPUINFO.read_text())
+    spec, _ = launch.with_room(spec, boottest.SYSFS, boottest.CPUINFO.read_text(encoding="utf-8"))
     own = site.kernels(each.options) if each.options else site.bench.bundle
     base = site.bench.bundle
     parts = Parts(

@@ -163,7 +163,7 @@ def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say:
 
         make("tinyconfig", log.with_suffix(".tinyconfig.log"))
         merged = work / "merged.config"
-        merged.write_text(requested)
+        merged.write_text(requested, encoding="utf-8")
         run.run(
             [place / "scripts/kconfig/merge_config.sh", "-m", "-O", work, work / ".config", merged],
             cwd=work,  # for its temporary files
@@ -172,7 +172,7 @@ def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say:
             bare=True,
         )
         make("olddefconfig", log)
-        text = (work / ".config").read_text()
+        text = (work / ".config").read_text(encoding="utf-8")
     _check_tools(text, tools)
     files.write(kept, msgspec.json.encode((_sha256(text), text)))
     return text
@@ -223,7 +223,7 @@ def build(
                 with files.replacing_tree(kept) as new:
                     shutil.copyfile(work / IMAGE, new / "bzImage")
                     shutil.copyfile(work / "System.map", new / "System.map")
-                    (new / "kernel.config").write_text(text)
+                    (new / "kernel.config").write_text(text, encoding="utf-8")
                     (new / "kernel.json").write_bytes(msgspec.json.format(msgspec.json.encode(inspected)))
                     sums = {name: files.sha256(new / name) for name in KEPT}
                     (new / SUMS).write_bytes(msgspec.json.encode(sums))
@@ -233,7 +233,7 @@ def build(
 
 def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: int, log: Path) -> None:
     dot_config = work / ".config"
-    dot_config.write_text(text)
+    dot_config.write_text(text, encoding="utf-8")
     with Progress(f"linux {tree.tree.version}") as progress:
         run.run(
             [*make_argv(Path(tree.path), work, settings.jobs(), "bzImage"), *through_ccache()],
@@ -244,7 +244,7 @@ def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: i
             pass_fds=(held,),
         )
     files.used(store.objects)
-    if dot_config.read_text() != text:
+    if dot_config.read_text(encoding="utf-8") != text:
         raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"see {log}")
 
 

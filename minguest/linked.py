@@ -29,7 +29,7 @@ def faults(tree: Path, out: Path, image: Path, config: Mapping[str, str]) -> lis
     if cut := sorted(str(path.relative_to(out)) for path in _objects(out) if not whole(path)):
         return [f"cut short: {', '.join(cut[:5])}" + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")]
     # A line of System.map: address, kind, name. Of nm: name, kind, address, size.
-    table = _addresses((words[2], words[0]) for words in _words((out / "System.map").read_text()))
+    table = _addresses((words[2], words[0]) for words in _words((out / "System.map").read_text(encoding="utf-8")))
     found = [
         f"CONFIG_{option} is y, but {path}'s symbols ({', '.join(sorted(names)[:3])}) are not in System.map"
         for option, path, names in _claimed(tree, out, config)

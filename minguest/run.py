@@ -52,7 +52,7 @@ def run(
         log.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     late = threading.Event()
-    with (log or Path(os.devnull)).open("w") as sink:
+    with (log or Path(os.devnull)).open("w", encoding="utf-8", errors="backslashreplace") as sink:
         sink.write(f"$ {shlex.join(words)}\n")
         process = subprocess.Popen(
             bound(words),

@@ -180,7 +180,7 @@ def sentence(choice: Choice) -> str:
 def own_version(path: Path) -> str:
     """The version that the top Makefile of the user's tree or tarball tells, such as `4.12.10`."""
     try:
-        text = (path / "Makefile").read_text() if path.is_dir() else _makefile_of(path)
+        text = (path / "Makefile").read_text(encoding="utf-8") if path.is_dir() else _makefile_of(path)
     except (OSError, tarfile.TarError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"source={path}: no kernel tree or tarball: {error}") from error
     found: dict[str, str] = dict(
