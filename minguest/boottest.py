@@ -441,7 +441,6 @@ def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: bundle.
     proof = _kept(bench.kvm, key)
     if proof is None:
         folder = bench.folder.with_name("kvm-proof")
-        folder.mkdir(parents=True, exist_ok=True)
         proof = kvm.prove(argv(bench, kvm.probe(spec, SYSFS, manifest.kernel.line), folder), folder)
         if proof.sure:
             files.write(bench.kvm, msgspec.json.encode((key, proof.works, proof.why)))
