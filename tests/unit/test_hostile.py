@@ -168,7 +168,9 @@ def test_a_nonsensical_answer_is_named(server: drip.Server, tmp_path: Path, stat
         registry(server).read(released.SUMS, 1000)
 
 
-@pytest.mark.parametrize("content", [DEEP, b'{"version": "1.0", "version": "2.0"}', b'{"version": 1e999999}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [DEEP, b'{"x": ' + DEEP, b'{"version": "1.0", "version": "2.0"}', b'{"version": 1e999999}', b"\xff"]
+)
 def test_a_latest_that_is_none_is_named(server: drip.Server, content: bytes) -> None:
     server.routes["/latest.json"] = drip.at_once("200 OK", body=content)
     with pytest.raises(UserError, match=r"latest\.json: damaged"):
@@ -203,7 +205,7 @@ def test_a_token_that_no_header_takes_is_named_and_not_shown(server: drip.Server
     assert "geheim" not in str(found.value)
 
 
-@pytest.mark.parametrize("content", [DEEP, b"{}", b"x" * (1 << 20), b'{"token": 5}'])
+@pytest.mark.parametrize("content", [DEEP, b'{"x": ' + DEEP, b"{}", b"x" * (1 << 20), b'{"token": 5}'])
 def test_a_token_server_without_a_token_is_named(server: drip.Server, content: bytes) -> None:
     realm = f'Bearer realm="http://{server.address}/token"'
     server.routes["/v2/"] = drip.at_once("401 Unauthorized", f"WWW-Authenticate: {realm}")
