@@ -195,7 +195,8 @@ def _checks(
     off = run.ending == "power-off"
     panic = _panic(console.lines(run.console))
     why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
-    yield Check("power-off", "yes", run.ending, "", off, "" if off else why)
+    last = report.shutdown.how if report.shutdown else ""
+    yield Check("power-off", "yes", run.ending, last, off, "" if off else why)
 
 
 def _firmware(report: Report, shipped: Shipped | None) -> Check:

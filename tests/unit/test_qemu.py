@@ -70,7 +70,7 @@ def test_a_guest_that_powers_off(rig: Rig) -> None:
     assert 0 < run.begin <= run.end <= run.wall < 20
     assert os.access(rig.folder / "qemu.sh", os.X_OK)
     # What is not asked for is not done.
-    assert not rig.heard("device_add", "device_del", "object-add", "inject-nmi", "query-status")
+    assert not rig.heard("device_add", "device_del", "object-add", "inject-nmi", "system_powerdown", "query-status")
 
 
 def test_what_an_earlier_run_left_is_gone(rig: Rig) -> None:
@@ -437,15 +437,21 @@ def test_only_as_many_cpus_go_as_shall(rig: Rig) -> None:
 
 
 def test_nothing_is_plugged_in_before_initd_is_ready(rig: Rig) -> None:
-    deeds = qemu.Deeds(cpus=2, left=1, dimms=(128 * MIB,), nmi=True)
+    deeds = qemu.Deeds(cpus=2, left=1, dimms=(128 * MIB,), nmi=True, button=True)
     rig.boot(CONNECTED, ["wait", 0.3], *POWER_OFF, answers=ANSWERS, deeds=deeds)
-    assert not rig.heard("device_add", "object-add", "device_del", "inject-nmi")
+    assert not rig.heard("device_add", "object-add", "device_del", "inject-nmi", "system_powerdown")
 
 
 def test_an_nmi_comes_once_after_the_report(rig: Rig) -> None:
     steps: list[list[Any]] = [["report", REPORT], ["heard", "inject-nmi"], ["wait", 0.2], *POWER_OFF]
     rig.boot(CONNECTED, *steps, deeds=qemu.Deeds(nmi=True))
     assert rig.heard("inject-nmi") == [{}]
+
+
+def test_the_power_button_is_pressed_once_after_the_report(rig: Rig) -> None:
+    steps: list[list[Any]] = [["report", REPORT], ["heard", "system_powerdown"], ["wait", 0.2], *POWER_OFF]
+    rig.boot(CONNECTED, *steps, deeds=qemu.Deeds(button=True))
+    assert rig.heard("system_powerdown") == [{}]
 
 
 @pytest.mark.parametrize("answer", [{"error": "no such slot"}, "hang", "close"])

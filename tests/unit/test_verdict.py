@@ -430,6 +430,9 @@ def test_a_power_button_ends_the_guest_in_order() -> None:
     assert judged.result == "pass"
     row = next(check for check in judged.checks if check.name == "power button")
     assert (row.asked, row.qemu, row.guest) == ("shut down in order", "", "power-button, power-off")
+    off = judged.checks[-1]
+    assert (off.name, off.qemu, off.guest, off.ok) == ("power-off", "power-off", "power-off", True)
+    assert pressed(SPEC, how="reboot").checks[-1].guest == "reboot"
     assert "power button" not in [check.name for check in pressed(SPEC).checks]
 
 
