@@ -238,7 +238,6 @@ static void take_terminal(void)
 
 static pid_t start(const char *path, const struct words *words)
 {
-	sigset_t none;
 	pid_t pid = fork();
 
 	if (pid < 0)
@@ -249,8 +248,7 @@ static pid_t start(const char *path, const struct words *words)
 	take_terminal();
 	if (words->root)
 		enter_root(words->root, words->share);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	free_signals();
 	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 0);
 	execl(path, path, (char *)NULL);
 	say("%s: %s", path, strerror(errno));

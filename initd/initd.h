@@ -92,6 +92,7 @@ struct ending {
 };
 
 void take_orders(void);
+void free_signals(void);
 const struct ending *order_given(void);
 void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));
 

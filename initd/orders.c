@@ -115,6 +115,22 @@ void take_orders(void)
 	hear_buttons();
 }
 
+/*
+ * For a child, before it becomes a program. First the handlers: a SIGTERM that
+ * came since fork() shall end it, and not set its copy of the order.
+ */
+void free_signals(void)
+{
+	sigset_t none;
+	size_t i;
+
+	for (i = 0; i < COUNT(orders); i++)
+		signal(orders[i].signal, SIG_DFL);
+	signal(SIGCHLD, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 /* The last order, or NULL. */
 const struct ending *order_given(void)
 {

@@ -3,6 +3,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,7 @@ INCLUDES = """
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,3 +192,26 @@ def test_a_text_is_read_whole_or_not_at_all(parts: Parts, tmp_path: Path, length
             return 0;
         }""")
     assert result.stdout == (str(length + len(end.strip())) if read else "File too large\n")
+
+
+def test_a_child_is_ended_by_the_signal_that_came_while_it_was_held(parts: Parts) -> None:
+    result = parts("""
+        static void ignore(int number) { (void)number; }
+        int main(void)
+        {
+            sigset_t all;
+            int status;
+
+            signal(SIGTERM, ignore);
+            sigfillset(&all);
+            sigprocmask(SIG_SETMASK, &all, NULL);
+            if (!fork()) {
+                raise(SIGTERM);
+                free_signals();
+                _exit(0);
+            }
+            wait(&status);
+            printf("signal %d", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+            return 0;
+        }""")
+    assert result.stdout == f"signal {signal.SIGTERM}"
