@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from minguest import initd, initrd, launch, paths, qemu, report
+from minguest import boottest, initd, initrd, launch, paths, qemu, report
 from minguest.model import Disk, Launch
 from minguest.run import require
-from tests.integration.conftest import LINE, ROOT, Doit
+from tests.integration.conftest import LINE, ROOT
 from tests.integration.test_cards import checks
 from tests.integration.test_wait import LINES
 
@@ -180,11 +180,13 @@ def test_a_disk_that_cannot_be_unmounted_becomes_read_only(leave: Callable[..., 
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_boot_test_presses_the_power_button(line: str, doit: Doit) -> None:
-    result = doit("boot-test", "--power-button", f"kernel={line}")
-    assert result.returncode == 0, result.stdout
-    folder = paths.Layout(ROOT, "default", line).boot_test
-    row = checks(folder)["power button"]
+def test_boot_test_presses_the_power_button(line: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if line == LINE:
+        request.getfixturevalue("built")
+    at = paths.Layout(ROOT, "default", line)
+    bench = boottest.Bench("it", at.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", at.pits)
+    boottest.run(bench, launch.Words(accel="tcg", power_button=True), Launch(), lambda _: None)
+    row = checks(bench.folder)["power button"]
     assert (row["guest"], row["ok"]) == ("power-button, power-off", True)
-    outcome = json.loads((folder / "verdict.json").read_bytes())
+    outcome = json.loads((bench.folder / "verdict.json").read_bytes())
     assert "initd.then=wait" in outcome["argv"][outcome["argv"].index("-append") + 1]
