@@ -52,6 +52,13 @@ BITS = 40
 IOMMU_BITS = 48
 # Where this machine's cards are not looked for: the host's are others, at the same addresses.
 NO_SYSFS = Path("/nonexistent")
+# The host's time is counted in instructions, each of 8 ns (2**3), not taken from the machine's clock. The thread of
+# QEMU's CPU then runs the timers itself (accel/tcg/tcg-accel-ops-icount.c). Else another thread raises their
+# interrupts, and both write the CPU's interrupt_request: do_vmexit (target/i386/tcg/sysemu/svm_helper.c, QEMU 7.2)
+# clears a bit of it with no lock, and an interrupt that comes just then can be lost. A host that loses its timer's
+# interrupt gets no other one, and stands. And a clock that goes on while QEMU waits for a CPU leaves the host of a
+# loaded machine little time for anything but those interrupts.
+ICOUNT = "shift=3,sleep=on"
 # The guest's part of the time.
 GUEST_TIME = 0.8
 STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
@@ -279,6 +286,7 @@ def argv(site: Site, spec: Spec, found: Sequence[launch.Gpu]) -> list[str]:
     command[command.index("-machine") + 1] = f"{spec.machine},kernel-irqchip=split"
     command += [
         "-accel", "tcg,thread=single",
+        "-icount", ICOUNT,
         # caching-mode: VFIO in the host is told of mappings. intremap: without it VFIO refuses.
         "-device", f"intel-iommu,intremap=on,caching-mode=on,aw-bits={IOMMU_BITS}",
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",

@@ -139,6 +139,14 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
     assert "path=/,security_model=none,readonly=on" in " ".join(command)
 
 
+def test_the_hosts_time_is_counted_in_instructions(tmp_path: Path) -> None:
+    """By the machine's clock QEMU 7.2 can lose the host's tick, and on a loaded machine the host stands."""
+    site = rehearse.Site("g", ROOT, tmp_path, Path("/b"), tmp_path, tmp_path, tmp_path)
+    command = rehearse.argv(site, rehearse.host_spec(CARDS, 512 << 20, 100), CARDS)
+    assert "-icount" in command
+    assert command[command.index("-icount") + 1] == "shift=3,sleep=on"
+
+
 def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path) -> None:
     place = tmp_path / "it's a place"
     text = rehearse.script(ROOT / "configs/templates/rehearse.j2", place, ["0000:01:00.0", "0000:02:00.0"])
