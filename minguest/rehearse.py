@@ -6,6 +6,8 @@ project's own host-bind, host-check, boot-test and host-unbind run, as they woul
 guest runs under the host's KVM. `argv` and `script` are pure.
 """
 
+import os
+import resource
 import shlex
 import shutil
 import sys
@@ -59,6 +61,8 @@ NO_SYSFS = Path("/nonexistent")
 # interrupt gets no other one, and stands. And a clock that goes on while QEMU waits for a CPU leaves the host of a
 # loaded machine little time for anything but those interrupts.
 ICOUNT = "shift=3,sleep=on"
+# How often a rehearsal is tried whose time ran out; the second try has twice the time.
+TRIES = 2
 # The guest's part of the time.
 GUEST_TIME = 0.8
 STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
@@ -71,7 +75,7 @@ WORDS = {
     "gpu": "the emulated cards, with commas: models, or bar:SIZE; secondary-vga if left out",
     "cpus": "how many CPUs the guest has; 2 if left out",
     "memory": "how much memory the guest has; 512M if left out",
-    "timeout": "seconds after which the rehearsal counts as lost; 300 if left out",
+    "timeout": "seconds after which a try counts as lost, the second has twice as many; 300 if left out",
 }
 
 
@@ -129,6 +133,8 @@ class Record(msgspec.Struct, frozen=True):
     outcome: boottest.Outcome | None
     """Of the boot test in the host; None: it came to no verdict."""
     seconds: float
+    before: tuple[str, ...] = ()
+    """Why each try before this one was lost; empty: this is the first."""
 
 
 def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
@@ -138,7 +144,7 @@ def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
         say(f"waiting for another rehearsal of {site.name}")
 
     with files.lock(site.folder.with_name(f".{site.folder.name}.run"), waiting):
-        record = _run(site, words, say)
+        record = tried(lambda before: _run(site, words, say, before), say)
     say(table(record.checks))
     if record.result == "pass":
         say(f"PASS: the cards went to the guest and back, in {record.seconds:.0f} s")
@@ -148,12 +154,54 @@ def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
     raise kind(f"FAIL, {record.result}: {wrong}", f"read {site.folder}: console of the host, a log of each step")
 
 
-def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
+def tried(attempt: Callable[[tuple[str, ...]], tuple[Record, str]], say: Callable[[str], None]) -> Record:
+    """The first record that is not lost for want of time, or the last of TRIES.
+
+    `attempt` gets why the tries before it were lost, and gives its record and why it is to be tried again, if so.
+    """
+    before: tuple[str, ...] = ()
+    while True:
+        record, why = attempt(before)
+        if not why:
+            return record
+        before += (why,)
+        last = len(before) == TRIES
+        say(why if last else f"{why}; trying once more, with more time")
+        if last:
+            return record
+
+
+def out_of_time(
+    ending: qemu.Ending, outcome: boottest.Outcome | None, wall: float, used: float, load: float, cpus: int
+) -> str:
+    """Why the time ran out, the host's or the guest's; empty: it did not.
+
+    `wall`: seconds that passed; `used`: seconds of CPU that QEMU had; `load`: the machine's, a mean of five minutes.
+    """
+    if ending == "deadline":
+        who = "the host"
+    elif outcome is not None and outcome.verdict.result == "lost" and outcome.verdict.ending == "deadline":
+        who = "the guest"
+    else:
+        return ""
+    facts = f"in {wall:.0f} s QEMU had {used:.0f} s of a CPU; load {load:.1f} on {cpus} CPUs"
+    why = "this machine is too loaded" if load > cpus else "it is slow, or it hangs"
+    return f"{who} was not done in its time: {why} ({facts})"
+
+
+def _used() -> float:
+    """Seconds of CPU that this program's children had, those that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Record, str]:
     manifest, host = bundle.load(site.bundle), bundle.load(site.host)
     found = given(words)
     timeout = settings.integer(words.timeout, "--timeout")
     if timeout <= 0:
         raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
+    timeout *= 1 + len(before)
     spec = host_spec(found, settings.size(words.memory, "--memory"), timeout)
     boottest.check_memory(spec, boottest.MEMINFO.read_text())
     folder = site.folder
@@ -176,20 +224,32 @@ def _run(site: Site, words: Words, say: Callable[[str], None]) -> Record:
             told_steps.append(step)
             say(f"  {step.uptime:6.1f} s  {step.name}{'' if step.status == 0 else f': status {step.status}'}")
 
+    used = _used()
     result = qemu.boot(argv(site, spec, found), folder, timeout, linger=timeout, look=look)
+    used = _used() - used
     outcome, seen = _left(folder / "share")
     checks = judge(folder / "share", result, found, outcome, seen)
     if outcome is not None:
         say(verdict.table(outcome.verdict))
+    late = out_of_time(result.ending, outcome, result.wall, used, os.getloadavg()[1], os.cpu_count() or 1)
     wrong = [check for check in checks if check.why]
     # A host that went through its steps spoke, whatever it said.
     lost = result.ending != "power-off" or bool(checks[0].why)
     kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if lost else "failed"
     record = Record(
-        REHEARSAL_SCHEMA, manifest.files, host.files, words, qemu.version(), kind, tuple(checks), outcome, result.wall
+        schema=REHEARSAL_SCHEMA,
+        bundle=manifest.files,
+        host=host.files,
+        words=words,
+        qemu=qemu.version(),
+        result=kind,
+        checks=tuple(checks),
+        outcome=outcome,
+        seconds=result.wall,
+        before=before,
     )
     files.write(site.record, msgspec.json.format(msgspec.json.encode(record)))
-    return record
+    return record, late
 
 
 def guest_launch(own: Launch, words: Words, addresses: Sequence[str], timeout: int) -> Launch:

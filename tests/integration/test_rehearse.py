@@ -14,9 +14,13 @@ from tests.integration.conftest import LINE, Doit
 def test_a_rehearsal_that_takes_too_long_is_lost_and_leaves_nothing(built: paths.Layout, doit: Doit) -> None:
     result = doit("rehearse", "--timeout", "4", f"kernel={LINE}")
     assert result.returncode != 0
-    assert "FAIL, lost" in result.stdout and "4 s are over" in result.stdout
+    # The second try has twice the time.
+    assert result.stdout.count("the host was not done in its time") == 2
+    assert result.stdout.count("trying once more") == 1
+    assert "FAIL, lost" in result.stdout and "8 s are over" in result.stdout
     assert "Traceback" not in result.stdout
-    assert json.loads(built.rehearsed.read_bytes())["result"] == "lost"
+    record = json.loads(built.rehearsed.read_bytes())
+    assert record["result"] == "lost" and len(record["before"]) == 1
     running = subprocess.run(["pgrep", "-f", f"{built.rehearse}|mount_tag=share"], capture_output=True, check=False)
     assert running.stdout == b""
 

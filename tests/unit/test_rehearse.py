@@ -147,6 +147,56 @@ def test_the_hosts_time_is_counted_in_instructions(tmp_path: Path) -> None:
     assert command[command.index("-icount") + 1] == "shift=3,sleep=on"
 
 
+def late(ending: Ending = "deadline", of: boottest.Outcome | None = None, load: float = 3.5) -> str:
+    return rehearse.out_of_time(ending, of, 300, 80, load, 2)
+
+
+def test_a_host_or_a_guest_without_time_is_tried_again_and_the_load_is_named() -> None:
+    loaded = "this machine is too loaded (in 300 s QEMU had 80 s of a CPU; load 3.5 on 2 CPUs)"
+    assert late() == f"the host was not done in its time: {loaded}"
+    of = outcome("lost")
+    of = msgspec.structs.replace(of, verdict=msgspec.structs.replace(of.verdict, ending="deadline"))
+    assert late("power-off", of) == f"the guest was not done in its time: {loaded}"
+    assert "loaded" not in late(load=1.0)
+    assert "it is slow, or it hangs" in late(load=1.0)
+
+
+def test_what_is_wrong_for_another_reason_is_not_tried_again() -> None:
+    for ending in ("power-off", "panic", "reset", "qemu died", "internal error", "dead end"):
+        assert late(ending) == ""
+    assert late("power-off", outcome("failed")) == ""
+    assert late("power-off", outcome("lost")) == ""
+
+
+def record(result: str, before: tuple[str, ...]) -> rehearse.Record:
+    return rehearse.Record(1, {}, {}, Words(), "7.2", result, (), None, 1.0, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("whys", "results", "result", "before"),
+    [
+        (("",), ("pass",), "pass", ()),
+        (("",), ("failed",), "failed", ()),
+        (("loaded", ""), ("lost", "pass"), "pass", ("loaded",)),
+        (("loaded", ""), ("lost", "failed"), "failed", ("loaded",)),
+        (("loaded", "still loaded"), ("lost", "lost"), "lost", ("loaded",)),
+    ],
+)
+def test_a_rehearsal_without_time_is_tried_once_more_and_no_other(
+    whys: tuple[str, ...], results: tuple[str, ...], result: str, before: tuple[str, ...]
+) -> None:
+    runs = list(zip(results, whys, strict=True))
+    said: list[str] = []
+
+    def attempt(earlier: tuple[str, ...]) -> tuple[rehearse.Record, str]:
+        kind, why = runs.pop(0)
+        return record(kind, earlier), why
+
+    made = rehearse.tried(attempt, said.append)
+    assert (made.result, made.before, runs) == (result, before, [])
+    assert said == [f"{why}; trying once more, with more time" for why in before] + [why for why in whys[1:] if why]
+
+
 def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path) -> None:
     place = tmp_path / "it's a place"
     text = rehearse.script(ROOT / "configs/templates/rehearse.j2", place, ["0000:01:00.0", "0000:02:00.0"])
