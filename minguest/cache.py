@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 
 from minguest import files
-from minguest.paths import Store
+from minguest.paths import PULLED, Store
 
 DAY_S = 86400
+# Days after which what was pulled goes by itself: a server that is pulled from must not fill the disk.
+PULLED_DAYS = 30
 # What the table says of each kind.
 KINDS = {
-    "download": "kernels, OVMF and releases as they were fetched, by SHA-256",
+    "download": "kernels and OVMF as they were fetched, by SHA-256",
+    "pulled": "files of releases, by SHA-256",
     "tree": "kernel sources, unpacked and patched",
     "config": "what Kconfig made of fragments",
     "kernel": "built kernels",
@@ -43,11 +46,16 @@ def entries(cache: Path, store: Store) -> list[Entry]:
     return sorted(_entries(cache, store), key=lambda each: each.used)
 
 
+def _fetched(cache: Path) -> Iterator[Entry]:
+    for kind, folder in (("download", cache), ("pulled", cache / PULLED)):
+        for path in _listed(folder / "sha256"):
+            if path.suffix != ".lock":
+                lock = path.with_name(f"{path.name.split('.')[0]}.lock")
+                yield _entry("leftover" if path.suffix == ".part" else kind, path, lock=lock)
+
+
 def _entries(cache: Path, store: Store) -> Iterator[Entry]:
-    for path in _listed(cache / "sha256"):
-        if path.suffix != ".lock":
-            kind = "leftover" if path.suffix == ".part" else "download"
-            yield _entry(kind, path, lock=path.with_name(f"{path.name.split('.')[0]}.lock"))
+    yield from _fetched(cache)
     yield from (_entry("config", path) for path in _listed(store.configs))
     for kind, folder in (("tree", store.trees), ("kernel", store.kernels)):
         for path in filter(Path.is_dir, _listed(folder)):
@@ -62,6 +70,11 @@ def _entries(cache: Path, store: Store) -> Iterator[Entry]:
     for kind, folder in (("leftover", store.reproduce), ("object", store.objects)):
         if folder.is_dir():
             yield _entry(kind, folder)
+
+
+def forget_pulled(cache: Path, now: float) -> None:
+    """Remove what was pulled and not used for PULLED_DAYS; what another process is using stays."""
+    prune([each for each in _fetched(cache) if each.kind == "pulled"], Store(cache), PULLED_DAYS, now, lambda _: None)
 
 
 def table(found: Sequence[Entry], now: float) -> str:

@@ -175,7 +175,7 @@ def _verify(words: argparse.Namespace) -> int:
 
 
 def _pull(words: argparse.Namespace) -> int:
-    from minguest import pull, verify  # noqa: PLC0415 - as above
+    from minguest import cache, pull, verify  # noqa: PLC0415 - as above
 
     with _trusted(words) as trusted:
         place, report = pull.pull(
@@ -187,6 +187,7 @@ def _pull(words: argparse.Namespace) -> int:
             allow_failed=words.allow_failed,
             say=_say,
         )
+    cache.forget_pulled(settings.cache_folder(), time.time())
     print(verify.table(report))
     print(f"{place}: holds; start it with {place / 'run-guest'}")
     return 0

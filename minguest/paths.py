@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+# Below the cache folder: what came from web servers, by SHA-256, as fetch keeps it (`sha256/DIGEST`, .part, .lock). A
+# file's time is that of its last use. It is apart from the sources of kernels and firmware, so that it can be pruned.
+PULLED = "pulled"
 
 
 def known_pits() -> Path:

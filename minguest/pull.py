@@ -15,11 +15,9 @@ import msgspec
 from minguest import fetch, files, oci, released, scratch, sshsig, strictjson, verify, web
 from minguest.errors import ToolError, UserError
 from minguest.model import Source
+from minguest.paths import PULLED
 
 LATEST = "latest.json"
-# Below the cache folder: what came from web servers, by SHA-256, as fetch keeps it (`sha256/DIGEST`, .part, .lock). A
-# file's time is that of its last use. It is apart from the sources of kernels and firmware, so that it can be pruned.
-PULLED = "pulled"
 
 
 class Remote(Protocol):

@@ -89,6 +89,18 @@ def test_the_command_shows_and_removes(
     assert "--older-than -1: a number of days" in capsys.readouterr().err
 
 
+def test_what_was_pulled_goes_by_itself(store: Store) -> None:
+    """After a month, and nothing else does."""
+    pulled = store.folder / "pulled/sha256"
+    pulled.mkdir(parents=True)
+    for name, days in {"old": 31, "new": 29, "held": 31}.items():
+        (pulled / name).write_text(name)
+        os.utime(pulled / name, (NOW - days * cache.DAY_S,) * 2)
+    with files.lock(pulled / "held.lock"):
+        cache.forget_pulled(store.folder, NOW)
+    assert left(store) == ALL | {"pulled/sha256/new", "pulled/sha256/held"}
+
+
 def test_an_empty_cache_is_no_error(tmp_path: Path) -> None:
     store = Store(tmp_path / "nothing")
     assert cache.entries(store.folder, store) == []

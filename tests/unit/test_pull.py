@@ -16,7 +16,7 @@ from typing import Literal
 
 import pytest
 
-from minguest import cli, fetch, files, publish, pull, released, sshsig, web
+from minguest import cli, fetch, files, paths, publish, pull, released, sshsig, web
 from minguest.errors import MinguestError, ToolError, UserError
 from minguest.paths import Layout
 from tests import faults, forgery, small_disk, workshop
@@ -351,8 +351,8 @@ def test_a_release_without_sizes_is_pulled_within_a_bound(
 def test_what_was_pulled_is_kept_in_a_folder_of_its_own(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     place = get(f"http://{server.address}/1.0", key, cache)
-    assert left(cache) == [pull.PULLED] and left(cache / pull.PULLED) == ["sha256"]
-    kept = cache / pull.PULLED / "sha256" / files.sha256(place / "bzImage")
+    assert left(cache) == [paths.PULLED] and left(cache / paths.PULLED) == ["sha256"]
+    kept = cache / paths.PULLED / "sha256" / files.sha256(place / "bzImage")
     os.utime(kept, (1, 1))
     server.reset()
     get(f"http://{server.address}/1.0", key, cache)
