@@ -185,7 +185,8 @@ def out_of_time(
     else:
         return ""
     facts = f"in {wall:.0f} s QEMU had {used:.0f} s of a CPU; load {load:.1f} on {cpus} CPUs"
-    why = "this machine is too loaded" if load > cpus else "it is slow, or it hangs"
+    # A load says that it may have been slow, not that it did not hang.
+    why = "this machine is too loaded, or it hangs" if load > cpus else "it hangs, or it is slow"
     return f"{who} was not done in its time: {why} ({facts})"
 
 
