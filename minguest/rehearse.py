@@ -61,8 +61,8 @@ NO_SYSFS = Path("/nonexistent")
 # interrupt gets no other one, and stands. And a clock that goes on while QEMU waits for a CPU leaves the host of a
 # loaded machine little time for anything but those interrupts.
 ICOUNT = "shift=3,sleep=on"
-# How often a rehearsal is tried whose time ran out; the second try has twice the time.
-TRIES = 2
+# How often a rehearsal is tried whose time ran out; the later tries have twice the time.
+TRIES = 3
 # The guest's part of the time.
 GUEST_TIME = 0.8
 STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
@@ -75,7 +75,7 @@ WORDS = {
     "gpu": "the emulated cards, with commas: models, or bar:SIZE; secondary-vga if left out",
     "cpus": "how many CPUs the guest has; 2 if left out",
     "memory": "how much memory the guest has; 512M if left out",
-    "timeout": "seconds after which a try counts as lost, the second has twice as many; 300 if left out",
+    "timeout": "seconds after which a try counts as lost, the later ones have twice as many; 300 if left out",
 }
 
 
@@ -202,7 +202,7 @@ def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str
     timeout = settings.integer(words.timeout, "--timeout")
     if timeout <= 0:
         raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
-    timeout *= 1 + len(before)
+    timeout *= 2 if before else 1
     spec = host_spec(found, settings.size(words.memory, "--memory"), timeout)
     boottest.check_memory(spec, boottest.MEMINFO.read_text())
     folder = site.folder

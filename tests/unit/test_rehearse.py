@@ -179,10 +179,11 @@ def record(result: str, before: tuple[str, ...]) -> rehearse.Record:
         (("",), ("failed",), "failed", ()),
         (("loaded", ""), ("lost", "pass"), "pass", ("loaded",)),
         (("loaded", ""), ("lost", "failed"), "failed", ("loaded",)),
-        (("loaded", "still loaded"), ("lost", "lost"), "lost", ("loaded",)),
+        (("loaded", "again", ""), ("lost", "lost", "pass"), "pass", ("loaded", "again")),
+        (("loaded", "again", "still"), ("lost", "lost", "lost"), "lost", ("loaded", "again")),
     ],
 )
-def test_a_rehearsal_without_time_is_tried_once_more_and_no_other(
+def test_a_rehearsal_without_time_is_tried_again_and_no_other(
     whys: tuple[str, ...], results: tuple[str, ...], result: str, before: tuple[str, ...]
 ) -> None:
     runs = list(zip(results, whys, strict=True))
@@ -194,7 +195,9 @@ def test_a_rehearsal_without_time_is_tried_once_more_and_no_other(
 
     made = rehearse.tried(attempt, said.append)
     assert (made.result, made.before, runs) == (result, before, [])
-    assert said == [f"{why}; trying once more, with more time" for why in before] + [why for why in whys[1:] if why]
+    assert said == [f"{why}; trying once more, with more time" for why in before] + [
+        why for why in whys[len(before) :] if why
+    ]
 
 
 def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path) -> None:
