@@ -2,6 +2,7 @@
 """Runs doit as a user does, on a line that the network has."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,12 @@ def keep_the_choice() -> Iterator[None]:
         place.write_bytes(kept)
     else:
         place.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def can_be_interrupted() -> None:
+    """In the background a shell lets SIGINT be ignored, which what the tests start would inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
