@@ -128,23 +128,23 @@ def cut(process: "subprocess.Popen[bytes]", how: str, chance: random.Random) -> 
     return names[0] if len(names) == 1 else f"{len(names)} processes"
 
 
-def trial(site: Site, clean: dict[str, str], usual: float, chance: random.Random) -> tuple[str, str]:
-    """One cut and one build: what was done, and what is wrong (empty: nothing)."""
+def trial(site: Site, clean: dict[str, str], usual: float, chance: random.Random) -> tuple[bool, str, str]:
+    """One cut and one build: whether it was cut before it was done, what was done, what is wrong (empty: nothing)."""
     stage = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     how, after = chance.choice(HOW), chance.uniform(0.2, usual)
     site.take_away(stage, chance)
     process = site.begin()
     try:
         process.wait(after)
-        what = f"{stage}: done after {after:.1f} s, not cut"
+        killed, what = False, f"{stage}: done within {after:.1f} s, not killed"
     except subprocess.TimeoutExpired:
         hit = cut(process, how, chance)
-        what = f"{stage}: {how} ({hit}) after {after:.1f} s, status {process.wait()}"
+        killed, what = True, f"{stage}: {how} ({hit}) after {after:.1f} s, status {process.wait()}"
     status, seconds = site.build()
     if status != 0:
-        return what, f"the next build: status {status}\n{site.said()}"
+        return killed, what, f"the next build: status {status}\n{site.said()}"
     other = [name for name, digest in site.bundle().items() if clean.get(name) != digest]
-    return f"{what}; next build {seconds:.0f} s", f"other bytes: {', '.join(other)}" if other else ""
+    return killed, f"{what}; next build {seconds:.0f} s", f"other bytes: {', '.join(other)}" if other else ""
 
 
 def main() -> int:
@@ -174,12 +174,17 @@ def main() -> int:
         _, usual = site.build()
         print(f"with ccache: {usual:.0f} s; the same: {site.bundle() == clean}", flush=True)
         results: Counter[str] = Counter()
-        for number in range(1, asked.kills + 1):
-            what, wrong = trial(site, clean, usual, chance)
-            results["wrong" if wrong else "right"] += 1
-            print(f"{number:3} {'WRONG' if wrong else 'right'}  {what}{f': {wrong}' if wrong else ''}", flush=True)
-        print(f"linux {asked.kernel}, seed {asked.seed}: {results['right']} right, {results['wrong']} wrong")
-        return 1 if results["wrong"] else 0
+        while results["killed"] < asked.kills:
+            was_killed, what, fault = trial(site, clean, usual, chance)
+            results["wrong" if fault else "right"] += 1
+            results["killed"] += was_killed
+            print(
+                f"{results['killed']:3} {'WRONG' if fault else 'right'}  {what}{f': {fault}' if fault else ''}",
+                flush=True,
+            )
+        killed, right, wrong = (results[key] for key in ("killed", "right", "wrong"))
+        print(f"linux {asked.kernel}, seed {asked.seed}: {killed} killed; {right} right, {wrong} wrong")
+        return 1 if wrong else 0
 
 
 if __name__ == "__main__":
