@@ -25,6 +25,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from minguest import binary, cpio, files, kconfig, run, scratch
 from minguest.errors import ToolError, UserError
+from minguest.reproduction import Difference
 
 # How many rows describe() shows, more or less, and how many differing fields of one object folders() gives.
 ROWS = 40
@@ -39,18 +40,6 @@ REGULAR = "regular file"
 LINK = "link to "
 MISSING = "missing"
 ENDED = "no such line"
-
-
-class Difference(msgspec.Struct, frozen=True):
-    """One thing that is not the same."""
-
-    file: str
-    """The file's path in both folders."""
-    where: str
-    """The place in it, outermost first: `compressed payload > .text`, `/init`, `CONFIG_EFI`; "" for all of it."""
-    first: str
-    second: str
-    """What is there, in short: a value, or the size, the first differing offset and the bytes there in hex."""
 
 
 class Parts(msgspec.Struct, frozen=True):

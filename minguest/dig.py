@@ -11,18 +11,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from minguest import boottest, bundle, files, kconfig, launch, pits, qemu, templates
 from minguest.errors import MinguestError, UserError
-from minguest.evidence import MATRIX_SCHEMA
 from minguest.model import Launch
+from minguest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
 from minguest.sabotage import SABOTAGE, Parts
 
-Result = Literal["right", "wrong", "NOT RUN"]
-HEALTHY = "healthy"
 # Seconds after which a guest that says nothing more counts as lost; a healthy one is done in four to ten.
 TIMEOUT = 40
 # What a dig may need of the machine.
@@ -58,44 +55,6 @@ class Site(msgspec.Struct, frozen=True):
     package: Path
     """Debian's package of OVMF."""
     kernels: Kernels
-
-
-class Cell(msgspec.Struct, frozen=True):
-    """One dig on one line: what was done, what must follow, what came of it."""
-
-    pit: str
-    """Its id; HEALTHY for a control."""
-    name: str
-    """Tells the digs of a pit apart."""
-    title: str
-    done: str
-    wanted: str
-    got: str
-    result: Result
-    why: str = ""
-    diagnosis: str = ""
-    seconds: float = 0.0
-    qemu: str = ""
-
-    @property
-    def id(self) -> str:
-        """The name of its folder in runs/."""
-        return f"{self.pit}.{self.name}" if self.name else self.pit
-
-
-class Matrix(msgspec.Struct, frozen=True):
-    """matrix.json: the cells of one line."""
-
-    schema: int
-    line: str
-    version: str
-    """Of the kernel."""
-    bundle: dict[str, bundle.File]
-    key: str
-    """Of all that a cell hangs on: bundle, launch, how pits are seen and dug, and this program's code."""
-    whole: bool
-    """Whether every pit has all of its cells, and every control."""
-    cells: tuple[Cell, ...]
 
 
 def verify(known: Mapping[str, pits.Pit]) -> None:

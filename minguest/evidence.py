@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence: for every check that the project has, what came of it on exactly these bytes, or that it was NOT RUN."""
+"""Evidence: what every check of this project came to on exactly these bytes, or that it was NOT RUN. Runs nothing."""
 
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import msgspec
 
+from minguest import boottest, bundle, strictjson
 from minguest.errors import printable
+from minguest.model import Launch
+from minguest.paths import Layout
+from minguest.records import MATRIX_SCHEMA, REHEARSAL_SCHEMA, Matrix, Rehearsal
+from minguest.report import Report
+from minguest.reproduction import Reproduction
+
+T = TypeVar("T")
 
 # The type of the predicate: docs/release.md.
 KIND = "urn:minguest:attestation:evidence:v1"
 SCHEMA = 1
-# Of matrix.json, which dig writes and gather reads.
-MATRIX_SCHEMA = 1
-# Of rehearsal.json, which rehearse writes and gather reads.
-REHEARSAL_SCHEMA = 1
 Result = Literal["PASS", "FAIL", "NOT RUN"]
+
+# The name of a reproduction's record in the packed evidence.
+REPRODUCED = "reproduce.json"
+# And of the sabotage matrix.
+MATRIX = "pits.json"
+# And of a rehearsal.
+REHEARSED = "rehearsal.json"
+RECORDS = (REPRODUCED, MATRIX, REHEARSED)
 
 
 class Seconds(msgspec.Struct, frozen=True):
@@ -47,6 +60,135 @@ class Predicate(msgspec.Struct, frozen=True):
     schema: int
     minguest: str
     checks: tuple[Check, ...]
+
+
+def sources(at: Layout) -> dict[str, Path]:
+    """Where the records are that are no boot test's, by their names in the packed evidence."""
+    return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json", REHEARSED: at.rehearsed}
+
+
+def checks(at: Layout, manifest: bundle.Manifest, nr_cpus: int, key: str) -> list[Check]:
+    """Every check's result for the bundle of `manifest`.
+
+    `nr_cpus` is what the kernel was built for, `key` dig.key_of: what a matrix must have been dug with.
+    """
+    found = [of_boot(at.evidence, test, manifest, nr_cpus) for test in boottest.tests(manifest.guest.launch)]
+    places = sources(at)
+    found.append(of_reproduction(places[REPRODUCED], manifest))
+    found.append(of_matrix(places[MATRIX], manifest, key))
+    found.append(of_rehearsal(places[REHEARSED], manifest))
+    return [*found, Check("real-card", "a card of the host's, passed through", "NOT RUN", "no such card was at hand")]
+
+
+def missing(found: Sequence[Check], launch: Launch, nr_cpus: int) -> list[boottest.Test]:
+    """Boot tests that did not pass yet and can be run."""
+    done = {check.name for check in found if check.result == "PASS"}
+    tests = boottest.tests(launch)
+    return [test for test in tests if test.name not in done and not boottest.cannot(test, launch, nr_cpus)]
+
+
+def _load(path: Path, kind: type[T]) -> T:
+    """A record; OSError or ValueError for none, and for one that has a name twice: evidence has one meaning."""
+    return strictjson.decode(strictjson.read(path), kind)
+
+
+def of_boot(folder: Path, test: boottest.Test, manifest: bundle.Manifest, nr_cpus: int) -> Check:
+    """What the evidence in `folder`/NAME comes to for the bundle of `manifest`."""
+    launch = manifest.guest.launch
+    name, title = test.name, test.title
+    if why := boottest.cannot(test, launch, nr_cpus):
+        return Check(name, title, "NOT RUN", why)
+    try:
+        outcome = _load(folder / name / "verdict.json", boottest.Outcome)
+        files = {f"{name}/{kept}": bundle.describe(folder / name / kept).sha256 for kept in boottest.KEPT}
+        _load(folder / name / "report.json", Report)
+    except (OSError, ValueError):
+        return Check(name, title, "NOT RUN", _no_room(folder / name, manifest) or "nobody ran it")
+    spec, found = outcome.spec, outcome.verdict
+    if outcome.bundle != manifest.files or outcome.wanted != launch:
+        return Check(name, title, "NOT RUN", "its last run was of other bytes or another launch")
+    if not boottest.is_of(spec, launch, test):
+        return Check(name, title, "NOT RUN", "what was run was another test")
+    passed = found.result == "pass" and found.checks and all(check.ok for check in found.checks)
+    phases = found.phases
+    return Check(
+        name,
+        title,
+        "PASS" if passed else "FAIL",
+        found.reason,
+        files,
+        outcome.qemu,
+        spec.accel,
+        Seconds(phases.firmware, phases.kernel, phases.initd, phases.wall),
+    )
+
+
+def _no_room(folder: Path, manifest: bundle.Manifest) -> str:
+    """Why the machine had no room for a test of the bundle of `manifest`, where that was found."""
+    try:
+        found = _load(folder / boottest.NO_ROOM, boottest.NoRoom)
+    except (OSError, ValueError):
+        return ""
+    return found.why if (found.bundle, found.wanted) == (manifest.files, manifest.guest.launch) else ""
+
+
+def of_reproduction(place: Path, manifest: bundle.Manifest) -> Check:
+    """What reproduce.json comes to for the bundle of `manifest`."""
+    name, title = "reproduce", "built twice in different surroundings, compared byte by byte"
+    try:
+        record = _load(place, Reproduction)
+    except (OSError, ValueError):
+        return Check(name, title, "NOT RUN", "nobody ran it")
+    files = {REPRODUCED: bundle.describe(place).sha256}
+    if record.result == "different":
+        return Check(name, title, "FAIL", f"{len(record.differences)} differences", files)
+    if record.files != manifest.files:
+        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+    return Check(name, title, "PASS", f"varied: {', '.join(sorted(record.varied))}", files)
+
+
+def of_matrix(place: Path, manifest: bundle.Manifest, key: str | None = None) -> Check:
+    """What matrix.json comes to for the bundle of `manifest`; `key` is dig.key_of, where all that dug it is at hand."""
+    name, title = "pits", "every known way to fail, dug: its first boot names it, and nothing else"
+    try:
+        matrix = _load(place, Matrix)
+    except (OSError, ValueError):
+        return Check(name, title, "NOT RUN", "nobody ran it")
+    if matrix.bundle != manifest.files or matrix.schema != MATRIX_SCHEMA:
+        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+    if key is not None and matrix.key != key:
+        return Check(name, title, "NOT RUN", "its last run was of other pits, another launch or another minguest")
+    results = [cell.result for cell in matrix.cells]
+    reason = ", ".join(f"{results.count(each)} {each}" for each in ("right", "wrong", "NOT RUN") if each in results)
+    files = {MATRIX: bundle.describe(place).sha256}
+    versions = ", ".join(sorted({cell.qemu for cell in matrix.cells if cell.qemu}))
+    if "wrong" in results:
+        return Check(name, title, "FAIL", reason, files, versions)
+    if not matrix.whole or "right" not in results:
+        return Check(name, title, "NOT RUN", f"not every pit was dug: {reason or 'none'}")
+    return Check(name, title, "PASS", reason, files, versions)
+
+
+def of_rehearsal(place: Path, manifest: bundle.Manifest) -> Check:
+    """What rehearsal.json comes to for the bundle of `manifest`."""
+    name, title = "rehearsal", "a real VFIO passthrough of an emulated card, there and back"
+    try:
+        record = _load(place, Rehearsal)
+    except (OSError, ValueError):
+        return Check(name, title, "NOT RUN", "nobody ran it")
+    outcome = record.outcome
+    if record.bundle != manifest.files or record.schema != REHEARSAL_SCHEMA:
+        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+    files = {REHEARSED: bundle.describe(place).sha256}
+    passed = record.result == "pass" and record.checks and not any(check.why for check in record.checks)
+    # It is of the same parts; its launch is with the rehearsal's cards.
+    same = outcome is not None and all(outcome.bundle.get(part) == manifest.files[part] for part in bundle.PARTS)
+    if not passed or not same or outcome is None or outcome.verdict.result != "pass":
+        return Check(name, title, "FAIL", f"the rehearsal {record.result}", files, record.qemu)
+    accel = outcome.spec.accel
+    return Check(
+        name, title, "PASS", f"{', '.join(map(str, outcome.spec.gpus))} under {accel}", files, record.qemu, accel
+    )
 
 
 def table(checks: Sequence[Check]) -> str:

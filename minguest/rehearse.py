@@ -32,12 +32,11 @@ from minguest import (
     templates,
     verdict,
 )
-from minguest.bundle import File
 from minguest.errors import GuestFailed, GuestLost, UserError
-from minguest.evidence import REHEARSAL_SCHEMA
 from minguest.hostfacts import VFIO
 from minguest.launch import Spec
 from minguest.model import Launch
+from minguest.records import REHEARSAL_SCHEMA, Check, Rehearsal, Words
 
 # A card's second function, as a GPU has one for sound: it has a driver in host and guest, writes to the guest's memory
 # and raises interrupts. iommu_platform: it goes through the IOMMU, which a virtio device else does not.
@@ -79,15 +78,6 @@ WORDS = {
 }
 
 
-class Words(msgspec.Struct, frozen=True):
-    """What the user typed after rehearse."""
-
-    gpu: str = "secondary-vga"
-    cpus: str = "2"
-    memory: str = "512M"
-    timeout: str = "300"
-
-
 class Site(msgspec.Struct, frozen=True):
     """Where a rehearsal is done."""
 
@@ -111,32 +101,6 @@ class Step(msgspec.Struct, frozen=True):
     uptime: float
 
 
-class Check(msgspec.Struct, frozen=True):
-    """A row of the verdict."""
-
-    name: str
-    found: str
-    why: str = ""
-    """What is wrong; empty: nothing."""
-
-
-class Record(msgspec.Struct, frozen=True):
-    """rehearsal.json."""
-
-    schema: int
-    bundle: dict[str, File]
-    host: dict[str, File]
-    words: Words
-    qemu: str
-    result: Literal["pass", "failed", "lost"]
-    checks: tuple[Check, ...]
-    outcome: boottest.Outcome | None
-    """Of the boot test in the host; None: it came to no verdict."""
-    seconds: float
-    before: tuple[str, ...] = ()
-    """Why each try before this one was lost; empty: this is the first."""
-
-
 def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
     """Rehearse, and write the record. GuestFailed, GuestLost or ToolError for anything but a pass."""
 
@@ -154,7 +118,7 @@ def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
     raise kind(f"FAIL, {record.result}: {wrong}", f"read {site.folder}: console of the host, a log of each step")
 
 
-def tried(attempt: Callable[[tuple[str, ...]], tuple[Record, str]], say: Callable[[str], None]) -> Record:
+def tried(attempt: Callable[[tuple[str, ...]], tuple[Rehearsal, str]], say: Callable[[str], None]) -> Rehearsal:
     """The first record that is not lost for want of time, or the last of TRIES.
 
     `attempt` gets why the tries before it were lost, and gives its record and why it is to be tried again, if so.
@@ -196,7 +160,7 @@ def _used() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Record, str]:
+def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Rehearsal, str]:
     manifest, host = bundle.load(site.bundle), bundle.load(site.host)
     found = given(words)
     timeout = settings.integer(words.timeout, "--timeout")
@@ -237,7 +201,7 @@ def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str
     # A host that went through its steps spoke, whatever it said.
     lost = result.ending != "power-off" or bool(checks[0].why)
     kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if lost else "failed"
-    record = Record(
+    record = Rehearsal(
         schema=REHEARSAL_SCHEMA,
         bundle=manifest.files,
         host=host.files,

@@ -22,7 +22,6 @@ from minguest import (
     dig,
     evidence,
     files,
-    gather,
     kconfig,
     pits,
     provenance,
@@ -79,7 +78,7 @@ def make(
         )
     if missing := [name for name in (released.RUN_GUEST, released.DOMAIN) if name not in manifest.files]:
         raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: it is of an older minguest", bundle.AGAIN)
-    checks = gather.checks(
+    checks = evidence.checks(
         at, manifest, boottest.nr_cpus_of(at.bundle), dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
     )
     _own_test(checks, manifest)
@@ -146,7 +145,7 @@ def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(name for check in checks for name in check.files):
-            path = gather.sources(at).get(name, at.evidence / name)
+            path = evidence.sources(at).get(name, at.evidence / name)
             data = path.read_bytes()
             member = tarfile.TarInfo(name)
             member.size = len(data)

@@ -11,15 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from minguest import VERSION, bundle, compare, run, settings
-from minguest.compare import Difference
 from minguest.errors import ToolError
+from minguest.reproduction import SCHEMA, Reproduction
 
-SCHEMA = 1
 COMMAND = (sys.executable, "-m", "doit", "build")
 # Where a build leaves its bundle, from the copy of the checkout: out/NAME-LINE/bundle.
 BUNDLE = "out/*/bundle"
@@ -58,22 +56,6 @@ SAME = {
 }
 
 
-class Record(msgspec.Struct, frozen=True):
-    """What came out. Where it is `same`, nothing in it tells the machine's paths or names."""
-
-    schema: int
-    result: Literal["same", "different"]
-    files: dict[str, bundle.File]
-    """What was built, as a manifest's `files` (without the manifest); empty where it is different."""
-    differences: tuple[Difference, ...]
-    """Between the first and the second build; also between the first and the bundle that was there: `file (bundle)`."""
-    varied: dict[str, tuple[str, str]]
-    """What was not the same for the two builds, and how."""
-    not_varied: dict[str, str]
-    """What was the same, and why."""
-    minguest: str
-
-
 def builds(
     root: Path,
     work: Path,
@@ -86,7 +68,7 @@ def builds(
     command: Sequence[str] = COMMAND,
     first: Surroundings = FIRST,
     second: Surroundings = SECOND,
-) -> Record:
+) -> Reproduction:
     """Run `command` with `words` in two copies of `root` below `work`, and compare what is in their bundles.
 
     `words` are doit's (`kernel=6.12`). Each build has a store of its own below `store`, empty at first, so that it
@@ -113,7 +95,7 @@ def builds(
         rows = compare.folders(one, bundle)
         differences += [msgspec.structs.replace(row, file=f"{row.file} (bundle)") for row in rows]
     varied, not_varied = _told(first, second, refusal)
-    record = Record(
+    record = Reproduction(
         schema=SCHEMA,
         result="different" if differences else "same",
         files={} if differences else _described(two),
@@ -166,7 +148,7 @@ def _build(
     return found[0]
 
 
-def table(record: Record) -> str:
+def table(record: Reproduction) -> str:
     """A record for a person: what was varied, what was not, and what came of it."""
     width = max(map(len, [*record.varied, *record.not_varied]), default=0)
     lines = [f"  {name:{width}}  {first} | {second}" for name, (first, second) in record.varied.items()]
@@ -176,7 +158,7 @@ def table(record: Record) -> str:
     return "\n".join([*lines, f"{cause(record)}:", compare.describe(record.differences)])
 
 
-def cause(record: Record) -> str:
+def cause(record: Reproduction) -> str:
     """What a difference is between: the two builds, or both of them and the bundle that was there."""
     count = f"{len(record.differences)} differences"
     if all(row.file.endswith(" (bundle)") for row in record.differences):

@@ -28,7 +28,6 @@ from minguest import (
     evidence,
     files,
     firmware,
-    gather,
     hostbind,
     hostchecks,
     hostfacts,
@@ -40,6 +39,7 @@ from minguest import (
     launchfiles,
     pits,
     plan,
+    records,
     rehearse,
     reporter,
     settings,
@@ -485,9 +485,9 @@ class Project:
             manifest = bundle.load(self.at.bundle)
             key = dig.key_of(manifest, manifest.guest.launch, self.pits)
             nr_cpus = boottest.nr_cpus_of(self.at.bundle)
-            checks = gather.checks(self.at, manifest, nr_cpus, key)
+            checks = evidence.checks(self.at, manifest, nr_cpus, key)
             failed = []
-            for test in gather.missing(checks, manifest.guest.launch, nr_cpus):
+            for test in evidence.missing(checks, manifest.guest.launch, nr_cpus):
                 try:
                     if why := boottest.without_room(self.bench, test, self.guest.launch):
                         say(f"{test.name} is not run: {why}")
@@ -498,7 +498,7 @@ class Project:
                     failed.append(test.name)
                 except UserError as error:
                     say(f"{test.name} cannot be run: {error}")
-            checks = gather.checks(self.at, manifest, nr_cpus, key)
+            checks = evidence.checks(self.at, manifest, nr_cpus, key)
             say(evidence.table(checks))
             if failed:
                 raise GuestFailed(
@@ -749,7 +749,7 @@ class Project:
                 record=self.at.rehearsed,
                 templates=self.at.templates,
             )
-            rehearse.run(site, rehearse.Words(**{name: word for name, word in words.items() if word}), say)
+            rehearse.run(site, records.Words(**{name: word for name, word in words.items() if word}), say)
 
         return step(
             make,

@@ -23,7 +23,6 @@ from minguest import (
     boottest,
     bundle,
     evidence,
-    gather,
     materials,
     provenance,
     released,
@@ -42,7 +41,7 @@ MEMBERS_MAX = 1000
 SHOWN = 2000
 NAMES = 20
 EVIDENCE_NAME = re.compile(
-    rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{'|'.join(map(re.escape, gather.RECORDS))}"
+    rf"[a-z0-9-]+/({'|'.join(map(re.escape, boottest.KEPT))})|{'|'.join(map(re.escape, evidence.RECORDS))}"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 FORMATS = ("1.6",)
@@ -314,13 +313,13 @@ def _agree(checks: tuple[evidence.Check, ...], folder: Path, manifest: bundle.Ma
         raise UserError(f"{name}: tells nothing of {', '.join(missing)}")
     for check in checks:
         if check.name in tests:
-            again = gather.of_boot(folder, tests[check.name], manifest, nr_cpus)
+            again = evidence.of_boot(folder, tests[check.name], manifest, nr_cpus)
         elif check.name == "reproduce":
-            again = gather.of_reproduction(folder / gather.REPRODUCED, manifest)
+            again = evidence.of_reproduction(folder / evidence.REPRODUCED, manifest)
         elif check.name == "pits":
-            again = gather.of_matrix(folder / gather.MATRIX, manifest)
+            again = evidence.of_matrix(folder / evidence.MATRIX, manifest)
         elif check.name == "rehearsal":
-            again = gather.of_rehearsal(folder / gather.REHEARSED, manifest)
+            again = evidence.of_rehearsal(folder / evidence.REHEARSED, manifest)
         elif check.result == "NOT RUN" and not check.files:
             continue
         else:

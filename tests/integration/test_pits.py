@@ -9,11 +9,12 @@ import pytest
 
 from minguest import boottest, dig, fetch, paths, pits, settings
 from minguest.model import Launch
+from minguest.records import HEALTHY, Cell
 from tests.integration.conftest import LINE, ROOT, Doit
 
 KNOWN = pits.load(ROOT / "configs/pits")
 NO_KERNEL = [name for name, pit in KNOWN.items() if pit.dig and not any(each.options for each in pit.dig)]
-CHOSEN = [dig.HEALTHY, *NO_KERNEL, "efi-off"]
+CHOSEN = [HEALTHY, *NO_KERNEL, "efi-off"]
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,14 @@ def dug(built: paths.Layout, doit: Doit) -> str:
 
 
 @pytest.fixture(scope="module")
-def cells(built: paths.Layout, dug: str) -> dict[str, dig.Cell]:
+def cells(built: paths.Layout, dug: str) -> dict[str, Cell]:
     matrix = dig.load(built.matrix)
     assert matrix is not None and matrix.line == LINE
     return {cell.id: cell for cell in matrix.cells if cell.pit in CHOSEN}
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, dig.Cell], name: str) -> None:
+def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, Cell], name: str) -> None:
     of_pit = [cell for cell in cells.values() if cell.pit == name]
     assert of_pit
     for cell in of_pit:
@@ -44,7 +45,7 @@ def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, d
 
 
 def test_every_cell_has_its_console_and_the_page_leads_there(
-    built: paths.Layout, dug: str, cells: dict[str, dig.Cell]
+    built: paths.Layout, dug: str, cells: dict[str, Cell]
 ) -> None:
     page = built.matrices / "index.html"
     links = set(re.findall(r'href="([^"#]+)"', page.read_text()))
@@ -55,7 +56,7 @@ def test_every_cell_has_its_console_and_the_page_leads_there(
     assert re.search(rf"linux {LINE}\S*: \d+ right, 0 wrong, \d+ NOT RUN", dug)
 
 
-def test_the_story_is_told(cells: dict[str, dig.Cell]) -> None:
+def test_the_story_is_told(cells: dict[str, Cell]) -> None:
     told = cells["efi-off"].diagnosis
     assert told.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
     assert re.search(r"\n +\d+ \| .*A valid RSDP was not found", told)

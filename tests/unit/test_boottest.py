@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, cli, contract, evidence, files, gather, kvm, launch, pits, qemu, report, verdict
+from minguest import boottest, bundle, cli, contract, evidence, files, kvm, launch, pits, qemu, report, verdict
 from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.model import Accel, Disk, Launch, Node
 from minguest.paths import Layout
@@ -232,7 +232,7 @@ def large_bars(at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str) -> tup
 
 
 def told(at: Layout, test: boottest.Test) -> evidence.Check:
-    return gather.of_boot(at.evidence, test, bundle.load(at.bundle), 64)
+    return evidence.of_boot(at.evidence, test, bundle.load(at.bundle), 64)
 
 
 def test_bars_that_have_no_room_on_this_machine_are_not_run(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_bars_that_have_no_room_on_this_machine_are_not_run(at: Layout, monkeypa
     found = told(at, test)
     assert (found.result, found.reason, found.files) == ("NOT RUN", why, {})
     # The next machine may have the room: it stays to be run.
-    assert test in gather.missing([found], workshop.LAUNCH, 64)
+    assert test in evidence.missing([found], workshop.LAUNCH, 64)
     # Said of these bytes alone.
     (at.bundle / "manifest.json").unlink()
     workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=65\n")

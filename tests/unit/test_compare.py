@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minguest import compare, cpio, run
-from minguest.compare import Difference
 from minguest.errors import ToolError, UserError
+from minguest.reproduction import Difference
 from tests.unit.test_binary import header, with_pe
 
 Compare = Callable[[bytes, bytes], list[Difference]]

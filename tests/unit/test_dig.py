@@ -11,6 +11,7 @@ from minguest import boottest, bundle, dig, pits, report, verdict
 from minguest.errors import UserError
 from minguest.model import Launch
 from minguest.pits import Dig
+from minguest.records import HEALTHY, Cell, Matrix
 from tests import workshop
 
 ROOT = Path(__file__).parents[2]
@@ -52,10 +53,10 @@ LOST = Dig(sabotage=("initrd=none",), result=("lost", "not started"))
         ("initrd-missing", LOST, trial("lost", (), ("initrd-missing",)), ""),
         ("initrd-missing", LOST, trial("not started", (), ("initrd-missing",)), ""),
         ("initrd-missing", EFI, trial("not started", (), ("initrd-missing",)), "not started: QEMU said no"),
-        (dig.HEALTHY, Dig(), trial("pass"), ""),
-        (dig.HEALTHY, Dig(), trial("pass", (), ("efi-off",)), "named was efi-off"),
-        (dig.HEALTHY, Dig(), trial("pass", (), (), ("one-cpu",)), "unexplained: one-cpu"),
-        (dig.HEALTHY, Dig(), trial("failed", ("CPUs",)), "the verdict is failed"),
+        (HEALTHY, Dig(), trial("pass"), ""),
+        (HEALTHY, Dig(), trial("pass", (), ("efi-off",)), "named was efi-off"),
+        (HEALTHY, Dig(), trial("pass", (), (), ("one-cpu",)), "unexplained: one-cpu"),
+        (HEALTHY, Dig(), trial("failed", ("CPUs",)), "the verdict is failed"),
     ],
 )  # fmt: skip
 def test_what_is_right(name: str, each: Dig, came: boottest.Trial, why: str) -> None:
@@ -88,7 +89,7 @@ def test_every_pit_of_the_project_can_be_dug_or_says_why_not() -> None:
     for line in ("4.12", "6.12"):
         dug = {name for name, _ in dig.plan(KNOWN, line, ())}
         assert {name for name, pit in KNOWN.items() if pit.layer != "effect"} <= dug
-        assert dig.HEALTHY in dug
+        assert HEALTHY in dug
 
 
 def test_the_plan() -> None:
@@ -120,8 +121,8 @@ def test_a_dig_that_cannot_be_understood_is_named(each: Dig, why: str) -> None:
         dig.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], dig=(each,))})
 
 
-def cell(pit: str, result: str, line_why: str = "") -> dig.Cell:
-    return dig.Cell(pit, "", "a title", "EFI <b>", "failed", "got", result, line_why, "it <was>", 1.5, "7.2")  # type: ignore[arg-type]
+def cell(pit: str, result: str, line_why: str = "") -> Cell:
+    return Cell(pit, "", "a title", "EFI <b>", "failed", "got", result, line_why, "it <was>", 1.5, "7.2")  # type: ignore[arg-type]
 
 
 def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> 
         cell("apic-off", "NOT RUN", "cannot"),
     )
     files = {"bzImage": bundle.File("a" * 64, 1)}
-    first = dig.Matrix(1, "4.12", "4.12.14", files, "key", False, cells)
+    first = Matrix(1, "4.12", "4.12.14", files, "key", False, cells)
     second = msgspec.structs.replace(first, line="6.12", version="6.12.94", whole=True, cells=cells[:1])
     text = dig.page(ROOT / "configs/templates/pits.html.j2", [first, second], ["default-4.12", "default-6.12"])
     for line in ("4.12", "6.12"):

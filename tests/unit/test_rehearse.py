@@ -12,7 +12,7 @@ from minguest import boottest, launch, rehearse, report, verdict
 from minguest.errors import UserError
 from minguest.model import Disk, Launch, Node
 from minguest.qemu import Ending, Run
-from minguest.rehearse import Words
+from minguest.records import Rehearsal, Words
 
 ROOT = Path(__file__).parents[2]
 CARDS = (launch.Gpu("card0", "secondary-vga", model="secondary-vga"), launch.Gpu("card1", "bar:64G", bar=64 << 30))
@@ -168,8 +168,8 @@ def test_what_is_wrong_for_another_reason_is_not_tried_again() -> None:
     assert late("power-off", outcome("lost")) == ""
 
 
-def record(result: str, before: tuple[str, ...]) -> rehearse.Record:
-    return rehearse.Record(1, {}, {}, Words(), "7.2", result, (), None, 1.0, before)  # type: ignore[arg-type]
+def record(result: str, before: tuple[str, ...]) -> Rehearsal:
+    return Rehearsal(1, {}, {}, Words(), "7.2", result, (), None, 1.0, before)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_rehearsal_without_time_is_tried_again_and_no_other(
     runs = list(zip(results, whys, strict=True))
     said: list[str] = []
 
-    def attempt(earlier: tuple[str, ...]) -> tuple[rehearse.Record, str]:
+    def attempt(earlier: tuple[str, ...]) -> tuple[Rehearsal, str]:
         kind, why = runs.pop(0)
         return record(kind, earlier), why
 

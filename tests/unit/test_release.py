@@ -20,10 +20,9 @@ from minguest import (
     bundle,
     dig,
     evidence,
-    gather,
     launch,
     pits,
-    rehearse,
+    records,
     release,
     released,
     sbom,
@@ -323,9 +322,9 @@ def key_of(at: Layout) -> str:
 
 
 def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) -> None:
-    cells = [{"pit": "efi-off", "result": each, "qemu": "7.2"} for each in results]
-    wanted = files or bundle.load(at.bundle).files
-    made = {"schema": 1, "bundle": wanted, "key": key_of(at), "whole": whole, "cells": cells}
+    cells = tuple(records.Cell("efi-off", "", "", "", "", "", each, qemu="7.2") for each in results)  # type: ignore[arg-type]
+    made = records.Matrix(1, "6.12", "6.12.94", bundle.load(at.bundle).files, key_of(at), whole, cells)
+    made = msgspec.structs.replace(made, **({"bundle": files} if files else {}))
     at.matrix.mkdir(parents=True, exist_ok=True)
     (at.matrix / "matrix.json").write_bytes(msgspec.json.encode(made))
 
@@ -345,7 +344,7 @@ def test_the_matrix_is_evidence(
     at: Layout, key: Path, results: tuple[str, ...], whole: bool, result: str, reason: str
 ) -> None:
     matrix(at, *results, whole=whole)
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason) == (result, reason)
     if result != "FAIL":
         workshop.make(at, key)
@@ -357,7 +356,7 @@ def test_the_matrix_is_evidence(
 
 def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
     matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason) == ("NOT RUN", "its last run was of other bytes")
 
 
@@ -365,7 +364,7 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     matrix(at, "right")
     place = at.matrix / "matrix.json"
     place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run was of other pits")
 
 
@@ -377,10 +376,12 @@ def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     phases = verdict.Phases(None, None, None, 20.0)
     judged = verdict.Verdict(str(changes.pop("inner", "pass")), "", (), phases, "power-off")  # type: ignore[arg-type]
     outcome = boottest.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as asked", (), judged)
-    checks = (rehearse.Check("host", "up"), rehearse.Check("boot-test", "pass"))
-    record = rehearse.Record(1, files, {}, rehearse.Words(), "7.2", "pass", checks, outcome, 30.0)
+    checks = (records.Check("host", "up"), records.Check("boot-test", "pass"))
+    record = records.Rehearsal(1, files, {}, records.Words(), "7.2", "pass", checks, outcome, 30.0)
     at.rehearsed.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
-    (check,) = [each for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"]
+    (check,) = [
+        each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"
+    ]
     return check
 
 
@@ -395,7 +396,7 @@ def test_the_rehearsal_is_evidence(at: Layout, key: Path) -> None:
 
 
 def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout) -> None:
-    wrong = (rehearse.Check("host-unbind", "", "not done"),)
+    wrong = (records.Check("host-unbind", "", "not done"),)
     assert rehearsed(at, result="failed").result == "FAIL"
     assert rehearsed(at, result="lost", outcome=None).result == "FAIL"
     assert rehearsed(at, checks=wrong).result == "FAIL"
@@ -403,5 +404,5 @@ def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout)
     assert rehearsed(at, inner="failed").result == "FAIL"
     assert rehearsed(at, bundle={}).result == "NOT RUN"
     at.rehearsed.write_text("{")
-    assert next(each.result for each in gather.checks(at, bundle.load(at.bundle), 64, key_of(at))
+    assert next(each.result for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at))
                 if each.name == "rehearsal") == "NOT RUN"  # fmt: skip

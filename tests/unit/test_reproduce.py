@@ -14,7 +14,8 @@ import pytest
 
 from minguest import bundle, reproduce
 from minguest.errors import ToolError
-from minguest.reproduce import FIRST, SECOND, Record
+from minguest.reproduce import FIRST, SECOND
+from minguest.reproduction import Reproduction
 
 # What stands for a build: writes a bundle with what it was told to let in.
 BUILD = """
@@ -67,7 +68,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def builds(root: Path, leak: str, *words: str, **more: Any) -> tuple[Record, list[str]]:
+def builds(root: Path, leak: str, *words: str, **more: Any) -> tuple[Reproduction, list[str]]:
     said: list[str] = []
     command = (sys.executable, "build.py", leak)
     record = reproduce.builds(
@@ -141,7 +142,7 @@ def test_everything_that_is_varied_is_told(root: Path) -> None:
     assert {"machine", "date", "tools", "downloads"} <= record.not_varied.keys()
     # Published with a release: this machine's folders are nobody's business.
     assert str(root.parent) not in msgspec.json.encode(record).decode()
-    assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
+    assert msgspec.json.decode(msgspec.json.encode(record), type=Reproduction) == record
 
 
 def test_what_is_the_same_for_both_is_not_called_varied(root: Path) -> None:
