@@ -14,14 +14,14 @@ Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contra
 
 from pathlib import Path
 
-from minguest import terminal
+from minguest.util import terminal
 
 terminal.end_on_interrupt()  # before the imports, which take a moment
 
-from minguest import reporter, steps  # noqa: E402
+from minguest.tasks import project, reporter  # noqa: E402
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": steps.ByContent}
-PROJECT = steps.project(Path(__file__).parent.resolve())
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": project.ByContent}
+PROJECT = project.project(Path(__file__).parent.resolve())
 PYTEST = ["python", "-m", "pytest"]
 
 

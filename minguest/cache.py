@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from minguest import files
 from minguest.paths import PULLED, Store
+from minguest.util import files
 
 DAY_S = 86400
 # Days after which what was pulled goes by itself: a server that is pulled from must not fill the disk.

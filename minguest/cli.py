@@ -10,22 +10,16 @@ from pathlib import Path
 
 import msgspec
 
-from minguest import (
-    VERSION,
-    boottest,
-    bundle,
-    hostbind,
-    hostchecks,
-    hostfacts,
-    launch,
-    paths,
-    pits,
-    settings,
-    sshsig,
-    terminal,
-)
-from minguest.errors import MinguestError, UserError, printable, shown_url
+from minguest import VERSION, paths, settings
+from minguest.boottest import runner
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.host import checks, survey, vfio
 from minguest.model import Launch
+from minguest.release import sshsig
+from minguest.util import terminal
+from minguest.util.errors import MinguestError, UserError, printable, shown_url
+from minguest.vm import launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("folder", type=Path, help="a release or bundle")
     command.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict; else FOLDER.boot-test")
-    for name, text in boottest.WORDS.items():
+    for name, text in runner.WORDS.items():
         command.add_argument(f"--{name}", default="", help=text)
-    for name, text in boottest.FLAGS.items():
+    for name, text in runner.FLAGS.items():
         command.add_argument(f"--{name}", action="store_true", help=text)
     command.set_defaults(run=_boot_test)
 
@@ -122,14 +116,14 @@ def _parser() -> argparse.ArgumentParser:
         help="give cards, with all of their IOMMU groups, to vfio-pci",
         description="Shows every write to sysfs, in order, and makes them only with --yes. Whole, or not at all.",
     )
-    hostbind.add_words(command, hostbind.bind)
+    vfio.add_words(command, vfio.bind)
 
     command = commands.add_parser(
         "host-unbind",
         help="put back exactly what host-bind took",
         description="Of the cards that are named, or of all; with --yes, else it shows every write to sysfs.",
     )
-    hostbind.add_words(command, hostbind.unbind)
+    vfio.add_words(command, vfio.unbind)
 
     command = commands.add_parser(
         "cache",
@@ -158,7 +152,8 @@ def _trust(command: argparse.ArgumentParser) -> None:
 
 
 def _verify(words: argparse.Namespace) -> int:
-    from minguest import pull, verify  # noqa: PLC0415 - requests is slow to import
+    from minguest.publish import pull  # noqa: PLC0415 - requests is slow to import
+    from minguest.release import verify  # noqa: PLC0415 - as above
 
     pull.check_source(words.release)
     with _trusted(words) as trusted:
@@ -175,7 +170,9 @@ def _verify(words: argparse.Namespace) -> int:
 
 
 def _pull(words: argparse.Namespace) -> int:
-    from minguest import cache, pull, verify  # noqa: PLC0415 - as above
+    from minguest import cache  # noqa: PLC0415 - as above
+    from minguest.publish import pull  # noqa: PLC0415 - as above
+    from minguest.release import verify  # noqa: PLC0415 - as above
 
     with _trusted(words) as trusted:
         place, report = pull.pull(
@@ -197,19 +194,19 @@ def _boot_test(words: argparse.Namespace) -> int:
     if not words.folder.is_dir():
         raise UserError(f"{words.folder}: no such folder", "a release that was pulled, or a bundle")
     folder: Path = words.folder.absolute()
-    manifest = bundle.load(folder)
+    manifest = manifests.load(folder)
     work: Path = (words.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
     work.mkdir(parents=True, exist_ok=True)
-    bench = boottest.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
+    bench = runner.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
     asked = launch.Words(**{name: getattr(words, name) for name in launch.Words.__struct_fields__})
-    boottest.run(bench, asked, manifest.guest.launch, _say)
+    runner.run(bench, asked, manifest.guest.launch, _say)
     print(f"console, report and verdict: {bench.folder}")
     return 0
 
 
 def _diagnose(words: argparse.Namespace) -> int:
-    seen = pits.see(pits.read_log(words.log), pits.read_report(words.report) if words.report else None)
-    _say(pits.describe(pits.diagnose(pits.load(paths.known_pits()), seen)))
+    seen = catalogue.see(catalogue.read_log(words.log), catalogue.read_report(words.report) if words.report else None)
+    _say(catalogue.describe(catalogue.diagnose(catalogue.load(paths.known_pits()), seen)))
     return 0
 
 
@@ -217,16 +214,16 @@ def _host_check(words: argparse.Namespace) -> int:
     wanted, ovmf, proof = Launch(gpus=()), "", None
     if words.folder is not None:
         folder: Path = words.folder.absolute()
-        manifest = bundle.load(folder)
+        manifest = manifests.load(folder)
         wanted, ovmf = manifest.guest.launch, manifest.firmware.version
         proof = folder.with_name(f"{folder.name}.boot-test") / "kvm.json"
     if words.memory:
         wanted = msgspec.structs.replace(wanted, memory=words.memory, max_memory="")
     cards = list(filter(None, words.gpu.split(","))) or [name for name in wanted.gpus if launch.BDF.fullmatch(name)]
-    facts = hostfacts.read(cards=[hostfacts.address(card, "--gpu") for card in cards])
-    rows = hostchecks.checks(facts, hostchecks.wish(wanted, cards, proof, ovmf, facts.release))
-    _say(hostchecks.table(rows))
-    if wrong := hostchecks.missing(rows):
+    facts = survey.read(cards=[survey.address(card, "--gpu") for card in cards])
+    rows = checks.checks(facts, checks.wish(wanted, cards, proof, ovmf, facts.release))
+    _say(checks.table(rows))
+    if wrong := checks.missing(rows):
         print(f"minguest: this host cannot give a card to a guest yet: {', '.join(wrong)}", file=sys.stderr)
         return 1
     return 0

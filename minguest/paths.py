@@ -8,6 +8,9 @@ PACKAGE = Path(__file__).parent
 # Below the cache folder: what came from web servers, by SHA-256, as fetch keeps it (`sha256/DIGEST`, .part, .lock). A
 # file's time is that of its last use. It is apart from the sources of kernels and firmware, so that it can be pruned.
 PULLED = "pulled"
+# The launch files of a bundle and of a release: for QEMU and for libvirt.
+RUN_GUEST = "run-guest"
+DOMAIN = "domain.xml"
 
 
 def known_pits() -> Path:

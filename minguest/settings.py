@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minguest.errors import UserError
 from minguest.model import Guest, Sources
+from minguest.util.errors import UserError
 
 T = TypeVar("T")
 

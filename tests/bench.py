@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from minguest import kernel, settings
-from minguest.run import run
+from minguest import settings
+from minguest.kernel import kbuild
+from minguest.util.run import run
 from tests import workshop
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,7 @@ def cold(tree: Path, config: Path) -> float:
         shutil.copyfile(config, out / ".config")
         start = time.monotonic()
         for target in ("olddefconfig", "bzImage"):
-            run(kernel.make_argv(tree, out, settings.jobs(), target), bare=True)
+            run(kbuild.make_argv(tree, out, settings.jobs(), target), bare=True)
         return time.monotonic() - start
 
 

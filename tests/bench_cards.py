@@ -21,10 +21,14 @@ from pathlib import Path
 
 import msgspec
 
-from minguest import boottest, bundle, files, launch, paths, qemu, settings
-from minguest.errors import GuestError, ToolError
+from minguest import paths, settings
+from minguest.boottest import runner
+from minguest.boottest.verdict import Phases
+from minguest.bundle import manifests
 from minguest.model import Launch
-from minguest.verdict import Phases
+from minguest.util import files
+from minguest.util.errors import GuestError, ToolError
+from minguest.vm import launch, qemu
 
 ROOT = Path(__file__).parents[1]
 CARDS = (1, 2, 4, 8)
@@ -51,7 +55,7 @@ class Boot(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """boots.json: what was measured where, and every boot. Boots of another setting are not mixed in."""
 
-    bundle: dict[str, bundle.File]
+    bundle: dict[str, manifests.File]
     qemu: str
     machine: str
     boots: tuple[Boot, ...] = ()
@@ -79,15 +83,15 @@ def missing(found: Found, times: int) -> list[Combination]:
 
 def boot(work: Path, folder: Path, wanted: Launch, cards: int, bar: str) -> Boot:
     """One boot test of the bundle in `work` with the launch `wanted`; `folder` gets what it saw."""
-    bench = boottest.Bench(work.name, work / "bundle", folder, work / "kvm.json", paths.known_pits())
+    bench = runner.Bench(work.name, work / "bundle", folder, work / "kvm.json", paths.known_pits())
     words = launch.Words(gpu=",".join([f"bar:{bar}"] * cards), accel="tcg")
     try:
-        boottest.run(bench, words, wanted, lambda _: None)
+        runner.run(bench, words, wanted, lambda _: None)
     except GuestError:
         pass  # its verdict tells
     except ToolError as error:
         return Boot(cards, bar, "refused", error.message)
-    judged = msgspec.json.decode((folder / "verdict.json").read_bytes(), type=boottest.Outcome).verdict
+    judged = msgspec.json.decode((folder / "verdict.json").read_bytes(), type=runner.Outcome).verdict
     return Boot(cards, bar, judged.result, "" if judged.result == "pass" else judged.reason, judged.phases)
 
 
@@ -139,7 +143,7 @@ def size(bar: str) -> int:
     return settings.size(bar, "--bars")
 
 
-def page(found: Found, record: Record, manifest: bundle.Manifest, command: str) -> str:
+def page(found: Found, record: Record, manifest: manifests.Manifest, command: str) -> str:
     """docs/boot-time.md."""
     runs = sorted({len(boots) for boots in found.values()})
     wanted = manifest.guest.launch
@@ -233,7 +237,7 @@ def main() -> None:
     parser.add_argument("--bars", default=",".join(BARS), help="sizes of BARs (default %(default)s)")
     words = parser.parse_args()
     work = ROOT / words.work
-    manifest = bundle.load(work / "bundle")
+    manifest = manifests.load(work / "bundle")
     wanted = [(int(cards), bar) for cards in words.cards.split(",") for bar in words.bars.split(",")]
     place = work / "boot-time/boots.json"
     record = Record(manifest.files, qemu.version(), machine())

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from minguest import released
+from minguest.release import layout
 
 NOTES = "# default-4.12 1.0\n\nThe first one, with an ü.\n"
 
 
-def make(folder: Path, version: str = "1.0", changes: Mapping[str, bytes] | None = None) -> released.Release:
+def make(folder: Path, version: str = "1.0", changes: Mapping[str, bytes] | None = None) -> layout.Release:
     """Write a release and load it; `changes` adds files, or puts other content into them."""
-    facts = released.Facts(
-        schema=released.SCHEMA,
+    facts = layout.Facts(
+        schema=layout.SCHEMA,
         name="default-4.12",
         version=version,
         signed=True,
@@ -29,13 +29,13 @@ def make(folder: Path, version: str = "1.0", changes: Mapping[str, bytes] | None
     )
     contents = {
         "bzImage": random.Random(version).randbytes(100_000),
-        released.NOTES: NOTES.encode(),
-        released.FACTS: msgspec.json.encode(facts),
+        layout.NOTES: NOTES.encode(),
+        layout.FACTS: msgspec.json.encode(facts),
         **(changes or {}),
     }
-    sums = released.render_sums({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+    sums = layout.render_sums({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     folder.mkdir(parents=True)
-    for name, content in {released.SIGNATURE: b"signed " + sums.encode(), **contents}.items():
+    for name, content in {layout.SIGNATURE: b"signed " + sums.encode(), **contents}.items():
         (folder / name).write_bytes(content)
-    (folder / released.SUMS).write_text(sums)
-    return released.load(folder)
+    (folder / layout.SUMS).write_text(sums)
+    return layout.load(folder)

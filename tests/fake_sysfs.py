@@ -21,7 +21,7 @@ import errno
 import os
 from pathlib import Path
 
-from minguest import hostbind, hostfacts
+from minguest.host import survey, vfio
 
 VFIO = "vfio-pci"
 
@@ -102,11 +102,11 @@ class FakeHost:
 
     def state(self) -> dict[str, tuple[str | None, str | None]]:
         """Driver and override of every device, as hostfacts reads them."""
-        found = hostfacts.read(self.root).devices
+        found = survey.read(self.root).devices
         return {name: (device.driver, device.override) for name, device in found.items()}
 
-    def host(self, state: Path, user: int = 0) -> hostbind.Host:
-        return hostbind.Host(self.root, state, writer=self.write, busy=lambda _: False, user=user)
+    def host(self, state: Path, user: int = 0) -> vfio.Host:
+        return vfio.Host(self.root, state, writer=self.write, busy=lambda _: False, user=user)
 
     def write(self, path: Path, value: str) -> None:
         number = len(self.writes)

@@ -7,23 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minguest import files, released, sshsig
+from minguest.release import layout, sshsig
+from minguest.util import files
 
 
 def sign_again(folder: Path, key: Path, *, sized: bool = True) -> None:
     """Sums, sizes and their signature, as a trusted signer would make them of files that do not agree; without sizes,
     as an older minguest made them."""
-    lists = (released.SUMS, released.SIGNATURE, released.SIZES)
+    lists = (layout.SUMS, layout.SIGNATURE, layout.SIZES)
     names = [path.name for path in folder.iterdir() if path.name not in lists]
     if sized:
         sizes = {name: (folder / name).stat().st_size for name in names}
-        (folder / released.SIZES).write_text(released.render_sizes(sizes))
-        names.append(released.SIZES)
+        (folder / layout.SIZES).write_text(layout.render_sizes(sizes))
+        names.append(layout.SIZES)
     else:
-        (folder / released.SIZES).unlink(missing_ok=True)
-    sums = released.render_sums({name: files.sha256(folder / name) for name in names}).encode()
-    (folder / released.SUMS).write_bytes(sums)
-    (folder / released.SIGNATURE).write_bytes(sshsig.sign(sums, key))
+        (folder / layout.SIZES).unlink(missing_ok=True)
+    sums = layout.render_sums({name: files.sha256(folder / name) for name in names}).encode()
+    (folder / layout.SUMS).write_bytes(sums)
+    (folder / layout.SIGNATURE).write_bytes(sshsig.sign(sums, key))
 
 
 def change(folder: Path, name: str, spoil: Callable[[Any], None]) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from minguest import files
+from minguest.util import files
 
 ROOT = Path(__file__).parents[1]
 # What is taken away before a trial: of the copy's out/ (with its name GUEST-LINE as *), and of the store.

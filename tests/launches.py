@@ -4,11 +4,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from minguest import launch, launchfiles
 from minguest.model import Accel, Disk, Launch, Node
+from minguest.vm import launch, scripts
 
 ROOT = Path(__file__).parents[1]
-ABOUT = launchfiles.About("default-6.12", "6.12.94", "2025.02-8+deb13u1")
+ABOUT = scripts.About("default-6.12", "6.12.94", "2025.02-8+deb13u1")
 KEY = "AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA=="
 # A card with its sound, and one alone.
 CARDS = {"0000:41:00.0": (128 << 30,), "0000:41:00.1": (16 << 10,), "0000:42:00.0": (16 << 20,)}
@@ -73,4 +73,4 @@ def specs(name: str, sys: Path, line: str = "") -> dict[Accel, launch.Spec]:
 def files(name: str, sys: Path) -> dict[str, str]:
     """The launch files of one of LAUNCHES."""
     made = specs(name, sys)
-    return launchfiles.render(ROOT / "configs/templates", ABOUT, LAUNCHES[name], made, launch.absent(made["kvm"], sys))
+    return scripts.render(ROOT / "configs/templates", ABOUT, LAUNCHES[name], made, launch.absent(made["kvm"], sys))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do the tests of a module notice when it is wrong? Changes it in one place at a time, and looks.
 
-    python -m tests.mutants minguest/verdict.py --tests tests/unit/test_verdict.py [--count 22] [--seed N]
+    python -m tests.mutants minguest/boottest/verdict.py --tests tests/unit/test_verdict.py [--count 22] [--seed N]
 
 A mutant is the module with one small fault: another comparison, a negated condition, a changed number, operator or
 key, a statement or a call left out, a branch removed. Docstrings, messages and types stay. The mutants are spread over
@@ -261,7 +261,7 @@ def holds(folder: Path, tests: Sequence[str], deadline: float) -> tuple[bool, st
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("module", help="from the project's root, such as minguest/verdict.py")
+    parser.add_argument("module", help="from the project's root, such as minguest/boottest/verdict.py")
     parser.add_argument("--tests", nargs="+", required=True, help="files or names of tests, as pytest takes them")
     parser.add_argument("--count", type=int, default=22, help="how many mutants (default: 22)")
     parser.add_argument("--seed", type=int, default=11, help="another number makes other mutants (default: 11)")

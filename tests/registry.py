@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from minguest import archive, fetch, settings
+from minguest import settings
 from minguest.model import Source
+from minguest.util import archive, fetch
 
 SOURCE = Source(
     version="2.8.2+ds1-1",

@@ -11,9 +11,13 @@ from typing import Any
 
 import msgspec
 
-from minguest import boottest, bundle, files, launch, launchfiles, release, released, report, verdict
+from minguest.boottest import runner, verdict
+from minguest.bundle import manifests
 from minguest.model import Launch, Machine
 from minguest.paths import Layout
+from minguest.release import assemble, layout
+from minguest.util import files
+from minguest.vm import launch, report, scripts
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = Launch()
@@ -87,19 +91,19 @@ def build(
     for name, content in (extra or {}).items():
         (parts / name).write_bytes(content)
     told = facts(**kernel)
-    bundle.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, told, launch_files(at, told))
+    manifests.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, told, launch_files(at, told))
     return at
 
 
 def launch_files(at: Layout, told: Mapping[str, Any], sysfs: Path = Path("/sys")) -> dict[str, str]:
     """run-guest and domain.xml of LAUNCH, as a machine with this /sys makes them."""
-    about = launchfiles.About(at.name, told["kernel"]["version"], told["firmware"]["version"])
-    return launchfiles.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.line, sysfs, ""))
+    about = scripts.About(at.name, told["kernel"]["version"], told["firmware"]["version"])
+    return scripts.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.line, sysfs, ""))
 
 
 def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "pass") -> None:
     """Evidence that a boot test left, of the bundle as it is."""
-    manifest = bundle.load(at.bundle)
+    manifest = manifests.load(at.bundle)
     spec = launch.Spec(
         machine, "tcg", "max", cpus, 64, 1 << 30, (launch.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60
     )
@@ -110,7 +114,7 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
         phases=verdict.Phases(2.0, 1.0, 0.01, 3.1),
         ending="power-off",
     )
-    outcome = boottest.Outcome(manifest.files, LAUNCH, spec, "7.2", "tcg as asked", ("qemu",), judged)
+    outcome = runner.Outcome(manifest.files, LAUNCH, spec, "7.2", "tcg as asked", ("qemu",), judged)
     folder = at.evidence / f"boot-test-{machine}-{cpus}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "console.log").write_text("Linux version 4.12\n<b>no markup</b>\n")
@@ -118,9 +122,9 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
     (folder / "verdict.json").write_bytes(msgspec.json.encode(outcome))
 
 
-def make(at: Layout, signing: Path | None, version: str = "1.0", since: Path | None = None) -> released.Release:
+def make(at: Layout, signing: Path | None, version: str = "1.0", since: Path | None = None) -> layout.Release:
     """doit release, quietly; without a key an unsigned one, as asked."""
-    return release.make(at, version, signing, since, unsigned=signing is None, say=quiet)
+    return assemble.make(at, version, signing, since, unsigned=signing is None, say=quiet)
 
 
 def checkout(at: Layout) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, cpio, kvm, launch, paths, qemu, report, verdict
-from minguest.archive import gzip_bytes
-from minguest.errors import GuestError, ToolError
-from minguest.launch import Words
+from minguest import paths
+from minguest.boottest import runner, verdict
+from minguest.bundle import cpio
 from minguest.model import Launch
+from minguest.util.archive import gzip_bytes
+from minguest.util.errors import GuestError, ToolError
+from minguest.vm import kvm, launch, qemu, report
+from minguest.vm.launch import Words
 from tests.integration.conftest import LINE, ROOT, Doit
 
 INIT = "init"
@@ -35,7 +38,7 @@ def test_boot_test_passes(built: paths.Layout, doit: Doit, cpus: int, machine: s
     assert json.loads((built.boot_test / "report.json").read_bytes())["complete"] is True
     assert f"-smp {cpus}," in (built.boot_test / "qemu.sh").read_text()
     # What the next one may remove.
-    assert {path.name for path in built.boot_test.iterdir()} <= set(boottest.MADE)
+    assert {path.name for path in built.boot_test.iterdir()} <= set(runner.MADE)
 
 
 @pytest.mark.parametrize("gpu", ["virtio-gpu-pci", "bochs-display,secondary-vga"])
@@ -177,9 +180,9 @@ def test_qemu_that_is_missing_is_named(bench: Bench) -> None:
 
 def test_what_auto_says_of_kvm_is_so(built: paths.Layout, tmp_path: Path) -> None:
     """Whatever this machine's KVM can: a guest that asks for it passes where auto takes it, and nowhere else."""
-    bench = boottest.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
+    bench = runner.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
     said: list[str] = []
-    boottest.run(bench, Words(cpus="1"), Launch(), said.append)
+    runner.run(bench, Words(cpus="1"), Launch(), said.append)
     takes = json.loads((bench.folder / "verdict.json").read_bytes())["spec"]["accel"] == "kvm"
     assert takes or "software emulation (/dev/kvm " in said[0]
     opens = not kvm.closed()
@@ -188,7 +191,7 @@ def test_what_auto_says_of_kvm_is_so(built: paths.Layout, tmp_path: Path) -> Non
     else:
         assert not opens
     try:
-        boottest.run(bench, Words(cpus="1", accel="kvm"), Launch(), said.append)
+        runner.run(bench, Words(cpus="1", accel="kvm"), Launch(), said.append)
     except (ToolError, GuestError) as error:
         assert not takes, error
         assert not opens or "kvm-unusable" in f"{error}{said[-1]}"

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from minguest import binary, bundle, files, kconfig, paths
-from minguest.errors import UserError
+from minguest import paths
+from minguest.bundle import manifests
+from minguest.kernel import binary, kconfig
+from minguest.util import files
+from minguest.util.errors import UserError
 from tests.integration.conftest import LINE, ROOT, Doit
 
 
 def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:
-    manifest = bundle.load(built.bundle)
+    manifest = manifests.load(built.bundle)
     assert set(manifest.files) == {
         "bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map",
         "run-guest", "domain.xml",
@@ -45,7 +48,7 @@ def test_a_changed_bundle_is_refused(built: paths.Layout, tmp_path: Path) -> Non
         file.seek(-1, os.SEEK_END)
         file.write(b"\x55")
     with pytest.raises(UserError, match="bzImage: is not the file that the manifest names"):
-        bundle.load(copy)
+        manifests.load(copy)
 
 
 @pytest.mark.parametrize("name", ["bundle/bzImage", "bundle/run-guest", "kernel/System.map", "initd", "firmware"])
@@ -62,7 +65,7 @@ def test_a_damaged_product_is_made_again(built: paths.Layout, doit: Doit, name: 
     assert result.returncode == 0, result.stdout
     assert path.read_bytes() != content
     assert (built.bundle / "manifest.json").read_bytes() == manifest
-    bundle.load(built.bundle)
+    manifests.load(built.bundle)
 
 
 def test_a_file_that_went_is_made_again(built: paths.Layout, doit: Doit) -> None:

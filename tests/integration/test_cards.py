@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, paths
-from minguest.errors import GuestFailed
-from minguest.launch import Words
+from minguest import paths
+from minguest.boottest import runner
 from minguest.model import Launch, Node
+from minguest.util.errors import GuestFailed
+from minguest.vm.launch import Words
 from tests.integration.conftest import LINE, Doit
 
 EIGHT = ",".join(["bar:128G"] * 8)
@@ -61,23 +62,23 @@ def test_more_is_plugged_in_than_there_is_room_for_is_refused(built: paths.Layou
 
 
 @pytest.fixture
-def bench(built: paths.Layout, tmp_path: Path) -> boottest.Bench:
-    return boottest.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
+def bench(built: paths.Layout, tmp_path: Path) -> runner.Bench:
+    return runner.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
 
 
-def boot(bench: boottest.Bench, wanted: Launch) -> None:
-    boottest.run(bench, Words(accel="tcg"), wanted, lambda _: None)
+def boot(bench: runner.Bench, wanted: Launch) -> None:
+    runner.run(bench, Words(accel="tcg"), wanted, lambda _: None)
 
 
-def test_a_window_that_is_forced_small_is_its_pit(bench: boottest.Bench) -> None:
+def test_a_window_that_is_forced_small_is_its_pit(bench: runner.Bench) -> None:
     wanted = Launch(gpus=tuple(EIGHT.split(",")), cpu="max,phys-bits=43", window="64G")
     with pytest.raises(GuestFailed, match=r"BAR 2 \(128 GiB\) has no address"):
         boot(bench, wanted)
-    outcome = msgspec.json.decode((bench.folder / "verdict.json").read_bytes(), type=boottest.Outcome)
+    outcome = msgspec.json.decode((bench.folder / "verdict.json").read_bytes(), type=runner.Outcome)
     assert outcome.pits == ("bar-no-room",)
 
 
-def test_cards_are_near_their_nodes(bench: boottest.Bench) -> None:
+def test_cards_are_near_their_nodes(bench: runner.Bench) -> None:
     nodes = (Node("512M", "0-1", (10, 21), gpus=(1,)), Node("512M", "2-3", (21, 10), gpus=(0,)))
     boot(bench, Launch(numa=nodes, gpus=("bar:16G", "secondary-vga", "bochs-display")))
     rows = checks(bench.folder)

@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, paths
+from minguest import paths
+from minguest.boottest import runner
 from tests.integration.conftest import LINE, ROOT, Doit
 
 # Seconds: a boot takes at least as long; and until nothing is left of what was ended.
@@ -83,8 +84,8 @@ def test_evidence_that_is_killed_goes_on(built: paths.Layout, doit: Doit, tmp_pa
         process.communicate(timeout=30)
         assert gone(built.boot_test)
         for kept in built.evidence.glob("[!.]*"):
-            assert {path.name for path in kept.iterdir()} == set(boottest.KEPT)
-            msgspec.json.decode((kept / "verdict.json").read_bytes(), type=boottest.Outcome)
+            assert {path.name for path in kept.iterdir()} == set(runner.KEPT)
+            msgspec.json.decode((kept / "verdict.json").read_bytes(), type=runner.Outcome)
     result = doit("evidence", f"kernel={LINE}")
     assert result.returncode == 0, result.stdout
     again = doit("evidence", f"kernel={LINE}")

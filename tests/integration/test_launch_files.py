@@ -17,9 +17,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, launch, launchfiles, paths, report
-from minguest.launch import Words
-from minguest.released import RUN_GUEST
+from minguest import paths
+from minguest.boottest import runner
+from minguest.bundle import manifests
+from minguest.paths import RUN_GUEST
+from minguest.vm import launch, report, scripts
+from minguest.vm.launch import Words
 from tests import launches
 from tests.integration.conftest import LINE, Doit
 
@@ -302,10 +305,10 @@ def test_the_script_starts_the_bundle(awkward: Path, tmp_path: Path) -> None:
 def test_a_boot_test_of_the_guests_own_launch_is_the_scripts(
     built: paths.Layout, awkward: Path, tmp_path: Path, words: Words, by_it: bool
 ) -> None:
-    bench = boottest.Bench("it", awkward, tmp_path / "boot test", tmp_path / "kvm.json", built.pits)
-    wanted = bundle.load(awkward).guest.launch
-    boottest.run(bench, words, wanted, print)
-    outcome = msgspec.json.decode((bench.folder / "verdict.json").read_bytes(), type=boottest.Outcome)
+    bench = runner.Bench("it", awkward, tmp_path / "boot test", tmp_path / "kvm.json", built.pits)
+    wanted = manifests.load(awkward).guest.launch
+    runner.run(bench, words, wanted, print)
+    outcome = msgspec.json.decode((bench.folder / "verdict.json").read_bytes(), type=runner.Outcome)
     assert outcome.run_guest is by_it and outcome.verdict.result == "pass"
     shown = subprocess.run(
         ["sh", awkward / RUN_GUEST, "--accel", "tcg", "--show"], check=True, capture_output=True, text=True
@@ -315,12 +318,12 @@ def test_a_boot_test_of_the_guests_own_launch_is_the_scripts(
 
 def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
     bundle_copy = shutil.copytree(built.bundle, home / "bundle")
-    manifest = bundle.load(bundle_copy)
+    manifest = manifests.load(bundle_copy)
     # By software emulation: under KVM this very firmware need not run on every machine.
     wanted = msgspec.structs.replace(manifest.guest.launch, accel="tcg")
-    specs = launch.shipped(wanted, manifest.kernel.line, boottest.SYSFS, "")
-    about = launchfiles.About(built.name, manifest.kernel.version, manifest.firmware.version)
-    made = launchfiles.render(built.templates, about, wanted, specs)
+    specs = launch.shipped(wanted, manifest.kernel.line, runner.SYSFS, "")
+    about = scripts.About(built.name, manifest.kernel.version, manifest.firmware.version)
+    made = scripts.render(built.templates, about, wanted, specs)
     (home / "it.xml").write_text(placed(made, bundle_copy))
     told = bundle_copy / "report.jsonl"
     told.write_text("of a run before\n")

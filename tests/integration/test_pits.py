@@ -7,12 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, dig, fetch, paths, pits, settings
+from minguest import paths, settings
+from minguest.boottest import inject, runner
+from minguest.boottest.records import HEALTHY, Cell
+from minguest.diagnose import catalogue
 from minguest.model import Launch
-from minguest.records import HEALTHY, Cell
+from minguest.util import fetch
 from tests.integration.conftest import LINE, ROOT, Doit
 
-KNOWN = pits.load(ROOT / "configs/pits")
+KNOWN = catalogue.load(ROOT / "configs/pits")
 NO_KERNEL = [name for name, pit in KNOWN.items() if pit.dig and not any(each.options for each in pit.dig)]
 CHOSEN = [HEALTHY, *NO_KERNEL, "efi-off"]
 
@@ -27,7 +30,7 @@ def dug(built: paths.Layout, doit: Doit) -> str:
 
 @pytest.fixture(scope="module")
 def cells(built: paths.Layout, dug: str) -> dict[str, Cell]:
-    matrix = dig.load(built.matrix)
+    matrix = inject.load(built.matrix)
     assert matrix is not None and matrix.line == LINE
     return {cell.id: cell for cell in matrix.cells if cell.pit in CHOSEN}
 
@@ -68,12 +71,14 @@ def test_the_story_is_told(cells: dict[str, Cell]) -> None:
 
 def test_a_pit_that_is_not_named_is_a_wrong_cell(built: paths.Layout, tmp_path: Path) -> None:
     """The matrix can fail: a symptom that nobody has, and a pit that is named where nothing is wrong."""
-    deaf = msgspec.structs.replace(KNOWN["msi-off-cmdline"], symptom=(pits.Symptom(console=("not said by anyone",)),))
-    loud = msgspec.structs.replace(KNOWN["nmi-panic"], symptom=(pits.Symptom(console=("Linux version",)),))
+    deaf = msgspec.structs.replace(
+        KNOWN["msi-off-cmdline"], symptom=(catalogue.Symptom(console=("not said by anyone",)),)
+    )
+    loud = msgspec.structs.replace(KNOWN["nmi-panic"], symptom=(catalogue.Symptom(console=("Linux version",)),))
     wrong = {"msi-off-cmdline": deaf, "nmi-panic": loud}
     sources = settings.sources(ROOT / "configs/sources.toml")
-    site = dig.Site(
-        bench=boottest.Bench(built.name, built.bundle, tmp_path / "boot-test", built.kvm),
+    site = inject.Site(
+        bench=runner.Bench(built.name, built.bundle, tmp_path / "boot-test", built.kvm),
         launch=Launch(),
         known=wrong,
         folder=tmp_path,
@@ -81,7 +86,7 @@ def test_a_pit_that_is_not_named_is_a_wrong_cell(built: paths.Layout, tmp_path: 
         kernels=lambda _: built.bundle,
     )
     said: list[str] = []
-    matrix = dig.run(site, ["msi-off-cmdline"], said.append)
+    matrix = inject.run(site, ["msi-off-cmdline"], said.append)
     (cell,) = matrix.cells
     assert (cell.result, matrix.whole) == ("wrong", False)
     assert "named was nmi-panic" in cell.why

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import paths, released, report
+from minguest import paths
+from minguest.release import layout
+from minguest.vm import report
 from tests import registry, workshop
 from tests.integration.conftest import LINE, Doit
 
@@ -70,7 +72,7 @@ def test_the_whole_trip(made: Path, built: paths.Layout, doit: Doit, key: Path, 
         assert not (home / "other").exists()
 
     pulled = home / f"default-{LINE}-1.0"
-    assert released.load(pulled).items == released.load(made).items
+    assert layout.load(pulled).items == layout.load(made).items
     verified = minguest(home, "verify", pulled, "--key", f"{key}.pub")
     assert verified.returncode == 0, verified.stdout
 
@@ -115,7 +117,7 @@ def test_a_bundle_that_was_changed_after_its_test_is_repaired_before_it_is_relea
     result = doit("release", "version=1.1", f"key={key}", f"kernel={LINE}")
     assert result.returncode == 0, result.stdout
     assert image.read_bytes() == (made / "bzImage").read_bytes() == whole
-    assert released.read_facts(made).version == "1.1"
+    assert layout.read_facts(made).version == "1.1"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from minguest import boottest, initd, initrd, launch, paths, qemu, report
+from minguest import paths
+from minguest.boottest import runner
+from minguest.bundle import initd, initrd
 from minguest.model import Disk, Launch
-from minguest.run import require
+from minguest.util.run import require
+from minguest.vm import launch, qemu, report
 from tests.integration.conftest import LINE, ROOT
 from tests.integration.test_cards import checks
 from tests.integration.test_wait import LINES
@@ -184,8 +187,8 @@ def test_boot_test_presses_the_power_button(line: str, request: pytest.FixtureRe
     if line == LINE:
         request.getfixturevalue("built")
     at = paths.Layout(ROOT, "default", line)
-    bench = boottest.Bench("it", at.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", at.pits)
-    boottest.run(bench, launch.Words(accel="tcg", power_button=True), Launch(), lambda _: None)
+    bench = runner.Bench("it", at.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", at.pits)
+    runner.run(bench, launch.Words(accel="tcg", power_button=True), Launch(), lambda _: None)
     row = checks(bench.folder)["power button"]
     assert (row["guest"], row["ok"]) == ("power-button, power-off", True)
     outcome = json.loads((bench.folder / "verdict.json").read_bytes())

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from minguest import initd, initrd, launch, paths, qemu, report
+from minguest import paths
+from minguest.bundle import initd, initrd
 from minguest.model import Launch
+from minguest.vm import launch, qemu, report
 from tests.integration.conftest import LINE, ROOT
 
 GIB = 1 << 30

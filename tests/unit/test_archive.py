@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minguest import archive
-from minguest.errors import ToolError, UserError
+from minguest.util import archive
+from minguest.util.errors import ToolError, UserError
 from tests import small_disk
 
 File = tarfile.REGTYPE

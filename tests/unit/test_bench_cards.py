@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minguest import boottest
-from minguest.errors import ToolError
+from minguest.boottest import runner
+from minguest.boottest.verdict import Phases
 from minguest.model import Launch
-from minguest.verdict import Phases
+from minguest.util.errors import ToolError
 from tests import bench_cards
 from tests.bench_cards import Boot
 
@@ -55,5 +55,5 @@ def test_a_boot_without_a_verdict_is_told_too(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise ToolError("QEMU said no")
 
-    monkeypatch.setattr(boottest, "run", refuse)
+    monkeypatch.setattr(runner, "run", refuse)
     assert bench_cards.boot(tmp_path, tmp_path, Launch(), 2, "4G") == Boot(2, "4G", "refused", "QEMU said no")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minguest import binary
-from minguest.errors import ToolError, UserError
+from minguest.kernel import binary
+from minguest.util.errors import ToolError, UserError
 
 
 def header(flags: int = 0b1011, size: int = 0x4000) -> bytes:

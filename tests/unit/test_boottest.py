@@ -12,10 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, cli, contract, evidence, files, kvm, launch, pits, qemu, report, verdict
-from minguest.errors import GuestFailed, GuestLost, ToolError, UserError
+from minguest import cli
+from minguest.boottest import runner, verdict
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.kernel import contract
 from minguest.model import Accel, Disk, Launch, Node
 from minguest.paths import Layout
+from minguest.release import evidence
+from minguest.util import files
+from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
+from minguest.vm import kvm, launch, qemu, report
 from tests import fake_qmp, launches, workshop
 from tests.fake_qmp import WELL
 
@@ -26,7 +33,7 @@ OWN = launch.Spec(
 
 
 def names(launch: Launch) -> list[str]:
-    return [test.name for test in boottest.tests(launch)]
+    return [test.name for test in runner.tests(launch)]
 
 
 def test_the_tests_are_both_machines_the_guests_own_and_the_extra() -> None:
@@ -34,11 +41,11 @@ def test_the_tests_are_both_machines_the_guests_own_and_the_extra() -> None:
     assert names(LAUNCH) == [*cells, "hotplug", "power-button", "large-bars"]
     own = Launch(machine="pc", cpus=6)
     assert names(own)[-5:-3] == ["boot-test-pc-6", "boot-test-pc-8"]
-    assert boottest.own_test(own) == "boot-test-pc-6"
+    assert runner.own_test(own) == "boot-test-pc-6"
 
 
 def counts_as(spec: launch.Spec, wanted: Launch = LAUNCH) -> list[str]:
-    return [test.name for test in boottest.tests(wanted) if boottest.is_of(spec, wanted, test)]
+    return [test.name for test in runner.tests(wanted) if runner.is_of(spec, wanted, test)]
 
 
 HOT = {"cpus": 2, "plug_cpus": 8, "plug_memory": 3 << 30, "max_memory": 3 << 30}
@@ -85,26 +92,26 @@ def test_every_kind_of_card_counts(word: str) -> None:
 
 
 def test_what_a_guest_cannot_be_tested_with_is_said() -> None:
-    hot = next(test for test in boottest.tests(LAUNCH) if test.name == "hotplug")
-    assert boottest.cannot(hot, LAUNCH, 64) == ""
-    assert "built for fewer" in boottest.cannot(hot, LAUNCH, 4)
-    assert "no room for more CPUs" in boottest.cannot(hot, Launch(max_cpus=4), 64)
-    assert "in nodes" in boottest.cannot(hot, Launch(numa=(Node("1G"),)), 64)
+    hot = next(test for test in runner.tests(LAUNCH) if test.name == "hotplug")
+    assert runner.cannot(hot, LAUNCH, 64) == ""
+    assert "built for fewer" in runner.cannot(hot, LAUNCH, 4)
+    assert "no room for more CPUs" in runner.cannot(hot, Launch(max_cpus=4), 64)
+    assert "in nodes" in runner.cannot(hot, Launch(numa=(Node("1G"),)), 64)
 
 
 MEMINFO = "MemTotal:        4194304 kB\nMemFree:          100000 kB\nMemAvailable:    2097152 kB\n"
 
 
 def test_more_memory_than_the_host_has_is_refused() -> None:
-    boottest.check_memory(msgspec.structs.replace(OWN, memory=4 << 30), MEMINFO)
+    runner.check_memory(msgspec.structs.replace(OWN, memory=4 << 30), MEMINFO)
     with pytest.raises(UserError, match="memory 5 GiB: 4096 MiB are all that this host has"):
-        boottest.check_memory(msgspec.structs.replace(OWN, memory=5 << 30), MEMINFO)
+        runner.check_memory(msgspec.structs.replace(OWN, memory=5 << 30), MEMINFO)
     with pytest.raises(UserError, match="memory 5 GiB"):
-        boottest.check_memory(msgspec.structs.replace(OWN, plug_memory=5 << 30), MEMINFO)
+        runner.check_memory(msgspec.structs.replace(OWN, plug_memory=5 << 30), MEMINFO)
     # A card of the host's locks all of it from the start.
     passed = msgspec.structs.replace(OWN, memory=3 << 30, gpus=(launch.Gpu("gpu0", "01:00.0", host="0000:01:00.0"),))
     with pytest.raises(UserError, match=r"memory 3 GiB: 2048 MiB are available, and all .* is locked"):
-        boottest.check_memory(passed, MEMINFO)
+        runner.check_memory(passed, MEMINFO)
 
 
 # ── by run-guest ──
@@ -141,19 +148,19 @@ def test_the_guests_own_launch_is_started_by_its_script(
     at: Layout, words: dict[str, Any], by_it: bool, accel: Accel
 ) -> None:
     spec = asked(launch.Words(**words), accel=accel)
-    assert boottest.scripted(bundle.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)
+    assert runner.scripted(manifests.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)
 
 
 def test_a_launch_that_was_edited_since_is_not_the_scripts(at: Layout) -> None:
-    manifest = bundle.load(at.bundle)
+    manifest = manifests.load(at.bundle)
     for edited in (Launch(cmdline=("a",)), Launch(window="1G"), Launch(cpu="host")):
-        assert boottest.scripted(manifest, edited, asked(launch.Words(), edited), "") is None
+        assert runner.scripted(manifest, edited, asked(launch.Words(), edited), "") is None
 
 
 def test_a_bundle_of_before_has_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "launch_files", lambda *_: {})
-    manifest = bundle.load(workshop.build(tmp_path / "project").bundle)
-    assert boottest.scripted(manifest, workshop.LAUNCH, asked(launch.Words()), "") is None
+    manifest = manifests.load(workshop.build(tmp_path / "project").bundle)
+    assert runner.scripted(manifest, workshop.LAUNCH, asked(launch.Words()), "") is None
 
 
 @pytest.mark.parametrize("accel", launch.ACCELS)
@@ -161,24 +168,24 @@ def test_the_script_and_the_launch_say_the_same_to_qemu(at: Layout, accel: Accel
     folder = at.work / "boot test"
     folder.mkdir()
     (at.bundle / "run-guest").chmod(0o644)  # as a copy by way of other file systems
-    bench = boottest.Bench("it", at.bundle, folder, at.kvm)
-    command = boottest.argv(bench, asked(launch.Words(), accel=accel), folder)
-    assert boottest.script_argv(folder, accel) == command
+    bench = runner.Bench("it", at.bundle, folder, at.kvm)
+    command = runner.argv(bench, asked(launch.Words(), accel=accel), folder)
+    assert runner.script_argv(folder, accel) == command
     assert (folder / "bundle").readlink() == Path("../bundle")
     assert (folder / "bundle/bzImage").read_bytes() == (at.bundle / "bzImage").read_bytes()
     assert (folder / "OVMF_VARS.fd").read_bytes() == (at.bundle / "OVMF_VARS.fd").read_bytes()
-    assert boottest.argv(bench, asked(launch.Words(), accel=accel), folder) == command  # once more in the same folder
+    assert runner.argv(bench, asked(launch.Words(), accel=accel), folder) == command  # once more in the same folder
 
 
 def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
     at.boot_test.mkdir()
-    boottest.argv(boottest.Bench("it", at.bundle, at.boot_test, at.kvm), asked(launch.Words()), at.boot_test)
+    runner.argv(runner.Bench("it", at.bundle, at.boot_test, at.kvm), asked(launch.Words()), at.boot_test)
     (at.bundle / "run-guest").write_text("echo something else\n")
     with pytest.raises(UserError, match="run-guest --show ends with 'something else'"):
-        boottest.script_argv(at.boot_test, "tcg")
+        runner.script_argv(at.boot_test, "tcg")
     (at.bundle / "run-guest").write_text("echo broken >&2; exit 7\n")
     with pytest.raises(ToolError, match="exit status 7"):
-        boottest.script_argv(at.boot_test, "tcg")
+        runner.script_argv(at.boot_test, "tcg")
 
 
 @pytest.mark.parametrize("made_here", [True, False])
@@ -191,26 +198,24 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
         (sys / "bus/pci/devices" / bdf / "driver").symlink_to(tmp_path / "vfio-pci")
     (tmp_path / "cpuinfo").write_text("")
     (tmp_path / "meminfo").write_text("MemAvailable: 8388608 kB\n")
-    monkeypatch.setattr(boottest, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(boottest, "SYSFS", sys)
-    monkeypatch.setattr(boottest, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(runner, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(runner, "SYSFS", sys)
+    monkeypatch.setattr(runner, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(workshop, "LAUNCH", Launch(gpus=("41:00.0",), accel="tcg"))
     make, builder = workshop.launch_files, sys if made_here else tmp_path / "elsewhere"
     monkeypatch.setattr(workshop, "launch_files", lambda at, told: make(at, told, builder))
     at = workshop.build(tmp_path / "project")
     started: list[list[str]] = []
 
-    def attempt(spec: launch.Spec, command: list[str], *_: object, **__: object) -> boottest.Trial:
+    def attempt(spec: launch.Spec, command: list[str], *_: object, **__: object) -> runner.Trial:
         started.append(command)
-        nothing = pits.diagnose({}, pits.see(b""))
-        return boottest.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
+        nothing = catalogue.diagnose({}, catalogue.see(b""))
+        return runner.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
 
-    monkeypatch.setattr(boottest, "attempt", attempt)
+    monkeypatch.setattr(runner, "attempt", attempt)
     said: list[str] = []
     with pytest.raises(ToolError, match="not started"):
-        boottest.run(
-            boottest.Bench("it", at.bundle, at.boot_test, at.kvm), launch.Words(), workshop.LAUNCH, said.append
-        )
+        runner.run(runner.Bench("it", at.bundle, at.boot_test, at.kvm), launch.Words(), workshop.LAUNCH, said.append)
     # Its sound goes along in any case, as this machine has it.
     assert any("host=0000:41:00.1" in word for word in started[0])
     assert ("run-guest: does not know these cards as this machine has them, so it is not used" in said) is not made_here
@@ -221,23 +226,23 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
 NARROW = "vendor_id : GenuineIntel\naddress sizes : 39 bits physical, 48 bits virtual\n"
 
 
-def large_bars(at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str) -> tuple[boottest.Bench, boottest.Test]:
+def large_bars(at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str) -> tuple[runner.Bench, runner.Test]:
     """The test of large BARs on a machine whose KVM runs this firmware."""
     (at.root / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(boottest, "CPUINFO", at.root / "cpuinfo")
-    monkeypatch.setattr(boottest, "accelerator", lambda *_: ("kvm", "kvm (as a test)"))
+    monkeypatch.setattr(runner, "CPUINFO", at.root / "cpuinfo")
+    monkeypatch.setattr(runner, "accelerator", lambda *_: ("kvm", "kvm (as a test)"))
     monkeypatch.setattr(qemu, "version", lambda: "7.2")
-    bench = boottest.Bench("it", at.bundle, at.boot_test, at.kvm, evidence=at.evidence)
-    return bench, next(test for test in boottest.tests(workshop.LAUNCH) if test.name == "large-bars")
+    bench = runner.Bench("it", at.bundle, at.boot_test, at.kvm, evidence=at.evidence)
+    return bench, next(test for test in runner.tests(workshop.LAUNCH) if test.name == "large-bars")
 
 
-def told(at: Layout, test: boottest.Test) -> evidence.Check:
-    return evidence.of_boot(at.evidence, test, bundle.load(at.bundle), 64)
+def told(at: Layout, test: runner.Test) -> evidence.Check:
+    return evidence.of_boot(at.evidence, test, manifests.load(at.bundle), 64)
 
 
 def test_bars_that_have_no_room_on_this_machine_are_not_run(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, test = large_bars(at, monkeypatch, NARROW)
-    why = boottest.without_room(bench, test, workshop.LAUNCH)
+    why = runner.without_room(bench, test, workshop.LAUNCH)
     assert "under kvm" in why and "1 TiB are needed" in why and "39 bits end at 512 GiB" in why
     assert "; what would make it fit: " in why and "\n" not in why
     found = told(at, test)
@@ -252,12 +257,12 @@ def test_bars_that_have_no_room_on_this_machine_are_not_run(at: Layout, monkeypa
 
 def test_bars_that_have_room_are_run(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, test = large_bars(at, monkeypatch, NARROW.replace("39", "46"))
-    assert boottest.without_room(bench, test, workshop.LAUNCH) == ""
+    assert runner.without_room(bench, test, workshop.LAUNCH) == ""
     assert not at.evidence.exists() and told(at, test).reason == "nobody ran it"
     # A guest's own cards are what it is for: without room it fails, and does not ship.
     bench, _ = large_bars(at, monkeypatch, NARROW)
-    own = next(test for test in boottest.tests(workshop.LAUNCH) if test.name == "boot-test-q35-4")
-    assert boottest.without_room(bench, own, Launch(gpus=("bar:128G",) * 8)) == ""
+    own = next(test for test in runner.tests(workshop.LAUNCH) if test.name == "boot-test-q35-4")
+    assert runner.without_room(bench, own, Launch(gpus=("bar:128G",) * 8)) == ""
 
 
 @pytest.mark.parametrize(("cpuinfo", "kept"), [(NARROW, False), (NARROW.replace("39", "46"), True)])
@@ -269,15 +274,15 @@ def test_a_run_without_room_is_no_evidence(
     silent = report.Report(False, (), ())
     lost = verdict.Verdict("lost", "it hung", (), verdict.Phases(None, None, None, 1.0), "deadline")
 
-    def attempt(_: launch.Spec, command: list[str], folder: Path, *__: object, **___: object) -> boottest.Trial:
+    def attempt(_: launch.Spec, command: list[str], folder: Path, *__: object, **___: object) -> runner.Trial:
         for name in ("console.log", "report.json"):
             (folder / name).write_bytes(msgspec.json.encode(silent))
-        nothing = pits.diagnose({}, pits.see(b""))
-        return boottest.Trial(lost, silent, nothing, nothing, tuple(command))
+        nothing = catalogue.diagnose({}, catalogue.see(b""))
+        return runner.Trial(lost, silent, nothing, nothing, tuple(command))
 
-    monkeypatch.setattr(boottest, "attempt", attempt)
+    monkeypatch.setattr(runner, "attempt", attempt)
     with pytest.raises(GuestLost, match="it hung"):
-        boottest.run(bench, test.words, workshop.LAUNCH, lambda _: None)
+        runner.run(bench, test.words, workshop.LAUNCH, lambda _: None)
     assert (told(at, test).result, told(at, test).reason) == (
         ("FAIL", "it hung") if kept else ("NOT RUN", "nobody ran it")
     )
@@ -315,57 +320,57 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
     of.mkdir()
     (of / "kept").write_text("")
     for _ in range(2):
-        boottest.make_empty(folder, of)
+        runner.make_empty(folder, of)
         assert [path.name for path in folder.iterdir()] == [launch.LINK]
-        for name in boottest.MADE:
+        for name in runner.MADE:
             if name != launch.LINK:
                 (folder / name).write_text("old")
         (folder / ".report.json.abcd_123").write_text("half")
     (folder / "console.log.bak").write_text("mine")
     with pytest.raises(UserError, match=r"has console\.log\.bak, which"):
-        boottest.make_empty(folder, of)
+        runner.make_empty(folder, of)
     assert (folder / "console.log").read_text() == "old" and (of / "kept").exists()
     (folder / "console.log.bak").unlink()
     (folder / "qemu.log").unlink()
     (folder / "qemu.log").mkdir()
     with pytest.raises(UserError, match=r"has qemu\.log, which"):
-        boottest.make_empty(folder, of)
+        runner.make_empty(folder, of)
     (folder / "qemu.log").rmdir()
     other = tmp_path / "other"
     other.mkdir()
-    boottest.make_empty(folder, other)
+    runner.make_empty(folder, other)
     assert (folder / launch.LINK).resolve() == other
 
 
 def test_every_word_is_explained() -> None:
-    explained = boottest.WORDS | boottest.FLAGS
+    explained = runner.WORDS | runner.FLAGS
     assert [name.replace("-", "_") for name in explained] == list(launch.Words.__struct_fields__)
     assert all(explained.values())
 
 
 def test_huge_pages_are_counted_elsewhere() -> None:
-    boottest.check_memory(msgspec.structs.replace(OWN, memory=5 << 30, hugepages="2M"), MEMINFO)
+    runner.check_memory(msgspec.structs.replace(OWN, memory=5 << 30, hugepages="2M"), MEMINFO)
     with pytest.raises(UserError, match="memory 3 GiB: 2048 MiB are available"):
-        boottest.check_memory(msgspec.structs.replace(OWN, memory=3 << 30, lock_memory=True), MEMINFO)
+        runner.check_memory(msgspec.structs.replace(OWN, memory=3 << 30, lock_memory=True), MEMINFO)
 
 
 def test_a_test_needs_no_more_than_it_says() -> None:
-    hot, pc = (next(test for test in boottest.EXTRA + boottest.tests(LAUNCH) if test.name == name)
+    hot, pc = (next(test for test in runner.EXTRA + runner.tests(LAUNCH) if test.name == name)
                for name in ("hotplug", "boot-test-pc-8"))  # fmt: skip
-    assert boottest.cannot(hot, Launch(max_cpus=8), 8) == ""
-    assert "built for fewer" in boottest.cannot(hot, Launch(max_cpus=8), 7)
-    assert boottest.cannot(pc, Launch(numa=(Node("1G"),)), 8) == ""
-    assert "cards near nodes" in boottest.cannot(pc, Launch(numa=(Node("1G", gpus=(0,)),)), 8)
-    assert boottest.cannot(boottest.EXTRA[1], Launch(numa=(Node("1G", gpus=(0,)),)), 1) == ""
+    assert runner.cannot(hot, Launch(max_cpus=8), 8) == ""
+    assert "built for fewer" in runner.cannot(hot, Launch(max_cpus=8), 7)
+    assert runner.cannot(pc, Launch(numa=(Node("1G"),)), 8) == ""
+    assert "cards near nodes" in runner.cannot(pc, Launch(numa=(Node("1G", gpus=(0,)),)), 8)
+    assert runner.cannot(runner.EXTRA[1], Launch(numa=(Node("1G", gpus=(0,)),)), 1) == ""
 
 
 def test_breaches_are_of_what_is_launched(tmp_path: Path) -> None:
-    known = pits.load(workshop.ROOT / "configs/pits")
+    known = catalogue.load(workshop.ROOT / "configs/pits")
     (tmp_path / "kernel.config").write_text(sound(ACPI_HOTPLUG_MEMORY="n", NUMA="n", NR_CPUS="8"))
 
     def broken(**changes: Any) -> set[str]:
         spec = msgspec.structs.replace(OWN, **{"max_cpus": 8, **changes})
-        found = boottest.breaches_of(known, tmp_path / "kernel.config", LAUNCH, spec, "4.12")
+        found = runner.breaches_of(known, tmp_path / "kernel.config", LAUNCH, spec, "4.12")
         return {each.option for each in found}
 
     assert broken() == set()
@@ -386,7 +391,7 @@ class Host:
     def __init__(self, at: Layout, path: Path) -> None:
         self.at = at
         self.path = path
-        self.bench = boottest.Bench("it", at.bundle, at.work / "boot-test", at.kvm, at.pits, at.evidence)
+        self.bench = runner.Bench("it", at.bundle, at.work / "boot-test", at.kvm, at.pits, at.evidence)
         self.said: list[str] = []
 
     def qemu(self, *steps: Sequence[Any], **more: Any) -> None:
@@ -394,21 +399,21 @@ class Host:
 
     def accelerator(self, version: str = "7.2", **changes: Any) -> tuple[str, str]:
         spec = msgspec.structs.replace(OWN, **{"accel": "auto", **changes})
-        return boottest.accelerator(self.bench, spec, version, bundle.load(self.at.bundle))
+        return runner.accelerator(self.bench, spec, version, manifests.load(self.at.bundle))
 
-    def run(self, wanted: Launch = workshop.LAUNCH, **words: Any) -> boottest.Outcome:
+    def run(self, wanted: Launch = workshop.LAUNCH, **words: Any) -> runner.Outcome:
         (self.bench.folder / "heard.jsonl").unlink(missing_ok=True)  # the fake's own
-        boottest.run(self.bench, launch.Words(**{"accel": "tcg", **words}), wanted, self.said.append)
+        runner.run(self.bench, launch.Words(**{"accel": "tcg", **words}), wanted, self.said.append)
         return self.outcome()
 
-    def outcome(self) -> boottest.Outcome:
-        return msgspec.json.decode((self.bench.folder / "verdict.json").read_bytes(), type=boottest.Outcome)
+    def outcome(self) -> runner.Outcome:
+        return msgspec.json.decode((self.bench.folder / "verdict.json").read_bytes(), type=runner.Outcome)
 
 
 def sound(**changes: str) -> str:
     """A kernel's config that keeps the contract, memory hotplug's too, but for the changes."""
     wanted = msgspec.structs.replace(workshop.LAUNCH, max_memory="4G")
-    rules = pits.rules(pits.load(workshop.ROOT / "configs/pits"))
+    rules = catalogue.rules(catalogue.load(workshop.ROOT / "configs/pits"))
     meant: dict[str, str] = {"NR_CPUS": "64"}
     while broken := contract.check(rules, meant, wanted, "4.12"):
         meant |= {each.option: each.wanted.removeprefix("at least ") for each in broken}
@@ -536,14 +541,14 @@ def steps(report: str, *after: list[Any]) -> list[list[Any]]:
 
 def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
     host.qemu(*steps(records()), answers=made())
-    boottest.make_empty(host.bench.folder, host.bench.bundle)
+    runner.make_empty(host.bench.folder, host.bench.bundle)
     (host.bench.folder / "qemu.log").write_text("of an earlier run")
     outcome = host.run()
     assert outcome.verdict.result == "pass", outcome.verdict.reason
     assert outcome.verdict.checks[-1].name == "pits"
     assert (outcome.run_guest, outcome.qemu, outcome.accel) == (True, "7.2.22 (fake)", "tcg as asked")
     assert (outcome.wanted, outcome.pits) == (workshop.LAUNCH, ())
-    assert outcome.bundle == bundle.load(host.at.bundle).files
+    assert outcome.bundle == manifests.load(host.at.bundle).files
     assert outcome.argv[0].endswith("qemu-system-x86_64")
     assert outcome.spec.accel == "tcg"
     assert host.said[0] == "it: linux 4.12.14, OVMF 2025.02-8+deb13u1, q35, tcg as asked"
@@ -630,7 +635,7 @@ def test_a_kernel_with_a_known_fault_is_booted_as_it_was_meant(host: Host, tmp_p
     facts = workshop.facts()
     facts["config"]["problems"] = ["CONFIG_EFI: the contract wants y"]
     parts = {path.name: path for path in (tmp_path / "project/parts").iterdir()}
-    bundle.write(host.at.bundle, parts, facts, workshop.launch_files(host.at, facts))
+    manifests.write(host.at.bundle, parts, facts, workshop.launch_files(host.at, facts))
     with pytest.raises(GuestFailed, match=r"CPUs: 4 of 9\nthis kernel was built although .*\nCONFIG_EFI: the contract"):
         host.run(cpus="9")
     assert set(host.outcome().pits) == {"efi-off", "cpu-limit"}
@@ -640,7 +645,7 @@ def test_a_kernel_with_a_known_fault_is_booted_as_it_was_meant(host: Host, tmp_p
 def test_the_last_cpus_are_the_kernels(tmp_path: Path) -> None:
     for text, count in (("CONFIG_SMP=y\nCONFIG_NR_CPUS=16\n", 16), ("CONFIG_NR_CPUS=16\n", 1), ("CONFIG_SMP=y\n", 1)):
         (tmp_path / "kernel.config").write_text(text)
-        assert boottest.nr_cpus_of(tmp_path) == count
+        assert runner.nr_cpus_of(tmp_path) == count
 
 
 def test_a_second_run_waits_for_the_first(host: Host) -> None:
@@ -661,15 +666,15 @@ def test_a_second_run_waits_for_the_first(host: Host) -> None:
 def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[object] = []
 
-    def attempt(*_: object, shipped: verdict.Shipped, **__: object) -> boottest.Trial:
+    def attempt(*_: object, shipped: verdict.Shipped, **__: object) -> runner.Trial:
         asked_for.append(shipped)
-        nothing = pits.diagnose({}, pits.see(b""))
-        return boottest.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
+        nothing = catalogue.diagnose({}, catalogue.see(b""))
+        return runner.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
 
-    monkeypatch.setattr(boottest, "attempt", attempt)
+    monkeypatch.setattr(runner, "attempt", attempt)
     with pytest.raises(ToolError, match="not started"):
-        bench = boottest.Bench("it", at.bundle, at.boot_test, at.kvm)
-        boottest.run(bench, launch.Words(accel="tcg"), workshop.LAUNCH, lambda _: None)
+        bench = runner.Bench("it", at.bundle, at.boot_test, at.kvm)
+        runner.run(bench, launch.Words(accel="tcg"), workshop.LAUNCH, lambda _: None)
     assert asked_for == [verdict.Shipped("4.12.14", "2025.02-8+deb13u1")]
 
 
@@ -700,10 +705,10 @@ def test_more_memory_than_there_is_is_refused_before_anything_starts(host: Host)
 
 def test_an_attempt_does_what_it_is_told(host: Host, tmp_path: Path) -> None:
     host.qemu(["heard", "qmp_capabilities"], ["report", records()], ["heard", "inject-nmi"], *fake_qmp.POWER_OFF)
-    known = pits.load(host.at.pits)
+    known = catalogue.load(host.at.pits)
     breach = contract.Breach("EFI", "y", "n", "20-efi", "one CPU", "efi-off")
     command = [str(host.path / "qemu-system-x86_64")]
-    trial = boottest.attempt(OWN, command, tmp_path, known, [breach], ["a problem"], nmi=True)
+    trial = runner.attempt(OWN, command, tmp_path, known, [breach], ["a problem"], nmi=True)
     assert trial.verdict is not None
     assert "a problem" in trial.verdict.reason
     assert trial.roots == ("efi-off",)
@@ -715,5 +720,5 @@ def test_an_attempt_does_what_it_is_told(host: Host, tmp_path: Path) -> None:
 def test_what_qemu_said_itself_is_read_too(host: Host, tmp_path: Path) -> None:
     host.qemu(["stderr", "KVM internal error. Suberror: 1\n"], *steps(""))
     command = [str(host.path / "qemu-system-x86_64")]
-    trial = boottest.attempt(OWN, command, tmp_path, pits.load(host.at.pits), [])
+    trial = runner.attempt(OWN, command, tmp_path, catalogue.load(host.at.pits), [])
     assert "kvm-unusable" in trial.roots

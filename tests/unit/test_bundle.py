@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from minguest import bundle
-from minguest.errors import UserError
+from minguest.bundle import manifests
+from minguest.util.errors import UserError
 from tests import workshop
 
 FACTS: dict[str, Any] = workshop.facts()
@@ -19,21 +19,21 @@ LAUNCH_FILES = {"run-guest": "#!/bin/sh\n", "domain.xml": "<domain/>\n"}
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     (tmp_path / "a").write_bytes(b"kernel")
-    bundle.write(tmp_path / "bundle", dict.fromkeys(bundle.PARTS, tmp_path / "a"), FACTS, LAUNCH_FILES)
+    manifests.write(tmp_path / "bundle", dict.fromkeys(manifests.PARTS, tmp_path / "a"), FACTS, LAUNCH_FILES)
     return tmp_path / "bundle"
 
 
 def test_a_bundle_comes_back(made: Path) -> None:
-    assert bundle.load(made).files["bzImage"].size == 6
-    assert sorted(path.name for path in made.iterdir()) == sorted([*bundle.PARTS, *LAUNCH_FILES, "manifest.json"])
+    assert manifests.load(made).files["bzImage"].size == 6
+    assert sorted(path.name for path in made.iterdir()) == sorted([*manifests.PARTS, *LAUNCH_FILES, "manifest.json"])
     assert (made / "run-guest").stat().st_mode & 0o777 == 0o755
     assert (made / "domain.xml").stat().st_mode & 0o111 == 0
 
 
 def test_a_bundle_of_before_has_no_launch_files_and_loads(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"kernel")
-    bundle.write(tmp_path / "bundle", dict.fromkeys(bundle.PARTS, tmp_path / "a"), FACTS, {})
-    assert set(bundle.load(tmp_path / "bundle").files) == set(bundle.PARTS)
+    manifests.write(tmp_path / "bundle", dict.fromkeys(manifests.PARTS, tmp_path / "a"), FACTS, {})
+    assert set(manifests.load(tmp_path / "bundle").files) == set(manifests.PARTS)
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)
@@ -41,15 +41,15 @@ def test_a_changed_launch_file_is_named(made: Path, name: str) -> None:
     with (made / name).open("a") as file:
         file.write("#")
     with pytest.raises(UserError, match=f"{name}: is not the file that the manifest names"):
-        bundle.load(made)
+        manifests.load(made)
 
 
 def test_a_part_that_is_missing_leaves_the_old_bundle(made: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        bundle.write(
-            made, {**dict.fromkeys(bundle.PARTS, tmp_path / "a"), "initrd.img": tmp_path / "nowhere"}, FACTS, {}
+        manifests.write(
+            made, {**dict.fromkeys(manifests.PARTS, tmp_path / "a"), "initrd.img": tmp_path / "nowhere"}, FACTS, {}
         )
-    assert bundle.load(made).files["bzImage"].size == 6
+    assert manifests.load(made).files["bzImage"].size == 6
 
 
 @pytest.mark.parametrize("spoil", [b"kernal", b"kern", None])
@@ -59,21 +59,21 @@ def test_a_changed_or_missing_file_is_named(made: Path, spoil: bytes | None) -> 
     else:
         (made / "bzImage").write_bytes(spoil)
     with pytest.raises(UserError, match="bzImage: is not the file that the manifest names"):
-        bundle.load(made)
+        manifests.load(made)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "{", '{"schema": "1"}'])
 def test_a_wrong_manifest_is_named(made: Path, text: str) -> None:
     (made / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"(?s)manifest\.json: no bundle's manifest.*doit build"):
-        bundle.load(made)
+        manifests.load(made)
 
 
 def test_a_manifest_that_is_no_plain_file_does_not_hang(made: Path) -> None:
     (made / "manifest.json").unlink()
     os.mkfifo(made / "manifest.json")
     with pytest.raises(UserError, match="missing, or not a plain file"):
-        bundle.load(made)
+        manifests.load(made)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_a_manifest_of_another_shape_is_named(made: Path, name: str, value: obje
     content = json.loads((made / "manifest.json").read_bytes())
     (made / "manifest.json").write_text(json.dumps({**content, name: value}))
     with pytest.raises(UserError, match=why):
-        bundle.load(made)
+        manifests.load(made)
 
 
 def test_a_manifest_nested_without_end_is_named(made: Path) -> None:
     (made / "manifest.json").write_text("[" * 200_000)
     with pytest.raises(UserError, match="no bundle's manifest"):
-        bundle.load(made)
+        manifests.load(made)
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_a_manifest_nested_without_end_is_named(made: Path) -> None:
     ],
 )
 def test_the_release_is_what_the_image_says(tmp_path: Path, inspected: dict[str, object], release: str) -> None:
-    kernel = bundle.load(workshop.build(tmp_path / "project", inspected=inspected).bundle).kernel
+    kernel = manifests.load(workshop.build(tmp_path / "project", inspected=inspected).bundle).kernel
     assert kernel.version == "4.12.14" and kernel.release == release

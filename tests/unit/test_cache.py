@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import cache, cli, files
+from minguest import cache, cli
 from minguest.paths import Store
+from minguest.util import files
 
 NOW = 1_000_000_000.0
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, cli
+from minguest import cli
+from minguest.boottest import runner
+from minguest.bundle import manifests
 
 CONSOLES = Path(__file__).parents[1] / "data" / "consoles"
 ROOT = Path(__file__).parents[2]
@@ -101,13 +103,13 @@ def test_a_console_moves_nothing_on_the_terminal(tmp_path: Path, capsys: pytest.
 @pytest.fixture
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that passes for a bundle, as far as the command looks into it."""
-    monkeypatch.setattr(bundle, "load", lambda _: msgspec.convert({"guest": {"launch": {}}}, _Loaded))
+    monkeypatch.setattr(manifests, "load", lambda _: msgspec.convert({"guest": {"launch": {}}}, _Loaded))
     return tmp_path
 
 
 def test_boot_test_knows_the_pits(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benches: list[boottest.Bench] = []
-    monkeypatch.setattr(boottest, "run", lambda bench, *_: benches.append(bench))
+    benches: list[runner.Bench] = []
+    monkeypatch.setattr(runner, "run", lambda bench, *_: benches.append(bench))
     assert cli.main(["boot-test", str(bundled), "--work", str(bundled / "work")]) == 0
     assert benches[0].pits is not None
     assert (benches[0].pits / "efi-off.toml").is_file()
@@ -117,7 +119,7 @@ def test_a_guest_under_test_moves_nothing_on_the_terminal(
     bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A verdict quotes the guest's report, which may hold anything."""
-    monkeypatch.setattr(boottest, "run", lambda bench, words, wanted, say: say(f"CPUs\n{STRANGE}"))
+    monkeypatch.setattr(runner, "run", lambda bench, words, wanted, say: say(f"CPUs\n{STRANGE}"))
     assert cli.main(["boot-test", str(bundled), "--work", str(bundled / "work")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("CPUs\n\\x1bc")

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minguest import compare, cpio, run
-from minguest.errors import ToolError, UserError
-from minguest.reproduction import Difference
+from minguest.bundle import compare, cpio
+from minguest.bundle.reproduction import Difference
+from minguest.util import run
+from minguest.util.errors import ToolError, UserError
 from tests.unit.test_binary import header, with_pe
 
 Compare = Callable[[bytes, bytes], list[Difference]]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consoles become plain numbered lines."""
 
-from minguest import console
+from minguest.vm import console
 
 
 def test_escapes_and_carriage_returns_go() -> None:

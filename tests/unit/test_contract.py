@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from minguest import contract, pits
-from minguest.contract import Breach, Rule
-from minguest.errors import UserError
+from minguest.diagnose import catalogue
+from minguest.kernel import contract
+from minguest.kernel.contract import Breach, Rule
 from minguest.model import Launch, Node
+from minguest.util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-OWN = pits.rules(pits.load(ROOT / "configs/pits"))
+OWN = catalogue.rules(catalogue.load(ROOT / "configs/pits"))
 
 
 def write(folder: Path, row: str) -> Path:
@@ -108,7 +109,7 @@ def test_when(when: str, launch: Launch, expected: bool) -> None:
 def test_a_wrong_contract_is_named(tmp_path: Path, row: str, message: str) -> None:
     path = write(tmp_path, row)
     with pytest.raises(UserError, match=message) as caught:
-        pits.load(tmp_path)
+        catalogue.load(tmp_path)
     assert str(caught.value).startswith(str(path))
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minguest import cpio
-from minguest.errors import UserError
+from minguest.bundle import cpio
+from minguest.util.errors import UserError
 
 NAMES = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=8)
 

@@ -7,31 +7,34 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, bundle, dig, pits, report, verdict
-from minguest.errors import UserError
+from minguest.boottest import inject, runner, verdict
+from minguest.boottest.records import HEALTHY, Cell, Matrix
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.diagnose.catalogue import Dig
 from minguest.model import Launch
-from minguest.pits import Dig
-from minguest.records import HEALTHY, Cell, Matrix
+from minguest.util.errors import UserError
+from minguest.vm import report
 from tests import workshop
 
 ROOT = Path(__file__).parents[2]
-KNOWN = pits.load(ROOT / "configs/pits")
+KNOWN = catalogue.load(ROOT / "configs/pits")
 PHASES = verdict.Phases(1.0, 1.0, 0.1, 2.1)
 
 
 def trial(
     result: str, wrong: tuple[str, ...] = (), roots: tuple[str, ...] = (), effects: tuple[str, ...] = ()
-) -> boottest.Trial:
+) -> runner.Trial:
     """What a boot might have come to."""
     checks = tuple(verdict.Check(name, "", "", "", False, "why") for name in wrong)
     judged = None if result == "not started" else verdict.Verdict(result, "a reason", checks, PHASES, "")  # type: ignore[arg-type]
-    found = pits.Diagnosis(
-        tuple(pits.Found(name, KNOWN[name], ()) for name in roots),
+    found = catalogue.Diagnosis(
+        tuple(catalogue.Found(name, KNOWN[name], ()) for name in roots),
         (),
-        tuple(pits.Found(name, KNOWN[name], ()) for name in effects),
+        tuple(catalogue.Found(name, KNOWN[name], ()) for name in effects),
         (),
     )
-    return boottest.Trial(judged, report.Report(True, (), ()), found, found, ("qemu",), "QEMU said no")
+    return runner.Trial(judged, report.Report(True, (), ()), found, found, ("qemu",), "QEMU said no")
 
 
 EFI = Dig(options={"EFI": False}, wrong=("CPUs", "firmware"))
@@ -59,50 +62,50 @@ LOST = Dig(sabotage=("initrd=none",), result=("lost", "not started"))
         (HEALTHY, Dig(), trial("failed", ("CPUs",)), "the verdict is failed"),
     ],
 )  # fmt: skip
-def test_what_is_right(name: str, each: Dig, came: boottest.Trial, why: str) -> None:
-    found = dig.against(name, each, came, ", ".join(came.roots))
+def test_what_is_right(name: str, each: Dig, came: runner.Trial, why: str) -> None:
+    found = inject.against(name, each, came, ", ".join(came.roots))
     assert why in found
     assert bool(found) == bool(why)
 
 
 def test_a_config_pit_is_named_by_its_symptoms_too() -> None:
     came = trial("failed", ("CPUs", "firmware"), ("efi-off",))
-    assert "without the kernel's config, named was efi-off, not none" in dig.against("efi-off", EFI, came, "")
-    deaf = msgspec.structs.replace(came, blind=pits.Diagnosis((), (), (), ()))
-    assert "named was no pit, not efi-off" in dig.against("efi-off", EFI, deaf, "efi-off")
+    assert "without the kernel's config, named was efi-off, not none" in inject.against("efi-off", EFI, came, "")
+    deaf = msgspec.structs.replace(came, blind=catalogue.Diagnosis((), (), (), ()))
+    assert "named was no pit, not efi-off" in inject.against("efi-off", EFI, deaf, "efi-off")
 
 
 def test_a_matrix_is_of_its_bundle_launch_and_pits(tmp_path: Path) -> None:
-    manifest = bundle.load(workshop.build(tmp_path / "project").bundle)
-    key = dig.key_of(manifest, Launch(), KNOWN)
-    assert key == dig.key_of(manifest, Launch(), dict(KNOWN))
-    assert key != dig.key_of(manifest, Launch(memory="2G"), KNOWN)
+    manifest = manifests.load(workshop.build(tmp_path / "project").bundle)
+    key = inject.key_of(manifest, Launch(), KNOWN)
+    assert key == inject.key_of(manifest, Launch(), dict(KNOWN))
+    assert key != inject.key_of(manifest, Launch(memory="2G"), KNOWN)
     reworded = msgspec.structs.replace(KNOWN["efi-off"], cause="otherwise", mend="otherwise")
-    assert key == dig.key_of(manifest, Launch(), {**KNOWN, "efi-off": reworded})
+    assert key == inject.key_of(manifest, Launch(), {**KNOWN, "efi-off": reworded})
     other = msgspec.structs.replace(KNOWN["efi-off"], leads_to=())
-    assert key != dig.key_of(manifest, Launch(), {**KNOWN, "efi-off": other})
+    assert key != inject.key_of(manifest, Launch(), {**KNOWN, "efi-off": other})
 
 
 def test_every_pit_of_the_project_can_be_dug_or_says_why_not() -> None:
-    dig.verify(KNOWN)
+    inject.verify(KNOWN)
     assert sum(pit.layer != "effect" for pit in KNOWN.values()) >= 20
     for line in ("4.12", "6.12"):
-        dug = {name for name, _ in dig.plan(KNOWN, line, ())}
+        dug = {name for name, _ in inject.plan(KNOWN, line, ())}
         assert {name for name, pit in KNOWN.items() if pit.layer != "effect"} <= dug
         assert HEALTHY in dug
 
 
 def test_the_plan() -> None:
-    assert [name for name, _ in dig.plan(KNOWN, "6.12", ["efi-off", "msi-off-cmdline"])] == [
+    assert [name for name, _ in inject.plan(KNOWN, "6.12", ["efi-off", "msi-off-cmdline"])] == [
         "msi-off-cmdline",
         "efi-off",
     ]
-    assert [each.name for name, each in dig.plan(KNOWN, "4.12", ["pci-off"])] == ["without-acpi"]
-    assert len(dig.plan(KNOWN, "6.12", ["healthy"])) == len(dig.CONTROLS)
+    assert [each.name for name, each in inject.plan(KNOWN, "4.12", ["pci-off"])] == ["without-acpi"]
+    assert len(inject.plan(KNOWN, "6.12", ["healthy"])) == len(inject.CONTROLS)
     with pytest.raises(UserError, match=r"only=efi-of: no pit that can be dug\n.*nearest: efi-off"):
-        dig.plan(KNOWN, "6.12", ["efi-of"])
+        inject.plan(KNOWN, "6.12", ["efi-of"])
     with pytest.raises(UserError, match=r"known: healthy, "):
-        dig.plan(KNOWN, "6.12", ["zzz"])
+        inject.plan(KNOWN, "6.12", ["zzz"])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_the_plan() -> None:
 )
 def test_a_dig_that_cannot_be_understood_is_named(each: Dig, why: str) -> None:
     with pytest.raises(UserError, match=rf"efi-off.toml: \[\[dig\]\].*{why}"):
-        dig.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], dig=(each,))})
+        inject.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], dig=(each,))})
 
 
 def cell(pit: str, result: str, line_why: str = "") -> Cell:
@@ -131,10 +134,10 @@ def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> 
         cell("msi-off", "wrong", "named was no pit"),
         cell("apic-off", "NOT RUN", "cannot"),
     )
-    files = {"bzImage": bundle.File("a" * 64, 1)}
+    files = {"bzImage": manifests.File("a" * 64, 1)}
     first = Matrix(1, "4.12", "4.12.14", files, "key", False, cells)
     second = msgspec.structs.replace(first, line="6.12", version="6.12.94", whole=True, cells=cells[:1])
-    text = dig.page(ROOT / "configs/templates/pits.html.j2", [first, second], ["default-4.12", "default-6.12"])
+    text = inject.page(ROOT / "configs/templates/pits.html.j2", [first, second], ["default-4.12", "default-6.12"])
     for line in ("4.12", "6.12"):
         assert f'href="default-{line}/runs/efi-off/console.log"' in text
     assert "Linux 4.12.14, QEMU 7.2: 1 right, 1 wrong, 1 NOT RUN; not every pit was dug" in text
@@ -145,6 +148,6 @@ def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> 
 
 
 def test_a_matrix_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    assert dig.load(tmp_path) is None
+    assert inject.load(tmp_path) is None
     (tmp_path / "matrix.json").write_text(json.dumps({"schema": 1}))
-    assert dig.load(tmp_path) is None
+    assert inject.load(tmp_path) is None

@@ -6,12 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import doctor, kconfig, pits
-from minguest.image import Image
+from minguest.diagnose import catalogue, doctor
+from minguest.kernel import kconfig
+from minguest.kernel.image import Image
 from minguest.model import Launch
 
 ROOT = Path(__file__).parents[2]
-PITS = pits.load(ROOT / "configs/pits")
+PITS = catalogue.load(ROOT / "configs/pits")
 WHOLE = frozenset(doctor.look_for())
 
 
@@ -62,7 +63,7 @@ def test_what_nothing_tells_is_not_guessed() -> None:
 
 
 def test_what_is_wrong_comes_with_what_happens_at_boot() -> None:
-    config = {rule.option: rule.value or "y" for rule in pits.rules(PITS)} | {
+    config = {rule.option: rule.value or "y" for rule in catalogue.rules(PITS)} | {
         "NR_CPUS": "64",
         "SERIAL_8250_RUNTIME_UARTS": "4",
     }

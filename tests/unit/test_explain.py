@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minguest import explain
+from minguest.kernel import explain
 
 TREE = Path(__file__).parents[1] / "data" / "kconfig" / "tree"
 BROKEN = TREE.with_name("broken")

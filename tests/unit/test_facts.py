@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from minguest import facts, report
-from minguest.errors import UserError
-from minguest.facts import condition
+from minguest.diagnose import facts
+from minguest.diagnose.facts import condition
+from minguest.util.errors import UserError
+from minguest.vm import report
 
 
 @pytest.mark.parametrize(

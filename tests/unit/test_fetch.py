@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import fetch, web
-from minguest.errors import ToolError, UserError
 from minguest.model import Source
+from minguest.util import fetch, web
+from minguest.util.errors import ToolError, UserError
 from tests import small_disk
 
 ROOT = Path(__file__).parents[2]

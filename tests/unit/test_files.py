@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from minguest import files
-from minguest.errors import ToolError
+from minguest.util import files
+from minguest.util.errors import ToolError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import firmware
-from minguest.errors import UserError
+from minguest.bundle import firmware
 from minguest.model import Source
+from minguest.util.errors import UserError
 
 SOURCE = Source("2025.02", ("u",), "0" * 64, "BSD-2-Clause-Patent")
 VOLUME = b"\0" * 40 + b"_FVH" + b"code"

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import github, released, web
-from minguest.errors import ToolError, UserError
+from minguest.publish import github
+from minguest.release import layout
+from minguest.util import web
+from minguest.util.errors import ToolError, UserError
 from tests import fake_github, fake_release, faults
 
 PLACE = github.Place("octocat", "guests")
@@ -40,7 +42,7 @@ class Hub:
         self.proxy = proxy
         self.said: list[str] = []
 
-    def publish(self, release: released.Release, token: str | None = fake_github.WRITER) -> released.Published:
+    def publish(self, release: layout.Release, token: str | None = fake_github.WRITER) -> layout.Published:
         return github.publish(release, PLACE, token, f"http://{self.proxy.address}", self.said.append)
 
     def calm(self) -> None:
@@ -51,13 +53,13 @@ class Hub:
     def requests(self, method: str) -> list[str]:
         return [seen.path for seen in self.proxy.seen if seen.method == method]
 
-    def holds(self, release: released.Release) -> bool:
+    def holds(self, release: layout.Release) -> bool:
         """Whether this release is public with its files, and there is nothing else."""
         [only] = self.server.releases
         contents = {item.name: (release.folder / item.name).read_bytes() for item in release.items}
         return not only["draft"] and only["tag_name"] == TAG and self.server.files(only) == contents
 
-    def draft(self, release: released.Release) -> dict[str, Any]:
+    def draft(self, release: layout.Release) -> dict[str, Any]:
         """Have a draft with all of its files."""
         made = self.server.add(TAG, draft=True)
         for item in release.items:
@@ -79,14 +81,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> released.Release:
+def release(tmp_path_factory: pytest.TempPathFactory) -> layout.Release:
     return fake_release.make(tmp_path_factory.mktemp("release") / "1.0")
 
 
-def test_a_release_is_published(hub: Hub, release: released.Release) -> None:
+def test_a_release_is_published(hub: Hub, release: layout.Release) -> None:
     published = hub.publish(release)
     assert hub.holds(release)
-    assert published == released.Published(
+    assert published == layout.Published(
         f"https://github.com/octocat/guests/releases/tag/{TAG}", FILES, sum(item.size for item in release.items), 0
     )
     [only] = hub.server.releases
@@ -98,7 +100,7 @@ def test_a_release_is_published(hub: Hub, release: released.Release) -> None:
     assert hub.proxy.seen[-1].method == "PATCH"
 
 
-def test_the_token_goes_to_github_alone_and_is_not_said(hub: Hub, release: released.Release) -> None:
+def test_the_token_goes_to_github_alone_and_is_not_said(hub: Hub, release: layout.Release) -> None:
     hub.publish(release)
     assert {"authorization" in seen.headers for seen in hub.proxy.seen if "/storage/" in seen.path} == {False}
     assert {seen.headers.get("authorization") for seen in hub.proxy.seen if "/storage/" not in seen.path} == {
@@ -108,7 +110,7 @@ def test_the_token_goes_to_github_alone_and_is_not_said(hub: Hub, release: relea
 
 
 def test_netrc_does_not_overrule_the_token(
-    hub: Hub, release: released.Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, release: layout.Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login octocat password old\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
@@ -116,16 +118,16 @@ def test_netrc_does_not_overrule_the_token(
     assert hub.holds(release)  # the storage refuses whoever comes with a password, too
 
 
-def test_the_same_again_sends_nothing(hub: Hub, release: released.Release) -> None:
+def test_the_same_again_sends_nothing(hub: Hub, release: layout.Release) -> None:
     where = hub.publish(release).where
     hub.calm()
-    assert hub.publish(release) == released.Published(where, 0, 0, FILES)
+    assert hub.publish(release) == layout.Published(where, 0, 0, FILES)
     assert {seen.method for seen in hub.proxy.seen} == {"GET"}
 
 
 @pytest.mark.parametrize("digests", [True, False])
 def test_other_content_under_the_same_version_is_refused(
-    hub: Hub, release: released.Release, tmp_path: Path, digests: bool
+    hub: Hub, release: layout.Release, tmp_path: Path, digests: bool
 ) -> None:
     hub.server.digests = digests
     hub.publish(release)
@@ -142,15 +144,15 @@ def test_other_content_under_the_same_version_is_refused(
     assert hub.holds(release)
 
 
-def test_a_file_more_or_less_is_other_content(hub: Hub, release: released.Release, tmp_path: Path) -> None:
+def test_a_file_more_or_less_is_other_content(hub: Hub, release: layout.Release, tmp_path: Path) -> None:
     hub.publish(release)
     with pytest.raises(UserError, match=r"other content \(SHA256SUMS\.sig\)"):
-        (fake_release.make(tmp_path / "unsigned").folder / released.SIGNATURE).unlink()
-        hub.publish(released.load(tmp_path / "unsigned"))
+        (fake_release.make(tmp_path / "unsigned").folder / layout.SIGNATURE).unlink()
+        hub.publish(layout.load(tmp_path / "unsigned"))
 
 
 @pytest.mark.parametrize("digests", [True, False])
-def test_a_draft_is_gone_on_with(hub: Hub, release: released.Release, digests: bool) -> None:
+def test_a_draft_is_gone_on_with(hub: Hub, release: layout.Release, digests: bool) -> None:
     hub.server.digests = digests
     draft = hub.draft(release)
     for asset in list(draft["assets"]):
@@ -169,14 +171,14 @@ def test_a_draft_is_gone_on_with(hub: Hub, release: released.Release, digests: b
     assert any("left: is left of another run" in line for line in hub.said)
 
 
-def test_one_of_two_drafts_is_used_and_the_other_named(hub: Hub, release: released.Release) -> None:
+def test_one_of_two_drafts_is_used_and_the_other_named(hub: Hub, release: layout.Release) -> None:
     first, second = hub.draft(release), hub.draft(release)
     hub.publish(release)
     assert (first["draft"], second["draft"]) == (False, True)
     assert any(f"{second['id']:020x}: another draft" in line for line in hub.said)
 
 
-def test_a_draft_on_another_page_is_found(hub: Hub, release: released.Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_on_another_page_is_found(hub: Hub, release: layout.Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(github, "PAGE", 2)
     draft = hub.draft(release)
     for number in range(4):
@@ -212,7 +214,7 @@ def nth(at: int) -> faults.Fault:
 
 
 @pytest.mark.parametrize("at", range(REQUESTS))
-def test_a_fault_at_any_request_is_got_over(hub: Hub, release: released.Release, at: int) -> None:
+def test_a_fault_at_any_request_is_got_over(hub: Hub, release: layout.Release, at: int) -> None:
     hub.proxy.fault = lambda number, seen: nth(at) if number == at else None
     published = hub.publish(release)
     assert published.uploaded + published.kept == FILES
@@ -220,7 +222,7 @@ def test_a_fault_at_any_request_is_got_over(hub: Hub, release: released.Release,
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_at_every_first_try_is_got_over(hub: Hub, release: released.Release, name: str) -> None:
+def test_a_fault_at_every_first_try_is_got_over(hub: Hub, release: layout.Release, name: str) -> None:
     tried: set[tuple[str, str]] = set()
 
     def first(number: int, seen: faults.Seen) -> faults.Fault | None:
@@ -236,14 +238,14 @@ def test_a_fault_at_every_first_try_is_got_over(hub: Hub, release: released.Rele
 
 
 @pytest.mark.parametrize("name", ["no answer", "half an answer"])
-def test_a_draft_whose_answer_was_lost_is_not_made_twice(hub: Hub, release: released.Release, name: str) -> None:
+def test_a_draft_whose_answer_was_lost_is_not_made_twice(hub: Hub, release: layout.Release, name: str) -> None:
     hub.proxy.fault = lambda number, seen: FAULTS[name] if number == 1 else None
     hub.publish(release)
     assert hub.holds(release)
     assert hub.requests("POST").count(fake_github.REPOSITORY) == 1
 
 
-def test_a_cut_upload_leaves_nothing(hub: Hub, release: released.Release) -> None:
+def test_a_cut_upload_leaves_nothing(hub: Hub, release: layout.Release) -> None:
     names: list[str] = []
 
     def once_each(number: int, seen: faults.Seen) -> faults.Fault | None:
@@ -259,7 +261,7 @@ def test_a_cut_upload_leaves_nothing(hub: Hub, release: released.Release) -> Non
 
 
 @pytest.mark.parametrize("at", range(REQUESTS))
-def test_a_fault_that_stays_leaves_nothing_visible(hub: Hub, release: released.Release, at: int) -> None:
+def test_a_fault_that_stays_leaves_nothing_visible(hub: Hub, release: layout.Release, at: int) -> None:
     hub.proxy.fault = lambda number, seen: nth(at) if number >= at else None
     with pytest.raises((ToolError, UserError)):
         hub.publish(release)
@@ -271,7 +273,7 @@ def test_a_fault_that_stays_leaves_nothing_visible(hub: Hub, release: released.R
     assert hub.holds(release)
 
 
-def test_a_lost_answer_to_the_publication_itself(hub: Hub, release: released.Release) -> None:
+def test_a_lost_answer_to_the_publication_itself(hub: Hub, release: layout.Release) -> None:
     hub.proxy.fault = lambda number, seen: "no answer" if seen.method == "PATCH" else None
     with pytest.raises(ToolError, match=r"PATCH .*\(tried 5 times\)"):
         hub.publish(release)
@@ -279,7 +281,7 @@ def test_a_lost_answer_to_the_publication_itself(hub: Hub, release: released.Rel
     assert hub.holds(release)
 
 
-def test_what_github_damaged_is_found_and_sent_again(hub: Hub, release: released.Release) -> None:
+def test_what_github_damaged_is_found_and_sent_again(hub: Hub, release: layout.Release) -> None:
     hub.proxy.change = lambda seen, answer: (
         msgspec.structs.replace(answer, body=bytes(len(answer.body))) if "/storage/" in seen.path else answer
     )
@@ -292,7 +294,7 @@ def test_what_github_damaged_is_found_and_sent_again(hub: Hub, release: released
     assert hub.holds(release)
 
 
-def test_what_is_sent_and_not_listed_is_not_published(hub: Hub, release: released.Release) -> None:
+def test_what_is_sent_and_not_listed_is_not_published(hub: Hub, release: layout.Release) -> None:
     hub.proxy.change = lambda seen, answer: (
         msgspec.structs.replace(answer, body=b"[]") if seen.path.partition("?")[0].endswith("/assets") else answer
     )
@@ -301,14 +303,14 @@ def test_what_is_sent_and_not_listed_is_not_published(hub: Hub, release: release
     assert hub.server.public() == []
 
 
-def test_a_name_that_stays_taken_is_given_up(hub: Hub, release: released.Release) -> None:
+def test_a_name_that_stays_taken_is_given_up(hub: Hub, release: layout.Release) -> None:
     taken = faults.Answer(422, {}, b'{"errors": [{"code": "already_exists"}]}')
     hub.proxy.fault = lambda number, seen: taken if seen.path.startswith("/uploads") else None
     with pytest.raises(ToolError, match=r"NOTES\.md: GitHub says 4 times that it is there, but it is not"):
         hub.publish(release)
 
 
-def test_another_422_is_said(hub: Hub, release: released.Release) -> None:
+def test_another_422_is_said(hub: Hub, release: layout.Release) -> None:
     hub.proxy.fault = lambda number, seen: faults.Answer(422, {}, b"too big") if seen.method == "POST" else None
     with pytest.raises(ToolError, match=r"HTTP 422 Unprocessable.*: too big"):
         hub.publish(release)
@@ -328,7 +330,7 @@ def test_another_422_is_said(hub: Hub, release: released.Release) -> None:
     ],
 )
 def test_what_is_refused_says_what_is_needed(
-    hub: Hub, release: released.Release, token: str | None, place: github.Place, said: str
+    hub: Hub, release: layout.Release, token: str | None, place: github.Place, said: str
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
         github.publish(release, place, token, f"http://{hub.proxy.address}", hub.said.append)
@@ -337,7 +339,7 @@ def test_what_is_refused_says_what_is_needed(
     assert hub.server.releases == []
 
 
-def test_a_repository_that_moved(hub: Hub, release: released.Release) -> None:
+def test_a_repository_that_moved(hub: Hub, release: layout.Release) -> None:
     hub.proxy.fault = lambda number, seen: faults.Answer(301, {"Location": "http://127.0.0.1:9/"})
     with pytest.raises(UserError, match=r"octocat/guests: has moved(?s:.*)write its new name"):
         hub.publish(release)
@@ -355,7 +357,7 @@ def test_a_repository_that_moved(hub: Hub, release: released.Release) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_rate_limit_is_waited_for(
-    hub: Hub, release: released.Release, monkeypatch: pytest.MonkeyPatch, answer: faults.Answer, waits: int, method: str
+    hub: Hub, release: layout.Release, monkeypatch: pytest.MonkeyPatch, answer: faults.Answer, waits: int, method: str
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
@@ -368,14 +370,14 @@ def test_a_rate_limit_is_waited_for(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_long_rate_limit_is_said(hub: Hub, release: released.Release, method: str) -> None:
+def test_a_long_rate_limit_is_said(hub: Hub, release: layout.Release, method: str) -> None:
     limit = faults.Answer(403, {"Retry-After": "3600"}, b"limited")
     hub.proxy.fault = lambda number, seen: limit if seen.method == method else None
     with pytest.raises(ToolError, match=r"a rate limit: .*limited(?s:.*)in 3600 s, run the same command again"):
         hub.publish(release)
 
 
-def test_an_address_that_is_not_the_api(hub: Hub, release: released.Release) -> None:
+def test_an_address_that_is_not_the_api(hub: Hub, release: layout.Release) -> None:
     hub.proxy.fault = lambda number, seen: faults.Answer(200, {}, b"<html>")
     with pytest.raises(ToolError, match=r"not what GitHub's API answers(?s:.*)check the API's URL"):
         hub.publish(release)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from minguest import cli, hostbind, hostchecks, hostfacts, qemu
-from minguest.errors import ToolError, UserError
-from minguest.hostbind import Before, Write
-from minguest.hostchecks import Row, Wish
+from minguest import cli
+from minguest.host import checks, survey, vfio
+from minguest.host.checks import Row, Wish
+from minguest.host.vfio import Before, Write
 from minguest.model import Launch
+from minguest.util.errors import ToolError, UserError
+from minguest.vm import qemu
 from tests.fake_sysfs import FakeHost
 
 ROOT = Path(__file__).parents[2]
@@ -43,17 +45,17 @@ def nothing(_: str) -> None:
     pass
 
 
-def facts(fake: FakeHost, *cards: str, busy: Callable[[Path], bool] = lambda _: False) -> hostfacts.Facts:
-    return hostfacts.read(fake.root, cards, busy)
+def facts(fake: FakeHost, *cards: str, busy: Callable[[Path], bool] = lambda _: False) -> survey.Facts:
+    return survey.read(fake.root, cards, busy)
 
 
 def planned(fake: FakeHost, *cards: str) -> list[str]:
-    return [str(write) for write in hostbind.plan(facts(fake, *cards), cards)]
+    return [str(write) for write in vfio.plan(facts(fake, *cards), cards)]
 
 
 def refused(fake: FakeHost, *cards: str) -> str:
     with pytest.raises(UserError) as error:
-        hostbind.plan(facts(fake, *cards), cards)
+        vfio.plan(facts(fake, *cards), cards)
     return str(error.value)
 
 
@@ -75,7 +77,7 @@ def test_a_card_goes_with_its_group_and_without_its_bridge(fake: FakeHost) -> No
 
 def test_without_yes_nothing_is_written(fake: FakeHost, state: Path) -> None:
     said: list[str] = []
-    hostbind.bind(fake.host(state, user=1000), [GPU], act=False, say=said.append)
+    vfio.bind(fake.host(state, user=1000), [GPU], act=False, say=said.append)
     assert said[-7:-1] == planned(fake, GPU)
     assert "dry run, nothing was written" in said[-1]
     assert any(PORT in line and "stays" in line for line in said)
@@ -87,10 +89,10 @@ def test_without_yes_nothing_is_written(fake: FakeHost, state: Path) -> None:
 def test_a_card_is_named_in_any_spelling(word: str, fake: FakeHost, state: Path) -> None:
     fake.device("0000:0b:00.0", THREE_D, "2", "nouveau")
     before = fake.state()
-    hostbind.bind(fake.host(state), [word], act=True, say=nothing)
+    vfio.bind(fake.host(state), [word], act=True, say=nothing)
     name = "0000:0b:00.0" if "b" in word.lower() else GPU
     assert fake.state()[name] == ("vfio-pci", "vfio-pci")
-    hostbind.unbind(fake.host(state), [word], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [word], act=True, say=nothing)
     assert fake.state() == before
 
 
@@ -99,18 +101,18 @@ def test_a_card_is_named_in_any_spelling(word: str, fake: FakeHost, state: Path)
 )
 def test_what_is_no_address_is_refused(word: str, fake: FakeHost, state: Path) -> None:
     with pytest.raises(UserError, match="not a PCI address"):
-        hostbind.bind(fake.host(state), [word], act=True, say=nothing)
+        vfio.bind(fake.host(state), [word], act=True, say=nothing)
     assert not fake.writes
 
 
 def test_bound_and_back_is_as_it_was(fake: FakeHost, state: Path) -> None:
     before = fake.state()
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == {**before, GPU: ("vfio-pci", "vfio-pci"), SOUND: ("vfio-pci", "vfio-pci")}
     said: list[str] = []
-    hostbind.unbind(fake.host(state), [], act=False, say=said.append)
+    vfio.unbind(fake.host(state), [], act=False, say=said.append)
     assert fake.state() != before
-    hostbind.unbind(fake.host(state), [SOUND], act=True, say=said.append)
+    vfio.unbind(fake.host(state), [SOUND], act=True, say=said.append)
     assert fake.state() == before
     assert not state.exists()
     assert f"{GPU}: nouveau again" in said[-1]
@@ -118,23 +120,23 @@ def test_bound_and_back_is_as_it_was(fake: FakeHost, state: Path) -> None:
 
 def test_bound_twice_is_bound_already_and_still_comes_back(fake: FakeHost, state: Path) -> None:
     before = fake.state()
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     kept, count, said = state.read_text(), len(fake.writes), list[str]()
-    hostbind.bind(fake.host(state), [SOUND], act=True, say=said.append)
+    vfio.bind(fake.host(state), [SOUND], act=True, say=said.append)
     assert "bound to vfio-pci already" in said[-1]
     assert (state.read_text(), len(fake.writes)) == (kept, count)
-    hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
 
 
 def test_two_groups_come_back_one_by_one(fake: FakeHost, state: Path) -> None:
     fake.device("0000:02:00.0", THREE_D, "2", "nvidia")
     before = fake.state()
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
-    hostbind.bind(fake.host(state), ["02:00.0"], act=True, say=nothing)
-    hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), ["02:00.0"], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == {**before, "0000:02:00.0": ("vfio-pci", "vfio-pci")}
-    hostbind.unbind(fake.host(state), [], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [], act=True, say=nothing)
     assert fake.state() == before
 
 
@@ -145,9 +147,9 @@ def test_a_device_without_a_driver_gets_none_back(fake: FakeHost, state: Path) -
     fake.matches["xhci_hcd"] = {"0000:01:00.2"}
     before = fake.state()
     assert not any("unbind" in each for each in planned(fake, GPU) if "01:00.2" in each)
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state()["0000:01:00.2"] == ("vfio-pci", "vfio-pci")
-    hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
 
 
@@ -165,45 +167,45 @@ def test_somebody_elses_override_comes_back(driver: str | None, override: str, t
     fake = FakeHost(tmp_path / "host")
     fake.device(GPU, VGA, "1", driver, override=override)
     before = fake.state()
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state()[GPU] == ("vfio-pci", "vfio-pci")
-    hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
 
 
 def test_what_somebody_else_bound_is_not_taken_back(fake: FakeHost, state: Path) -> None:
     fake.device("0000:02:00.0", VGA, "2", "vfio-pci", override="vfio-pci")
-    hostbind.bind(fake.host(state), ["02:00.0"], act=True, say=nothing)
+    vfio.bind(fake.host(state), ["02:00.0"], act=True, say=nothing)
     assert not state.exists()
     with pytest.raises(UserError, match=r"0000:02:00\.0: not bound by host-bind"):
-        hostbind.unbind(fake.host(state), ["02:00.0"], act=True, say=nothing)
+        vfio.unbind(fake.host(state), ["02:00.0"], act=True, say=nothing)
     assert not fake.writes
 
 
 def test_the_state_of_another_boot_is_none(fake: FakeHost, state: Path) -> None:
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     fake.file("proc/sys/kernel/random/boot_id", "77aa\n")
     with pytest.raises(UserError, match="nothing: not bound"):
-        hostbind.unbind(fake.host(state), [], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [], act=True, say=nothing)
 
 
 @pytest.mark.parametrize("change", [{"driver": "../../../../tmp"}, {"bdf": "01:00.0"}, {"override": "a\nb"}])
 def test_a_state_that_host_bind_did_not_write_is_refused(change: dict[str, str], fake: FakeHost, state: Path) -> None:
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     found = json.loads(state.read_text())
     found["devices"][0].update(change)
     state.write_text(json.dumps(found))
     count = len(fake.writes)
     with pytest.raises(UserError):
-        hostbind.unbind(fake.host(state), [], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [], act=True, say=nothing)
     state.write_text("{")
     with pytest.raises(UserError, match="not what host-bind writes"):
-        hostbind.unbind(fake.host(state), [], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [], act=True, say=nothing)
     assert len(fake.writes) == count
 
 
 def test_only_root_acts(fake: FakeHost, state: Path) -> None:
-    for does in (hostbind.bind, hostbind.unbind):
+    for does in (vfio.bind, vfio.unbind):
         with pytest.raises(UserError, match="only root"):
             does(fake.host(state, user=1000), [GPU], act=True, say=nothing)
     assert not fake.writes
@@ -244,14 +246,14 @@ def test_who_is_not_root_is_given_the_command(
     ):
         monkeypatch.setattr(sys, "argv", [name])
         with pytest.raises(UserError) as refused:
-            hostbind.unbind(fake.host(state, user=1000), [GPU], act=True, say=nothing)
+            vfio.unbind(fake.host(state, user=1000), [GPU], act=True, say=nothing)
         assert refused.value.remedy.startswith(f"{begins} --gpu {GPU} --state ")
         assert "--yes" in refused.value.remedy
 
 
 def test_no_card_is_no_wish_for_all(fake: FakeHost, state: Path) -> None:
     with pytest.raises(UserError, match="no card"):
-        hostbind.bind(fake.host(state), [], act=True, say=nothing)
+        vfio.bind(fake.host(state), [], act=True, say=nothing)
 
 
 # ── by halves ──
@@ -265,7 +267,7 @@ def test_a_write_that_fails_leaves_nothing_by_halves(
     before = fake.state()
     fake.fail_at[number] = why
     with pytest.raises(ToolError if isinstance(why, OSError) else type(why)):
-        hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
     assert not state.exists()
 
@@ -275,7 +277,7 @@ def test_a_probe_that_fails_without_a_word_is_seen(name: str, fake: FakeHost, st
     before = fake.state()
     fake.refuses.add(("vfio-pci", name))
     with pytest.raises(ToolError, match=f"{name}: every write was taken, but it has no driver"):
-        hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
 
 
@@ -283,7 +285,7 @@ def test_a_file_that_is_not_there_stops_before_the_first_write(fake: FakeHost, s
     """Some drivers have no unbind (suppress_bind_attrs)."""
     (fake.sys / "bus/pci/drivers/snd_hda_intel/unbind").unlink()
     with pytest.raises(ToolError, match="snd_hda_intel/unbind: not there"):
-        hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert not fake.writes
     assert not state.exists()
 
@@ -293,12 +295,12 @@ def test_what_cannot_be_put_back_is_remembered_and_told(fake: FakeHost, state: P
     fake.fail_at[4] = OSError(5, "Input/output error")
     fake.refuses.add(("nouveau", GPU))
     with pytest.raises(ToolError, match=f"NOT put back: {GPU};") as error:
-        hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert "nouveau/bind" in str(error.value)
     assert [each["bdf"] for each in json.loads(state.read_text())["devices"]] == [GPU]
     assert fake.state() == {**before, GPU: (None, None)}
     fake.refuses.clear()
-    hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
     assert not state.exists()
 
@@ -315,17 +317,17 @@ def test_a_killed_run_is_undone_and_done_later(number: int, tmp_path: Path) -> N
         found = facts(fake, GPU)
         records = [Before(name, found.devices[name].ids, "1", *before[name]) for name in (GPU, SOUND)]
         fake.host(state).keep(found.boot, records)
-        fake.host(state).apply(hostbind.plan(found, [GPU])[:number])
+        fake.host(state).apply(vfio.plan(found, [GPU])[:number])
         if then == "bind":
-            hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+            vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
             assert fake.state() == {GPU: ("vfio-pci", "vfio-pci"), SOUND: ("vfio-pci", "vfio-pci")}
-        hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
         assert fake.state() == before
 
 
 def test_what_changed_hands_since_is_remembered_as_it_is(fake: FakeHost, state: Path) -> None:
     """Somebody took the card back by hand and gave it to another driver: that is what was before the second bind."""
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     fake.driver("nvidia")
     for write in (
         Write(f"/sys/bus/pci/devices/{GPU}/driver_override", "nvidia"),
@@ -333,40 +335,40 @@ def test_what_changed_hands_since_is_remembered_as_it_is(fake: FakeHost, state: 
         Write("/sys/bus/pci/drivers/nvidia/bind", GPU),
     ):
         fake.host(state).apply([write])
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
-    hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state()[GPU] == ("nvidia", "nvidia")
     assert fake.state()[SOUND] == ("snd_hda_intel", None)
 
 
 def test_an_unbind_that_fails_can_be_said_again(fake: FakeHost, state: Path) -> None:
     before = fake.state()
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     fake.fail_at[len(fake.writes)] = OSError(16, "Device or resource busy")
     with pytest.raises(ToolError, match=f"NOT put back: {SOUND}\n"):
-        hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert [each["bdf"] for each in json.loads(state.read_text())["devices"]] == [SOUND]
-    hostbind.unbind(fake.host(state), [SOUND], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [SOUND], act=True, say=nothing)
     assert fake.state() == before
 
 
 def test_a_driver_that_is_gone_stops_the_way_back_before_the_first_write(fake: FakeHost, state: Path) -> None:
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     for path in (fake.sys / "bus/pci/drivers/nouveau").iterdir():
         path.unlink()
     (fake.sys / "bus/pci/drivers/nouveau").rmdir()
     count = len(fake.writes)
     with pytest.raises(UserError, match="its driver nouveau is not there"):
-        hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert len(fake.writes) == count
     assert state.exists()
 
 
 def test_a_card_that_was_pulled_needs_nothing_back(fake: FakeHost, state: Path) -> None:
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     (fake.sys / "bus/pci/devices" / GPU).unlink()
     (fake.sys / "kernel/iommu_groups/1/devices" / GPU).unlink()
-    hostbind.unbind(fake.host(state), [], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [], act=True, say=nothing)
     assert fake.state()[SOUND] == ("snd_hda_intel", None)
     assert not state.exists()
 
@@ -374,14 +376,14 @@ def test_a_card_that_was_pulled_needs_nothing_back(fake: FakeHost, state: Path) 
 def test_a_read_only_file_is_an_error_that_names_it(fake: FakeHost, tmp_path: Path) -> None:
     """The writer that writes in earnest: it makes no file, and a directory in the way is its EISDIR, root or not."""
     with pytest.raises(FileNotFoundError):
-        hostbind.sysfs_write(tmp_path / "none", "x\n")
+        vfio.sysfs_write(tmp_path / "none", "x\n")
     assert not (tmp_path / "none").exists()
     probe = fake.sys / "bus/pci/drivers_probe"
-    hostbind.sysfs_write(probe, "x\n")
+    vfio.sysfs_write(probe, "x\n")
     assert probe.read_text() == "x\n"
     probe.unlink()
     probe.mkdir()
-    host = hostbind.Host(fake.root, tmp_path / "state")
+    host = vfio.Host(fake.root, tmp_path / "state")
     with pytest.raises(ToolError, match=r"echo 1 > /sys/bus/pci/drivers_probe: Is a directory"):
         host.apply([Write("/sys/bus/pci/drivers_probe", "1")])
 
@@ -504,7 +506,7 @@ def test_btrfs_and_swap_and_what_the_kernel_claims_are_uses(fake: FakeHost) -> N
     # ZFS shows nothing; the kernel lets nobody else have the disk.
     found = facts(fake, GPU, busy=lambda node: node == fake.root / "dev/nvme0n1p2")
     with pytest.raises(UserError, match="nvme0n1p2 is claimed"):
-        hostbind.plan(found, [GPU])
+        vfio.plan(found, [GPU])
     # md and bcache show holders.
     fake.link(f"{partition.relative_to(fake.root)}/holders/md0", fake.sys)
     assert "nvme0n1p2 is claimed" in refused(fake, GPU)
@@ -556,24 +558,24 @@ def test_a_device_file_that_is_open_is_a_use(fake: FakeHost, state: Path) -> Non
     assert "/dev/nvidia0" in refused(fake, GPU)
     handle.unlink()
     # A guest has the group open: the way back would wait for its end, inside of the kernel.
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     handle.symlink_to("/dev/vfio/1")
     count = len(fake.writes)
     with pytest.raises(UserError, match=r"is open: /dev/vfio/1, by process 4711"):
-        hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert len(fake.writes) == count
 
 
 def test_what_the_host_uses_again_is_not_taken_by_the_way_back(fake: FakeHost, state: Path) -> None:
     """The card went to another driver by hand, and shows the host's screen now."""
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     fake.driver("nvidia")
     (fake.place(GPU) / "driver").unlink()
     fake.link(str((fake.place(GPU) / "driver").relative_to(fake.root)), fake.sys / "bus/pci/drivers/nvidia")
     fake.file(f"{fake.place(GPU).relative_to(fake.root)}/drm/card1-DP-1/status", "connected\n")
     fake.link("sys/class/drm/card1-DP-1", fake.place(GPU) / "drm/card1-DP-1")
     with pytest.raises(UserError, match="display connected"):
-        hostbind.unbind(fake.host(state), [GPU], act=True, say=nothing)
+        vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
 
 
 def test_bridges_that_look_like_endpoints(fake: FakeHost) -> None:
@@ -603,7 +605,7 @@ def test_virtual_functions(fake: FakeHost, state: Path) -> None:
     fake.link(f"{virtual.relative_to(fake.root)}/physfn", physical)
     (physical / "sriov_numvfs").write_text("1\n")
     assert "has 1 virtual functions" in refused(fake, "0000:03:00.0")
-    hostbind.bind(fake.host(state), ["03:00.1"], act=True, say=nothing)
+    vfio.bind(fake.host(state), ["03:00.1"], act=True, say=nothing)
     assert fake.state()["0000:03:00.1"] == ("vfio-pci", "vfio-pci")
     assert fake.state()["0000:03:00.0"] == ("xe", None)
     assert "virtual function of 0000:03:00.0" in str(facts(fake).devices["0000:03:00.1"])
@@ -613,7 +615,7 @@ def test_one_refusal_stops_every_card(fake: FakeHost, state: Path) -> None:
     fake.device("0000:02:00.0", VGA, "2", "nouveau")
     (fake.place(GPU) / "boot_vga").write_text("1\n")
     with pytest.raises(UserError):
-        hostbind.bind(fake.host(state), ["02:00.0", GPU], act=True, say=nothing)
+        vfio.bind(fake.host(state), ["02:00.0", GPU], act=True, say=nothing)
     assert not fake.writes
 
 
@@ -624,7 +626,7 @@ def ready(fake: FakeHost) -> FakeHost:
     """A host that has all but the card's driver."""
     fake.file("sys/class/iommu/dmar0/intel-iommu/ecap", "f020df\n")
     fake.file("proc/interrupts", "      CPU0\n  2:  0  IR-IO-APIC  2-edge timer\n")
-    for name in hostfacts.MODULES:
+    for name in survey.MODULES:
         fake.file(f"sys/module/{name}/version", "0.3\n")
     fake.file("proc/self/limits", "Max locked memory         8589934592           8589934592           bytes\n")
     fake.file("proc/self/status", "CapEff:\t0000000000000000\n")
@@ -644,26 +646,26 @@ def wish(*cards: str, **fields: object) -> Wish:
 
 def row(fake: FakeHost, name: str, wanted: Wish | None = None) -> Row:
     wanted = wanted or wish(GPU)
-    rows = hostchecks.checks(facts(fake, *wanted.cards), wanted)
+    rows = checks.checks(facts(fake, *wanted.cards), wanted)
     return next(each for each in rows if each.name == name)
 
 
 def test_a_host_that_is_ready(fake: FakeHost, state: Path) -> None:
     ready(fake)
-    rows = hostchecks.checks(facts(fake, GPU), wish(GPU))
-    assert hostchecks.missing(rows) == [f"driver of {GPU}"]
-    hostbind.bind(fake.host(state), [GPU], act=True, say=nothing)
+    rows = checks.checks(facts(fake, GPU), wish(GPU))
+    assert checks.missing(rows) == [f"driver of {GPU}"]
+    vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert "there is no /dev/vfio/1" in row(fake, f"driver of {GPU}").found
     fake.file("dev/vfio/1")
-    rows = hostchecks.checks(facts(fake, GPU), wish(GPU))
-    assert {each.state for each in rows} == {"ok"}, hostchecks.table(rows)
-    assert "3 of 4 free of 2 MiB" in hostchecks.table(rows)
+    rows = checks.checks(facts(fake, GPU), wish(GPU))
+    assert {each.state for each in rows} == {"ok"}, checks.table(rows)
+    assert "3 of 4 free of 2 MiB" in checks.table(rows)
 
 
 def test_nothing_is_known_of_an_empty_tree(tmp_path: Path) -> None:
-    rows = hostchecks.checks(hostfacts.read(tmp_path), wish(qemu="", ovmf="", proof=None))
+    rows = checks.checks(survey.read(tmp_path), wish(qemu="", ovmf="", proof=None))
     assert {each.name for each in rows if each.state == "ok"} == set()
-    assert hostchecks.missing(rows) == ["card", "QEMU"]
+    assert checks.missing(rows) == ["card", "QEMU"]
 
 
 def test_no_iommu(fake: FakeHost) -> None:
@@ -780,17 +782,17 @@ def test_kvm_is_believed_in_only_when_it_ran(fake: FakeHost, tmp_path: Path) -> 
     place = tmp_path / "kvm.json"
     key = json.dumps(["7.2", "6.1", {"sha256": "0", "size": 1}, {"sha256": "0", "size": 1}])
     place.write_text(json.dumps([key, True, "it ran"]))
-    assert hostchecks.proven(place, "7.2", "6.1") == (True, "it ran")
-    assert hostchecks.proven(place, "7.2", "6.2") is None
-    assert hostchecks.proven(place, "8.0", "6.1") is None
+    assert checks.proven(place, "7.2", "6.1") == (True, "it ran")
+    assert checks.proven(place, "7.2", "6.2") is None
+    assert checks.proven(place, "8.0", "6.1") is None
     place.write_text('["[", true, "x"]')
-    assert hostchecks.proven(place, "7.2", "6.1") is None
-    assert hostchecks.proven(tmp_path / "none", "7.2", "6.1") is None
+    assert checks.proven(place, "7.2", "6.1") is None
+    assert checks.proven(tmp_path / "none", "7.2", "6.1") is None
 
 
 def test_a_launch_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu, "version", lambda: "7.2")
-    made = hostchecks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], None, "x", "6.1")
+    made = checks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], None, "x", "6.1")
     assert (made.cards, made.memory, made.most, made.kvm) == ((GPU,), 2 * GIB, 4 * GIB, True)
 
 
@@ -804,7 +806,7 @@ def test_the_command_shows_and_does_not_write(fake: FakeHost, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "\n".join(planned(fake, GPU)) in said
     assert fake.state() == before
-    assert hostbind.main(["bind", *words]) == 0
+    assert vfio.main(["bind", *words]) == 0
     assert capsys.readouterr().out == said
     assert cli.main(["host-unbind", *words]) == 1
     assert "not bound by host-bind" in capsys.readouterr().err
@@ -816,8 +818,8 @@ def test_host_check_names_what_is_wrong(
 ) -> None:
     ready(fake)
     monkeypatch.setattr(qemu, "version", lambda: "7.2")
-    real = hostfacts.read
-    monkeypatch.setattr(hostfacts, "read", lambda cards=(): real(fake.root, cards))
+    real = survey.read
+    monkeypatch.setattr(survey, "read", lambda cards=(): real(fake.root, cards))
     assert cli.main(["host-check", "--gpu", GPU]) == 1
     assert f"yet: driver of {GPU}\n" in capsys.readouterr().err
     # None named: nothing that is needed is wrong.

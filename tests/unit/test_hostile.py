@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from minguest import fetch, oci, pull, released, web
-from minguest.errors import MinguestError, ToolError, UserError, redacted, shown_url
 from minguest.model import Source
+from minguest.publish import oci, pull
+from minguest.release import layout
+from minguest.util import fetch, web
+from minguest.util.errors import MinguestError, ToolError, UserError, redacted, shown_url
 from tests import drip, workshop
 
 DEEP = b"[" * 60_000
@@ -99,7 +101,7 @@ def test_the_body_of_a_redirect_is_not_read(server: drip.Server) -> None:
     )
     server.routes["/other"] = drip.at_once("200 OK", body=b"here")
     begun = time.monotonic()
-    assert remote(server).read(released.SUMS, 100) == b"here"
+    assert remote(server).read(layout.SUMS, 100) == b"here"
     assert time.monotonic() - begun < 5
 
 
@@ -165,7 +167,7 @@ def test_a_nonsensical_answer_is_named(server: drip.Server, tmp_path: Path, stat
     with pytest.raises(ToolError):
         fetch.fetch(source, "file", tmp_path / "cache", workshop.quiet)
     with pytest.raises(MinguestError):
-        registry(server).read(released.SUMS, 1000)
+        registry(server).read(layout.SUMS, 1000)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_a_latest_that_is_none_is_named(server: drip.Server, content: bytes) -> 
 def test_a_manifest_that_is_none_is_named(server: drip.Server, content: bytes) -> None:
     server.routes["/v2/"] = drip.at_once("200 OK", body=content)
     with pytest.raises(UserError, match="damaged: nested too deep"):
-        registry(server).read(released.SUMS, 1000)
+        registry(server).read(layout.SUMS, 1000)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_manifest_that_is_none_is_named(server: drip.Server, content: bytes) -
 def test_a_realm_that_is_no_address_is_named(server: drip.Server, realm: str) -> None:
     server.routes["/v2/"] = drip.at_once("401 Unauthorized", f'WWW-Authenticate: Bearer realm="{realm}"')
     with pytest.raises(MinguestError):
-        registry(server).read(released.SUMS, 1000)
+        registry(server).read(layout.SUMS, 1000)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_a_token_that_no_header_takes_is_named_and_not_shown(server: drip.Server
     server.routes["/v2/"] = drip.at_once("401 Unauthorized", f"WWW-Authenticate: {realm}")
     server.routes["/token"] = drip.at_once("200 OK", body=json.dumps({"token": token}).encode())
     with pytest.raises(ToolError, match="gives a token with characters that no header takes") as found:
-        registry(server).read(released.SUMS, 1000)
+        registry(server).read(layout.SUMS, 1000)
     assert "geheim" not in str(found.value)
 
 
@@ -211,7 +213,7 @@ def test_a_token_server_without_a_token_is_named(server: drip.Server, content: b
     server.routes["/v2/"] = drip.at_once("401 Unauthorized", f"WWW-Authenticate: {realm}")
     server.routes["/token"] = drip.at_once("200 OK", body=content)
     with pytest.raises(ToolError, match=r"gives no token|more than \d+ bytes"):
-        registry(server).read(released.SUMS, 1000)
+        registry(server).read(layout.SUMS, 1000)
 
 
 # ── passwords ──
@@ -302,5 +304,5 @@ def test_where_a_redirect_led_is_shown_without_secrets(server: drip.Server, tmp_
     with pytest.raises(ToolError) as fetched:
         fetch.fetch(source, "file", tmp_path / "cache", said.append)
     with pytest.raises(MinguestError) as registered:
-        registry(server).read(released.SUMS, 1000)
+        registry(server).read(layout.SUMS, 1000)
     assert "heim" not in f"{found.value}{fetched.value}{registered.value}{said}".replace("http://[geheim", "")

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minguest import binary, cpio, image
-from minguest.errors import UserError
-from minguest.image import Image
+from minguest.bundle import cpio
+from minguest.kernel import binary, image
+from minguest.kernel.image import Image
+from minguest.util.errors import UserError
 from tests.unit.test_binary import header, with_pe
 from tests.unit.test_compare import image as bzimage
 from tests.unit.test_compare import with_size, zstd

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from minguest import binary, initd, report
-from minguest.errors import ToolError
+from minguest.bundle import initd
+from minguest.kernel import binary
+from minguest.util.errors import ToolError
+from minguest.vm import report
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minguest import initrd
-from minguest.errors import UserError
+from minguest.bundle import initrd
+from minguest.util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "configs/templates/initrd.list.j2"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minguest import kconfig
-from minguest.errors import UserError
-from minguest.kconfig import Option
+from minguest.kernel import kconfig
+from minguest.kernel.kconfig import Option
+from minguest.util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TREE = ROOT / "tests" / "data" / "kconfig" / "tree"

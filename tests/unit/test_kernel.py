@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import files, kernel, linked, source
-from minguest.errors import ToolError
+from minguest.kernel import kbuild, linked, source
 from minguest.paths import Store
+from minguest.util import files
+from minguest.util.errors import ToolError
 
 TREE = Path(__file__).parents[1] / "data/fakelinux"
 CONFIG = "CONFIG_PACKET=y\n"
@@ -46,10 +47,10 @@ def prepared(tmp_path: Path, text: str | None = None) -> source.Prepared:
 def build(tmp_path: Path, store: Store, config: str = CONFIG, text: str | None = None) -> tuple[dict[str, str], bool]:
     """Hashes of what is kept, and whether make ran for it."""
     ran: list[bool] = []
-    kept, _ = kernel.build(
+    kept, _ = kbuild.build(
         prepared(tmp_path, text), config, store, log=tmp_path / "log", say=quiet, building=lambda: ran.append(True)
     )
-    return {name: files.sha256(kept / name) for name in kernel.KEPT}, bool(ran)
+    return {name: files.sha256(kept / name) for name in kbuild.KEPT}, bool(ran)
 
 
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
@@ -60,7 +61,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
     (tools / "gcc").write_text(f"#!/bin/sh\nREAL={real}\n{FIND_OUT}\n{body}\n")
     (tools / "gcc").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setattr(kernel, "through_ccache", list)
+    monkeypatch.setattr(kbuild, "through_ccache", list)
 
 
 def test_a_kernel_is_built_once_and_kept(tmp_path: Path, store: Store) -> None:
@@ -78,13 +79,13 @@ def test_ccache_and_none_make_the_same_bytes(tmp_path: Path, store: Store, monke
     shutil.rmtree(store.kernels)
     assert build(tmp_path, store) == (first, True)
     shutil.rmtree(store.kernels)
-    monkeypatch.setattr(kernel, "through_ccache", list)
+    monkeypatch.setattr(kbuild, "through_ccache", list)
     assert build(tmp_path, store) == (first, True)
 
 
 def test_a_kept_kernel_that_was_damaged_is_built_again(tmp_path: Path, store: Store) -> None:
     first, _ = build(tmp_path, store)
-    for name in (*kernel.KEPT, kernel.SUMS):
+    for name in (*kbuild.KEPT, kbuild.SUMS):
         (folder,) = (path for path in store.kernels.iterdir() if path.is_dir())
         content = bytearray((folder / name).read_bytes())
         content[len(content) // 2] ^= 1
@@ -144,7 +145,7 @@ def test_a_build_that_was_cut_is_made_again_from_nothing(
             raise AssertionError(f"{tool} never ran")
         process.send_signal(number)
         process.wait(30)
-    monkeypatch.setattr(kernel, "through_ccache", list)
+    monkeypatch.setattr(kbuild, "through_ccache", list)
     assert build(tmp_path, store) == (clean, True)
 
 
@@ -170,12 +171,12 @@ def made(tmp_path: Path) -> tuple[Path, Path]:
     tree, out = Path(prepared(tmp_path).path), tmp_path / "out"
     out.mkdir()
     (out / ".config").write_text(CONFIG)
-    subprocess.run(kernel.make_argv(tree, out, 1, "bzImage"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(kbuild.make_argv(tree, out, 1, "bzImage"), check=True, stdout=subprocess.DEVNULL)
     return tree, out
 
 
 def faults(tree: Path, out: Path) -> list[str]:
-    return linked.faults(tree, out, out / kernel.IMAGE, {"PACKET": "y"})
+    return linked.faults(tree, out, out / kbuild.IMAGE, {"PACKET": "y"})
 
 
 def test_what_was_linked_is_looked_at(tmp_path: Path) -> None:
@@ -192,11 +193,11 @@ def test_what_was_linked_is_looked_at(tmp_path: Path) -> None:
 
 def test_an_image_of_another_vmlinux_is_found(tmp_path: Path) -> None:
     tree, out = made(tmp_path)
-    image = (out / kernel.IMAGE).read_bytes()
+    image = (out / kbuild.IMAGE).read_bytes()
     (tree / "init/main.c").write_text((tree / "init/main.c").read_text().replace("[0]", "[3]"))
-    subprocess.run(kernel.make_argv(tree, out, 1, "bzImage"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(kbuild.make_argv(tree, out, 1, "bzImage"), check=True, stdout=subprocess.DEVNULL)
     assert faults(tree, out) == []
-    (out / kernel.IMAGE).write_bytes(image)
+    (out / kbuild.IMAGE).write_bytes(image)
     assert faults(tree, out) == ["bzImage is of another vmlinux: .text"]
 
 
@@ -223,7 +224,7 @@ def test_an_object_is_whole_to_its_last_byte(tmp_path: Path, bits: str) -> None:
 
 
 def resolve(tmp_path: Path, store: Store, requested: str = CONFIG) -> str:
-    return kernel.resolve(prepared(tmp_path), requested, store, tmp_path / "config.log", quiet)
+    return kbuild.resolve(prepared(tmp_path), requested, store, tmp_path / "config.log", quiet)
 
 
 def test_a_config_is_asked_for_once(tmp_path: Path, store: Store) -> None:
@@ -244,7 +245,7 @@ def test_two_configs_at_once_do_not_meet(tmp_path: Path, store: Store) -> None:
     got: dict[str, str] = {}
 
     def one(text: str) -> None:
-        got[text] = kernel.resolve(prepared(tmp_path), text, store, tmp_path / f"{len(text)}.log", quiet)
+        got[text] = kbuild.resolve(prepared(tmp_path), text, store, tmp_path / f"{len(text)}.log", quiet)
 
     threads = [threading.Thread(target=one, args=(text,)) for text in asked]
     for thread in threads:

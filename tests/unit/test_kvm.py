@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import kvm, launch
 from minguest.model import Disk
+from minguest.vm import kvm, launch
 from tests import fake_qmp
 from tests.fake_qmp import REPORT, WELL
 

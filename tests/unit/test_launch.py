@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import disks, launch, plan
-from minguest.errors import UserError
-from minguest.launch import Words, settle
 from minguest.model import Disk, Launch, Node
+from minguest.util.errors import UserError
+from minguest.vm import bar_window, disks, launch
+from minguest.vm.launch import Words, settle
 
 SERIAL = "isa-serial,chardev=report,index=3"
 # A 64-bit prefetchable BAR of 16 MiB: include/linux/ioport.h.
@@ -451,7 +451,7 @@ def test_a_cards_functions_stay_together(sysfs: Path) -> None:
     ]
 
 
-def roomy(sysfs: Path, cpuinfo: str = "", **launched: object) -> tuple[launch.Spec, plan.Plan | None]:
+def roomy(sysfs: Path, cpuinfo: str = "", **launched: object) -> tuple[launch.Spec, bar_window.Plan | None]:
     spec = settle(Launch(**launched), Words(accel="tcg"), 64, MODELS, sysfs)  # type: ignore[arg-type]
     return launch.with_room(spec, sysfs, cpuinfo)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import launch, launchfiles
-from minguest.errors import UserError
 from minguest.model import Accel, Disk, Launch
-from minguest.released import DOMAIN, RUN_GUEST
+from minguest.paths import DOMAIN, RUN_GUEST
+from minguest.util.errors import UserError
+from minguest.vm import launch, scripts
 from tests import launches
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def sysfs(tmp_path: Path) -> Path:
 def render(wanted: Launch, sysfs: Path, cpuinfo: str = "") -> dict[str, str]:
     specs = launch.shipped(wanted, "6.12", sysfs, cpuinfo)
     absent = launch.absent(specs["kvm"], sysfs)
-    return launchfiles.render(ROOT / "configs/templates", launches.ABOUT, wanted, specs, absent)
+    return scripts.render(ROOT / "configs/templates", launches.ABOUT, wanted, specs, absent)
 
 
 def show(text: str, folder: Path, *words: str) -> list[str]:
@@ -91,7 +91,7 @@ def test_no_word_is_the_shells_own(word: str, accel: Accel, sysfs: Path, tmp_pat
 def test_no_version_ends_its_comment(about: tuple[str, str], sysfs: Path) -> None:
     specs = launch.shipped(Launch(), "6.12", sysfs, "")
     with pytest.raises(UserError, match="control character"):
-        launchfiles.render(ROOT / "configs/templates", launchfiles.About("it", *about), Launch(), specs)
+        scripts.render(ROOT / "configs/templates", scripts.About("it", *about), Launch(), specs)
 
 
 def test_the_users_words_come_last(sysfs: Path, tmp_path: Path) -> None:
@@ -204,8 +204,8 @@ def test_the_script_fills_the_folder_in(name: str, sysfs: Path, tmp_path: Path) 
     made, before = ET.fromstring(done.stdout), ET.fromstring(texts[DOMAIN])
     values = [(each.text, each.attrib) for each in made.iter()]
     wanted = [
-        (each.text and each.text.replace(launchfiles.FOLDER, str(folder)),
-         {key: value.replace(launchfiles.FOLDER, str(folder)) for key, value in each.attrib.items()})
+        (each.text and each.text.replace(scripts.FOLDER, str(folder)),
+         {key: value.replace(scripts.FOLDER, str(folder)) for key, value in each.attrib.items()})
         for each in before.iter()
     ]  # fmt: skip
     assert values == wanted and made.findtext("os/kernel") == f"{folder}/bzImage"

@@ -16,16 +16,18 @@ import oras.provider  # type: ignore[import-untyped]
 import pytest
 import requests
 
-from minguest import files, oci, released, web
-from minguest.errors import MinguestError, ToolError, UserError
-from minguest.oci import Credentials, Place, Remote
+from minguest.publish import oci
+from minguest.publish.oci import Credentials, Place, Remote
+from minguest.release import layout
+from minguest.util import files, web
+from minguest.util.errors import MinguestError, ToolError, UserError
 from tests import registry as registries
 from tests.faults import Answer, Fault, Proxy, Seen, proxy
 
 NOBODY = Credentials()
 LOGIN = Credentials(registries.USER, registries.PASSWORD)
 RANDOM = random.Random(11)
-SMALL = {"bzImage": RANDOM.randbytes(3000), released.SBOM: b'{"bomFormat": "CycloneDX"}'}
+SMALL = {"bzImage": RANDOM.randbytes(3000), layout.SBOM: b'{"bomFormat": "CycloneDX"}'}
 WHOLE = {
     **SMALL,
     "bzImage": RANDOM.randbytes(5_000_000),
@@ -34,8 +36,8 @@ WHOLE = {
     "empty": b"",
     "copy": b"twice",
     "other": b"twice",
-    released.PROVENANCE: b'{"payloadType": "provenance"}',
-    released.EVIDENCE: b'{"payloadType": "evidence"}',
+    layout.PROVENANCE: b'{"payloadType": "provenance"}',
+    layout.EVIDENCE: b'{"payloadType": "evidence"}',
 }
 NUMBER = itertools.count()
 SESSION = requests.Session()
@@ -45,17 +47,17 @@ DIRECT: dict[str, str] = {}
 
 def release(
     folder: Path, contents: dict[str, bytes] = SMALL, version: str = "1.0", name: str = "guest-6.12"
-) -> released.Release:
+) -> layout.Release:
     """A release whose files have that content; signed with something."""
     folder.mkdir()
-    facts = released.Facts(1, name, version, True, "guest", "6.12", "6.12.94", "2025.02-8", "0.1.0", None)
-    contents = {**contents, released.FACTS: msgspec.json.encode(facts)}
+    facts = layout.Facts(1, name, version, True, "guest", "6.12", "6.12.94", "2025.02-8", "0.1.0", None)
+    contents = {**contents, layout.FACTS: msgspec.json.encode(facts)}
     for file, content in contents.items():
         (folder / file).write_bytes(content)
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-    (folder / released.SUMS).write_text(released.render_sums(sums))
-    (folder / released.SIGNATURE).write_text("-----BEGIN SSH SIGNATURE-----\n")
-    return released.load(folder)
+    (folder / layout.SUMS).write_text(layout.render_sums(sums))
+    (folder / layout.SIGNATURE).write_text("-----BEGIN SSH SIGNATURE-----\n")
+    return layout.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def new_place(address: str) -> Place:
     return Place(address, f"tests/guest-{next(NUMBER)}")
 
 
-def publish(what: released.Release, where: Place, who: Credentials = NOBODY) -> released.Published:
+def publish(what: layout.Release, where: Place, who: Credentials = NOBODY) -> layout.Published:
     return oci.publish(what, where, who, lambda line: None)
 
 
@@ -102,7 +104,7 @@ def tags(where: Place) -> set[str]:
     return set(get(where, "tags/list").json().get("tags") or ())
 
 
-def same(what: released.Release, remote: Remote, folder: Path) -> bool:
+def same(what: layout.Release, remote: Remote, folder: Path) -> bool:
     """Whether all of a release comes back as it is."""
     folder.mkdir()
     for item in what.items:
@@ -110,7 +112,7 @@ def same(what: released.Release, remote: Remote, folder: Path) -> bool:
     return all((folder / item.name).read_bytes() == (what.folder / item.name).read_bytes() for item in what.items)
 
 
-def whole(what: released.Release, where: Place) -> bool:
+def whole(what: layout.Release, where: Place) -> bool:
     """Whether a registry has all of a release under its version, and all that refers to it."""
     manifest = get(where, f"manifests/{what.facts.version}").json()
     digest = oci.digest_of(oci.render(what))
@@ -358,7 +360,7 @@ def test_publishing_again_sends_nothing(tmp_path: Path, front: Proxy, place: Pla
     front.reset()
     again = publish(what, place)
     assert front.uploads() == []
-    assert again == released.Published(first.where, 0, 0, first.uploaded)
+    assert again == layout.Published(first.where, 0, 0, first.uploaded)
 
 
 def test_a_new_version_sends_what_is_new_and_moves_latest(tmp_path: Path, front: Proxy, place: Place) -> None:
@@ -516,8 +518,8 @@ def test_a_list_of_referrers_that_is_none(tmp_path: Path, front: Proxy, place: P
 
 def test_a_release_that_nothing_refers_to(tmp_path: Path, place: Place) -> None:
     what = release(tmp_path / "release", {"bzImage": b"x"})
-    (what.folder / released.SIGNATURE).unlink()
-    publish(released.load(what.folder), place)
+    (what.folder / layout.SIGNATURE).unlink()
+    publish(layout.load(what.folder), place)
     assert tags(place) == {"1.0", "latest"}
 
 
@@ -529,7 +531,7 @@ EVER: tuple[Fault, ...] = ("no server", 403, "no answer", 503, "half a request",
 TINY: dict[str, bytes] = {"bzImage": b"kernel"}
 
 
-def requests_of(what: released.Release, front: Proxy) -> int:
+def requests_of(what: layout.Release, front: Proxy) -> int:
     """How many requests it takes to publish it."""
     publish(what, new_place(front.address))
     count = len(front.seen)

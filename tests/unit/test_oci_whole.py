@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from minguest import oci, publish, pull, released, verify
-from minguest.errors import UserError
 from minguest.paths import Layout
+from minguest.publish import destination, oci, pull
+from minguest.release import layout, verify
+from minguest.util.errors import UserError
 from tests import faults, registry, workshop
 
 PUBLISH = "import sys; from pathlib import Path; from minguest import publish; "
@@ -80,18 +81,18 @@ def holds(place: str, tmp_path: Path) -> bool:
 )
 def test_a_repository_may_have_any_name(at: Layout, front: faults.Proxy, tmp_path: Path, repository: str) -> None:
     where = f"oci://{front.address}/{repository}"
-    publish.publish(at.release, where, workshop.quiet)
+    destination.publish(at.release, where, workshop.quiet)
     for place in (where, f"{where}:1.0", f"{where}:latest"):
         assert holds(place, tmp_path), place
     folder, _ = pull.pull(
         f"{where}:1.0", tmp_path / "to", None, tmp_path / "cache", [], allow_failed=False, say=workshop.quiet
     )
-    assert released.load(folder).facts.version == "1.0"
+    assert layout.load(folder).facts.version == "1.0"
 
 
 def test_another_version_under_a_tag_is_still_refused(at: Layout, front: faults.Proxy, tmp_path: Path) -> None:
     where = f"oci://{front.address}/default-4.12/moved"
-    publish.publish(at.release, where, workshop.quiet)
+    destination.publish(at.release, where, workshop.quiet)
     place = oci.parse(where)
     there = oci._Registry(place, oci.Credentials(), "pull,push")
     manifest = there.get_manifest("1.0")
@@ -104,7 +105,7 @@ def test_another_version_under_a_tag_is_still_refused(at: Layout, front: faults.
 def test_a_publication_that_is_killed_is_finished_by_the_next(at: Layout, front: faults.Proxy, tmp_path: Path) -> None:
     """At any request, with half of it sent or with its answer never read: a tag is on a whole release or not there."""
     first = f"oci://{front.address}/first"
-    publish.publish(at.release, first, workshop.quiet)
+    destination.publish(at.release, first, workshop.quiet)
     hows: list[faults.Fault] = ["half a request", "no answer"]
     every = [(number, how) for number in range(len(front.seen)) for how in hows]
     for number, how in random.Random(35).sample(every, MOMENTS):
@@ -121,7 +122,7 @@ def test_a_publication_that_is_killed_is_finished_by_the_next(at: Layout, front:
                 assert holds(f"{where}:{tag}", tmp_path), (number, how)
             except UserError as error:
                 assert "nothing of that name" in str(error), (number, how)
-        publish.publish(at.release, where, workshop.quiet)
-        again = publish.publish(at.release, where, workshop.quiet)
+        destination.publish(at.release, where, workshop.quiet)
+        again = destination.publish(at.release, where, workshop.quiet)
         assert (again.uploaded, again.uploaded_bytes) == (0, 0), (number, how)
         assert holds(f"{where}:1.0", tmp_path) and holds(f"{where}:latest", tmp_path)

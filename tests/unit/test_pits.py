@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import pits, report
-from minguest.errors import UserError
+from minguest.diagnose import catalogue
+from minguest.util.errors import UserError
+from minguest.vm import report
 
 ROOT = Path(__file__).parents[2]
 CONSOLES = ROOT / "tests/data/consoles"
@@ -72,12 +73,12 @@ FILES = sorted(CONSOLES.glob("*.log"))
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, pits.Pit]:
-    return pits.load(ROOT / "configs/pits")
+def known() -> dict[str, catalogue.Pit]:
+    return catalogue.load(ROOT / "configs/pits")
 
 
-def roots(known: dict[str, pits.Pit], raw: bytes) -> list[str]:
-    return [hit.id for hit in pits.diagnose(known, pits.see(raw)).roots]
+def roots(known: dict[str, catalogue.Pit], raw: bytes) -> list[str]:
+    return [hit.id for hit in catalogue.diagnose(known, catalogue.see(raw)).roots]
 
 
 def test_every_console_is_one_of_a_pit_or_healthy() -> None:
@@ -88,7 +89,7 @@ def test_every_console_is_one_of_a_pit_or_healthy() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_console_names_its_pit_and_no_other(known: dict[str, pits.Pit], path: Path) -> None:
+def test_a_console_names_its_pit_and_no_other(known: dict[str, catalogue.Pit], path: Path) -> None:
     case = path.stem.split("-", 2 if path.stem.startswith("debian") else 1)[-1]
     wanted = [name for name in [BY_LINE.get(path.stem) or DUG.get(case)] if name]
     raw = path.read_bytes()
@@ -101,7 +102,7 @@ def test_a_console_names_its_pit_and_no_other(known: dict[str, pits.Pit], path: 
     assert roots(known, prefixed) == wanted
 
 
-def test_a_symptom_has_been_seen_of_every_pit_that_a_console_can_show(known: dict[str, pits.Pit]) -> None:
+def test_a_symptom_has_been_seen_of_every_pit_that_a_console_can_show(known: dict[str, catalogue.Pit]) -> None:
     # The rest was seen on QEMU's own output, or on hosts that are not here: their files say which words.
     elsewhere = {
         "kvm-unusable", "too-many-cpus", "flash-size", "vfio-missing", "vfio-no-remapping", "x2apic-off",
@@ -109,7 +110,7 @@ def test_a_symptom_has_been_seen_of_every_pit_that_a_console_can_show(known: dic
     }  # fmt: skip
     seen = set()
     for path in FILES:
-        found = pits.diagnose(known, pits.see(path.read_bytes()))
+        found = catalogue.diagnose(known, catalogue.see(path.read_bytes()))
         seen |= {hit.id for hit in (*found.roots, *found.follows)}
     shown = {name for name, pit in known.items() if any(each.console and not each.facts for each in pit.symptom)}
     assert shown - seen == elsewhere
@@ -125,7 +126,7 @@ def test_a_symptom_has_been_seen_of_every_pit_that_a_console_can_show(known: dic
         ("vfio 0000:01:00.0: failed to setup container: No interrupt remapping support", "vfio-no-remapping"),
     ],
 )
-def test_what_qemu_says_itself(known: dict[str, pits.Pit], said: str, pit: str) -> None:
+def test_what_qemu_says_itself(known: dict[str, catalogue.Pit], said: str, pit: str) -> None:
     assert roots(known, said.encode()) == [pit]
 
 
@@ -142,7 +143,7 @@ OLD = (CONSOLES / "4.12-healthy-q35-4.log").read_bytes()
         "[    0.9] ..MP-BIOS bug: 8254 timer not connected to IO-APIC",
     ],
 )
-def test_trouble_that_passed_is_no_pit(known: dict[str, pits.Pit], said: str) -> None:
+def test_trouble_that_passed_is_no_pit(known: dict[str, catalogue.Pit], said: str) -> None:
     for console in (HEALTHY, OLD):
         assert roots(known, console + said.encode() + b"\n") == []
 
@@ -151,40 +152,40 @@ def test_trouble_that_passed_is_no_pit(known: dict[str, pits.Pit], said: str) ->
     "words",
     ["maxcpus=8", "-- noapic nosmp pci=nomsi", "numa=off", "pci=off acpi=off virtio_mmio.device=4K@0xd0000000:5"],
 )
-def test_words_that_change_nothing_are_no_pit(known: dict[str, pits.Pit], words: str) -> None:
+def test_words_that_change_nothing_are_no_pit(known: dict[str, catalogue.Pit], words: str) -> None:
     assert roots(known, HEALTHY.replace(b"initd.then=poweroff", f"initd.then=poweroff {words}".encode())) == []
 
 
-def test_what_one_cpu_cannot_lose_is_no_pit(known: dict[str, pits.Pit]) -> None:
+def test_what_one_cpu_cannot_lose_is_no_pit(known: dict[str, catalogue.Pit]) -> None:
     console = b"[ 0.0] Linux version 6.12.1 (a@b) #1 SMP\n[ 0.0] Kernel command line: nosmp maxcpus=1\n"
     facts = {"cpus.asked": 1, "cpus.online": 1, "cpus.present": 1}
-    assert not pits.diagnose(known, pits.see(console, facts=facts)).roots
-    assert pits.diagnose(known, pits.see(console, facts={**facts, "cpus.asked": 2})).roots
+    assert not catalogue.diagnose(known, catalogue.see(console, facts=facts)).roots
+    assert catalogue.diagnose(known, catalogue.see(console, facts={**facts, "cpus.asked": 2})).roots
 
 
 @pytest.mark.parametrize("case", ["6.12-initrd-no-init", "6.12-initrd-xz", "6.12-initrd-random", "4.12-nr_cpus-1"])
 @pytest.mark.parametrize("lines", [1, 20, 40])
-def test_the_end_of_a_console_names_nothing_else(known: dict[str, pits.Pit], case: str, lines: int) -> None:
+def test_the_end_of_a_console_names_nothing_else(known: dict[str, catalogue.Pit], case: str, lines: int) -> None:
     whole = (CONSOLES / f"{case}.log").read_bytes()
     end = b"\n".join(whole.rstrip().split(b"\n")[-lines:])
     assert set(roots(known, end)) <= set(roots(known, whole))
 
 
-def test_the_last_of_several_boots_counts(known: dict[str, pits.Pit]) -> None:
+def test_the_last_of_several_boots_counts(known: dict[str, catalogue.Pit]) -> None:
     off = (CONSOLES / "6.12-acpi-off.log").read_bytes()
     assert roots(known, HEALTHY + off) == ["acpi-off-cmdline"]
     assert roots(known, off + HEALTHY) == []
-    found = pits.diagnose(known, pits.see(HEALTHY + (CONSOLES / "6.12-efi-off.log").read_bytes()))
+    found = catalogue.diagnose(known, catalogue.see(HEALTHY + (CONSOLES / "6.12-efi-off.log").read_bytes()))
     assert found.roots[0].lines[0].number > HEALTHY.count(b"\n")
 
 
-def test_without_its_command_line_a_console_is_not_given_one(known: dict[str, pits.Pit]) -> None:
+def test_without_its_command_line_a_console_is_not_given_one(known: dict[str, catalogue.Pit]) -> None:
     for path in CONSOLES.glob("*-acpi-off.log"):
         bare = b"\n".join(line for line in path.read_bytes().split(b"\n") if b"ommand line" not in line)
         assert "lapic-off-cmdline" not in roots(known, bare)
 
 
-def test_no_rsdp_where_none_can_be_is_not_efi(known: dict[str, pits.Pit]) -> None:
+def test_no_rsdp_where_none_can_be_is_not_efi(known: dict[str, catalogue.Pit]) -> None:
     boot = "[ 0.0] Linux version 5.10.1 (a@b) #1 SMP\n{}\n[ 0.1] ACPI BIOS Error (bug): A valid RSDP was not found\n"
     boot += "[ 1.0] Run /init as init process\n"
     assert roots(known, boot.format("[ 0.0] found SMP MP-table\n[ 0.0] MPTABLE: OEM ID: FC").encode()) == []
@@ -205,23 +206,23 @@ def test_no_rsdp_where_none_can_be_is_not_efi(known: dict[str, pits.Pit]) -> Non
         ("vfio 0000:01:00.0: failed to set iommu for container: Operation not permitted", "vfio-no-remapping"),
     ],
 )
-def test_other_words_for_the_same(known: dict[str, pits.Pit], said: str, pit: str) -> None:
+def test_other_words_for_the_same(known: dict[str, catalogue.Pit], said: str, pit: str) -> None:
     assert roots(known, said.encode()) == [pit]
 
 
-def test_a_decompressor_that_halts_is_not_always_damage(known: dict[str, pits.Pit]) -> None:
-    found = pits.diagnose(known, pits.see(b"Destination address too large\n\n -- System halted\n"))
+def test_a_decompressor_that_halts_is_not_always_damage(known: dict[str, catalogue.Pit]) -> None:
+    found = catalogue.diagnose(known, catalogue.see(b"Destination address too large\n\n -- System halted\n"))
     assert not found.roots
     assert [hit.id for hit in found.unexplained] == ["decompressor-halted"]
-    assert "of no cause that is known" in pits.describe(found)
+    assert "of no cause that is known" in catalogue.describe(found)
 
 
-def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str, pits.Pit]) -> None:
-    found = pits.diagnose(known, pits.see((CONSOLES / "6.12-efi-off.log").read_bytes()))
+def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str, catalogue.Pit]) -> None:
+    found = catalogue.diagnose(known, catalogue.see((CONSOLES / "6.12-efi-off.log").read_bytes()))
     assert [hit.id for hit in found.roots] == ["efi-off"]
     assert {hit.id for hit in found.follows} == {"no-rsdp", "no-madt", "one-cpu", "no-power-off"}
     assert "acpi-off-cmdline" in dict(found.ruled_out)
-    text = pits.describe(found)
+    text = catalogue.describe(found)
     assert text.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
     assert "A valid RSDP was not found" in text and "mend:  CONFIG_EFI=y" in text
     assert text.index("efi-off") < text.index("follows from efi-off")
@@ -232,17 +233,17 @@ def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str,
     assert f"{number:5} | " in text and line
 
 
-def test_the_report_tells_where_the_console_is_silent(known: dict[str, pits.Pit]) -> None:
+def test_the_report_tells_where_the_console_is_silent(known: dict[str, catalogue.Pit]) -> None:
     record = '{"record":"begin","protocol":1,"uptime":1.0,"cmdline":"quiet pci=nomsi"}\n{"record":"end","records":1}\n'
-    found = pits.diagnose(known, pits.see(b"", report.parse(record.encode())))
+    found = catalogue.diagnose(known, catalogue.see(b"", report.parse(record.encode())))
     assert [hit.id for hit in found.roots] == ["msi-off-cmdline"]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0" * 1000, b"hello\n", bytes(range(256)) * 50])
-def test_what_tells_nothing_is_not_guessed_at(known: dict[str, pits.Pit], raw: bytes) -> None:
-    found = pits.diagnose(known, pits.see(raw))
+def test_what_tells_nothing_is_not_guessed_at(known: dict[str, catalogue.Pit], raw: bytes) -> None:
+    found = catalogue.diagnose(known, catalogue.see(raw))
     assert not found.roots
-    assert pits.describe(found) == "no known pit"
+    assert catalogue.describe(found) == "no known pit"
 
 
 @pytest.mark.parametrize(
@@ -270,14 +271,14 @@ def test_what_tells_nothing_is_not_guessed_at(known: dict[str, pits.Pit], raw: b
 def test_a_wrong_pit_is_named(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(UserError, match=rf"a\.toml: .*(?s:.*){why}"):
-        pits.load(tmp_path)
+        catalogue.load(tmp_path)
 
 
 def test_no_pattern_takes_longer_than_the_text_is_long(tmp_path: Path) -> None:
     # What backtracks without end in other engines.
     (tmp_path / "a.toml").write_text('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["(a*)*b$"]')
     start = time.monotonic()
-    assert not pits.diagnose(pits.load(tmp_path), pits.see(b"a" * 50_000)).roots
+    assert not catalogue.diagnose(catalogue.load(tmp_path), catalogue.see(b"a" * 50_000)).roots
     assert time.monotonic() - start < 60  # against hanging, not a measure
 
 
@@ -297,9 +298,9 @@ def test_what_is_no_log_is_named(tmp_path: Path, content: bytes | None, why: str
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"(?s)log {path}: .*{why.removeprefix('(?s)')}"):
-        pits.read_log(path)
+        catalogue.read_log(path)
     with pytest.raises(UserError, match="not a plain one"):
-        pits.read_log(tmp_path)
+        catalogue.read_log(tmp_path)
 
 
 def test_a_line_with_noise_on_it_is_a_log(tmp_path: Path) -> None:
@@ -307,22 +308,22 @@ def test_a_line_with_noise_on_it_is_a_log(tmp_path: Path) -> None:
     path.write_bytes(
         b"[    0.000000] Linux version 6.12\n\xff\xfe\x00\x13 junk \x80\n[    0.1] A valid RSDP was not found\n"
     )
-    assert pits.read_log(path)
+    assert catalogue.read_log(path)
 
 
 def test_a_log_beyond_all_bounds_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         file.truncate(1 << 30)
     with pytest.raises(UserError, match="1074 MB, and 64 MiB is the most"):
-        pits.read_log(tmp_path / "log")
+        catalogue.read_log(tmp_path / "log")
 
 
 def test_reports_of_both_kinds_are_read(tmp_path: Path) -> None:
     lines = b'{"record":"begin","protocol":1}\n{"record":"end","records":1}\n'
     (tmp_path / "a").write_bytes(lines)
     (tmp_path / "b").write_bytes(msgspec.json.encode(report.parse(lines)))
-    assert pits.read_report(tmp_path / "a").complete
-    assert pits.read_report(tmp_path / "b").complete
+    assert catalogue.read_report(tmp_path / "a").complete
+    assert catalogue.read_report(tmp_path / "b").complete
 
 
 @pytest.mark.parametrize(
@@ -339,14 +340,14 @@ def test_what_is_no_report_is_named(tmp_path: Path, content: bytes | None, why: 
     if content is not None:
         (tmp_path / "c").write_bytes(content)
     with pytest.raises(UserError, match=rf"report {tmp_path / 'c'}: .*{why}|report {tmp_path}/{why}"):
-        pits.read_report(tmp_path / "c")
+        catalogue.read_report(tmp_path / "c")
     with pytest.raises(UserError, match="not a plain one"):
-        pits.read_report(tmp_path)
+        catalogue.read_report(tmp_path)
 
 
-def test_the_page_is_what_the_files_say(known: dict[str, pits.Pit]) -> None:
+def test_the_page_is_what_the_files_say(known: dict[str, catalogue.Pit]) -> None:
     """docs/pits.md is up to date: doit pits-page makes it."""
-    text = pits.page(known)
+    text = catalogue.page(known)
     assert (ROOT / "docs/pits.md").read_text() == text
     first_screen = "\n".join(text.splitlines()[:12])
     assert "one CPU under OVMF" in first_screen and "CONFIG_EFI" in first_screen

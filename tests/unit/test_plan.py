@@ -11,11 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import cards, plan, steps
-from minguest.cards import Bar, Card
-from minguest.errors import UserError
 from minguest.model import Accel
-from minguest.plan import Memory, opened
+from minguest.tasks import project
+from minguest.util.errors import UserError
+from minguest.vm import bar_window, cards
+from minguest.vm.bar_window import Memory, opened
+from minguest.vm.cards import Bar, Card
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/cards"
@@ -28,7 +29,7 @@ def bar(size: int) -> Card:
     return cards.one_bar(f"bar:{size // M}M")
 
 
-def bases(made: plan.Plan) -> list[int | None]:
+def bases(made: bar_window.Plan) -> list[int | None]:
     return [port.base for port in made.ports]
 
 
@@ -39,7 +40,7 @@ def test_the_h100_is_as_a_real_guest_told_it() -> None:
 
 
 # Each row was booted: the addresses are those that the guest's report told, None where a BAR had none.
-BOOTED: list[tuple[list[Card], int, plan.Vendor, str, list[int | None]]] = [
+BOOTED: list[tuple[list[Card], int, bar_window.Vendor, str, list[int | None]]] = [
     # An eighth of 1 TiB is 128 GiB, moved from 896 GiB to 768 GiB by HyperTransport's range; filled to the last byte.
     ([bar(128 * G)], 40, "AuthenticAMD", "", [0xC0_0000_0000]),
     # 48 MiB more do not fit; 129 GiB, aligned to 128 GiB, do.
@@ -89,9 +90,9 @@ BOOTED: list[tuple[list[Card], int, plan.Vendor, str, list[int | None]]] = [
 
 @pytest.mark.parametrize(("asked", "bits", "vendor", "told", "where"), BOOTED)
 def test_the_plan_is_what_real_boots_showed(
-    asked: list[Card], bits: int, vendor: plan.Vendor, told: str, where: list[int | None]
+    asked: list[Card], bits: int, vendor: bar_window.Vendor, told: str, where: list[int | None]
 ) -> None:
-    made = plan.plan(asked, G, bits, vendor=vendor)
+    made = bar_window.plan(asked, G, bits, vendor=vendor)
     assert made.fits
     assert made.fw_cfg == (("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={told}") if told else ())
     assert bases(made) == where
@@ -107,8 +108,8 @@ def test_the_plan_is_what_real_boots_showed(
         (bar(256 * G), 40, "AuthenticAMD"),
     ],
 )
-def test_where_ovmf_alone_was_seen_to_fail_it_is_told(card: Card, bits: int, vendor: plan.Vendor) -> None:
-    made = plan.plan([card], G, bits, vendor=vendor)
+def test_where_ovmf_alone_was_seen_to_fail_it_is_told(card: Card, bits: int, vendor: bar_window.Vendor) -> None:
+    made = bar_window.plan([card], G, bits, vendor=vendor)
     assert made.fits and made.fw_cfg
     assert made.alone.size < made.need <= made.window.size
 
@@ -117,14 +118,14 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
     # The only place for 64 GiB below 64 GiB is memory's. Told all the same, the guest hung (Intel, trusted), or Linux
     # said "ignored, not CPU addressable" (AMD).
     for vendor, what in (("GenuineIntel", "hang without a word"), ("AuthenticAMD", "not be used by Linux")):
-        made = plan.plan([bar(64 * G)], G, 36, vendor=vendor)  # type: ignore[arg-type]
+        made = bar_window.plan([bar(64 * G)], G, 36, vendor=vendor)  # type: ignore[arg-type]
         assert not made.fits and not made.fw_cfg and bases(made) == [None]
         assert what in made.warnings[0]
         # 64 GiB at 64 GiB end at 128 GiB: 37 bits, with nothing to spare.
         assert made.phys_bits == 37 and "phys-bits=37 with X-PciMmio64Mb=65536" in made.warnings[0]
     # With 65 GiB, aligned to 64 GiB, they end at 129 GiB: 38 bits.
-    assert plan.plan([bar(64 * G)], G, 38).fw_cfg[1].endswith("string=66560")
-    (warning,) = plan.plan([bar(64 * G)], G, 37).warnings
+    assert bar_window.plan([bar(64 * G)], G, 38).fw_cfg[1].endswith("string=66560")
+    (warning,) = bar_window.plan([bar(64 * G)], G, 37).warnings
     assert "0 bytes left" in warning
 
 
@@ -135,17 +136,19 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
      (256 * G, 1024), (300 * G, 2048), (T, 4096), (8 * T, 32768)],
 )  # fmt: skip
 def test_a_hot_plug_port_gets_its_share_of_a_large_window(window: int, share: int) -> None:
-    (port,) = plan._padded([plan._port(bar(16 * M), False)], window)
+    (port,) = bar_window._padded([bar_window._port(bar(16 * M), False)], window)
     assert (port.high, port.alignment) == (share * M, share * M)
-    assert plan._padded([plan._port(bar(16 * M), True)], window)[0].high == 16 * M  # it was told what to keep
+    assert (
+        bar_window._padded([bar_window._port(bar(16 * M), True)], window)[0].high == 16 * M
+    )  # it was told what to keep
 
 
 def test_more_ports_than_their_shares_leave_room_for_never_fit() -> None:
-    assert not plan.plan([bar(64 * G)] + [bar(16 * M)] * 300, G, 46).fits
+    assert not bar_window.plan([bar(64 * G)] + [bar(16 * M)] * 300, G, 46).fits
 
 
 # First address after memory, bits, vendor, told; base and size by hand.
-WINDOWS: list[tuple[int, int, plan.Vendor, int, int, int]] = [
+WINDOWS: list[tuple[int, int, bar_window.Vendor, int, int, int]] = [
     (4 * G, 36, "GenuineIntel", 0, 32 * G, 32 * G),  # an eighth, 8 GiB, is less than 32 GiB
     (4 * G, 37, "AuthenticAMD", 0, 32 * G, 32 * G),
     (4 * G, 41, "GenuineIntel", 0, 2048 * G - 256 * G, 256 * G),
@@ -167,7 +170,7 @@ WINDOWS: list[tuple[int, int, plan.Vendor, int, int, int]] = [
 
 
 @pytest.mark.parametrize(("first", "bits", "vendor", "told", "base", "size"), WINDOWS)
-def test_windows_of_ovmf(first: int, bits: int, vendor: plan.Vendor, told: int, base: int, size: int) -> None:
+def test_windows_of_ovmf(first: int, bits: int, vendor: bar_window.Vendor, told: int, base: int, size: int) -> None:
     window = opened(Memory(G, first), bits, vendor, told)
     assert (window.base, window.size) == (base, size)
 
@@ -186,32 +189,32 @@ def test_windows_of_ovmf(first: int, bits: int, vendor: plan.Vendor, told: int, 
         (T, 0, 0, INTEL, 2 * G, 4 * G + 1022 * G),
     ],
 )
-def test_memory_of_a_q35(memory: int, most: int, slots: int, vendor: plan.Vendor, low: int, end: int) -> None:
-    assert plan.layout(memory, most, slots, vendor) == Memory(low, end)
+def test_memory_of_a_q35(memory: int, most: int, slots: int, vendor: bar_window.Vendor, low: int, end: int) -> None:
+    assert bar_window.layout(memory, most, slots, vendor) == Memory(low, end)
 
 
 def test_how_many_bits_are_needed() -> None:
     # 129 GiB at 128 GiB end at 257 GiB: 39 bits. Alone: an eighth of 2^41 is 256 GiB, of 2^40 128 GiB.
-    made = plan.plan([H100], G, 46)
+    made = bar_window.plan([H100], G, 46)
     assert (made.need, made.window_mib, made.phys_bits, made.alone_bits) == (128 * G + 48 * M, 129 * 1024, 39, 41)
     # 1921 GiB at 1 TiB end at 2945 GiB: 42 bits. An eighth of 2^44 is 2 TiB.
-    eight = plan.plan([H100] * 8, G, 46)
+    eight = bar_window.plan([H100] * 8, G, 46)
     assert (eight.need, eight.window_mib) == ((7 * 256 + 128) * G + 48 * M, 1921 * 1024)
     assert (eight.phys_bits, eight.alone_bits) == (42, 44)
     # Memory pushes the told window up: 300 GiB, then a multiple of 128 GiB: 384 + 129 GiB end above 512 GiB.
-    assert plan.plan([H100], 300 * G, 46).phys_bits == 40
+    assert bar_window.plan([H100], 300 * G, 46).phys_bits == 40
     # What can be plugged in counts like what is there.
-    assert plan.plan([H100], G, 46, max_memory=300 * G, slots=4).phys_bits == 40
+    assert bar_window.plan([H100], G, 46, max_memory=300 * G, slots=4).phys_bits == 40
     # An eighth of 64 TiB is 8 TiB, and not more than 16 TiB can be told: 16 TiB at 16 TiB end at 32 TiB.
-    assert plan.plan([bar(8 * T)], G, 46).alone_bits == 46
-    assert plan.plan([bar(16 * T)], G, 46).phys_bits == 45
-    assert plan.plan([bar(32 * T)], G, 46).phys_bits is None
+    assert bar_window.plan([bar(8 * T)], G, 46).alone_bits == 46
+    assert bar_window.plan([bar(16 * T)], G, 46).phys_bits == 45
+    assert bar_window.plan([bar(32 * T)], G, 46).phys_bits is None
 
 
 def test_hypertransports_range_is_kept_clear() -> None:
     # 601 GiB at 512 GiB lie on 1012 GiB; as 1 TiB they begin above it, and end at 2 TiB. The first was booted.
     six = [bar(512 * G), bar(64 * G), bar(16 * G), bar(8 * G)]
-    amd, intel = (plan.plan(six, G, 41, vendor=vendor) for vendor in ("AuthenticAMD", "GenuineIntel"))
+    amd, intel = (bar_window.plan(six, G, 41, vendor=vendor) for vendor in ("AuthenticAMD", "GenuineIntel"))
     assert (amd.window.base, amd.window.size) == (T, T)
     assert bases(amd) == [0x100_0000_0000, 0x180_0000_0000, 0x190_0000_0000, 0x194_0000_0000]
     assert (intel.window.base, intel.window.size) == (512 * G, 601 * G)
@@ -219,57 +222,57 @@ def test_hypertransports_range_is_kept_clear() -> None:
 
 def test_a_full_window_is_warned_of() -> None:
     # Booted: beside virtio-gpu-pci (a 64-bit BAR of 16 KiB) the card of 128 GiB had no address.
-    (warning,) = plan.plan([bar(128 * G)], G, 40).warnings
+    (warning,) = bar_window.plan([bar(128 * G)], G, 40).warnings
     assert "0 bytes left" in warning and "X-PciMmio64Mb,string=132096" in warning
-    assert plan.plan([bar(64 * G)], G, 40).warnings == ()
+    assert bar_window.plan([bar(64 * G)], G, 40).warnings == ()
 
 
 def test_a_port_for_later_keeps_a_power_of_two() -> None:
     # Booted: pref64-reserve=129G at 46 bits opened 256 GiB at 56 TiB; two of 256 GiB at 41 bits, 1 TiB told, opened
     # 0x10000000000 and 0x14000000000.
-    made = plan.plan([H100, H100], G, 46, hotplug=True)
+    made = bar_window.plan([H100, H100], G, 46, hotplug=True)
     assert [(port.pref64_reserve, port.mem_reserve) for port in made.ports] == [(256 * G, 0)] * 2
     assert bases(made) == [56 * T, 56 * T + 256 * G]
     assert made.need == 512 * G
-    text = plan.describe(made)
+    text = bar_window.describe(made)
     assert "pref64-reserve=262144M" in text and "OVMF sees no card" in text
-    assert "no pref64-reserve" in plan.describe(plan.plan([H100], G, 46))
+    assert "no pref64-reserve" in bar_window.describe(bar_window.plan([H100], G, 46))
 
 
 def test_what_must_lie_below_4_gib() -> None:
     low = Card("low", "10de", "1", "030000", (Bar(0, 16 * M, 32, False), Bar(1, G, 64, False), Bar(6, M, 32, False)))
-    made = plan.plan([low], G, 46)
+    made = bar_window.plan([low], G, 46)
     # 1 GiB + 16 MiB + 1 MiB; the aperture is 2 GiB to 3.5 GiB with 1 GiB of memory.
     assert made.ports[0].low == G + 17 * M
     assert (made.need, made.fw_cfg, made.ports[0].base) == (0, (), None)
     assert ["is 64-bit but not prefetchable" in warning for warning in made.warnings] == [True]
     # 3 GiB to 3.5 GiB with 2.5 GiB of it; booted: the first 32-bit BAR was at 0xc0000000.
-    assert any("512 MiB are there" in warning for warning in plan.plan([low], 5 * G // 2, 46).warnings)
+    assert any("512 MiB are there" in warning for warning in bar_window.plan([low], 5 * G // 2, 46).warnings)
     # Small ones share the 2 MiB that OVMF gives every hot-plug port; booted.
-    assert plan.plan([bar(G)], G, 46).ports[0].low == 2 * M
-    assert plan.plan([low], G, 46, hotplug=True).ports[0].mem_reserve == 2 * G
+    assert bar_window.plan([bar(G)], G, 46).ports[0].low == 2 * M
+    assert bar_window.plan([low], G, 46, hotplug=True).ports[0].mem_reserve == 2 * G
 
 
 def test_memory_that_qemu_refuses_at_these_bits() -> None:
-    made = plan.plan([bar(G)], 40 * G, 36)
+    made = bar_window.plan([bar(G)], 40 * G, 36)
     assert not made.fits and "QEMU wants 32 GiB more" in made.warnings[0]
     assert made.phys_bits == 37
     # Both booted: "Address space limit 0xfffffffff < 0x13bfffffff phys-bits too low (36)": 79 GiB are 47 and 32.
-    assert "QEMU wants 32 GiB more" in plan.plan([bar(G)], G, 36, max_memory=40 * G, slots=4).warnings[0]
+    assert "QEMU wants 32 GiB more" in bar_window.plan([bar(G)], G, 36, max_memory=40 * G, slots=4).warnings[0]
     # "0x7ffffffff < 0x8ffffffff phys-bits too low (35)": 36 GiB are 4 and 32.
-    assert "QEMU wants 32 GiB more" in plan.plan([bar(G)], G, 35).warnings[0]
+    assert "QEMU wants 32 GiB more" in bar_window.plan([bar(G)], G, 35).warnings[0]
 
 
 def test_bits_that_qemu_does_not_take() -> None:
     for bits in (31, 53):
         with pytest.raises(UserError, match=rf"phys-bits = {bits}: QEMU takes 32 to 52"):
-            plan.plan([H100], G, bits)
+            bar_window.plan([H100], G, bits)
 
 
 def test_no_card_is_no_window() -> None:
-    made = plan.plan([], G, 40)
+    made = bar_window.plan([], G, 40)
     assert (made.need, made.window_mib, made.fw_cfg, made.ports, made.fits) == (0, 0, (), (), True)
-    assert "none is needed above 4 GiB" in plan.describe(made)
+    assert "none is needed above 4 GiB" in bar_window.describe(made)
 
 
 @pytest.mark.parametrize(
@@ -307,21 +310,21 @@ def test_no_card_is_no_window() -> None:
 )
 def test_bits_and_vendor_of_a_cpu(words: str, accel: Accel, expected: tuple[int, str]) -> None:
     cpuinfo = "vendor_id\t: GenuineIntel\naddress sizes\t: 46 bits physical, 57 bits virtual\n"
-    assert plan.cpu(words, accel, cpuinfo) == expected
+    assert bar_window.cpu(words, accel, cpuinfo) == expected
 
 
 def test_under_kvm_the_vendor_is_the_hosts() -> None:
     for host, vendor in ((AMD, AMD), ("HygonGenuine", "other"), (INTEL, INTEL)):
         cpuinfo = f"vendor_id\t: {host}\naddress sizes\t: 48 bits physical, 48 bits virtual\n"
-        assert plan.cpu("kvm64", "kvm", cpuinfo) == (40, vendor)
-        assert plan.cpu("max", "kvm", cpuinfo) == (48, vendor)
+        assert bar_window.cpu("kvm64", "kvm", cpuinfo) == (40, vendor)
+        assert bar_window.cpu("max", "kvm", cpuinfo) == (48, vendor)
     # Of a host that nobody knows: what OVMF trusts least.
-    assert plan.cpu("max,phys-bits=46", "kvm") == plan.cpu("EPYC", "kvm") == (40, INTEL)
-    assert not any(plan.trusted(bits, "other") for bits in (36, 39, 40)) and plan.trusted(41, "other")
+    assert bar_window.cpu("max,phys-bits=46", "kvm") == bar_window.cpu("EPYC", "kvm") == (40, INTEL)
+    assert not any(bar_window.trusted(bits, "other") for bits in (36, 39, 40)) and bar_window.trusted(41, "other")
 
 
 def test_the_arithmetic_is_printed() -> None:
-    text = plan.describe(plan.plan([H100] * 8, G, 40), lambda bits: plan.plan([H100] * 8, G, bits))
+    text = bar_window.describe(bar_window.plan([H100] * 8, G, 40), lambda bits: bar_window.plan([H100] * 8, G, bits))
     for line in (
         "  a root port each: 128 GiB + 32 MiB + 16 MiB, in whole MiB 128 GiB 48 MiB, aligned to 128 GiB; "
         "below 4 GiB 2 MiB",
@@ -334,8 +337,8 @@ def test_the_arithmetic_is_printed() -> None:
         "-cpu …,phys-bits=44, and OVMF needs no telling",
     ):
         assert line in text.splitlines()
-    assert plan.describe(plan.plan([H100], G, 40)).endswith("fits at 40 bits: with X-PciMmio64Mb=132096")
-    assert plan.describe(plan.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no telling")
+    assert bar_window.describe(bar_window.plan([H100], G, 40)).endswith("fits at 40 bits: with X-PciMmio64Mb=132096")
+    assert bar_window.describe(bar_window.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no telling")
 
 
 @pytest.mark.parametrize(
@@ -349,12 +352,12 @@ def test_the_arithmetic_is_printed() -> None:
     ],
 )
 def test_amounts_are_exact(count: int, text: str) -> None:
-    assert plan.amount(count) == text
+    assert bar_window.amount(count) == text
 
 
 def test_a_plan_is_quick() -> None:
     begun = time.perf_counter()
-    plan.plan([H100] * 16, 512 * G, 46)
+    bar_window.plan([H100] * 16, 512 * G, 46)
     assert time.perf_counter() - begun < 0.5
 
 
@@ -443,7 +446,7 @@ def test_a_card_of_this_host(sysfs: Path) -> None:
     # Port I/O and the virtual functions' BARs are not the window's; the ROM is.
     assert card == msgspec.structs.replace(H100, name="0000:01:00.0", bars=(*H100.bars, Bar(6, 512 * 1024, 32, True)))
     assert cards.on_host("0000:01:00.0", sysfs) == card
-    assert plan.plan([card], G, 46).need == plan.plan([H100], G, 46).need
+    assert bar_window.plan([card], G, 46).need == bar_window.plan([H100], G, 46).need
 
 
 @pytest.mark.parametrize(
@@ -486,4 +489,4 @@ def test_cards_by_words(sysfs: Path) -> None:
 
 
 def test_the_task_knows_its_word_and_builds_nothing() -> None:
-    assert "card" in steps.WORDS and "plan" in steps.IDLE
+    assert "card" in project.WORDS and "plan" in project.IDLE

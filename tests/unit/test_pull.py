@@ -16,9 +16,12 @@ from typing import Literal
 
 import pytest
 
-from minguest import cli, fetch, files, paths, publish, pull, released, sshsig, web
-from minguest.errors import MinguestError, ToolError, UserError
+from minguest import cli, paths
 from minguest.paths import Layout
+from minguest.publish import destination, pull
+from minguest.release import layout, sshsig
+from minguest.util import fetch, files, web
+from minguest.util.errors import MinguestError, ToolError, UserError
 from tests import faults, forgery, small_disk, workshop
 
 
@@ -43,7 +46,7 @@ def at(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Layout:
 @pytest.fixture
 def shelf(at: Layout, tmp_path: Path) -> Path:
     """What `doit publish to=DIR` made."""
-    publish.publish(at.release, str(tmp_path / "shelf"), workshop.quiet)
+    destination.publish(at.release, str(tmp_path / "shelf"), workshop.quiet)
     return tmp_path / "shelf/default-4.12"
 
 
@@ -81,8 +84,8 @@ def test_a_release_comes_from_a_web_server(server: faults.Proxy, key: Path, at: 
     assert cli.main(["pull", f"http://{server.address}{path}", "--key", f"{key}.pub"]) == 0
     place = Path.cwd() / "default-4.12-1.0"
     assert left(Path.cwd()) == ["default-4.12-1.0"]
-    assert released.load(place).items == released.load(at.release).items
-    assert (place / released.RUN_GUEST).stat().st_mode & 0o111
+    assert layout.load(place).items == layout.load(at.release).items
+    assert (place / paths.RUN_GUEST).stat().st_mode & 0o111
 
 
 def test_verify_takes_an_address_and_leaves_nothing(
@@ -113,7 +116,7 @@ def test_another_release_in_its_place_is_kept(server: faults.Proxy, key: Path, t
     shutil.copytree(at.release, tmp_path / "mine")
     with pytest.raises(UserError, match="another release is there"):
         get(f"http://{server.address}/1.0", key, tmp_path / "cache", tmp_path / "mine")
-    assert released.load(tmp_path / "mine").items == released.load(at.release).items
+    assert layout.load(tmp_path / "mine").items == layout.load(at.release).items
 
 
 def test_a_wrong_key_stops_before_anything_is_got(server: faults.Proxy, tmp_path: Path) -> None:
@@ -339,11 +342,11 @@ def test_a_release_without_sizes_is_pulled_within_a_bound(
 ) -> None:
     forgery.sign_again(shelf / "1.0", key, sized=False)
     place = get(f"http://{server.address}/1.0", key, tmp_path / "cache")
-    assert not (place / released.SIZES).exists()
+    assert not (place / layout.SIZES).exists()
     shutil.rmtree(place)
     shutil.rmtree(tmp_path / "cache")
     whole = sum(path.stat().st_size for path in (shelf / "1.0").iterdir())
-    monkeypatch.setattr(released, "UNSIZED_MAX", whole - 10_000)
+    monkeypatch.setattr(layout, "UNSIZED_MAX", whole - 10_000)
     with pytest.raises(ToolError, match=r"offers \d+ bytes where it may be \d+ at most"):
         get(f"http://{server.address}/1.0", key, tmp_path / "cache")
 

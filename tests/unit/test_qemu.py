@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from minguest import qemu, qmp, report
-from minguest.errors import ToolError
+from minguest.util.errors import ToolError
+from minguest.vm import qemu, qmp, report
 from tests import fake_qmp
 from tests.fake_qmp import POWER_OFF, REPORT, WELL
 

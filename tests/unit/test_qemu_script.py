@@ -4,7 +4,7 @@
 import subprocess
 from pathlib import Path
 
-from minguest import qemu
+from minguest.vm import qemu
 
 WORDS = ["%s\\n", "-cpu", "-x;touch evil", "-$(touch evil)", "a b", "-", "--", "", "it's", "-m", "1G", "-nodefaults"]
 

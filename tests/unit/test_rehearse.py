@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import boottest, launch, rehearse, report, verdict
-from minguest.errors import UserError
+from minguest.boottest import rehearse, runner, verdict
+from minguest.boottest.records import Rehearsal, Words
 from minguest.model import Disk, Launch, Node
-from minguest.qemu import Ending, Run
-from minguest.records import Rehearsal, Words
+from minguest.util.errors import UserError
+from minguest.vm import launch, report
+from minguest.vm.qemu import Ending, Run
 
 ROOT = Path(__file__).parents[2]
 CARDS = (launch.Gpu("card0", "secondary-vga", model="secondary-vga"), launch.Gpu("card1", "bar:64G", bar=64 << 30))
@@ -27,9 +28,9 @@ OWNERS = {
 STEPS = "host 0 1.01\nhost-bind 0 2.50\nhost-check 0 6.00\nboot-test 0 25.10\nhost-unbind 0 26.00\n"
 
 
-def outcome(result: str = "pass", spec: launch.Spec = SPEC) -> boottest.Outcome:
+def outcome(result: str = "pass", spec: launch.Spec = SPEC) -> runner.Outcome:
     judged = verdict.Verdict(result, "", (), verdict.Phases(None, None, None, 1.0), "power-off")  # type: ignore[arg-type]
-    return boottest.Outcome({}, Launch(), spec, "7.2", "kvm as asked", (), judged, run_guest=True)
+    return runner.Outcome({}, Launch(), spec, "7.2", "kvm as asked", (), judged, run_guest=True)
 
 
 def seen(messages: int | None = 2, device: str = "1044") -> report.Report:
@@ -48,7 +49,7 @@ def share(tmp_path: Path) -> Path:
 def judged(
     share: Path,
     ending: Ending = "power-off",
-    of: boottest.Outcome | None = None,
+    of: runner.Outcome | None = None,
     guest: report.Report | None = None,
 ) -> dict[str, str]:
     """What is wrong, by the name of the row."""
@@ -92,7 +93,7 @@ def test_the_log_of_a_step_tells_why(share: Path) -> None:
 
 
 def test_only_a_guest_under_kvm_that_passed_with_all_cards_counts(share: Path) -> None:
-    def without(**changes: object) -> boottest.Outcome:
+    def without(**changes: object) -> runner.Outcome:
         return outcome(spec=msgspec.structs.replace(SPEC, **changes))
 
     assert "boot-test" in judged(share, of=outcome("failed"))
@@ -147,7 +148,7 @@ def test_the_hosts_time_is_counted_in_instructions(tmp_path: Path) -> None:
     assert command[command.index("-icount") + 1] == "shift=3,sleep=on"
 
 
-def late(ending: Ending = "deadline", of: boottest.Outcome | None = None, load: float = 3.5) -> str:
+def late(ending: Ending = "deadline", of: runner.Outcome | None = None, load: float = 3.5) -> str:
     return rehearse.out_of_time(ending, of, 300, 80, load, 2)
 
 

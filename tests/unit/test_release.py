@@ -14,24 +14,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import (
-    attest,
-    boottest,
-    bundle,
-    dig,
-    evidence,
-    launch,
-    pits,
-    records,
-    release,
-    released,
-    sbom,
-    sshsig,
-    verdict,
-    verify,
-)
-from minguest.errors import UserError
+from minguest import paths
+from minguest.boottest import inject, records, runner, verdict
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
 from minguest.paths import Layout
+from minguest.release import assemble, attest, evidence, layout, sbom, sshsig, verify
+from minguest.util.errors import UserError
+from minguest.vm import launch
 from tests import small_disk, workshop
 
 
@@ -48,17 +38,17 @@ def at(tmp_path: Path) -> Layout:
 
 
 def results(folder: Path) -> dict[str, str]:
-    told = attest.unseal((folder / released.EVIDENCE).read_bytes(), "it", None)
+    told = attest.unseal((folder / layout.EVIDENCE).read_bytes(), "it", None)
     return {check.name: check.result for check in msgspec.convert(told.predicate, evidence.Predicate).checks}
 
 
 def test_a_release_has_all_of_its_files(at: Layout, key: Path) -> None:
     made = workshop.make(at, key)
-    assert {item.name for item in made.items} == set(released.MEDIA_TYPES)
-    for name in bundle.load(at.bundle).files:
+    assert {item.name for item in made.items} == set(layout.MEDIA_TYPES)
+    for name in manifests.load(at.bundle).files:
         assert (at.release / name).read_bytes() == (at.bundle / name).read_bytes()
-    assert (at.release / released.RUN_GUEST).stat().st_mode & stat.S_IXUSR
-    assert subprocess.run(["sha256sum", "-c", "--quiet", released.SUMS], cwd=at.release, check=False).returncode == 0
+    assert (at.release / paths.RUN_GUEST).stat().st_mode & stat.S_IXUSR
+    assert subprocess.run(["sha256sum", "-c", "--quiet", layout.SUMS], cwd=at.release, check=False).returncode == 0
     assert (made.facts.name, made.facts.version, made.facts.signed, made.facts.previous) == (
         "default-4.12", "1.0", True, None,
     )  # fmt: skip
@@ -79,19 +69,19 @@ def test_every_check_is_told(at: Layout, key: Path) -> None:
         "hotplug": "NOT RUN", "power-button": "NOT RUN", "large-bars": "NOT RUN",
         "pits": "NOT RUN", "real-card": "NOT RUN",
     }  # fmt: skip
-    for name in (released.NOTES, released.PAGE):
+    for name in (layout.NOTES, layout.PAGE):
         text = (at.release / name).read_text()
         assert "FAIL" in text and "NOT RUN" in text and "CPUs: 1 of 4" in text, name
-    with tarfile.open(fileobj=io.BytesIO((at.release / released.EVIDENCE_FILES).read_bytes())) as packed:
+    with tarfile.open(fileobj=io.BytesIO((at.release / layout.EVIDENCE_FILES).read_bytes())) as packed:
         assert sorted(packed.getnames()) == [
-            f"boot-test-{cell}/{file}" for cell in ("pc-8", "q35-4") for file in sorted(boottest.KEPT)
+            f"boot-test-{cell}/{file}" for cell in ("pc-8", "q35-4") for file in sorted(runner.KEPT)
         ]  # fmt: skip
 
 
 def test_the_pages_long_words_stay_on_it(at: Layout, key: Path) -> None:
     """URLs and names of patches have no blank in them: where they stand they may be broken anywhere."""
     workshop.make(at, key)
-    page = (at.release / released.PAGE).read_text(encoding="utf-8")
+    page = (at.release / layout.PAGE).read_text(encoding="utf-8")
     style = page[page.index("<style>") : page.index("</style>")]
     assert ".made { table-layout: fixed } .made td { overflow-wrap: anywhere" in style
     table = page[: page.index("https://example.org/linux-4.12.14.tar.xz")].rpartition("<table")[2]
@@ -103,7 +93,7 @@ def test_a_kernel_for_fewer_cpus_is_not_asked_for_more(tmp_path: Path, key: Path
     at = workshop.build(tmp_path / "project", "CONFIG_SMP=y\nCONFIG_NR_CPUS=4\n")
     workshop.tested(at)
     workshop.make(at, key)
-    told = attest.unseal((at.release / released.EVIDENCE).read_bytes(), "it", None)
+    told = attest.unseal((at.release / layout.EVIDENCE).read_bytes(), "it", None)
     reasons = {check["name"]: check["reason"] for check in told.predicate["checks"]}
     assert reasons["boot-test-q35-8"] == "the kernel was built for fewer CPUs"
     assert reasons["boot-test-q35-1"] == "nobody ran it"
@@ -111,7 +101,7 @@ def test_a_kernel_for_fewer_cpus_is_not_asked_for_more(tmp_path: Path, key: Path
 
 def test_a_reproduction_counts_only_for_these_bytes(at: Layout, key: Path) -> None:
     record: dict[str, Any] = {
-        "schema": 1, "result": "same", "files": msgspec.to_builtins(bundle.load(at.bundle).files), "differences": [],
+        "schema": 1, "result": "same", "files": msgspec.to_builtins(manifests.load(at.bundle).files), "differences": [],
         "varied": {"umask": ["022", "077"]}, "not_varied": {}, "minguest": "0.1.0",
     }  # fmt: skip
     for change, result in (({}, "PASS"), ({"result": "different"}, "FAIL"), ({"files": {}}, "NOT RUN")):
@@ -127,7 +117,7 @@ def refused(at: Layout, key: Path | None, why: str, **words: Any) -> None:
     before = sorted(at.release.iterdir()) if at.release.exists() else None
     given: dict[str, Any] = {"version": "1.0", "since": None, "unsigned": False, **words}
     with pytest.raises(UserError, match=why):
-        release.make(at, given["version"], key, given["since"], unsigned=given["unsigned"], say=workshop.quiet)
+        assemble.make(at, given["version"], key, given["since"], unsigned=given["unsigned"], say=workshop.quiet)
     assert (sorted(at.release.iterdir()) if at.release.exists() else None) == before
 
 
@@ -170,7 +160,7 @@ def test_wrong_keys_and_words_are_refused(at: Layout, key: Path, tmp_path: Path)
     refused(at, key, "no release", since=tmp_path)
     workshop.make(at, key)
     refused(at, tmp_path / "bad", "ssh-keygen cannot sign with it")  # and the old one is still whole
-    assert released.load(at.release).facts.version == "1.0"
+    assert layout.load(at.release).facts.version == "1.0"
 
 
 def test_a_patch_that_was_changed_since_the_build_is_refused(tmp_path: Path, key: Path) -> None:
@@ -184,24 +174,24 @@ def test_a_patch_that_was_changed_since_the_build_is_refused(tmp_path: Path, key
 
 def test_unsigned_is_said_everywhere(at: Layout) -> None:
     said: list[str] = []
-    release.make(at, "1.0", None, None, unsigned=True, say=said.append)
+    assemble.make(at, "1.0", None, None, unsigned=True, say=said.append)
     assert any("UNSIGNED" in line for line in said)
-    assert not (at.release / released.SIGNATURE).exists()
-    assert released.load(at.release).facts.signed is False
-    for name in (released.NOTES, released.PAGE):
+    assert not (at.release / layout.SIGNATURE).exists()
+    assert layout.load(at.release).facts.signed is False
+    for name in (layout.NOTES, layout.PAGE):
         assert "UNSIGNED" in (at.release / name).read_text(), name
-    for name in (released.PROVENANCE, released.EVIDENCE):
+    for name in (layout.PROVENANCE, layout.EVIDENCE):
         assert json.loads((at.release / name).read_bytes())["signatures"] == []
 
 
 def test_unsigned_wins_over_a_key(at: Layout, key: Path) -> None:
-    release.make(at, "1.0", key, None, unsigned=True, say=workshop.quiet)
-    assert not (at.release / released.SIGNATURE).exists()
+    assemble.make(at, "1.0", key, None, unsigned=True, say=workshop.quiet)
+    assert not (at.release / layout.SIGNATURE).exists()
 
 
 def test_the_page_needs_no_network_and_escapes_what_a_guest_said(at: Layout, key: Path) -> None:
     workshop.make(at, key)
-    page = (at.release / released.PAGE).read_text()
+    page = (at.release / layout.PAGE).read_text()
     assert "&lt;b&gt;no markup" in page and "<b>no markup" not in page
     for word in ("src=", "@import", "url(", "<script", "<link"):
         assert word not in page
@@ -214,7 +204,7 @@ def test_notes_tell_what_changed_since_the_release_before(at: Layout, key: Path,
     workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\nCONFIG_ACPI=y\n", version="4.12.15", patches=[])
     workshop.tested(at)
     made = workshop.make(at, key, "1.1")
-    notes = (at.release / released.NOTES).read_text()
+    notes = (at.release / layout.NOTES).read_text()
     assert made.facts.previous == "1.0"
     for line in (
         "## Since 1.0", "- linux: 4.12.14 → 4.12.15", "- ACPI: n → y", "- EFI: y → n", "- bzImage: ",
@@ -226,7 +216,7 @@ def test_notes_tell_what_changed_since_the_release_before(at: Layout, key: Path,
     assert workshop.make(at, key, "1.1").items == made.items
     # And with any other that is asked for.
     assert workshop.make(at, key, "1.2", since=at.release_before).facts.previous == "1.0"
-    assert released.load(at.release_before).facts.version == "1.1"
+    assert layout.load(at.release_before).facts.version == "1.1"
 
 
 def test_a_release_before_that_was_spoiled_is_not_compared_with(at: Layout, key: Path) -> None:
@@ -237,40 +227,40 @@ def test_a_release_before_that_was_spoiled_is_not_compared_with(at: Layout, key:
 
 def test_the_packed_evidence_is_the_same_whenever_it_is_packed(at: Layout) -> None:
     checks = [evidence.Check("boot-test-q35-4", "", "PASS", "", {"boot-test-q35-4/console.log": ""})]
-    first = release.pack(at, checks)
+    first = assemble.pack(at, checks)
     (at.evidence / "boot-test-q35-4/console.log").touch()
-    assert release.pack(at, checks) == first
+    assert assemble.pack(at, checks) == first
     assert gzip.decompress(first)[:27] == b"boot-test-q35-4/console.log"
 
 
 def test_the_checkout_is_told_only_where_it_is_whole(tmp_path: Path) -> None:
-    assert release.commit(tmp_path) is None
+    assert assemble.commit(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
-    assert release.commit(tmp_path) is None  # no commit yet
+    assert assemble.commit(tmp_path) is None  # no commit yet
     (tmp_path / "a").write_text("a")
     subprocess.run([*git, "add", "a"], check=True)
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
-    found = release.commit(tmp_path)
+    found = assemble.commit(tmp_path)
     assert found is not None and len(found) == 40
     (tmp_path / "b").write_text("b")
-    assert release.commit(tmp_path) is None
+    assert assemble.commit(tmp_path) is None
 
 
 def test_what_starts_the_release_is_the_bundles_own_and_attested(at: Layout, key: Path) -> None:
     workshop.make(at, key)
-    for name in (released.RUN_GUEST, released.DOMAIN):
-        for paper in (released.PROVENANCE, released.EVIDENCE):
+    for name in (paths.RUN_GUEST, paths.DOMAIN):
+        for paper in (layout.PROVENANCE, layout.EVIDENCE):
             told = attest.unseal((at.release / paper).read_bytes(), "it", None)
-            assert told.subjects[name] == bundle.load(at.bundle).files[name].sha256
-    shown = subprocess.run([at.release / released.RUN_GUEST, "--show"], capture_output=True, text=True, check=True)
+            assert told.subjects[name] == manifests.load(at.bundle).files[name].sha256
+    shown = subprocess.run([at.release / paths.RUN_GUEST, "--show"], capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("qemu-system-x86_64\n")
 
 
 def test_a_release_before_keeps_its_program(at: Layout, key: Path) -> None:
     workshop.make(at, key)
     workshop.make(at, key, "1.1")
-    assert (at.release_before / released.RUN_GUEST).stat().st_mode & stat.S_IXUSR
+    assert (at.release_before / paths.RUN_GUEST).stat().st_mode & stat.S_IXUSR
 
 
 def test_a_bundle_without_what_starts_it_is_refused(at: Layout, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +271,7 @@ def test_a_bundle_without_what_starts_it_is_refused(at: Layout, key: Path, monke
 
 FULL = """
 import shutil
-from minguest import release
+from minguest import paths, release
 from tests import workshop
 at = workshop.build(folder / "project")
 workshop.tested(at)
@@ -306,7 +296,7 @@ def test_what_would_not_verify_is_not_put_in_place(at: Layout, key: Path, monkey
     workshop.make(at, key)
     monkeypatch.setattr(sbom, "render", lambda *_: b"{}\n")
     refused(at, key, r"(?s)would not verify, so nothing was released.*SBOM +WRONG", version="1.1")
-    assert released.load(at.release).facts.version == "1.0"
+    assert layout.load(at.release).facts.version == "1.0"
 
 
 def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key: Path) -> None:
@@ -317,13 +307,13 @@ def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key:
 
 
 def key_of(at: Layout) -> str:
-    manifest = bundle.load(at.bundle)
-    return dig.key_of(manifest, manifest.guest.launch, pits.load(at.pits))
+    manifest = manifests.load(at.bundle)
+    return inject.key_of(manifest, manifest.guest.launch, catalogue.load(at.pits))
 
 
 def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) -> None:
     cells = tuple(records.Cell("efi-off", "", "", "", "", "", each, qemu="7.2") for each in results)  # type: ignore[arg-type]
-    made = records.Matrix(1, "6.12", "6.12.94", bundle.load(at.bundle).files, key_of(at), whole, cells)
+    made = records.Matrix(1, "6.12", "6.12.94", manifests.load(at.bundle).files, key_of(at), whole, cells)
     made = msgspec.structs.replace(made, **({"bundle": files} if files else {}))
     at.matrix.mkdir(parents=True, exist_ok=True)
     (at.matrix / "matrix.json").write_bytes(msgspec.json.encode(made))
@@ -344,7 +334,7 @@ def test_the_matrix_is_evidence(
     at: Layout, key: Path, results: tuple[str, ...], whole: bool, result: str, reason: str
 ) -> None:
     matrix(at, *results, whole=whole)
-    (check,) = [each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason) == (result, reason)
     if result != "FAIL":
         workshop.make(at, key)
@@ -356,7 +346,7 @@ def test_the_matrix_is_evidence(
 
 def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
     matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
-    (check,) = [each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason) == ("NOT RUN", "its last run was of other bytes")
 
 
@@ -364,23 +354,23 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     matrix(at, "right")
     place = at.matrix / "matrix.json"
     place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
-    (check,) = [each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
     assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run was of other pits")
 
 
 def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     """What a rehearsal comes to as evidence; `changes` to one that passed."""
-    files = bundle.load(at.bundle).files
+    files = manifests.load(at.bundle).files
     gpu = launch.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0")
     spec = launch.Spec("q35", "kvm", "max", 2, 64, 512 << 20, (gpu,), (), 240)
     phases = verdict.Phases(None, None, None, 20.0)
     judged = verdict.Verdict(str(changes.pop("inner", "pass")), "", (), phases, "power-off")  # type: ignore[arg-type]
-    outcome = boottest.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as asked", (), judged)
+    outcome = runner.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as asked", (), judged)
     checks = (records.Check("host", "up"), records.Check("boot-test", "pass"))
     record = records.Rehearsal(1, files, {}, records.Words(), "7.2", "pass", checks, outcome, 30.0)
     at.rehearsed.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
     (check,) = [
-        each for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"
+        each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"
     ]
     return check
 
@@ -404,5 +394,5 @@ def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout)
     assert rehearsed(at, inner="failed").result == "FAIL"
     assert rehearsed(at, bundle={}).result == "NOT RUN"
     at.rehearsed.write_text("{")
-    assert next(each.result for each in evidence.checks(at, bundle.load(at.bundle), 64, key_of(at))
+    assert next(each.result for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at))
                 if each.name == "rehearsal") == "NOT RUN"  # fmt: skip

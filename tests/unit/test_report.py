@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minguest import report
+from minguest.vm import report
 
 BAR = {"index": 0, "start": "0x80000000", "size": 16777216, "kind": "mem32", "assigned": True}
 DEVICE = {

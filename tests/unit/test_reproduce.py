@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import bundle, reproduce
-from minguest.errors import ToolError
-from minguest.reproduce import FIRST, SECOND
-from minguest.reproduction import Reproduction
+from minguest.bundle import manifests, reproduce
+from minguest.bundle.reproduce import FIRST, SECOND
+from minguest.bundle.reproduction import Reproduction
+from minguest.util.errors import ToolError
 
 # What stands for a build: writes a bundle with what it was told to let in.
 BUILD = """
@@ -82,7 +82,7 @@ def test_a_build_that_lets_nothing_in_is_the_same(root: Path) -> None:
     os.umask(before)
     record, said = builds(root, "none")
     assert (record.result, record.differences) == ("same", ())
-    assert record.files == {"bzImage": bundle.File(hashlib.sha256(b"").hexdigest(), 0)}
+    assert record.files == {"bzImage": manifests.File(hashlib.sha256(b"").hexdigest(), 0)}
     assert list((root.parent / "work").iterdir()) == []
     assert os.umask(before) == before
     work = root.parent / "work"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minguest.errors import ToolError
-from minguest.run import run
+from minguest.util.errors import ToolError
+from minguest.util.run import run
 
 
 def gone(pid: str) -> None:
@@ -79,7 +79,7 @@ def test_a_program_that_is_interrupted_may_clear_up(tmp_path: Path) -> None:
 
 
 def test_one_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minguest.run.GRACE", 0.3)
+    monkeypatch.setattr("minguest.util.run.GRACE", 0.3)
     start = time.monotonic()
     with pytest.raises(ToolError, match=r"not done after 0\.2 s"):
         run(["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"], deadline=0.2)

@@ -19,8 +19,9 @@ import botocore.retries.standard  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
-from minguest import released, s3
-from minguest.errors import ToolError, UserError
+from minguest.publish import s3
+from minguest.release import layout
+from minguest.util.errors import ToolError, UserError
 from tests import fake_release, faults
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ class Store:
         self.direct: Any = SESSION.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
         self.said: list[str] = []
 
-    def publish(self, release: released.Release) -> released.Published:
+    def publish(self, release: layout.Release) -> layout.Published:
         return s3.publish(release, self.place, self.said.append, f"http://{self.proxy.address}")
 
     def calm(self) -> None:
@@ -86,7 +87,7 @@ class Store:
         found = self.direct.list_objects_v2(Bucket=BUCKET, Prefix=self.place.prefix).get("Contents", ())
         return {each["Key"].removeprefix(self.at("")["Key"]): each["ETag"].strip('"') for each in found}
 
-    def holds(self, release: released.Release) -> bool:
+    def holds(self, release: layout.Release) -> bool:
         """Whether a release and the two pointers are there, and no more."""
         there = self.md5s()
         pointers = [there.pop("latest.json", ""), there.pop("index.json", "")]
@@ -135,11 +136,11 @@ def store(swift: int, request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> released.Release:
+def release(tmp_path_factory: pytest.TempPathFactory) -> layout.Release:
     return fake_release.make(tmp_path_factory.mktemp("release") / "1.0")
 
 
-def test_a_release_is_published(store: Store, release: released.Release) -> None:
+def test_a_release_is_published(store: Store, release: layout.Release) -> None:
     published = store.publish(release)
     assert store.holds(release)
     assert (published.where, published.uploaded, published.kept) == (f"{store.place}default-4.12/1.0", ALL, 0)
@@ -155,7 +156,7 @@ def test_a_release_is_published(store: Store, release: released.Release) -> None
     ]
 
 
-def test_media_types(store: Store, release: released.Release) -> None:
+def test_media_types(store: Store, release: layout.Release) -> None:
     store.publish(release)
     assert {
         key.removeprefix("1.0/"): store.direct.head_object(**store.at(key))["ContentType"] for key in store.md5s()
@@ -166,7 +167,7 @@ def test_media_types(store: Store, release: released.Release) -> None:
     }
 
 
-def test_the_same_again_sends_nothing(store: Store, release: released.Release) -> None:
+def test_the_same_again_sends_nothing(store: Store, release: layout.Release) -> None:
     store.publish(release)
     store.calm()
     published = store.publish(release)
@@ -174,9 +175,7 @@ def test_the_same_again_sends_nothing(store: Store, release: released.Release) -
     assert store.requests("PUT") == store.requests("DELETE") == []
 
 
-def test_other_content_under_the_same_version_is_refused(
-    store: Store, release: released.Release, tmp_path: Path
-) -> None:
+def test_other_content_under_the_same_version_is_refused(store: Store, release: layout.Release, tmp_path: Path) -> None:
     store.publish(release)
     store.calm()
     other = fake_release.make(tmp_path / "other", changes={"bzImage": b"another kernel"})
@@ -186,16 +185,16 @@ def test_other_content_under_the_same_version_is_refused(
     assert store.holds(release)
 
 
-def test_another_signature_is_refused_too(store: Store, release: released.Release, tmp_path: Path) -> None:
+def test_another_signature_is_refused_too(store: Store, release: layout.Release, tmp_path: Path) -> None:
     store.publish(release)
     other = fake_release.make(tmp_path / "other")
-    (other.folder / released.SIGNATURE).write_bytes(b"of another key")
+    (other.folder / layout.SIGNATURE).write_bytes(b"of another key")
     with pytest.raises(UserError, match=r"other content \(SHA256SUMS\.sig is another one\)"):
-        store.publish(released.load(other.folder))
+        store.publish(layout.load(other.folder))
     assert store.holds(release)
 
 
-def test_what_another_run_left_is_replaced_and_removed(store: Store, release: released.Release, tmp_path: Path) -> None:
+def test_what_another_run_left_is_replaced_and_removed(store: Store, release: layout.Release, tmp_path: Path) -> None:
     unfinished = fake_release.make(tmp_path / "other", changes={"bzImage": b"another kernel", "more": b"?"})
     store.publish(unfinished)
     store.direct.delete_object(**store.at("1.0/SHA256SUMS"))
@@ -206,27 +205,27 @@ def test_what_another_run_left_is_replaced_and_removed(store: Store, release: re
 
 
 def test_a_signature_of_another_run_does_not_stay_with_an_unsigned_release(
-    store: Store, release: released.Release, tmp_path: Path
+    store: Store, release: layout.Release, tmp_path: Path
 ) -> None:
     store.put("1.0/SHA256SUMS.sig", b"of other sums")
     unsigned = fake_release.make(tmp_path / "unsigned")
-    (unsigned.folder / released.SIGNATURE).unlink()
-    unsigned = released.load(unsigned.folder)
+    (unsigned.folder / layout.SIGNATURE).unlink()
+    unsigned = layout.load(unsigned.folder)
     store.publish(unsigned)
     assert store.holds(unsigned)
 
 
 def test_a_published_signature_stays_where_the_folder_lost_it(
-    store: Store, release: released.Release, tmp_path: Path
+    store: Store, release: layout.Release, tmp_path: Path
 ) -> None:
     store.publish(release)
     unsigned = fake_release.make(tmp_path / "unsigned")
-    (unsigned.folder / released.SIGNATURE).unlink()
-    assert store.publish(released.load(unsigned.folder)).uploaded == 0
+    (unsigned.folder / layout.SIGNATURE).unlink()
+    assert store.publish(layout.load(unsigned.folder)).uploaded == 0
     assert store.holds(release)
 
 
-def test_a_damaged_file_of_a_published_version_is_mended(store: Store, release: released.Release) -> None:
+def test_a_damaged_file_of_a_published_version_is_mended(store: Store, release: layout.Release) -> None:
     store.publish(release)
     store.put("1.0/bzImage", bytes(100_000))
     store.direct.delete_object(**store.at("1.0/NOTES.md"))
@@ -234,7 +233,7 @@ def test_a_damaged_file_of_a_published_version_is_mended(store: Store, release: 
     assert store.holds(release)
 
 
-def test_a_copy_by_another_program_counts(store: Store, release: released.Release) -> None:
+def test_a_copy_by_another_program_counts(store: Store, release: layout.Release) -> None:
     for item in release.items:
         store.put(f"1.0/{item.name}", (release.folder / item.name).read_bytes())
     assert store.publish(release).kept == FILES
@@ -258,9 +257,7 @@ def test_many_versions_are_listed_in_pages(store: Store, tmp_path: Path, monkeyp
     assert any("continuation-token" in path for path in store.requests("GET"))
 
 
-def test_a_checksum_that_the_store_keeps_is_believed_before_the_metadata(
-    store: Store, release: released.Release
-) -> None:
+def test_a_checksum_that_the_store_keeps_is_believed_before_the_metadata(store: Store, release: layout.Release) -> None:
     store.publish(release)
     # As Amazon S3 answers where x-amz-checksum-mode is ENABLED; Swift does not.
     checksum = base64.b64encode(bytes(32)).decode()
@@ -273,7 +270,7 @@ def test_a_checksum_that_the_store_keeps_is_believed_before_the_metadata(
         store.publish(release)
 
 
-def test_the_store_is_given_the_sum_and_checks_it(store: Store, release: released.Release, tmp_path: Path) -> None:
+def test_the_store_is_given_the_sum_and_checks_it(store: Store, release: layout.Release, tmp_path: Path) -> None:
     changed = fake_release.make(tmp_path / "changed")
     (changed.folder / "bzImage").write_bytes(bytes(100_000))  # after it was loaded
     with pytest.raises(ToolError, match="BadDigest"):
@@ -281,7 +278,7 @@ def test_the_store_is_given_the_sum_and_checks_it(store: Store, release: release
     assert "1.0/SHA256SUMS" not in store.md5s()
 
 
-def test_an_empty_answer_is_no_empty_listing(store: Store, release: released.Release) -> None:
+def test_an_empty_answer_is_no_empty_listing(store: Store, release: layout.Release) -> None:
     store.proxy.change = lambda seen, answer: faults.Answer(200) if seen.method == "GET" else answer
     with pytest.raises(ToolError, match="the store's listing is cut short"):
         store.publish(release)
@@ -293,7 +290,7 @@ def nth(kinds: dict[str, faults.Fault], at: int) -> faults.Fault:
 
 
 @pytest.mark.parametrize("at", range(REQUESTS))
-def test_a_fault_at_any_request_is_got_over(store: Store, release: released.Release, at: int) -> None:
+def test_a_fault_at_any_request_is_got_over(store: Store, release: layout.Release, at: int) -> None:
     store.proxy.fault = lambda number, seen: nth(FAULTS, at) if number == at else None
     published = store.publish(release)
     assert len(store.proxy.seen) > REQUESTS or nth(FAULTS, at) == "half an answer"
@@ -302,7 +299,7 @@ def test_a_fault_at_any_request_is_got_over(store: Store, release: released.Rele
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_at_every_first_try_is_got_over(store: Store, release: released.Release, name: str) -> None:
+def test_a_fault_at_every_first_try_is_got_over(store: Store, release: layout.Release, name: str) -> None:
     store.proxy.fault = lambda number, seen: FAULTS[name] if number % 2 == 0 else None
     published = store.publish(release)
     assert (published.uploaded, published.kept) == (ALL, 0)
@@ -311,7 +308,7 @@ def test_a_fault_at_every_first_try_is_got_over(store: Store, release: released.
 
 @pytest.mark.parametrize("at", range(REQUESTS))
 def test_a_fault_that_stays_leaves_nothing_half_visible(
-    store: Store, release: released.Release, at: int, monkeypatch: pytest.MonkeyPatch
+    store: Store, release: layout.Release, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "ATTEMPTS", 2)
     store.proxy.fault = lambda number, seen: nth(STAYS, at) if number >= at else None
@@ -325,20 +322,20 @@ def test_a_fault_that_stays_leaves_nothing_half_visible(
     assert store.holds(release)
 
 
-def test_what_is_refused_says_what_is_needed(store: Store, release: released.Release) -> None:
+def test_what_is_refused_says_what_is_needed(store: Store, release: layout.Release) -> None:
     store.proxy.fault = lambda number, seen: 403
     with pytest.raises(UserError, match=r"s3://releases/.*the store refuses(?s:.*)the keys need s3:ListBucket on"):
         store.publish(release)
 
 
-def test_no_such_bucket(store: Store, release: released.Release) -> None:
+def test_no_such_bucket(store: Store, release: layout.Release) -> None:
     store.place = s3.parse("s3://no-such-bucket")
     with pytest.raises(UserError, match="s3://no-such-bucket/: there is no bucket 'no-such-bucket'"):
         store.publish(release)
 
 
 def test_wrong_keys_are_said_and_not_shown(
-    store: Store, release: released.Release, monkeypatch: pytest.MonkeyPatch
+    store: Store, release: layout.Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "h0neyp0t")
     monkeypatch.setattr(boto3.session, "Session", NEW_SESSION)
@@ -347,7 +344,7 @@ def test_wrong_keys_are_said_and_not_shown(
     assert "h0neyp0t" not in f"{caught.value} {store.said}"
 
 
-def test_no_keys(store: Store, release: released.Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_keys(store: Store, release: layout.Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setattr(boto3.session, "Session", NEW_SESSION)
@@ -355,17 +352,17 @@ def test_no_keys(store: Store, release: released.Release, monkeypatch: pytest.Mo
         store.publish(release)
 
 
-def test_nobody_answers(release: released.Release) -> None:
+def test_nobody_answers(release: layout.Release) -> None:
     with pytest.raises(ToolError, match=r'Could not connect to the endpoint URL: "http://127\.0\.0\.1:9/'):
         s3.publish(release, s3.parse("s3://releases"), print, "http://127.0.0.1:9")
 
 
-def test_an_endpoint_that_is_no_url(release: released.Release) -> None:
+def test_an_endpoint_that_is_no_url(release: layout.Release) -> None:
     with pytest.raises(UserError, match=r"Invalid endpoint: 127(?s:.*)AWS_ENDPOINT_URL is a URL with its scheme"):
         s3.publish(release, s3.parse("s3://releases"), print, "127.0.0.1:9")
 
 
-def test_without_boto3(release: released.Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_boto3(release: layout.Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UserError, match=r"needs boto3(?s:.*)pip install 'minguest\[s3\]'"):
         s3.publish(release, s3.parse("s3://releases"), print)

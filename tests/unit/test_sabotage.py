@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from minguest import archive, cpio, launch
+from minguest.boottest.faults import CRASHES, EATS, ENDS, POWERS_OFF, SABOTAGE, Parts, program
+from minguest.bundle import cpio
 from minguest.model import Launch
-from minguest.sabotage import CRASHES, EATS, ENDS, POWERS_OFF, SABOTAGE, Parts, program
+from minguest.util import archive
+from minguest.vm import launch
 
 INITD = b"\x7fELF\x02\x01\x01" + bytes(11) + b"\x3e\0" + b"initd"
 ENTRIES = [cpio.Entry("dev", 0o40755), cpio.Entry("init", 0o100755, INITD), cpio.Entry("etc", 0o100644, b"x")]

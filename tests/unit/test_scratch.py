@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minguest import scratch
+from minguest.util import scratch
 from tests import workshop
 
 HOLDS = """

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from minguest import settings
-from minguest.errors import UserError
 from minguest.model import Disk, Guest, Launch, Node, Source
+from minguest.util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GOOD = 'name = "x"\nkernel = ["6.12"]\n'

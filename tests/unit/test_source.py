@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import source
-from minguest.errors import ToolError, UserError
+from minguest.kernel import source
 from minguest.model import Choice, Guest, Signature, Source, Sources
+from minguest.util.errors import ToolError, UserError
 
 OLD = Source("4.12.14", ("https://a/x", "https://b/x"), "1" * 64, "GPL-2.0-only")
 NEW = Source("6.12.94", ("https://c/x",), "2" * 64, "GPL-2.0-only")
@@ -328,6 +328,6 @@ def test_a_signature_by_another_key_stops_everything(mirror: str, tmp_path: Path
 
 
 def test_without_gpgv_it_is_said(mirror: str, tmp_path: Path, patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minguest.signature.available", lambda: False)
+    monkeypatch.setattr("minguest.kernel.pgp.available", lambda: False)
     _, made, _ = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
     assert made.signed == "not verified: gpgv is not installed"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minguest import sshsig
-from minguest.errors import UserError
+from minguest.release import sshsig
+from minguest.util.errors import UserError
 from tests import workshop
 
 DATA = b"what is signed\n"

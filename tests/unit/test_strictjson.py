@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import strictjson
+from minguest.util import strictjson
 
 
 class Kind(msgspec.Struct):

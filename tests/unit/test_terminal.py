@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from minguest import files, released, reporter, terminal
 from minguest.paths import Layout
+from minguest.release import layout
+from minguest.tasks import reporter
+from minguest.util import files, terminal
 from tests import workshop
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +207,7 @@ def test_a_locale_of_few_letters_changes_nothing(at: Layout, tmp_path: Path) -> 
         done = shell('exec "$@"', argv, at.root, **ASCII)
         assert (done.returncode, done.stderr) == (0, ""), argv
         assert done.stdout.isascii()
-    assert released.load(at.root / f"to/{at.name}/1.1").facts.version == "1.1"
+    assert layout.load(at.root / f"to/{at.name}/1.1").facts.version == "1.1"
 
 
 # ── doit's memory ──

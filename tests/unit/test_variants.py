@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import source, variants
-from minguest.errors import UserError
+from minguest.kernel import source, variants
 from minguest.paths import Store
+from minguest.util.errors import UserError
 
 TREE = Path(__file__).parents[1] / "data/fakelinux"
 

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest import cards, plan, report, verdict
-from minguest.facts import NAMES
-from minguest.launch import Gpu, Node, Spec
-from minguest.qemu import Ending, Run
+from minguest.boottest import verdict
+from minguest.diagnose.facts import NAMES
+from minguest.vm import bar_window, cards, report
+from minguest.vm.launch import Gpu, Node, Spec
+from minguest.vm.qemu import Ending, Run
 
 SPEC = Spec("q35", "tcg", "max", 4, 8, 1 << 30, (Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60)
 GPU_AT = "0000:00:02.0"
@@ -472,7 +473,7 @@ def test_a_card_of_the_hosts_is_what_it_is_there() -> None:
 
 def test_large_bars_are_where_they_were_planned() -> None:
     # BAR 0 is at 0xc0000000, 16 MiB; the other one cannot lie high.
-    def row(window: plan.Window, records: list[dict[str, Any]] | None = None) -> verdict.Check | None:
+    def row(window: bar_window.Window, records: list[dict[str, Any]] | None = None) -> verdict.Check | None:
         lines = [*(records or gpu_changed(gpu=False, **{"class": "00ff00"}))]
         lines.append({"record": "end", "status": "ok", "records": len(lines)})
         seen = report.parse("".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines).encode())
@@ -480,13 +481,13 @@ def test_large_bars_are_where_they_were_planned() -> None:
         checks = verdict.judge(of_host(HOST_CARD), run, seen, window=window).checks
         return next((check for check in checks if check.name == "BAR window"), None)
 
-    inside = row(plan.Window(0xC0000000, 1 << 24, "as told"))
+    inside = row(bar_window.Window(0xC0000000, 1 << 24, "as told"))
     assert inside is not None and inside.ok and inside.guest == "1 of 1 BARs"
-    for wrong in (plan.Window(0xC0000000, 1 << 23, "as told"), plan.Window(0xD0000000, 1 << 30, "as told")):
+    for wrong in (bar_window.Window(0xC0000000, 1 << 23, "as told"), bar_window.Window(0xD0000000, 1 << 30, "as told")):
         outside = row(wrong)
         assert outside is not None and not outside.ok and "gpu0 BAR 0 at 0xc0000000" in outside.why
     # A BAR that the guest has not is not where it was planned.
-    gone = row(plan.Window(0, 1 << 40, "as told"), gpu_changed(gpu=False, bars=[bar(2, 0xC1000000, 4096)]))
+    gone = row(bar_window.Window(0, 1 << 40, "as told"), gpu_changed(gpu=False, bars=[bar(2, 0xC1000000, 4096)]))
     assert gone is not None and not gone.ok and gone.guest == "0 of 1 BARs"
 
 
@@ -500,14 +501,14 @@ def test_a_window_has_its_ends() -> None:
         (0xC0000000, 1 << 24, True), (0xBF000000, 1 << 25, True), (0xC0000001, 1 << 24, False),
         (0xC0000000, (1 << 24) - 1, False), (0xBF000000, (1 << 25) - 1, False), (0xC1000000, 1 << 24, False),
     ):  # fmt: skip
-        window = plan.Window(base, size, "as told")
+        window = bar_window.Window(base, size, "as told")
         judged = verdict.judge(of_host(card), run, seen, window=window)
         row = next(check for check in judged.checks if check.name == "BAR window")
         assert row.ok is ok and row.asked == f"{base:#x} to {base + size:#x}"
         assert row.why == ("" if ok else f"not where it was planned, {row.asked}: gpu0 BAR 0 at 0xc0000000")
     # A card that is one large BAR is planned too; an emulated one has none that lies high.
     large = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24), SPEC.gpus[0]))
-    window = plan.Window(0, 1, "as told")
+    window = bar_window.Window(0, 1, "as told")
     row = next(each for each in verdict.judge(large, run, seen, window=window).checks if each.name == "BAR window")
     assert row.guest == "0 of 1 BARs"
     assert "BAR window" not in [each.name for each in verdict.judge(SPEC, run, seen, window=window).checks]
@@ -555,7 +556,7 @@ def test_a_nodes_memory_has_its_limits() -> None:
         assert judge(nodes(memory_bytes=there), spec=NUMA).result == result
     # Only where memory may lie above 4 GiB does Linux keep buffers below it.
     assert verdict.BOUNCE == 64 << 20
-    for memory, result in ((plan.LOW_MAX - 1, "failed"), (plan.LOW_MAX, "pass")):
+    for memory, result in ((bar_window.LOW_MAX - 1, "failed"), (bar_window.LOW_MAX, "pass")):
         spec = msgspec.structs.replace(NUMA, memory=memory)
         judged = judge(nodes(memory_bytes=400 << 20), spec=spec)
         row = next(check for check in judged.checks if check.name == "NUMA nodes")

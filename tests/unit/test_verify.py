@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from minguest import cli, files, released, sshsig, verify
+from minguest import cli
+from minguest.release import layout, sshsig, verify
+from minguest.util import files
 from tests import workshop
 from tests.forgery import change, change_statement, sign_again
 
@@ -111,16 +113,16 @@ def test_another_key_is_not_trusted(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_sums_that_name_files_elsewhere_are_refused(folder: Path, key: Path, name: str, what: str) -> None:
-    sums = (folder / released.SUMS).read_text() + f"{'0' * 64}  {name}\n"
-    (folder / released.SUMS).write_text(sums)
-    (folder / released.SIGNATURE).write_bytes(sshsig.sign(sums.encode(), key))
+    sums = (folder / layout.SUMS).read_text() + f"{'0' * 64}  {name}\n"
+    (folder / layout.SUMS).write_text(sums)
+    (folder / layout.SIGNATURE).write_bytes(sshsig.sign(sums.encode(), key))
     assert what in wrong(look(folder, key))["sums"]
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b", "..", ""])
 def test_a_manifest_that_names_files_elsewhere_is_refused(folder: Path, key: Path, name: str) -> None:
     (folder.parent / "outside").write_text("")
-    change(folder, released.MANIFEST, lambda it: it["files"].update({name: it["files"]["bzImage"]}))
+    change(folder, layout.MANIFEST, lambda it: it["files"].update({name: it["files"]["bzImage"]}))
     sign_again(folder, key)
     assert "which is not a file beside it" in wrong(look(folder, key))["manifest"]
 
@@ -161,7 +163,7 @@ def part(bom: Any, ref: str) -> Any:
 def test_an_sbom_that_tells_another_story_is_found(
     folder: Path, key: Path, spoil: Callable[[Any], None], told: str
 ) -> None:
-    change(folder, released.SBOM, spoil)
+    change(folder, layout.SBOM, spoil)
     sign_again(folder, key)
     found = wrong(look(folder, key))
     assert list(found) == ["SBOM"]
@@ -186,7 +188,7 @@ def test_an_sbom_that_tells_another_story_is_found(
 def test_a_provenance_that_tells_another_story_is_found(
     folder: Path, key: Path, spoil: Callable[[Any], None], told: str
 ) -> None:
-    change_statement(folder, released.PROVENANCE, key, spoil)
+    change_statement(folder, layout.PROVENANCE, key, spoil)
     sign_again(folder, key)
     found = wrong(look(folder, key))
     assert list(found) == ["provenance"]
@@ -214,7 +216,7 @@ def check(statement: Any, name: str) -> Any:
 def test_evidence_that_tells_another_story_is_found(
     folder: Path, key: Path, spoil: Callable[[Any], None], told: str
 ) -> None:
-    change_statement(folder, released.EVIDENCE, key, spoil)
+    change_statement(folder, layout.EVIDENCE, key, spoil)
     sign_again(folder, key)
     found = wrong(look(folder, key))
     assert list(found) == ["evidence"]
@@ -223,7 +225,7 @@ def test_evidence_that_tells_another_story_is_found(
 
 def repack(folder: Path, key: Path, spoil: Callable[[dict[str, bytes]], None]) -> None:
     """Change what proves the evidence, with hashes and signatures that fit: what a lying signer could do."""
-    with tarfile.open(folder / released.EVIDENCE_FILES) as archive:
+    with tarfile.open(folder / layout.EVIDENCE_FILES) as archive:
         packed = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     spoil(packed)
     content = io.BytesIO()
@@ -232,17 +234,17 @@ def repack(folder: Path, key: Path, spoil: Callable[[dict[str, bytes]], None]) -
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    (folder / released.EVIDENCE_FILES).write_bytes(content.getvalue())
+    (folder / layout.EVIDENCE_FILES).write_bytes(content.getvalue())
 
     def told(statement: Any) -> None:
         for subject in statement["subject"]:
-            if subject["name"] == released.EVIDENCE_FILES:
-                subject["digest"]["sha256"] = files.sha256(folder / released.EVIDENCE_FILES)
+            if subject["name"] == layout.EVIDENCE_FILES:
+                subject["digest"]["sha256"] = files.sha256(folder / layout.EVIDENCE_FILES)
         for each in statement["predicate"]["checks"]:
             names = [name for name in packed if name.startswith(f"{each['name']}/")]
             each["files"] = {name: hashlib.sha256(packed[name]).hexdigest() for name in names}
 
-    change_statement(folder, released.EVIDENCE, key, told)
+    change_statement(folder, layout.EVIDENCE, key, told)
     sign_again(folder, key)
 
 
@@ -287,7 +289,7 @@ def test_a_failed_test_cannot_be_told_as_not_run(tmp_path: Path, key: Path) -> N
     workshop.tested(at, "pc", 1, "failed")
     workshop.make(at, key)
     change_statement(
-        at.release, released.EVIDENCE, key, lambda it: check(it, "boot-test-pc-1").update(result="NOT RUN", reason="")
+        at.release, layout.EVIDENCE, key, lambda it: check(it, "boot-test-pc-1").update(result="NOT RUN", reason="")
     )
     sign_again(at.release, key)
     assert "but its files come to FAIL" in wrong(look(at.release, key))["evidence"]
@@ -304,7 +306,7 @@ def test_a_failed_test_cannot_be_told_as_not_run(tmp_path: Path, key: Path) -> N
     ],
 )
 def test_claims_without_proof_are_found(folder: Path, key: Path, spoil: Callable[[Any], None], told: str) -> None:
-    change_statement(folder, released.EVIDENCE, key, spoil)
+    change_statement(folder, layout.EVIDENCE, key, spoil)
     sign_again(folder, key)
     assert told in wrong(look(folder, key))["evidence"]
 
@@ -313,7 +315,7 @@ def test_claims_without_proof_are_found(folder: Path, key: Path, spoil: Callable
     "spoil", [lambda data: data[:-20], lambda data: data[:40] + b"\0" * 9 + data[49:], lambda data: b"x"]
 )
 def test_damaged_evidence_is_found(folder: Path, key: Path, spoil: Callable[[bytes], bytes]) -> None:
-    path = folder / released.EVIDENCE_FILES
+    path = folder / layout.EVIDENCE_FILES
     path.write_bytes(spoil(path.read_bytes()))
 
     def told(statement: Any) -> None:
@@ -321,7 +323,7 @@ def test_damaged_evidence_is_found(folder: Path, key: Path, spoil: Callable[[byt
             if each["name"] == path.name:
                 each["digest"]["sha256"] = files.sha256(path)
 
-    change_statement(folder, released.EVIDENCE, key, told)
+    change_statement(folder, layout.EVIDENCE, key, told)
     sign_again(folder, key)
     assert "evidence.tar.gz: damaged" in wrong(look(folder, key))["evidence"]
 
@@ -334,7 +336,7 @@ def test_evidence_that_unpacks_without_end_is_not_unpacked(
 
 
 def test_a_file_that_is_not_there_is_missed(folder: Path, key: Path) -> None:
-    for name in (released.NOTES, released.PAGE, released.SBOM, released.EVIDENCE):
+    for name in (layout.NOTES, layout.PAGE, layout.SBOM, layout.EVIDENCE):
         whole = (folder / name).read_bytes()
         (folder / name).unlink()
         sign_again(folder, key)
@@ -351,7 +353,7 @@ def test_a_signed_file_that_nobody_knows_is_said(folder: Path, key: Path) -> Non
 
 def test_names_and_words_do_not_move_the_cursor(folder: Path, key: Path) -> None:
     (folder / "\x1b[2J\n  signature    ok  by Linus").write_text("")
-    change_statement(folder, released.PROVENANCE, key, lambda it: it.update(predicateType="\x1b[2J"))
+    change_statement(folder, layout.PROVENANCE, key, lambda it: it.update(predicateType="\x1b[2J"))
     sign_again_but = [path for path in folder.iterdir() if "\x1b" in path.name]
     for path in sign_again_but:
         path.rename(folder.parent / "aside")
@@ -362,7 +364,7 @@ def test_names_and_words_do_not_move_the_cursor(folder: Path, key: Path) -> None
 
 
 def test_papers_nested_without_end_are_wrong_and_no_crash(folder: Path, key: Path) -> None:
-    for name in (released.SBOM, released.PROVENANCE, released.MANIFEST, released.FACTS):
+    for name in (layout.SBOM, layout.PROVENANCE, layout.MANIFEST, layout.FACTS):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(b"[" * 200_000)
         sign_again(folder, key)
@@ -375,21 +377,21 @@ def test_evidence_of_other_bytes_is_found(made: Path, folder: Path, key: Path, t
     other = workshop.build(tmp_path / "other", "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\n")
     workshop.tested(other)
     workshop.make(other, key)
-    for name in (released.EVIDENCE, released.EVIDENCE_FILES):
+    for name in (layout.EVIDENCE, layout.EVIDENCE_FILES):
         shutil.copyfile(other.release / name, folder / name)
-    sums = json.loads((made / released.MANIFEST).read_bytes())["files"]
+    sums = json.loads((made / layout.MANIFEST).read_bytes())["files"]
 
     def about_this(statement: Any) -> None:
         for subject in statement["subject"]:
             if subject["name"] in sums:
                 subject["digest"]["sha256"] = sums[subject["name"]]["sha256"]
 
-    change_statement(folder, released.EVIDENCE, key, about_this)
+    change_statement(folder, layout.EVIDENCE, key, about_this)
     sign_again(folder, key)
     assert "its last run was of other bytes" in wrong(look(folder, key))["evidence"]
 
 
-@pytest.mark.parametrize("name", [released.PROVENANCE, released.EVIDENCE])
+@pytest.mark.parametrize("name", [layout.PROVENANCE, layout.EVIDENCE])
 def test_an_attestation_by_another_key_or_by_nobody_is_found(
     folder: Path, key: Path, tmp_path: Path, name: str
 ) -> None:
@@ -401,7 +403,7 @@ def test_an_attestation_by_another_key_or_by_nobody_is_found(
     assert "has 0 signatures" in "".join(wrong(look(folder, key)).values())
 
 
-@pytest.mark.parametrize("name", [released.PROVENANCE, released.EVIDENCE])
+@pytest.mark.parametrize("name", [layout.PROVENANCE, layout.EVIDENCE])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -424,7 +426,7 @@ def test_a_damaged_envelope_is_found(folder: Path, key: Path, name: str, spoil: 
      ("name", "other-4.12", "tells of"), ("schema", 2, "schema 2"), ("version", "a b", "cannot be")],
 )  # fmt: skip
 def test_facts_that_tell_another_story_are_found(folder: Path, key: Path, name: str, value: Any, told: str) -> None:
-    change(folder, released.FACTS, set_in(name, to=value))
+    change(folder, layout.FACTS, set_in(name, to=value))
     sign_again(folder, key)
     assert told in " ".join(wrong(look(folder, key)).values())
 
@@ -454,7 +456,7 @@ def test_an_unsigned_release_holds_only_when_asked_by_name(unsigned: Path, key: 
 
 def test_a_signed_release_is_not_taken_for_an_unsigned_one(folder: Path) -> None:
     assert "this release is signed" in wrong(look(folder, None))["signature"]
-    (folder / released.SIGNATURE).unlink()
+    (folder / layout.SIGNATURE).unlink()
     assert "says that the release is signed, which it is not" in wrong(look(folder, None))["manifest"]
 
 
@@ -496,7 +498,7 @@ def test_a_commit_that_is_none_is_found(folder: Path, key: Path) -> None:
         used[:] = [each for each in used if each["name"] != "minguest"]
         used.append({"name": "minguest", "digest": {"gitCommit": "\x1b[2J"}})
 
-    change_statement(folder, released.PROVENANCE, key, told)
+    change_statement(folder, layout.PROVENANCE, key, told)
     sign_again(folder, key)
     assert "is no commit of git" in wrong(look(folder, key))["provenance"]
 
@@ -505,7 +507,7 @@ def test_a_file_of_the_manifest_that_the_sums_do_not_list_is_found(folder: Path,
     content = b"stranger"
     (folder / "stranger").write_bytes(content)
     facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    change(folder, released.MANIFEST, lambda it: it["files"].update({"stranger": facts}))
+    change(folder, layout.MANIFEST, lambda it: it["files"].update({"stranger": facts}))
     (folder / "stranger").rename(folder.parent / "stranger")
     sign_again(folder, key)
     (folder.parent / "stranger").rename(folder / "stranger")
@@ -514,8 +516,8 @@ def test_a_file_of_the_manifest_that_the_sums_do_not_list_is_found(folder: Path,
 
 def test_a_second_signature_is_one_too_many(folder: Path, key: Path, tmp_path: Path) -> None:
     # Each costs time to check, and a stranger's beside the maker's says nothing.
-    first = json.loads((folder / released.PROVENANCE).read_bytes())["signatures"]
-    change_statement(folder, released.PROVENANCE, key, lambda it: None)
-    change(folder, released.PROVENANCE, lambda it: it["signatures"].append({**first[0], "keyid": "SHA256:other"}))
+    first = json.loads((folder / layout.PROVENANCE).read_bytes())["signatures"]
+    change_statement(folder, layout.PROVENANCE, key, lambda it: None)
+    change(folder, layout.PROVENANCE, lambda it: it["signatures"].append({**first[0], "keyid": "SHA256:other"}))
     sign_again(folder, key)
     assert "has 2 signatures, and one is wanted" in wrong(look(folder, key))["provenance"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from minguest import released, sshsig
+from minguest.release import layout, sshsig
 from tests import workshop
 from tests.forgery import change_statement, sign_again
 
@@ -86,14 +86,14 @@ def grow(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-@pytest.mark.parametrize("name", [released.SIGNATURE, released.SUMS, released.SIZES])
+@pytest.mark.parametrize("name", [layout.SIGNATURE, layout.SUMS, layout.SIZES])
 def test_lists_of_20_gb_are_not_read(folder: Path, key: Path, name: str) -> None:
     grow(folder / name, 20 << 30)
-    assert "more than the 65536 bytes" in look(folder, key) or name == released.SIZES
+    assert "more than the 65536 bytes" in look(folder, key) or name == layout.SIZES
 
 
 @pytest.mark.parametrize("sized", [True, False])
-@pytest.mark.parametrize("name", [released.SBOM, "bzImage", released.EVIDENCE_FILES, "kernel.config"])
+@pytest.mark.parametrize("name", [layout.SBOM, "bzImage", layout.EVIDENCE_FILES, "kernel.config"])
 def test_a_file_of_another_size_is_not_read(folder: Path, key: Path, name: str, sized: bool) -> None:
     if not sized:
         sign_again(folder, key, sized=False)
@@ -105,9 +105,9 @@ def test_a_file_of_another_size_is_not_read(folder: Path, key: Path, name: str, 
 
 
 def test_a_stranger_that_the_manifest_names_is_not_read(folder: Path, key: Path) -> None:
-    manifest = json.loads((folder / released.MANIFEST).read_bytes())
+    manifest = json.loads((folder / layout.MANIFEST).read_bytes())
     manifest["files"]["stranger"] = {"sha256": "0" * 64, "size": 1 << 40}
-    (folder / released.MANIFEST).write_text(json.dumps(manifest))
+    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     sign_again(folder, key)
     grow(folder / "stranger", 1 << 40)
     assert "tells of another stranger than SHA256SUMS" in look(folder, key)
@@ -115,7 +115,7 @@ def test_a_stranger_that_the_manifest_names_is_not_read(folder: Path, key: Path)
 
 @pytest.mark.parametrize(
     "name",
-    [released.SBOM, released.MANIFEST, released.FACTS, released.PROVENANCE, released.EVIDENCE, "kernel.config"],
+    [layout.SBOM, layout.MANIFEST, layout.FACTS, layout.PROVENANCE, layout.EVIDENCE, "kernel.config"],
 )
 def test_a_paper_of_500_mb_that_is_signed_is_not_read(folder: Path, key: Path, name: str) -> None:
     grow(folder / name, 500 << 20)
@@ -137,10 +137,10 @@ WORST = {
 @pytest.mark.parametrize(
     ("name", "worst"),
     [
-        *((released.SBOM, worst) for worst in WORST),
-        (released.MANIFEST, "objects"),
-        (released.PROVENANCE, "names"),
-        (released.EVIDENCE, "lists"),
+        *((layout.SBOM, worst) for worst in WORST),
+        (layout.MANIFEST, "objects"),
+        (layout.PROVENANCE, "names"),
+        (layout.EVIDENCE, "lists"),
     ],
 )
 def test_the_worst_json_of_4_mib_takes_little(folder: Path, key: Path, name: str, worst: str) -> None:
@@ -151,11 +151,11 @@ def test_the_worst_json_of_4_mib_takes_little(folder: Path, key: Path, name: str
 
 @pytest.mark.parametrize("worst", ["lists", "objects", "names"])
 def test_the_worst_attestation_takes_little(folder: Path, key: Path, worst: str) -> None:
-    envelope = json.loads((folder / released.EVIDENCE).read_bytes())
+    envelope = json.loads((folder / layout.EVIDENCE).read_bytes())
     payload = WORST[worst][: 3 * len(WORST[worst]) // 4 - 1000]
     payload = payload[: payload.rfind(b",")] + payload[:1].replace(b"[", b"]").replace(b"{", b"}")
     envelope["payload"] = base64.b64encode(payload).decode()
-    (folder / released.EVIDENCE).write_text(json.dumps(envelope))
+    (folder / layout.EVIDENCE).write_text(json.dumps(envelope))
     sign_again(folder, key)
     look(folder, key)
 
@@ -165,15 +165,15 @@ def test_the_worst_attestation_takes_little(folder: Path, key: Path, worst: str)
 
 def pack(folder: Path, key: Path, packed: bytes, told: dict[str, str]) -> None:
     """Put a tar in the evidence's place, with signatures that fit; `told`: what its attestation says of its files."""
-    (folder / released.EVIDENCE_FILES).write_bytes(packed)
+    (folder / layout.EVIDENCE_FILES).write_bytes(packed)
 
     def spoil(statement: Any) -> None:
         for subject in statement["subject"]:
-            if subject["name"] == released.EVIDENCE_FILES:
+            if subject["name"] == layout.EVIDENCE_FILES:
                 subject["digest"]["sha256"] = hashlib.sha256(packed).hexdigest()
         next(each for each in statement["predicate"]["checks"] if each["name"] == BOOT)["files"] = told
 
-    change_statement(folder, released.EVIDENCE, key, spoil)
+    change_statement(folder, layout.EVIDENCE, key, spoil)
     sign_again(folder, key)
 
 
@@ -270,7 +270,7 @@ def test_a_harmful_archive_is_refused(folder: Path, key: Path, name: str) -> Non
 def test_the_worst_report_takes_little(folder: Path, key: Path, worst: str) -> None:
     report = b'{"complete":true,"records":[{"x":' + WORST[worst][:-1000]
     report = report[: report.rfind(b",")] + (b"}" if worst == "names" else b"]") + b'}],"pci":[]}'
-    with tarfile.open(folder / released.EVIDENCE_FILES) as archive:
+    with tarfile.open(folder / layout.EVIDENCE_FILES) as archive:
         files = {each.name: archive.extractfile(each).read() for each in archive}  # type: ignore[union-attr]
     files[f"{BOOT}/report.json"] = report
     packed = tar(*((member(path, len(data)), data) for path, data in files.items()))
@@ -285,12 +285,12 @@ def test_the_worst_report_takes_little(folder: Path, key: Path, worst: str) -> N
 @pytest.mark.parametrize(
     ("name", "key_name"),
     [
-        (released.FACTS, "version"),
-        (released.MANIFEST, "schema"),
-        (released.MANIFEST, "sha256"),
-        (released.SBOM, "bomFormat"),
-        (released.PROVENANCE, "payload"),
-        (released.EVIDENCE, "payloadType"),
+        (layout.FACTS, "version"),
+        (layout.MANIFEST, "schema"),
+        (layout.MANIFEST, "sha256"),
+        (layout.SBOM, "bomFormat"),
+        (layout.PROVENANCE, "payload"),
+        (layout.EVIDENCE, "payloadType"),
     ],
 )
 def test_a_paper_that_has_a_name_twice_is_refused(folder: Path, key: Path, name: str, key_name: str) -> None:
@@ -302,7 +302,7 @@ def test_a_paper_that_has_a_name_twice_is_refused(folder: Path, key: Path, name:
     assert f"has '{key_name}' twice" in look(folder, key)
 
 
-@pytest.mark.parametrize("name", [released.PROVENANCE, released.EVIDENCE])
+@pytest.mark.parametrize("name", [layout.PROVENANCE, layout.EVIDENCE])
 def test_a_statement_that_has_a_name_twice_is_refused(folder: Path, key: Path, name: str) -> None:
     envelope = json.loads((folder / name).read_bytes())
     payload = base64.b64decode(envelope["payload"])
@@ -317,7 +317,7 @@ def test_a_statement_that_has_a_name_twice_is_refused(folder: Path, key: Path, n
 
 
 def test_a_verdict_that_has_a_name_twice_proves_nothing(folder: Path, key: Path) -> None:
-    with tarfile.open(folder / released.EVIDENCE_FILES) as archive:
+    with tarfile.open(folder / layout.EVIDENCE_FILES) as archive:
         files = {each.name: archive.extractfile(each).read() for each in archive}  # type: ignore[union-attr]
     name = f"{BOOT}/verdict.json"
     files[name] = b'{"qemu":"1.0",' + files[name][1:]

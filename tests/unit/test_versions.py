@@ -3,7 +3,7 @@
 
 import pytest
 
-from minguest import versions
+from minguest.publish import versions
 
 
 @pytest.mark.parametrize("version", ["1.0rc1", "1.0-rc.1", "v1.0a2", "1.0.dev3", "1.0-nightly.3", "v1.0-3-gabc"])

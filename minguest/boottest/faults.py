@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be done to a healthy guest beside its config, command line and launch: by name, for the [[dig]] of a pit."""
+
+import gzip
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minguest.bundle import cpio, firmware
+from minguest.util import archive
+from minguest.vm import launch
+
+
+@dataclass
+class Parts:
+    """The files of one start of QEMU, and what is changed in its command."""
+
+    folder: Path
+    """For what is made here."""
+    package: Path
+    """Debian's package of OVMF, which has other builds too."""
+    code: Path
+    variables: Path
+    kernel: Path
+    initrd: Path
+    edits: list[Callable[[list[str]], list[str]]] = field(default_factory=list)
+    """Of QEMU's argv, in this order."""
+    nmi: bool = False
+    """Whether the guest gets a non-maskable interrupt after its report."""
+
+
+def _cut(*parts: str) -> Callable[[Parts], None]:
+    """Leave out the options whose name is, or whose value begins with, one of these."""
+
+    def edit(argv: list[str]) -> list[str]:
+        kept, rest = argv[:1], argv[1:]
+        while rest:
+            size = 2 if len(rest) > 1 and not rest[1].startswith("-") else 1
+            option, rest = rest[:size], rest[size:]
+            if not any(option[0] == part or option[-1].startswith(part) for part in parts):
+                kept += option
+        return kept
+
+    return lambda parts: parts.edits.append(edit)
+
+
+def _add(*words: str) -> Callable[[Parts], None]:
+    return lambda parts: parts.edits.append(lambda argv: [*argv, *words])
+
+
+def _word(old: str, new: str) -> Callable[[Parts], None]:
+    """Another word on the kernel's command line."""
+
+    def edit(argv: list[str]) -> list[str]:
+        at = argv.index("-append") + 1
+        return [*argv[:at], " ".join(new if each == old else each for each in argv[at].split()), *argv[at + 1 :]]
+
+    return lambda parts: parts.edits.append(edit)
+
+
+def _file(part: str, change: Callable[[bytes], bytes]) -> Callable[[Parts], None]:
+    """Give a changed copy of the file that is `part`."""
+
+    def do(parts: Parts) -> None:
+        path = parts.folder / f"{part}.changed"
+        path.write_bytes(change(getattr(parts, part).read_bytes()))
+        setattr(parts, part, path)
+
+    return do
+
+
+def _init(change: Callable[[bytes], bytes] | None, mode: int = 0o100755) -> Callable[[Parts], None]:
+    """Give an initrd whose /init is changed; None: it has none."""
+
+    def do(image: bytes) -> bytes:
+        members, _ = cpio.parse(gzip.decompress(image))
+        entries = [cpio.Entry(each.name, each.mode, each.data, each.device) for each in members if each.name != "init"]
+        if change is not None:
+            initd = next(each.data for each in members if each.name == "init")
+            entries.append(cpio.Entry("init", mode, change(initd)))
+        return archive.gzip_bytes(cpio.archive(cpio.merge(entries)))
+
+    return _file("initrd", do)
+
+
+def program(code: bytes) -> bytes:
+    """The smallest ELF program for x86-64 that runs `code` (System V ABI, gABI chapters 4 and 5)."""
+    base, start = 0x400000, 64 + 56
+    size = (start + len(code)).to_bytes(8, "little")
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\x3e\0\x01\0\0\0"
+    header += (base + start).to_bytes(8, "little") + (64).to_bytes(8, "little") + bytes(12)
+    header += b"\x40\0\x38\0\x01\0\0\0\0\0\0\0"
+    segment = b"\x01\0\0\0\x05\0\0\0" + bytes(8) + base.to_bytes(8, "little") * 2 + size * 2
+    return header + segment + (0x1000).to_bytes(8, "little") + code
+
+
+def _other_machine(elf: bytes) -> bytes:
+    """e_machine at 18: 183 is AArch64."""
+    return elf[:18] + (183).to_bytes(2, "little") + elf[20:]
+
+
+def _other_pe(image: bytes) -> bytes:
+    """The machine of the PE header that 0x3c points at: 0x014c is i386."""
+    at = int.from_bytes(image[0x3C:0x40], "little") + 4
+    return image[:at] + (0x14C).to_bytes(2, "little") + image[at + 2 :]
+
+
+def _flipped(image: bytes) -> bytes:
+    """4 KiB in the middle of the compressed kernel, every bit the other way."""
+    half = len(image) // 2
+    return image[:half] + bytes(byte ^ 0xFF for byte in image[half : half + 4096]) + image[half + 4096 :]
+
+
+def _noise(data: bytes) -> bytes:
+    """As many bytes without a meaning, the same each time."""
+    return hashlib.shake_256(b"minguest").digest(len(data))
+
+
+def _secure_boot(parts: Parts) -> None:
+    """The build with Secure Boot, and the variables with Microsoft's keys, of the same package."""
+    names = {part: f"{firmware.FOLDER}/OVMF_{file}" for part, file in
+             (("code", "CODE_4M.secboot.fd"), ("variables", "VARS_4M.ms.fd"))}  # fmt: skip
+    members = archive.deb_member(parts.package, list(names.values()))
+    for part, name in names.items():
+        path = parts.folder / f"{part}.changed"
+        path.write_bytes(members[name])
+        setattr(parts, part, path)
+
+
+def _nmi(parts: Parts) -> None:
+    parts.nmi = True
+
+
+CRASHES = bytes.fromhex("31c0 8800")  # xor eax, eax; mov [rax], al
+ENDS = bytes.fromhex("b83c000000 bf03000000 0f05")  # exit(3)
+# reboot(LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF); then wait
+POWERS_OFF = bytes.fromhex("b8a9000000 bfaddee1fe be69191228 badcfe2143 0f05 ebfe")
+# mmap(NULL, 1 MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0), for ever
+EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 4531c9 b809000000 0f05 ebdb")
+
+SABOTAGE: Mapping[str, Callable[[Parts], None]] = {
+    "console=elsewhere": _word(f"console={launch.CONSOLE}", "console=ttyS1"),
+    "firmware=odd-size": _file("code", lambda code: code[:-1000]),
+    "firmware=seabios": _cut("if=pflash"),
+    "firmware=secure-boot": _secure_boot,
+    "firmware=wrong-variables": _file("variables", lambda old: b"\xff" * len(old)),
+    "gpu=left-out": _cut("secondary-vga"),
+    "gpu=no-such-card": _add("-device", "vfio-pci,host=ffff:1f:1f.7"),
+    "init=crashes": _init(lambda _: program(CRASHES)),
+    "init=eats-memory": _init(lambda _: program(EATS)),
+    "init=ends": _init(lambda _: program(ENDS)),
+    "init=missing": _init(None),
+    "init=not-executable": _init(lambda initd: initd, 0o100644),
+    "init=other-machine": _init(_other_machine),
+    "init=powers-off": _init(lambda _: program(POWERS_OFF)),
+    "init=script": _init(lambda _: b"#!/bin/sh\nexec /bin/true\n"),
+    "initrd=cut": _file("initrd", lambda image: image[: len(image) // 2]),
+    "initrd=noise": _file("initrd", _noise),
+    "initrd=none": _cut("-initrd"),
+    "kernel=damaged": _file("kernel", _flipped),
+    "kernel=none": _cut("-kernel", "-initrd", "-append"),
+    "kernel=other-machine": _file("kernel", _other_pe),
+    "nmi": _nmi,
+}

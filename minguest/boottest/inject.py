@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digs pits: starts a guest with one thing wrong, and compares what its verdict names with what was done to it.
+
+The cells of all pits on one line, healthy guests among them, are the matrix.
+"""
+
+import difflib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from minguest import paths
+from minguest.boottest import runner
+from minguest.boottest.faults import SABOTAGE, Parts
+from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.kernel import kconfig
+from minguest.model import Launch
+from minguest.util import files, templates
+from minguest.util.errors import MinguestError, UserError
+from minguest.vm import launch, qemu
+
+# Seconds after which a guest that says nothing more counts as lost; a healthy one is done in four to ten.
+TIMEOUT = 40
+# What a dig may need of the machine.
+NEEDS = {"broken-kvm": "a /dev/kvm that opens and cannot run this guest"}
+NODES = [{"cpus": "0-1", "memory": "512M"}, {"cpus": "2-3", "memory": "512M"}]
+# Guests with nothing wrong, in the same run: they must pass, and no pit may be named.
+CONTROLS = (
+    catalogue.Dig("as-built"),
+    catalogue.Dig("1-cpu", launch={"cpus": 1}),
+    catalogue.Dig("pc-8-cpus", launch={"machine": "pc", "cpus": 8}),
+    catalogue.Dig("256M", launch={"memory": "256M"}),
+    catalogue.Dig("two-other-cards", launch={"gpus": ["virtio-gpu-pci", "bochs-display"]}),
+    catalogue.Dig("bar-16G", launch={"gpus": ["bar:16G"]}),
+    catalogue.Dig("bar-256G", launch={"gpus": ["bar:256G"]}),
+    catalogue.Dig("two-nodes", launch={"numa": NODES}),
+    catalogue.Dig("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
+)
+# The modules that dig and judge: what they found is not kept when they change.
+CODE = (
+    "vm/cards", "kernel/contract", "boottest/inject", "vm/disks", "diagnose/facts", "vm/launch", "diagnose/catalogue",
+    "vm/bar_window", "vm/qemu", "vm/report", "boottest/faults", "boottest/verdict",
+)  # fmt: skip
+# A kernel with these options: the folder with its bzImage and kernel.config.
+Kernels = Callable[[Mapping[str, str | int | bool]], Path]
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where is dug."""
+
+    bench: runner.Bench
+    """Of the guest that is healthy."""
+    launch: Launch
+    known: Mapping[str, catalogue.Pit]
+    folder: Path
+    """Gets matrix.json and, in runs/, a folder a dig."""
+    package: Path
+    """Debian's package of OVMF."""
+    kernels: Kernels
+
+
+def verify(known: Mapping[str, catalogue.Pit]) -> None:
+    """Check that every dig can be understood; UserError names pit and value."""
+    for name, pit in known.items():
+        for each in pit.dig:
+            where = f"{name}.toml: [[dig]] {each.name}".rstrip()
+            for word in each.sabotage:
+                if word not in SABOTAGE:
+                    raise UserError(f"{where}: sabotage = {word!r}: not known", f"known: {', '.join(SABOTAGE)}")
+            if each.needs and each.needs not in NEEDS:
+                raise UserError(f"{where}: needs = {each.needs!r}: not known", f"known: {', '.join(NEEDS)}")
+            if bool(each.cannot) == _changes(each):
+                raise UserError(f"{where}: changes nothing", "say what is changed, or cannot = WHY, and not both")
+            try:
+                _launch(Launch(), each)
+            except msgspec.ValidationError as error:
+                raise UserError(f"{where}: launch: {error}") from error
+
+
+def plan(known: Mapping[str, catalogue.Pit], line: str, only: Sequence[str]) -> list[tuple[str, catalogue.Dig]]:
+    """What is dug, in this order: controls, what needs no other kernel, the rest. UserError for an unknown id."""
+    names = [HEALTHY, *(name for name, pit in known.items() if pit.dig)]
+    if unknown := [name for name in only if name not in names]:
+        near = difflib.get_close_matches(unknown[0], names, 1)
+        raise UserError(
+            f"only={unknown[0]}: no pit that can be dug",
+            f"nearest: {near[0]}" if near else f"known: {', '.join(names)}",
+        )
+    digs = [(HEALTHY, each) for each in CONTROLS]
+    digs += [(name, each) for name, pit in known.items() for each in pit.dig if not each.lines or line in each.lines]
+    chosen = [(name, each) for name, each in digs if not only or name in only]
+    return sorted(chosen, key=lambda pair: bool(pair[1].options))
+
+
+def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
+    """Dig, and write matrix.json after every cell. Cells of an earlier run on the same bytes and pits are kept."""
+    with files.lock(site.folder / ".run", lambda: say("waiting for another matrix")):
+        return _run(site, only, say)
+
+
+def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
+    verify(site.known)
+    manifest = manifests.load(site.bench.bundle)
+    line = manifest.kernel.line
+    chosen = plan(site.known, line, only)
+    key = key_of(manifest, site.launch, site.known)
+    kept = load(site.folder)
+    cells = {cell.id: cell for cell in kept.cells} if kept and kept.key == key else {}
+    order = [_cell(site, name, each).id for name, each in plan(site.known, line, ())]
+
+    def keep() -> Matrix:
+        made = tuple(cells[each] for each in order if each in cells)
+        whole = len(made) == len(order)
+        matrix = Matrix(MATRIX_SCHEMA, line, manifest.kernel.version, manifest.files, key, whole, made)
+        files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
+        return matrix
+
+    for name, each in chosen:
+        # Forgotten first: its console is about to go.
+        cells.pop(_cell(site, name, each).id, None)
+        keep()
+        cell = _dig(site, name, each, manifest)
+        say(row(cell))
+        cells[cell.id] = cell
+    return keep()
+
+
+def key_of(manifest: manifests.Manifest, wanted: Launch, known: Mapping[str, catalogue.Pit]) -> str:
+    """What a matrix must have been dug with to tell of this bundle, launch and these pits."""
+    judged = [(name, pit.layer, pit.symptom, pit.require, pit.leads_to, pit.dig) for name, pit in known.items()]
+    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in CODE]
+    return hashlib.sha256(
+        msgspec.json.encode([MATRIX_SCHEMA, manifest.files, wanted, CONTROLS, judged, code])
+    ).hexdigest()
+
+
+def load(folder: Path) -> Matrix | None:
+    """The matrix that an earlier run left; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode((folder / "matrix.json").read_bytes(), type=Matrix)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def row(cell: Cell) -> str:
+    """One cell on the terminal."""
+    told = cell.got if cell.result == "right" else f"{cell.got or cell.why}"
+    text = f"  {cell.result:<7}  {cell.id:<28}  {cell.seconds:5.1f} s  {told}"
+    if cell.result == "wrong":
+        text += f"\n           done: {cell.done}\n           wanted: {cell.wanted}\n           {cell.why}"
+    return text
+
+
+def summary(cells: Iterable[Cell]) -> str:
+    """How many cells came to what."""
+    results = [cell.result for cell in cells]
+    return ", ".join(f"{results.count(each)} {each}" for each in ("right", "wrong", "NOT RUN"))
+
+
+def page(template: Path, matrices: Sequence[Matrix], folders: Sequence[str]) -> str:
+    """The page of all lines: a row a dig, a cell a line. `folders` are the matrices' own, relative to the page."""
+    by_line = [{cell.id: cell for cell in matrix.cells} for matrix in matrices]
+    names = list(dict.fromkeys(name for cells in by_line for name in cells))
+    return templates.render(
+        template,
+        lines=list(zip(matrices, folders, strict=True)),
+        rows=[
+            (next(cells[name] for cells in by_line if name in cells), [c.get(name) for c in by_line]) for name in names
+        ],
+        healthy=HEALTHY,
+        summaries=[summary(matrix.cells) for matrix in matrices],
+    )
+
+
+def _changes(each: catalogue.Dig) -> bool:
+    return bool(each.options or each.cmdline or each.launch or each.plug or each.sabotage)
+
+
+def _launch(base: Launch, each: catalogue.Dig) -> Launch:
+    """The healthy guest's launch with what the dig changes."""
+    changed = {**msgspec.to_builtins(base), "timeout": TIMEOUT, **each.launch}
+    return msgspec.convert({**changed, "cmdline": [*base.cmdline, *each.cmdline]}, Launch)
+
+
+def _cell(site: Site, name: str, each: catalogue.Dig) -> Cell:
+    title = site.known[name].title if name in site.known else "a guest with nothing wrong"
+    done = [f"CONFIG_{option}={kconfig.spell(value)}" for option, value in each.options.items()]
+    done += [*each.cmdline, *each.sabotage]
+    done += [f"{key}={value}" for key, value in each.launch.items()]
+    done += [f"plugged: {key} {value}" for key, value in each.plug.items()]
+    if name == HEALTHY:
+        wanted = "pass"
+    else:
+        wanted = " or ".join(each.result) + f": {', '.join(each.wrong)}" * bool(each.wrong) + f"; pit {name}"
+    return Cell(name, each.name, title, ", ".join(done) or "nothing", wanted, "", "NOT RUN", each.cannot)
+
+
+def _dig(site: Site, name: str, each: catalogue.Dig, manifest: manifests.Manifest) -> Cell:
+    """Bring one pit about and see what is named. An error is a cell that is wrong, not an exception."""
+    cell = _cell(site, name, each)
+    folder = site.folder / "runs" / cell.id
+    shutil.rmtree(folder, ignore_errors=True)
+    if each.cannot:
+        return cell
+    folder.mkdir(parents=True)
+    start = time.monotonic()
+    try:
+        trial, why_not = _try(site, each, manifest, folder)
+    except MinguestError as error:
+        return msgspec.structs.replace(cell, result="wrong", why=str(error), seconds=time.monotonic() - start)
+    if trial is None:
+        return msgspec.structs.replace(cell, why=why_not)
+    why = against(name, each, trial, _blind(site, name, each))
+    return msgspec.structs.replace(
+        cell,
+        got=_got(trial),
+        result="wrong" if why else "right",
+        why=why,
+        diagnosis=catalogue.describe(trial.diagnosis),
+        seconds=time.monotonic() - start,
+        qemu=qemu.version(),
+    )
+
+
+def _try(
+    site: Site, each: catalogue.Dig, manifest: manifests.Manifest, folder: Path
+) -> tuple[runner.Trial | None, str]:
+    """What came of it; or None, and why it cannot be tried on this machine."""
+    wanted = _launch(site.launch, each)
+    words = launch.Words(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
+    # The kernel may be for fewer CPUs than are asked for: that is what is tried.
+    line = manifest.kernel.line
+    spec = launch.settle(wanted, words, wanted.max_cpus, launch.display_models(), runner.SYSFS, line)
+    healthy, why = runner.accelerator(site.bench, msgspec.structs.replace(spec, accel="auto"), qemu.version(), manifest)
+    if each.needs == "broken-kvm" and "/dev/kvm opens, but" not in why:
+        return None, f"needs {NEEDS[each.needs]}"
+    if spec.accel == "auto":
+        spec = msgspec.structs.replace(spec, accel=healthy)
+    spec, _ = launch.with_room(spec, runner.SYSFS, runner.CPUINFO.read_text(encoding="utf-8"))
+    own = site.kernels(each.options) if each.options else site.bench.bundle
+    base = site.bench.bundle
+    parts = Parts(
+        folder, site.package, base / "OVMF_CODE.fd", base / "OVMF_VARS.fd", own / "bzImage", base / "initrd.img"
+    )
+    for word in each.sabotage:
+        SABOTAGE[word](parts)
+    files.copy(parts.variables, folder / "OVMF_VARS.fd")
+    argv = launch.argv(
+        spec,
+        code=os.path.relpath(parts.code, folder),
+        variables="OVMF_VARS.fd",
+        kernel=os.path.relpath(parts.kernel, folder),
+        initrd=os.path.relpath(parts.initrd, folder),
+    )
+    for edit in parts.edits:
+        argv = edit(argv)
+    breaches = runner.breaches_of(site.known, own / "kernel.config", wanted, spec, line)
+    trial = runner.attempt(spec, argv, folder, site.known, breaches, nmi=parts.nmi)
+    if trial.verdict:
+        files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(trial.verdict)))
+    return trial, ""
+
+
+def _wrong(trial: runner.Trial) -> list[str]:
+    return [check.name for check in trial.verdict.checks if not check.ok] if trial.verdict else []
+
+
+def _result(trial: runner.Trial) -> str:
+    return trial.verdict.result if trial.verdict else "not started"
+
+
+def _got(trial: runner.Trial) -> str:
+    wrong = _wrong(trial)
+    named = ", ".join(trial.roots)
+    text = _result(trial) + (f": {', '.join(wrong)}" if wrong else "")
+    return f"{text}; pit {named}" if named else text
+
+
+def _blind(site: Site, name: str, each: catalogue.Dig) -> str:
+    """What must be named where the kernel's config is not known."""
+    if each.blind is not None:
+        return each.blind
+    return name if name in site.known and site.known[name].symptom else ""
+
+
+def against(name: str, each: catalogue.Dig, trial: runner.Trial, blind: str) -> str:
+    """What of the trial is not as it must be; empty if all is."""
+    against = []
+    results = ("pass",) if name == HEALTHY else each.result
+    if _result(trial) not in results:
+        reason = trial.verdict.reason if trial.verdict else trial.refusal
+        against.append(f"the verdict is {_result(trial)}: {reason}")
+    elif set(_wrong(trial)) != set(each.wrong):
+        rows = (
+            "; ".join(f"{each.name}: {each.why}" for each in trial.verdict.checks if not each.ok)
+            if trial.verdict
+            else ""
+        )
+        against.append(f"wrong rows are {rows or 'none'}")
+    if trial.roots != (() if name == HEALTHY else (name,)):
+        against.append(f"named was {', '.join(trial.roots) or 'no pit'}")
+    if (named := ", ".join(hit.id for hit in trial.blind.roots)) != blind:
+        against.append(f"without the kernel's config, named was {named or 'no pit'}, not {blind or 'none'}")
+    if trial.diagnosis.unexplained:
+        against.append(f"unexplained: {', '.join(hit.id for hit in trial.diagnosis.unexplained)}")
+    return "; ".join(against)

@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rehearsal: a real VFIO passthrough of emulated cards, on a machine with no GPU, no IOMMU and no KVM of its own.
+
+A host is emulated with an IOMMU, AMD's virtualization and cards; its root is this machine's own, read-only. In it this
+project's own host-bind, host-check, boot-test and host-unbind run, as they would on a host with real cards, and the
+guest runs under the host's KVM. `argv` and `script` are pure.
+"""
+
+import os
+import resource
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from minguest import settings
+from minguest.boottest import runner, verdict
+from minguest.boottest.records import REHEARSAL_SCHEMA, Check, Rehearsal, Words
+from minguest.bundle import manifests
+from minguest.host.survey import VFIO
+from minguest.model import Launch
+from minguest.util import files, templates
+from minguest.util.errors import GuestFailed, GuestLost, UserError
+from minguest.vm import bar_window, cards, console, launch, qemu, report, scripts
+from minguest.vm.launch import Spec
+
+# A card's second function, as a GPU has one for sound: it has a driver in host and guest, writes to the guest's memory
+# and raises interrupts. iommu_platform: it goes through the IOMMU, which a virtio device else does not.
+SECOND = "virtio-rng-pci"
+SECOND_IDS = ("1af4", "1044")
+# Its registers (QEMU, hw/virtio/virtio-pci.c: VIRTIO_PCI_MODERN_MEM_BAR).
+SECOND_BAR = cards.Bar(4, 16 << 10, 64, True)
+# Bytes that the host has beside its guest's memory.
+HOST_MEMORY = 1 << 30
+# What the host's CPU addresses; emulated, it has no fewer.
+BITS = 40
+# VT-d's second-level tables of four levels (QEMU: 39 or 48): BARs lie higher than 39 bits reach, and a card's own DMA
+# to them is mapped too.
+IOMMU_BITS = 48
+# Where this machine's cards are not looked for: the host's are others, at the same addresses.
+NO_SYSFS = Path("/nonexistent")
+# The host's time is counted in instructions, each of 8 ns (2**3), not taken from the machine's clock. The thread of
+# QEMU's CPU then runs the timers itself (accel/tcg/tcg-accel-ops-icount.c). Else another thread raises their
+# interrupts, and both write the CPU's interrupt_request: do_vmexit (target/i386/tcg/sysemu/svm_helper.c, QEMU 7.2)
+# clears a bit of it with no lock, and an interrupt that comes just then can be lost. A host that loses its timer's
+# interrupt gets no other one, and stands. And a clock that goes on while QEMU waits for a CPU leaves the host of a
+# loaded machine little time for anything but those interrupts.
+ICOUNT = "shift=3,sleep=on"
+# How often a rehearsal is tried whose time ran out; the later tries have twice the time.
+TRIES = 3
+# The guest's part of the time.
+GUEST_TIME = 0.8
+STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
+# What the host leaves in its share, and what boot-test left of the guest.
+SCRIPT, STEP_FILE = "rehearse", "steps"
+OWNERS = ("before", "during", "after")
+
+# What a user may say of one rehearsal.
+WORDS = {
+    "gpu": "the emulated cards, with commas: models, or bar:SIZE; secondary-vga if left out",
+    "cpus": "how many CPUs the guest has; 2 if left out",
+    "memory": "how much memory the guest has; 512M if left out",
+    "timeout": "seconds after which a try counts as lost, the later ones have twice as many; 300 if left out",
+}
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where a rehearsal is done."""
+
+    name: str
+    root: Path
+    """Of the project: where the host's programs start."""
+    bundle: Path
+    host: Path
+    """The host's bundle."""
+    folder: Path
+    """Gets the host's console, each step's log and what boot-test leaves; what was in it is removed."""
+    record: Path
+    templates: Path
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A step in the host: its status, and the host's uptime at its end in seconds."""
+
+    name: str
+    status: int
+    uptime: float
+
+
+def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
+    """Rehearse, and write the record. GuestFailed, GuestLost or ToolError for anything but a pass."""
+
+    def waiting() -> None:
+        say(f"waiting for another rehearsal of {site.name}")
+
+    with files.lock(site.folder.with_name(f".{site.folder.name}.run"), waiting):
+        record = tried(lambda before: _run(site, words, say, before), say)
+    say(table(record.checks))
+    if record.result == "pass":
+        say(f"PASS: the cards went to the guest and back, in {record.seconds:.0f} s")
+        return
+    kind = GuestFailed if record.result == "failed" else GuestLost
+    wrong = "; ".join(f"{check.name}: {check.why}" for check in record.checks if check.why)
+    raise kind(f"FAIL, {record.result}: {wrong}", f"read {site.folder}: console of the host, a log of each step")
+
+
+def tried(attempt: Callable[[tuple[str, ...]], tuple[Rehearsal, str]], say: Callable[[str], None]) -> Rehearsal:
+    """The first record that is not lost for want of time, or the last of TRIES.
+
+    `attempt` gets why the tries before it were lost, and gives its record and why it is to be tried again, if so.
+    """
+    before: tuple[str, ...] = ()
+    while True:
+        record, why = attempt(before)
+        if not why:
+            return record
+        before += (why,)
+        last = len(before) == TRIES
+        say(why if last else f"{why}; trying once more, with more time")
+        if last:
+            return record
+
+
+def out_of_time(
+    ending: qemu.Ending, outcome: runner.Outcome | None, wall: float, used: float, load: float, cpus: int
+) -> str:
+    """Why the time ran out, the host's or the guest's; empty: it did not.
+
+    `wall`: seconds that passed; `used`: seconds of CPU that QEMU had; `load`: the machine's, a mean of five minutes.
+    """
+    if ending == "deadline":
+        who = "the host"
+    elif outcome is not None and outcome.verdict.result == "lost" and outcome.verdict.ending == "deadline":
+        who = "the guest"
+    else:
+        return ""
+    facts = f"in {wall:.0f} s QEMU had {used:.0f} s of a CPU; load {load:.1f} on {cpus} CPUs"
+    # A load says that it may have been slow, not that it did not hang.
+    why = "this machine is too loaded, or it hangs" if load > cpus else "it hangs, or it is slow"
+    return f"{who} was not done in its time: {why} ({facts})"
+
+
+def _used() -> float:
+    """Seconds of CPU that this program's children had, those that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Rehearsal, str]:
+    manifest, host = manifests.load(site.bundle), manifests.load(site.host)
+    found = given(words)
+    timeout = settings.integer(words.timeout, "--timeout")
+    if timeout <= 0:
+        raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
+    timeout *= 2 if before else 1
+    spec = host_spec(found, settings.size(words.memory, "--memory"), timeout)
+    runner.check_memory(spec, runner.MEMINFO.read_text())
+    folder = site.folder
+    # What an earlier rehearsal came to is not what this one comes to, should it be ended.
+    site.record.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "share").mkdir(parents=True)
+    files.copy(site.host / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
+    addresses = [address(number) for number in range(len(found))]
+    wanted = guest_launch(manifest.guest.launch, words, addresses, timeout)
+    _with_cards(site, manifest, wanted, addresses)
+    files.write(folder / "share" / SCRIPT, script(site.templates / "rehearse.j2", site.root, addresses))
+    (folder / "share" / SCRIPT).chmod(0o755)
+    say(f"{site.name}: linux {manifest.kernel.version} as the guest of linux {host.kernel.version}, which has")
+    say("\n".join(f"  {place}: {card}, {SECOND}" for place, card in zip(addresses, found, strict=True)))
+    told_steps: list[Step] = []
+
+    def look() -> None:
+        for step in read_steps(folder / "share" / STEP_FILE)[len(told_steps) :]:
+            told_steps.append(step)
+            say(f"  {step.uptime:6.1f} s  {step.name}{'' if step.status == 0 else f': status {step.status}'}")
+
+    used = _used()
+    result = qemu.boot(argv(site, spec, found), folder, timeout, linger=timeout, look=look)
+    used = _used() - used
+    outcome, seen = _left(folder / "share")
+    checks = judge(folder / "share", result, found, outcome, seen)
+    if outcome is not None:
+        say(verdict.table(outcome.verdict))
+    late = out_of_time(result.ending, outcome, result.wall, used, os.getloadavg()[1], os.cpu_count() or 1)
+    wrong = [check for check in checks if check.why]
+    # A host that went through its steps spoke, whatever it said.
+    lost = result.ending != "power-off" or bool(checks[0].why)
+    kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if lost else "failed"
+    record = Rehearsal(
+        schema=REHEARSAL_SCHEMA,
+        bundle=manifest.files,
+        host=host.files,
+        words=words,
+        qemu=qemu.version(),
+        result=kind,
+        checks=tuple(checks),
+        outcome=outcome,
+        seconds=result.wall,
+        before=before,
+    )
+    files.write(site.record, msgspec.json.format(msgspec.json.encode(record)))
+    return record, late
+
+
+def guest_launch(own: Launch, words: Words, addresses: Sequence[str], timeout: int) -> Launch:
+    """The guest's launch, with the host's cards in place of its own; UserError for what cannot be.
+
+    Of its memory only the size is rehearsed, and its disks stay: the host has none of this machine's.
+    """
+    cpus = settings.integer(words.cpus, "--cpus")
+    settings.check_cpus(cpus, "--cpus")
+    return msgspec.structs.replace(
+        own,
+        machine="q35",
+        cpus=cpus,
+        max_cpus=max(cpus, own.max_cpus),
+        memory=words.memory,
+        max_memory="",
+        numa=(),
+        hugepages="",
+        disks=(),
+        gpus=tuple(addresses),
+        accel="kvm",
+        timeout=int(timeout * GUEST_TIME),
+    )
+
+
+def _with_cards(site: Site, manifest: manifests.Manifest, wanted: Launch, addresses: Sequence[str]) -> None:
+    """Put a bundle into the share: the guest's own, but for the launch, and so for what starts it."""
+    specs = {}
+    for accel, spec in launch.shipped(wanted, manifest.kernel.line, NO_SYSFS, "").items():
+        gpus = [msgspec.structs.replace(gpu, functions=(second(gpu.host or ""),)) for gpu in spec.gpus]
+        specs[accel] = msgspec.structs.replace(spec, gpus=tuple(gpus))
+    about = scripts.About(site.name, manifest.kernel.version, manifest.firmware.version)
+    started = scripts.render(site.templates, about, wanted, specs)
+    facts = msgspec.to_builtins(manifest)
+    facts["guest"]["launch"] = msgspec.to_builtins(wanted)
+    told = {name: fact for name, fact in facts.items() if name not in ("schema", "minguest", "files")}
+    parts = {name: site.bundle / name for name in manifests.PARTS}
+    manifests.write(site.folder / "share/bundle", parts, told, started)
+
+
+def given(words: Words) -> list[launch.Gpu]:
+    """The cards that the host gets; UserError for what it cannot have."""
+    names = [name for name in words.gpu.split(",") if name]
+    if not names or any(cards.BDF.fullmatch(name) for name in names):
+        raise UserError(
+            f"--gpu {words.gpu}: a rehearsal is with emulated cards",
+            "for example --gpu secondary-vga,bar:1G; a real card is boot-test's: doit boot-test --gpu 0000:01:00.0",
+        )
+    models = launch.display_models()
+    return [launch.one_gpu(f"card{number}", name, models, Path("/sys")) for number, name in enumerate(names)]
+
+
+def address(number: int) -> str:
+    """Of a card in the host, and in the guest as well: each is behind a root port of its own, and nothing else is."""
+    return f"0000:{number + 1:02x}:00.0"
+
+
+def second(card: str) -> str:
+    """The address of a card's second function."""
+    return f"{card[:-1]}1"
+
+
+def host_spec(found: Sequence[launch.Gpu], memory: int, timeout: float) -> Spec:
+    """The launch of the host; the guest's `memory` in bytes."""
+    large = [cards.one_bar(gpu.word) for gpu in found if gpu.bar]
+    large = [msgspec.structs.replace(card, bars=(*card.bars, SECOND_BAR)) for card in large]
+    bits = bar_window.plan(large, memory + HOST_MEMORY, BITS).alone_bits if large else BITS
+    words = ("intel_iommu=on", "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
+    # npt: the guest's page tables are the CPU's work, not KVM's.
+    return Spec(
+        machine="q35",
+        accel="tcg",
+        cpu=f"max,+svm,+npt,phys-bits={max(bits or BITS, BITS)}",
+        cpus=1,
+        max_cpus=1,
+        memory=memory + HOST_MEMORY,
+        gpus=(),
+        cmdline=words,
+        timeout=timeout,
+    )
+
+
+def argv(site: Site, spec: Spec, found: Sequence[launch.Gpu]) -> list[str]:
+    """QEMU's command for the host; relative paths are the folder's."""
+    command = launch.argv(
+        spec,
+        code=str(site.host / "OVMF_CODE.fd"),
+        variables="OVMF_VARS.fd",
+        kernel=str(site.host / "bzImage"),
+        initrd=str(site.host / "initrd.img"),
+    )
+    # split: interrupts that the IOMMU remaps. In one thread: with more, QEMU 7.2 aborts as soon as KVM runs in there
+    # (tcg_handle_interrupt: assertion failed: (qemu_mutex_iothread_locked())).
+    command[command.index("-machine") + 1] = f"{spec.machine},kernel-irqchip=split"
+    command += [
+        "-accel", "tcg,thread=single",
+        "-icount", ICOUNT,
+        # caching-mode: VFIO in the host is told of mappings. intremap: without it VFIO refuses.
+        "-device", f"intel-iommu,intremap=on,caching-mode=on,aw-bits={IOMMU_BITS}",
+        "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+        "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
+        "-fsdev", "local,id=share,path=share,security_model=none",
+        "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
+    ]  # fmt: skip
+    for number, gpu in enumerate(found):
+        through = ",iommu_platform=on" if (gpu.model or "").startswith("virtio-") else ""
+        device = f"pci-testdev,membar={gpu.bar >> 20}M" if gpu.bar else f"{gpu.model}{through}"
+        command += [
+            "-device", f"pcie-root-port,id=port{number},bus=pcie.0,chassis={number + 1},slot={number + 1}",
+            "-device", f"{device},id={gpu.id},bus=port{number},addr=0.0,multifunction=on",
+            "-device", f"{SECOND},bus=port{number},addr=0.1,iommu_platform=on,disable-legacy=on",
+        ]  # fmt: skip
+    return command
+
+
+def script(template: Path, root: Path, addresses: Sequence[str]) -> str:
+    """What the host does."""
+    python = shlex.quote(sys.executable)
+    return templates.render(
+        template,
+        root=shlex.quote(str(root)),
+        python=python,
+        minguest=f"{python} -m minguest.cli",
+        gpus=",".join(addresses),
+        functions=" ".join(name for each in addresses for name in (each, second(each))),
+    )
+
+
+def read_steps(place: Path) -> list[Step]:
+    """The steps that are done; a line that is not whole yet is none."""
+    try:
+        lines = place.read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+    words = [line.split() for line in lines if line.endswith("\n")]
+    return [Step(name, int(status), float(uptime)) for name, status, uptime in words]
+
+
+def _left(share: Path) -> tuple[runner.Outcome | None, report.Report | None]:
+    """What boot-test left in the host."""
+    try:
+        outcome = msgspec.json.decode((share / "verdict.json").read_bytes(), type=runner.Outcome)
+        return outcome, msgspec.json.decode((share / "report.json").read_bytes(), type=report.Report)
+    except (OSError, msgspec.DecodeError):
+        return None, None
+
+
+def judge(
+    share: Path,
+    result: qemu.Run,
+    found: Sequence[launch.Gpu],
+    outcome: runner.Outcome | None,
+    seen: report.Report | None,
+) -> list[Check]:
+    """The rows of the verdict, in the order of the steps."""
+    steps = {step.name: step for step in read_steps(share / STEP_FILE)}
+    if "host" not in steps:
+        told = [line.text for line in console.tail(console.lines(result.console), 3)]
+        return [Check("host", "never came up", f"{result.ending} {result.detail}; its last lines: {' / '.join(told)}")]
+    checks = [Check("host", f"up in {steps['host'].uptime:.1f} s")]
+    before, during, after = ([row.split(" ") for row in _lines(share / name)] for name in OWNERS)
+    functions = 2 * len(found)
+    given_away = len(during) == functions and all(row[1:] == [VFIO, VFIO] for row in during)
+    for name in STEPS[1:]:
+        step = steps.get(name)
+        why = "" if step and step.status == 0 else _why(share, name, step)
+        if name == "host-bind":
+            why = why or ("" if given_away else f"{VFIO} does not have all of them: {during}")
+            checks.append(Check(name, _owners(during), why))
+        elif name == "boot-test" and outcome is not None:
+            kvm = outcome.spec.accel == "kvm" and all(gpu.host for gpu in outcome.spec.gpus)
+            passed = outcome.verdict.result == "pass" and kvm and len(outcome.spec.gpus) == len(found)
+            by = "run-guest" if outcome.run_guest else "not by run-guest"
+            why = why or ("" if passed and outcome.run_guest else "no pass by run-guest under KVM with all cards")
+            checks.append(Check(name, f"{outcome.verdict.result}, {by}, {outcome.accel}", why))
+            checks.append(_messages(seen, len(found)))
+        elif name == "boot-test":
+            checks.append(Check(name, "", why or "it left no verdict"))
+        elif name == "host-unbind":
+            why = why or ("" if len(before) == functions and before == after else f"{_owners(before)} before")
+            checks.append(Check(name, _owners(after), why))
+        else:
+            checks.append(Check(name, "done" if not why else "", why))
+    if result.ending != "power-off":
+        checks.append(Check("host's end", result.ending, result.detail or result.ending))
+    return checks
+
+
+def _messages(seen: report.Report | None, wanted: int) -> Check:
+    """Whether the guest's drivers of the second functions were answered: by DMA, and an interrupt through the IOMMU."""
+    devices = [] if seen is None else [each for each in seen.pci if (each.vendor, each.device) == SECOND_IDS]
+    told = ", ".join(f"{each.messages or 0} from {each.address}" for each in devices) or "none"
+    dead = len(devices) != wanted or not all(each.messages for each in devices)
+    return Check("interrupts", told, "a card's second function did not answer its driver in the guest" if dead else "")
+
+
+def _why(share: Path, name: str, step: Step | None) -> str:
+    if step is None:
+        return "not done"
+    return " / ".join([f"status {step.status}", *_lines(share / f"{name}.log")[-4:]])
+
+
+def _owners(rows: Sequence[Sequence[str]]) -> str:
+    return ", ".join(f"{row[0]} {row[1] or 'no driver'}" for row in rows)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def table(checks: Sequence[Check]) -> str:
+    """For a person, a row each."""
+    name, found = (max(map(len, column)) for column in zip(*((c.name, c.found) for c in checks), strict=True))
+    rows = [f"  {c.name:<{name}}  {c.found:<{found}}  {f'WRONG: {c.why}' if c.why else 'ok'}" for c in checks]
+    return "\n".join(rows)

@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares three views of one guest: what was asked, what QEMU made, what initd saw. Pure."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from minguest.diagnose.facts import Fact, of_report
+from minguest.vm import bar_window, cards, console
+from minguest.vm.launch import Gpu, Spec
+from minguest.vm.qemu import DEAD_ENDS, Run, functions
+from minguest.vm.report import ROM, PciDevice, Report, Shutdown, cpu_count, cpu_list
+
+# A guest never sees all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
+# Measured with OVMF 2025.02: 1.5 to 4 MiB on both lines.
+RESERVED_MAX = 32 << 20
+# Linux keeps buffers below 4 GiB for devices that reach no further, where any memory may lie above
+# (swiotlb: IO_TLB_DEFAULT_SIZE), all of one node.
+BOUNCE = 64 << 20
+# QEMU says this of a BAR that has no address: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
+UNMAPPED = -1
+# What initd says on the console when its report went nowhere.
+NO_PORT = re.compile(r"initd: .* bytes, to no port")
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One row: the same fact in three views."""
+
+    name: str
+    asked: str
+    qemu: str
+    guest: str
+    ok: bool
+    why: str = ""
+
+
+class Shipped(msgspec.Struct, frozen=True):
+    """What a bundle says is in it."""
+
+    kernel: str
+    """Its release, as uname(2) tells it."""
+    firmware: str
+    """OVMF's version, as SMBIOS tells it."""
+
+
+class Phases(msgspec.Struct, frozen=True):
+    """Seconds. `firmware`: from QEMU's start to the kernel's clock, so the image's unpacking is in it;
+    `kernel`: to initd's start, by the guest's clock; `initd`: the report, first to last line."""
+
+    firmware: float | None
+    kernel: float | None
+    initd: float | None
+    wall: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the host concludes."""
+
+    result: Literal["pass", "failed", "lost"]
+    reason: str
+    checks: tuple[Check, ...]
+    phases: Phases
+    ending: str
+    telling: tuple[console.Line, ...] = ()
+    """Console lines that name trouble, on anything but a pass."""
+    tail: tuple[console.Line, ...] = ()
+    """The last lines of the console of a lost guest."""
+
+
+def judge(
+    spec: Spec,
+    run: Run,
+    report: Report,
+    problems: Sequence[str] = (),
+    window: bar_window.Window | None = None,
+    shipped: Shipped | None = None,
+) -> Verdict:
+    """The verdict of one boot. `problems` is what the bundle's config was known to lack (contract=ignore), `window`
+    where the plan has the cards' large BARs, `shipped` what the guest's kernel and firmware must be."""
+    screen = console.lines(run.console)
+    phases = _phases(run, report)
+    # A QEMU that cannot be asked leaves nothing to compare the report with.
+    if not report.complete or run.ending in ("qemu died", "no answer"):
+        return Verdict(
+            result="lost",
+            reason=_lost(run, report, screen),
+            checks=(),
+            phases=phases,
+            ending=run.ending,
+            telling=tuple(console.telling(screen)),
+            tail=tuple(console.tail(screen, 12)),
+        )
+    checks = tuple(_checks(spec, run, report, window, shipped))
+    wrong = [check for check in checks if not check.ok]
+    if not wrong:
+        return Verdict("pass", "three views agree", checks, phases, run.ending)
+    causes = [f"this kernel was built although its config was known to be wrong:\n{each}" for each in problems]
+    return Verdict(
+        result="failed",
+        reason="\n".join(["; ".join(f"{check.name}: {check.why}" for check in wrong), *causes]),
+        checks=checks,
+        phases=phases,
+        ending=run.ending,
+        telling=tuple(console.telling(screen)),
+    )
+
+
+def with_pits(judged: Verdict, roots: Mapping[str, str]) -> Verdict:
+    """The verdict with the pits that were recognized, by id with their titles. A guest in a pit does not pass."""
+    if judged.result == "lost" or (judged.result == "failed" and roots):
+        return judged
+    why = "; ".join(f"{name}: {title}" for name, title in roots.items())
+    row = Check("pits", "none", "", ", ".join(roots) or "none known", not roots, why)
+    judged = msgspec.structs.replace(judged, checks=(*judged.checks, row))
+    if roots:
+        return msgspec.structs.replace(judged, result="failed", reason=f"three views agree, but {why}")
+    return judged
+
+
+def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
+    panic = _panic(screen)
+    stands = next((why for words, why in DEAD_ENDS.items() if words in run.console), None)
+    if stands:
+        what = stands
+    elif panic:
+        what = f"the kernel panicked (console line {panic.number})"
+    else:
+        what = {
+            "power-off": "it powered off before its report was whole",
+            "reset": f"it reset ({run.detail})",
+            "dead end": run.detail,
+            "deadline": f"it hung: no whole report, {run.detail}",
+            "no power-off": "its report is damaged",
+            "panic": "it panicked",
+            "internal error": run.detail,
+            "qemu died": f"QEMU died ({run.detail})",
+            "no answer": f"QEMU could not be asked what it made ({run.detail})",
+            "console flood": run.detail,
+            "report flood": run.detail,
+        }[run.ending]
+    if not any(line.text for line in screen) and not report.records:
+        what += "; it never spoke, neither on the console nor on the report's port"
+    elif not report.records:
+        spoke = next((line for line in screen if NO_PORT.match(line.text)), None)
+        what += f"; initd could not write its report (console line {spoke.number})" if spoke else "; initd never spoke"
+    return what + (f"; report: {report.damage}" if report.damage else "")
+
+
+def _panic(screen: Sequence[console.Line]) -> console.Line | None:
+    return next((line for line in screen if "Kernel panic - not syncing" in line.text), None)
+
+
+def _phases(run: Run, report: Report) -> Phases:
+    booted = report.record("begin").get("uptime")
+    if run.begin is None or not isinstance(booted, (int, float)):
+        return Phases(None, None, None, run.wall)
+    return Phases(
+        firmware=max(0.0, run.begin - booted),
+        kernel=float(booted),
+        initd=run.end - run.begin if run.end is not None else None,
+        wall=run.wall,
+    )
+
+
+def _checks(
+    spec: Spec, run: Run, report: Report, window: bar_window.Window | None, shipped: Shipped | None
+) -> Iterator[Check]:
+    views = run.views
+    cpus = report.record("cpus")
+    online = cpu_count(cpus.get("online") or "")
+    made = len(views["cpus"]) if "cpus" in views else None
+    before = "".join(f"{count} → " for count in (spec.cpus, spec.plug_cpus) if spec.plug_cpus and count)
+    before = before if spec.unplug_cpus else before.removesuffix(f"{spec.plug_cpus} → ")
+    yield _equal("CPUs", spec.last_cpus, made, online, before)
+    slots = len(views["hotpluggable_cpus"]) if "hotpluggable_cpus" in views else None
+    yield _equal("CPUs at most", spec.max_cpus, slots, cpu_count(cpus.get("possible") or ""))
+    yield _memory(spec, views, report)
+    if spec.numa:
+        yield _nodes(spec, report)
+    yield _firmware(report, shipped)
+    if shipped is not None:
+        yield _kernel(report, shipped)
+    devices = {device.address: device for device in report.pci}
+    in_qemu = functions(views.get("pci", ()))
+    yield _all_devices(in_qemu, devices)
+    yield _bars(report.pci)
+    for gpu in spec.gpus:
+        yield _gpu(gpu, in_qemu, devices)
+    if window is not None and (high := _high(spec.gpus)):
+        yield _window(window, high, in_qemu, devices)
+    if spec.power_button:
+        yield _button(report.shutdown)
+    off = run.ending == "power-off"
+    panic = _panic(console.lines(run.console))
+    why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
+    last = report.shutdown.how if report.shutdown else ""
+    yield Check("power-off", "yes", run.ending, last, off, "" if off else why)
+
+
+def _firmware(report: Report, shipped: Shipped | None) -> Check:
+    told = report.record("firmware")
+    kind, version = told.get("kind"), told.get("version") or ""
+    why = "" if kind == "uefi" else f"the guest saw {kind}, not UEFI"
+    if not why and shipped is not None and version != shipped.firmware:
+        why = f"the guest saw {version or 'no version'}, the bundle has {shipped.firmware}"
+    asked = f"UEFI {shipped.firmware}" if shipped is not None else "UEFI"
+    return Check("firmware", asked, "", f"{kind} {version}".strip(), not why, why)
+
+
+def _kernel(report: Report, shipped: Shipped) -> Check:
+    release = (report.record("begin").get("kernel") or {}).get("release") or "not reported"
+    ok = release == shipped.kernel
+    return Check(
+        "kernel", shipped.kernel, "", release, ok, "" if ok else f"it is {release}, the bundle has {shipped.kernel}"
+    )
+
+
+def _equal(name: str, asked: int, qemu: int | None, guest: int, before: str = "") -> Check:
+    ok = asked == qemu == guest
+    why = f"{guest} of {asked}" if guest != asked else f"QEMU has {_shown(qemu)}, {asked} were asked for"
+    return Check(name, f"{before}{asked}", _shown(qemu), str(guest), ok, "" if ok else why)
+
+
+def _shown(value: int | None) -> str:
+    return "not answered" if value is None else str(value)
+
+
+def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
+    facts = views.get("memory", {})
+    made = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
+    ram = report.record("memory").get("ram_bytes") or 0
+    asked = max(spec.memory, spec.plug_memory)
+    enough = asked - RESERVED_MAX <= ram <= asked
+    ok = made == asked and enough
+    in_qemu = "not answered" if made is None else _size(made)
+    why = f"{_size(ram)} of {_size(asked)}" if not enough else f"QEMU has {in_qemu}"
+    return Check(
+        "memory",
+        f"{_size(spec.memory)} → {_size(asked)}" if spec.plug_memory else _size(asked),
+        in_qemu,
+        f"{_size(ram)} RAM",
+        ok,
+        "" if ok else why,
+    )
+
+
+def _nodes(spec: Spec, report: Report) -> Check:
+    """Every node's CPUs and distances; its memory, less what the kernel keeps of it, to a tenth.
+
+    What is plugged in is the first node's: QEMU's pc-dimm has node=0 where nobody says otherwise.
+    """
+    seen = report.all("node")
+    plugged = max(0, spec.plug_memory - spec.memory)
+    kept = RESERVED_MAX + (BOUNCE if spec.max_memory or spec.memory >= bar_window.LOW_MAX else 0)
+    wrong = [] if len(seen) == len(spec.numa) else [f"{len(seen)} of {len(spec.numa)}"]
+    for number, (node, view) in enumerate(zip(spec.numa, seen, strict=False)):
+        if {cpu for cpu in node.cpus if cpu < spec.last_cpus} != set(cpu_list(view.get("cpus") or "")):
+            wrong.append(f"node {number} has CPUs {view.get('cpus')}")
+        if tuple(view.get("distances") or ()) != node.distances:
+            wrong.append(f"node {number}'s distances are {view.get('distances')}")
+        asked, there = node.memory + (0 if number else plugged), view.get("memory_bytes") or 0
+        if not asked * 0.9 - kept <= there <= asked * 1.01 + RESERVED_MAX:
+            wrong.append(f"node {number} has {_size(there)} of {_size(asked)}")
+    guest = "; ".join(f"CPUs {view.get('cpus')}" for view in seen) or "none"
+    return Check("NUMA nodes", str(len(spec.numa)), "", guest, not wrong, "; ".join(wrong))
+
+
+def _size(count: int) -> str:
+    """Bytes for a person; memory up to some GiB stays in MiB, as its differences are of some MiB."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << shift and (shift != 30 or (count % (1 << 30) == 0 and count >= 8 << 30)):
+            return f"{count / (1 << shift):.0f} {unit}"
+    return f"{count} bytes"
+
+
+def _all_devices(made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
+    missing, extra = sorted(made.keys() - seen.keys()), sorted(seen.keys() - made.keys())
+    why = "; ".join(
+        [f"the guest does not see {', '.join(missing)}"] * bool(missing)
+        + [f"QEMU does not know {', '.join(extra)}"] * bool(extra)
+    )
+    ok = bool(made) and not why
+    return Check("PCI devices", "all", str(len(made)), str(len(seen)), ok, why or ("" if ok else "QMP did not answer"))
+
+
+def _bars(devices: Sequence[PciDevice]) -> Check:
+    """Every BAR of every device has an address: one that has none may take the others of its bridge with it."""
+    bars = [(device.address, bar) for device in devices for bar in device.bars if bar.index != ROM]
+    dead = [f"{address} BAR {bar.index}" for address, bar in bars if not bar.assigned]
+    why = f"no address: {', '.join(dead)}" if dead else ""
+    return Check("BARs", "all placed", "", f"{len(bars) - len(dead)} of {len(bars)}", not dead, why)
+
+
+def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
+    name = f"GPU {gpu.id}"
+    found = next(((address, each) for address, each in made.items() if each.get("qdev_id") == gpu.id), None)
+    if found is None:
+        return Check(name, str(gpu), "not there", "", False, "QEMU made no such device")
+    address, device = found
+    regions = {each["bar"]: each for each in device["regions"] if each["bar"] != ROM}
+    in_qemu = f"{address}, {len(regions)} BARs"
+    view = seen.get(address)
+    if view is None:
+        return Check(name, str(gpu), in_qemu, "not there", False, f"the guest sees nothing at {address}")
+    bars = {bar.index: bar for bar in view.bars if bar.index != ROM}
+    wrong = _identity(gpu, view, {index: region["size"] for index, region in regions.items()})
+    if gpu.node is not None and view.numa_node != gpu.node:
+        wrong.append(f"near node {view.numa_node}, not {gpu.node}")
+    dead = [index for index in sorted(regions) if index not in bars or not bars[index].assigned]
+    wrong += [f"BAR {index} ({_size(regions[index]['size'])}) has no address" for index in dead]
+    for index, region in sorted(regions.items()):
+        if dead:
+            break  # Linux does not enable such a device, so QEMU knows the addresses of none of its BARs
+        bar = bars[index]
+        if region["address"] == UNMAPPED:
+            off = f"the device does not decode (command {view.command})"
+            wrong.append(f"BAR {index} ({_size(region['size'])}): guest {bar.start}, and {off}")
+        elif int(bar.start or "0", 16) != region["address"]:
+            wrong.append(f"BAR {index}: guest {bar.start}, QEMU {region['address']:#x}")
+        elif bar.size != region["size"]:
+            wrong.append(f"BAR {index}: guest {_size(bar.size or 0)}, QEMU {_size(region['size'])}")
+    if not regions:
+        wrong.append("QEMU tells no BARs")
+    placed = sum(bar.assigned for bar in bars.values())
+    guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
+    guest += f", node {view.numa_node}" * (gpu.node is not None)
+    return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def _button(shutdown: Shutdown | None) -> Check:
+    """Whether the guest shut down because of its power button, and in order."""
+    name, asked = "power button", "shut down in order"
+    if shutdown is None:
+        return Check(name, asked, "", "nothing", False, "the guest did not shut down when it was pressed")
+    wrong = [f"it was {shutdown.why} that ended it"] * (shutdown.why != "power-button")
+    wrong += [f"it went for {shutdown.how}"] * (shutdown.how != "power-off")
+    wrong += [f"{shutdown.killed} programs had to be killed, {shutdown.left} are left"] * bool(shutdown.killed)
+    wrong += ["not all was written to the disks"] * (not shutdown.synced)
+    if shutdown.busy != 0:
+        wrong.append(f"{'some' if shutdown.busy is None else shutdown.busy} file systems stayed writable")
+    return Check(name, asked, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
+
+
+def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:
+    """The BARs that lie above 4 GiB behind a root port, each by its card's id and its index."""
+    found = [(gpu.id, gpu.card or (cards.one_bar(gpu.word) if gpu.bar else None)) for gpu in gpus]
+    return [(name, bar.index) for name, card in found if card is not None for bar in card.bars if bar.high]
+
+
+def _window(
+    window: bar_window.Window,
+    high: Sequence[tuple[str, int]],
+    made: dict[str, dict[str, Any]],
+    seen: dict[str, PciDevice],
+) -> Check:
+    """Whether the guest has all of these BARs where the plan has them."""
+    addresses = {each.get("qdev_id"): address for address, each in made.items()}
+    outside = []
+    for name, index in high:
+        view = seen.get(addresses.get(name, ""))
+        bar = next((bar for bar in view.bars if bar.index == index), None) if view else None
+        start = int(bar.start or "0", 16) if bar else 0
+        if not bar or not window.base <= start <= start + (bar.size or 0) <= window.end:
+            outside.append(f"{name} BAR {index} at {start:#x}" if start else f"{name} BAR {index}")
+    asked = f"{window.base:#x} to {window.end:#x}"
+    why = f"not where it was planned, {asked}: {', '.join(outside)}" if outside else ""
+    return Check("BAR window", asked, "", f"{len(high) - len(outside)} of {len(high)} BARs", not outside, why)
+
+
+def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
+    """What is wrong with which device it is; `sizes` of its BARs in bytes as QEMU has them."""
+    if gpu.card is None:
+        return [] if view.gpu or gpu.bar else [f"class {view.pci_class} is no display controller's"]
+    # A card of the host's is what it is there.
+    host = gpu.card
+    there = f"{host.vendor}:{host.device} class {host.pci_class}"
+    here = f"{view.vendor}:{view.device} class {view.pci_class}"
+    wrong = [] if here == there else [f"{here}, on the host {there}"]
+    own = {bar.index: bar.size for bar in host.bars if bar.index != ROM}
+    wrong += [
+        f"BAR {index} has {_size(sizes.get(index, 0))}, on the host {_size(size)}"
+        for index, size in own.items()
+        if sizes.get(index) != size
+    ]
+    return wrong
+
+
+def facts_of_launch(spec: Spec) -> dict[str, Fact]:
+    """What was asked, by the names in facts.NAMES."""
+    return {
+        "cpus.asked": spec.last_cpus,
+        "cpus.max_asked": spec.max_cpus,
+        "cpus.plugged": max(0, spec.plug_cpus - spec.cpus),
+        "memory.asked": max(spec.memory, spec.plug_memory),
+        "memory.plugged": max(0, spec.plug_memory - spec.memory),
+        "nodes.asked": len(spec.numa) or 1,
+        "gpus.asked": len(spec.gpus),
+    }
+
+
+def facts(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
+    """All that is known of one boot, by the names in facts.NAMES."""
+    found = {**facts_of_launch(spec), **of_report(report), "ending": run.ending}
+    found["kernel.speaks"] = "yes" if b"Linux version" in run.console else "no"
+    found["console.lines"] = sum(bool(line.strip()) for line in run.console.splitlines())
+    if "cpus" in run.views:
+        found["cpus.made"] = len(run.views["cpus"])
+    if memory := run.views.get("memory"):
+        made = memory["base-memory"] + memory.get("plugged-memory", 0)
+        found["memory.made"] = made
+        if isinstance(ram := found.get("memory.ram"), int):
+            found["memory.missing"] = made - ram
+    if "pci" in run.views:
+        made = {device.get("qdev_id") for device in functions(run.views["pci"]).values()}
+        found["gpus.made"] = sum(gpu.id in made for gpu in spec.gpus)
+    return found
+
+
+def table(verdict: Verdict) -> str:
+    """The verdict for a person: a row a check, the times, the result last."""
+    rows = [("", "asked", "QEMU made", "guest saw", "")]
+    rows += [(c.name, c.asked, c.qemu, c.guest, "ok" if c.ok else f"WRONG: {c.why}") for c in verdict.checks]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    text = [
+        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+        for row in rows
+        if verdict.checks
+    ]
+    p = verdict.phases
+    times = [f"{name} {value:.2f} s" for name, value in
+             (("firmware", p.firmware), ("kernel", p.kernel), ("initd", p.initd)) if value is not None]  # fmt: skip
+    text.append("  times: " + " · ".join([*times, f"whole {p.wall:.2f} s"]))
+    if verdict.telling:
+        text += ["  telling lines of the console:", *(f"  {line.number:5} | {line.text}" for line in verdict.telling)]
+    if verdict.tail:
+        text += ["  its last lines:", *(f"  {line.number:5} | {line.text}" for line in verdict.tail)]
+    return "\n".join(text)

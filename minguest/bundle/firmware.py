@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OVMF: code and variables out of Debian's package, checked to be firmware volumes."""
+
+from pathlib import Path
+
+import msgspec
+
+from minguest.model import Source
+from minguest.util import archive, files
+from minguest.util.errors import UserError
+
+# The 4 MiB build without Secure Boot: a kernel that nobody signed starts in it. README.Debian of ovmf tells the builds.
+CODE = "OVMF_CODE_4M.fd"
+VARS = "OVMF_VARS_4M.fd"
+FOLDER = "./usr/share/OVMF"
+
+
+class Firmware(msgspec.Struct, frozen=True):
+    """Where the two halves are, and what they are."""
+
+    version: str
+    code_sha256: str
+    vars_sha256: str
+
+
+def unpack(package: Path, source: Source, target: Path) -> Firmware:
+    """Write OVMF_CODE.fd, OVMF_VARS.fd and firmware.json into the folder `target`."""
+    members = archive.deb_member(package, [f"{FOLDER}/{CODE}", f"{FOLDER}/{VARS}"])
+    code, variables = members[f"{FOLDER}/{CODE}"], members[f"{FOLDER}/{VARS}"]
+    for name, image in ((CODE, code), (VARS, variables)):
+        # UEFI Platform Initialization specification, volume 3, EFI_FIRMWARE_VOLUME_HEADER: "_FVH" at 40.
+        if image[40:44] != b"_FVH":
+            raise UserError(f"{package}: {name} is not a UEFI firmware volume")
+    with files.replacing_tree(target) as folder:
+        (folder / "OVMF_CODE.fd").write_bytes(code)
+        (folder / "OVMF_VARS.fd").write_bytes(variables)
+        facts = Firmware(
+            version=source.version,
+            code_sha256=files.sha256(folder / "OVMF_CODE.fd"),
+            vars_sha256=files.sha256(folder / "OVMF_VARS.fd"),
+        )
+        (folder / "firmware.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
+    return facts

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle: what ships, and the manifest that says what it was made of (docs/manifest.md)."""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from minguest import VERSION
+from minguest.model import Guest
+from minguest.paths import RUN_GUEST
+from minguest.util import files, strictjson
+from minguest.util.errors import UserError
+
+SCHEMA = 1
+NAME = "manifest.json"
+# What every bundle has beside its manifest; those that are made today have launch files too (vm/scripts.py).
+PARTS = ("bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map")
+AGAIN = "doit build makes a bundle; a release that was pulled is pulled again"
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file by content; `size` in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Patch(msgspec.Struct, frozen=True):
+    """A patch of this project that was applied."""
+
+    file: str
+    sha256: str
+    reason: str
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """The kernel, from its choice to what inspection found."""
+
+    wanted: tuple[str, ...]
+    line: str
+    version: str
+    reason: str
+    urls: tuple[str, ...]
+    licence: str | None
+    origin: str
+    signature: str
+    patches: tuple[Patch, ...]
+    inspected: dict[str, Any]
+
+    @property
+    def release(self) -> str:
+        """As uname(2) tells it in the guest: the image's own word for it, else the version of its source."""
+        image = self.inspected.get("bzimage")
+        own = image.get("version") if isinstance(image, dict) else None
+        return next(iter(own.split()), self.version) if isinstance(own, str) else self.version
+
+
+class Config(msgspec.Struct, frozen=True):
+    """How the kernel's config was made and verified."""
+
+    fragments: dict[str, str]
+    requested: int
+    problems: tuple[str, ...]
+    """What contract=ignore let pass."""
+
+
+class Initrd(msgspec.Struct, frozen=True):
+    """What the initrd was made of; hashes of the template and of each file laid over."""
+
+    initd: File
+    template: str
+    overlays: dict[str, str]
+
+
+class Firmware(msgspec.Struct, frozen=True):
+    """The OVMF package."""
+
+    version: str
+    sha256: str
+    urls: tuple[str, ...]
+    licence: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """manifest.json. Every input by hash; no path, time or name of the machine that built it."""
+
+    schema: int
+    minguest: str
+    guest: Guest
+    """The guest as its file says, launch included."""
+    kernel: Kernel
+    config: Config
+    initrd: Initrd
+    firmware: Firmware
+    tools: dict[str, str]
+    files: dict[str, File]
+    """What lies beside the manifest."""
+
+
+def describe(path: Path) -> File:
+    """A file's hash and size."""
+    return File(files.sha256(path), path.stat().st_size)
+
+
+def write(
+    target: Path, parts: Mapping[str, Path], facts: Mapping[str, Any], launch_files: Mapping[str, str]
+) -> Manifest:
+    """Copy the parts, what starts them and the manifest to `target`, all of them or none."""
+    with files.replacing_tree(target) as folder:
+        for name, path in parts.items():
+            files.copy(path, folder / name)
+        for name, text in launch_files.items():
+            files.write(folder / name, text)
+            (folder / name).chmod(0o755 if name == RUN_GUEST else 0o644)
+        made = {name: describe(folder / name) for name in sorted([*parts, *launch_files])}
+        manifest = msgspec.convert({"schema": SCHEMA, "minguest": VERSION, "files": made, **facts}, Manifest)
+        (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    return manifest
+
+
+def load(folder: Path) -> Manifest:
+    """Read a bundle's manifest and check that each file is what it says; UserError names what is not."""
+    path = folder / NAME
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "missing, or not a plain file", str(path))
+        content = strictjson.read(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: no bundle's manifest: {why}", AGAIN) from error
+    manifest = parse(content, path)
+    for name, wanted in manifest.files.items():
+        place = folder / name
+        # The size first: it costs nothing, and a sparse file of 1 TB an hour.
+        if not place.is_file() or place.stat().st_size != wanted.size or describe(place) != wanted:
+            raise UserError(f"{place}: is not the file that the manifest names", AGAIN)
+    return manifest
+
+
+def parse(content: bytes, path: Path) -> Manifest:
+    """A manifest that was read from `path`; UserError for one that cannot be. Of its files only the names are looked
+    at."""
+    try:
+        manifest = strictjson.decode(content, Manifest)
+    except ValueError as error:
+        raise UserError(f"{path}: no bundle's manifest: {error}", AGAIN) from error
+    if manifest.schema != SCHEMA:
+        raise UserError(f"{path}: schema {manifest.schema}, this minguest knows {SCHEMA}", "get a newer minguest")
+    if missing := [name for name in PARTS if name not in manifest.files]:
+        raise UserError(f"{path}: names no {', '.join(missing)}", AGAIN)
+    for name in manifest.files:
+        if name in ("", ".", "..") or "/" in name:
+            raise UserError(f"{path}: names {name!r}, which is not a file beside it", AGAIN)
+    return manifest

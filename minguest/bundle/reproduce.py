@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the bundle twice, in surroundings that differ in all that can be varied here, and compares every file.
+
+Each build is this project's own command in a fresh copy of the checkout. The kernel's own build gets few of these
+surroundings (run.run, `bare`): that is one of the reasons why it reproduces, and what is proven here.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from minguest import VERSION, settings
+from minguest.bundle import compare, manifests
+from minguest.bundle.reproduction import SCHEMA, Reproduction
+from minguest.util import run
+from minguest.util.errors import ToolError
+
+COMMAND = (sys.executable, "-m", "doit", "build")
+# Where a build leaves its bundle, from the copy of the checkout: out/NAME-LINE/bundle.
+BUNDLE = "out/*/bundle"
+# What a checkout without git has that is no part of it.
+GENERATED = {"out", ".venv", ".git", ".doit.db"}
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What one build is done in."""
+
+    name: str
+    """A folder of this name below the work folder has it all."""
+    folder: str
+    """Where in it the copy of the checkout is."""
+    umask: int
+    locale: str
+    timezone: str
+    user: str
+    """$USER, $LOGNAME, and the last part of $HOME, which is empty at first."""
+    uid: int | None
+    """The user's and the group's number, in a user namespace; None: as it is."""
+    more_jobs: int
+    """How many jobs more than settings.jobs()."""
+
+
+# Time zones 25 hours apart, so that it is never one date for both; in POSIX' spelling, which needs no zone files. A
+# locale that need not be installed: programs see its name all the same, and the record says whether they find it.
+FIRST = Surroundings("first", "a", 0o022, "C.UTF-8", "LINT-14", "alice", None, 0)
+SECOND = Surroundings("second", "deeper/and-with/a-longer-name", 0o077, "de_DE.UTF-8", "SST11", "bartholomew", 54321, 1)
+# What nobody should take for varied.
+SAME = {
+    "machine": "one machine: its CPU, kernel, host name and file system",
+    "tools": "one set of installed tools; the manifest names the compiler and the linker",
+    "date": "the second build began when the first one ended",
+    "downloads": "one cache, of files that are pinned by hash",
+}
+
+
+def builds(
+    root: Path,
+    work: Path,
+    words: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    store: Path,
+    bundle: Path | None = None,
+    inputs: Sequence[Path] = (),
+    command: Sequence[str] = COMMAND,
+    first: Surroundings = FIRST,
+    second: Surroundings = SECOND,
+) -> Reproduction:
+    """Run `command` with `words` in two copies of `root` below `work`, and compare what is in their bundles.
+
+    `words` are doit's (`kernel=6.12`). Each build has a store of its own below `store`, empty at first, so that it
+    compiles everything. `bundle` is one that is there already: it must be the same too. `inputs` are
+    files below `root` that are copied beside the checkout: which kernel was chosen, and why, is in the manifest. Both
+    copies are removed when all is the same; else they are kept and named, as when a build fails (ToolError). What an
+    earlier run left in `work` is removed first.
+    """
+    both = (first, second)
+    shutil.rmtree(store, ignore_errors=True)
+    for each in both:
+        shutil.rmtree(work / each.name, ignore_errors=True)
+    report = work / "diffoscope.txt"
+    report.unlink(missing_ok=True)
+    refusal = next(filter(None, (_refusal(each) for each in both)), "")
+    names = [*checkout(root), *(path.relative_to(root).as_posix() for path in inputs)]
+    line = [*command, *(_absolute(word, root) for word in words)]
+    try:
+        one, two = (_build(each, root, names, work, line, say, store, namespace=not refusal) for each in both)
+    finally:
+        shutil.rmtree(store, ignore_errors=True)
+    differences = compare.folders(one, two)
+    if bundle is not None:
+        rows = compare.folders(one, bundle)
+        differences += [msgspec.structs.replace(row, file=f"{row.file} (bundle)") for row in rows]
+    varied, not_varied = _told(first, second, refusal)
+    record = Reproduction(
+        schema=SCHEMA,
+        result="different" if differences else "same",
+        files={} if differences else _described(two),
+        differences=tuple(differences),
+        varied=varied,
+        not_varied=not_varied,
+        minguest=VERSION,
+    )
+    if differences:
+        more = f"; {report} has diffoscope's report" if compare.diffoscope(one, two, report) else ""
+        say(f"kept to look at: {one} and {two}{more}")
+    else:
+        for each in both:
+            shutil.rmtree(work / each.name)
+    return record
+
+
+def _build(
+    surroundings: Surroundings,
+    root: Path,
+    names: Sequence[str],
+    work: Path,
+    command: Sequence[str],
+    say: Callable[[str], None],
+    store: Path,
+    *,
+    namespace: bool,
+) -> Path:
+    """One build in a copy of its own: its bundle's folder."""
+    folder = work / surroundings.name
+    copy, home = folder / surroundings.folder, folder / surroundings.user
+    with _umask(surroundings.umask):
+        _copy(root, names, copy)
+        home.mkdir()
+    say(f"{surroundings.name} build: {copy}")
+    try:
+        run.run(
+            argv(surroundings, command, namespace=namespace),
+            cwd=copy,
+            env=environment(surroundings, copy, home, store / surroundings.name / surroundings.folder),
+            log=folder / "build.log",
+            on_line=lambda line: say(f"{surroundings.name} │ {line}"),
+        )
+    except ToolError as error:
+        remedy = f"both copies are kept in {work} and go with the next run"
+        raise ToolError(f"the {surroundings.name} build failed, in {copy}\n{error.message}", remedy) from error
+    found = list(copy.glob(BUNDLE))
+    if len(found) != 1:
+        raise ToolError(f"{copy}: the build left {len(found)} bundles ({BUNDLE}), and one was wanted")
+    return found[0]
+
+
+def table(record: Reproduction) -> str:
+    """A record for a person: what was varied, what was not, and what came of it."""
+    width = max(map(len, [*record.varied, *record.not_varied]), default=0)
+    lines = [f"  {name:{width}}  {first} | {second}" for name, (first, second) in record.varied.items()]
+    lines += [f"  {name:{width}}  not varied: {why}" for name, why in record.not_varied.items()]
+    if record.result == "same":
+        return "\n".join([*lines, f"built twice, the same: {', '.join(record.files)}"])
+    return "\n".join([*lines, f"{cause(record)}:", compare.describe(record.differences)])
+
+
+def cause(record: Reproduction) -> str:
+    """What a difference is between: the two builds, or both of them and the bundle that was there."""
+    count = f"{len(record.differences)} differences"
+    if all(row.file.endswith(" (bundle)") for row in record.differences):
+        return f"the two builds are the same, but not the bundle that was there, {count}"
+    return f"the two builds are not the same, {count}"
+
+
+def argv(surroundings: Surroundings, command: Sequence[str], *, namespace: bool) -> list[str]:
+    """The command in its umask and, where namespaces can be made, as its user.
+
+    A user namespace needs no privilege on most systems; a file's owner is the same in truth, and everything in it
+    sees the other number.
+    """
+    uid = surroundings.uid if namespace else None
+    user = [] if uid is None else ["unshare", "--user", f"--map-user={uid}", f"--map-group={uid}", "--"]
+    return [*user, "sh", "-c", 'umask "$1"; shift; exec "$@"', "sh", f"{surroundings.umask:04o}", *command]
+
+
+def environment(surroundings: Surroundings, copy: Path, home: Path, store: Path) -> dict[str, str]:
+    """What is set for a build; PYTHONPATH so that the copy's own minguest is run and no installed one."""
+    return {
+        "LANG": surroundings.locale,
+        "LC_ALL": surroundings.locale,
+        "LANGUAGE": surroundings.locale.split(".")[0],
+        "TZ": surroundings.timezone,
+        "USER": surroundings.user,
+        "LOGNAME": surroundings.user,
+        "MINGUEST_STORE": str(store),
+        "HOME": str(home),
+        "PYTHONPATH": str(copy),
+        "PYTHONUNBUFFERED": "1",
+        "MINGUEST_CACHE": str(settings.cache_folder()),
+        "MINGUEST_JOBS": str(settings.jobs() + surroundings.more_jobs),
+    }
+
+
+def checkout(root: Path) -> list[str]:
+    """The files of a checkout: what git has or would have, else all but what is generated. Paths from `root`."""
+    # Its warnings would end up among the names.
+    script = 'exec git -C "$1" ls-files -co --exclude-standard -z 2>/dev/null'
+    status, listing = run.run(["sh", "-c", script, "sh", root], check=False)
+    names = listing.split("\0") if status == 0 else []
+    if not any(names):
+        names = [
+            path.relative_to(root).as_posix()
+            for top in root.iterdir()
+            if top.name not in GENERATED
+            for path in (top, *top.rglob("*"))
+        ]
+    # git also lists what was deleted but not staged, and submodules as folders.
+    return sorted({name for name in names if (root / name).is_symlink() or (root / name).is_file()})
+
+
+def _copy(root: Path, names: Sequence[str], target: Path) -> None:
+    """As a checkout does it: of a mode only whether it is executable, the rest is the umask's; times are of now."""
+    for name in names:
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, path, follow_symlinks=False)
+        if not path.is_symlink() and (root / name).stat().st_mode & 0o100:
+            path.chmod(path.stat().st_mode | (path.stat().st_mode & 0o444) >> 2)
+
+
+def _absolute(word: str, root: Path) -> str:
+    """`source=` and `guest=` may name a file; the copies and their $HOME are elsewhere."""
+    name, equals, value = word.partition("=")
+    path = root / Path(value).expanduser()
+    is_path = (name == "source" and value != "pinned") or (name == "guest" and value.endswith(".toml"))
+    return f"{name}={path}" if equals and is_path else word
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _refusal(surroundings: Surroundings) -> str:
+    """Why these surroundings' user cannot be had here; empty where it can."""
+    try:
+        status, output = run.run(argv(surroundings, ["true"], namespace=True), check=False)
+    except ToolError as error:
+        return error.message
+    return "" if status == 0 else f"no user namespace: {output or f'exit status {status}'}"
+
+
+def _described(folder: Path) -> dict[str, manifests.File]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path.relative_to(folder).as_posix(): manifests.describe(path) for path in paths}
+
+
+def _told(first: Surroundings, second: Surroundings, refusal: str) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """What was varied, and what was not and why."""
+    sides = [_facts(each, namespace=not refusal) for each in (first, second)]
+    varied = {name: (value, sides[1][name]) for name, value in sides[0].items() if value != sides[1][name]}
+    not_varied = dict(SAME)
+    for name, value in sides[0].items():
+        if name not in varied:
+            not_varied[name] = refusal if name == "user's number" and refusal else f"{value} for both"
+    installed = _locales()
+    for each in (first, second):
+        if _spelled(each.locale) not in installed:
+            not_varied[f"rules of {each.locale}"] = "not installed here: programs saw its name, and took the locale C"
+    return varied, not_varied
+
+
+def _facts(surroundings: Surroundings, *, namespace: bool) -> Mapping[str, str]:
+    uid = surroundings.uid if namespace and surroundings.uid is not None else os.getuid()
+    return {
+        "folder": f"{surroundings.name}/{surroundings.folder}",
+        "home": f"{surroundings.name}/{surroundings.user}",
+        "umask": f"{surroundings.umask:04o}",
+        "locale": surroundings.locale,
+        "time zone": surroundings.timezone,
+        "user's name": surroundings.user,
+        "user's number": str(uid),
+        "jobs": str(settings.jobs() + surroundings.more_jobs),
+    }
+
+
+def _locales() -> set[str]:
+    try:
+        return {_spelled(line) for line in run.run(["locale", "-a"], check=False)[1].splitlines()}
+    except ToolError:
+        return set()
+
+
+def _spelled(locale: str) -> str:
+    """`locale -a` says C.utf8 for C.UTF-8."""
+    return locale.lower().replace("utf-8", "utf8")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at a kernel before its first boot, and says what this launch would make of it under OVMF. Pure.
+
+A config decides; where the image carries none, its headers and the words that it would print are the evidence.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from minguest.diagnose import catalogue
+from minguest.diagnose.facts import Fact
+from minguest.kernel import contract
+from minguest.kernel.image import Image
+from minguest.model import Launch
+
+Sure = Literal["certain", "likely", "not known"]
+# Words that a kernel with the option prints, as 4.12, 6.1 and 6.12 have them: any one of them will do. Of a kernel
+# without a config these are all that its payload tells.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "EFI": ("efi: EFI v", "efi: Can't find", "efivars: Registered efivars operations", "Registered efivars operations"),
+    "ACPI": ("ACPI: Interpreter enabled", "Interpreter enabled"),
+    "SMP": ("smpboot: Allowing", "CPU topo: Allowing", "Allowing %u present CPUs", "Brought up %d node"),
+    "PCI_MMCONFIG": ("MMCONFIG", "PCI: ECAM"),
+    "BLK_DEV_INITRD": ("Unpacking initramfs", "Trying to unpack rootfs image as initramfs"),
+    "SERIAL_8250": ("Serial: 8250/16550 driver",),
+    "MODULES": ("module: x86/modules", "module verification failed", "loading out-of-tree module taints kernel"),
+}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that would go wrong, or that nothing here can tell."""
+
+    pit: str
+    """Its id in configs/pits/."""
+    option: str
+    """Of the kernel's config; empty where it is the launch's."""
+    sure: Sure
+    why: str
+    without: str
+    """What happens at boot without it."""
+
+
+def look_for() -> tuple[str, ...]:
+    """The words to look for in an image."""
+    return tuple(word for words in WORDS.values() for word in words)
+
+
+def examine(
+    image: Image,
+    config: Mapping[str, str] | None,
+    known_pits: Mapping[str, catalogue.Pit],
+    launch: Launch,
+    facts: Mapping[str, Fact] | None = None,
+) -> list[Finding]:
+    """Which pits a kernel would fall into with `launch`, whose facts are `facts`.
+
+    `config` is given beside the image, and wins over its own.
+    """
+    rules = catalogue.rules(known_pits)
+    line = ".".join((image.version or "").split(".")[:2])
+    known = config if config is not None else image.config
+    if known is not None:
+        found = [
+            Finding(each.pit, each.option, "certain", str(each), each.without)
+            for each in contract.check(rules, known, launch, line)
+        ]
+    else:
+        found = _by_words(image, rules, launch, line)
+    header = image.bzimage
+    if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
+        without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
+        found.append(Finding("efi-stub-off", "EFI_STUB", "certain", "the image has no PE header for x86-64", without))
+    for hit in catalogue.diagnose(known_pits, catalogue.see(b"", facts=facts)).roots:
+        found.append(Finding(hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
+    order: tuple[Sure, ...] = ("certain", "likely", "not known")
+    return sorted(found, key=lambda each: order.index(each.sure))
+
+
+def _by_words(image: Image, rules: Sequence[contract.Rule], launch: Launch, line: str) -> list[Finding]:
+    breached = {each.option: each for each in contract.check(rules, {}, launch, line)}
+    found = []
+    for option, each in breached.items():
+        if option == "EFI_STUB" and image.bzimage is not None:
+            continue  # its header says
+        if option in WORDS and image.opened:
+            if not image.strings & set(WORDS[option]):
+                why = "nothing that it would print is in the kernel"
+                found.append(Finding(each.pit, option, "likely", why, each.without))
+        else:
+            why = "the image carries no config" if image.opened else image.closed_because
+            found.append(Finding(each.pit, option, "not known", f"{why}; config=FILE tells", each.without))
+    return found
+
+
+def describe(image: Image, findings: Sequence[Finding]) -> str:
+    """For a person: what the file is, what is wrong and how sure that is, what could not be told."""
+    packed = f", {image.compression}" if image.compression else ""
+    text = [f"{image.path}: {image.kind}, linux {image.version or 'of a version that it does not tell'}{packed}"]
+    for each in findings:
+        if each.sure != "not known":
+            text += [f"  {each.sure}: {each.pit}: {each.why}", f"      at boot: {each.without}"]
+    unknown = [each for each in findings if each.sure == "not known"]
+    if unknown:
+        text.append(f"  not known ({unknown[0].why}): {', '.join(each.option for each in unknown)}")
+    if len(unknown) == len(findings):
+        text.append("  nothing wrong was found" + (" in what could be told" if unknown else ""))
+    return "\n".join(text)

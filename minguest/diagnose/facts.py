@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts of one boot by name, and conditions on them as pits have them. Pure.
+
+A fact that nobody knows (a guest without a report, a log without its launch) is not in the mapping.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import eq, ge, gt, le, lt, ne
+
+from minguest import settings
+from minguest.util.errors import UserError
+from minguest.vm.report import ROM, Report, cpu_count
+
+Fact = int | str
+# Every name that a condition may use. Sizes in bytes.
+NAMES: Mapping[str, str] = {
+    "cpus.asked": "CPUs of the launch, plugged ones included",
+    "cpus.max_asked": "CPUs that can be plugged in at most",
+    "cpus.made": "CPUs that QEMU has",
+    "cpus.present": "CPUs that the kernel knows",
+    "cpus.online": "CPUs that run",
+    "cpus.plugged": "CPUs that were plugged in while the guest ran",
+    "memory.asked": "of the launch, plugged memory included",
+    "memory.made": "that QEMU has",
+    "memory.ram": "that the firmware gave to the kernel",
+    "memory.missing": "that QEMU has and the kernel was not given",
+    "memory.plugged": "that was plugged in while the guest ran",
+    "memory.blocks": "hotplug blocks that the kernel knows",
+    "memory.blocks_online": "of these, the ones in use",
+    "nodes.asked": "NUMA nodes of the launch",
+    "nodes": "NUMA nodes that the kernel has",
+    "firmware.kind": "uefi or bios: what the kernel knows",
+    "firmware.vendor": "whose firmware it is, by DMI",
+    "gpus.asked": "cards of the launch",
+    "gpus.made": "of these, the ones that QEMU has",
+    "gpus.seen": "display controllers that the kernel sees",
+    "pci.devices": "PCI devices that the kernel sees",
+    "bars.dead": "BARs without an address",
+    "interrupts.controllers": "with commas, as /proc/interrupts names them",
+    "report": "whole, damaged or none",
+    "ending": "how the run ended: power-off, reset, deadline, …; refused: QEMU did not start it",
+    "console.lines": "lines on the console that are not empty",
+    "kernel.speaks": "yes or no: its version is on the console",
+}
+# What the facts that are words may say; the others are numbers.
+WORDS: Mapping[str, set[str] | None] = {
+    "firmware.kind": {"uefi", "bios"},
+    "firmware.vendor": None,
+    "interrupts.controllers": None,
+    "report": {"whole", "damaged", "none"},
+    "ending": None,
+    "kernel.speaks": {"yes", "no"},
+}
+OPERATORS = {"==": eq, "!=": ne, "<=": le, ">=": ge, "<": lt, ">": gt}
+FORM = re.compile(r"(?P<name>[a-z_.]+) (?P<operator>==|!=|<=|>=|<|>) (?P<other>\S+)")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`NAME OPERATOR VALUE`; the value is another fact's name, a size or number, or a word."""
+
+    name: str
+    operator: str
+    other: Fact
+    named: bool
+    """Whether `other` is the name of a fact."""
+
+    def holds(self, facts: Mapping[str, Fact]) -> bool | None:
+        """None where a fact is not known."""
+        other = facts.get(str(self.other)) if self.named else self.other
+        own = facts.get(self.name)
+        if own is None or other is None:
+            return None
+        return bool(OPERATORS[self.operator](own, other))
+
+    def told(self, facts: Mapping[str, Fact]) -> str:
+        """What is so: `cpus.online is 1, cpus.asked is 4`."""
+        names = [self.name, *([str(self.other)] if self.named else [])]
+        return ", ".join(f"{name} is {facts.get(name, 'not known')}" for name in names)
+
+
+def condition(text: str) -> Condition:
+    """Read one condition; UserError names what is wrong with it."""
+    match = FORM.fullmatch(text)
+    if not match:
+        raise UserError(f"condition {text!r} is not NAME {' | '.join(OPERATORS)} VALUE")
+    name, operator, other = match["name"], match["operator"], match["other"]
+    if name not in NAMES:
+        raise UserError(f"condition {text!r}: no fact {name!r}", f"known: {', '.join(NAMES)}")
+    if name in WORDS:
+        known = WORDS[name]
+        if operator not in ("==", "!="):
+            raise UserError(f"condition {text!r}: a word has no order", "== or !=")
+        if known is not None and other not in known:
+            raise UserError(f"condition {text!r}: {name} is never {other!r}", f"known: {', '.join(sorted(known))}")
+        return Condition(name, operator, other, False)
+    if other in NAMES and other not in WORDS:
+        return Condition(name, operator, other, True)
+    if re.fullmatch(r"\d+", other):
+        return Condition(name, operator, int(other), False)
+    if re.fullmatch(r"\d+[MGT]", other):
+        return Condition(name, operator, settings.size(other, f"condition {text!r}"), False)
+    raise UserError(
+        f"condition {text!r}: {other!r} is no number", "a number, a size such as 96M, or another fact's name"
+    )
+
+
+def of_report(report: Report) -> dict[str, Fact]:
+    """What initd saw; of a report that is not whole only that."""
+    if not report.complete:
+        return {"report": "damaged" if report.records else "none"}
+    cpus, memory, firmware = report.record("cpus"), report.record("memory"), report.record("firmware")
+    known: dict[str, Fact | None] = {
+        "report": "whole",
+        "cpus.present": cpu_count(cpus.get("present") or "") or None,
+        "cpus.online": cpu_count(cpus.get("online") or "") or None,
+        "memory.ram": memory.get("ram_bytes"),
+        "memory.blocks": memory.get("blocks_present"),
+        "memory.blocks_online": memory.get("blocks_online"),
+        "nodes": sum(record["record"] == "node" for record in report.records),
+        "firmware.kind": firmware.get("kind"),
+        "firmware.vendor": firmware.get("vendor"),
+        "gpus.seen": sum(device.gpu for device in report.pci),
+        "pci.devices": len(report.pci),
+        "bars.dead": sum(not bar.assigned for device in report.pci for bar in device.bars if bar.index != ROM),
+        "interrupts.controllers": ",".join(report.record("interrupts").get("controllers") or ()) or None,
+    }
+    return {name: value for name, value in known.items() if value is not None}

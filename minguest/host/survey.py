@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host has for a passthrough, as /sys, /proc and /dev tell it: read once, never written.
+
+Standard library alone: it also runs where nothing but python3 is. `root` is `/`, or a recorded tree.
+Sources: Linux' Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_groups and proc(5).
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from minguest.util.errors import UserError
+
+VFIO = "vfio-pci"
+MODULES = ("vfio", "vfio_pci", "vfio_iommu_type1")
+_BDF = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
+# Class codes of "PCI Code and ID Assignment Specification": base class and subclass.
+CLASSES = {
+    0x0106: "SATA controller",
+    0x0108: "NVMe controller",
+    0x0200: "Ethernet controller",
+    0x0300: "VGA controller",
+    0x0302: "3D controller",
+    0x0380: "display controller",
+    0x0403: "audio device",
+    0x0600: "host bridge",
+    0x0601: "ISA bridge",
+    0x0604: "PCI bridge",
+    0x0C03: "USB controller",
+    0x0C80: "serial bus controller",
+    0x1200: "processing accelerator",
+}
+# PCI bridge, CardBus bridge, semi-transparent bridge: what has no header of type 0.
+_HEADERS = {0x0604: 1, 0x0607: 2, 0x0609: 1}
+CAP_IPC_LOCK = 14  # capability.h
+UNLIMITED = -1
+
+Module = Literal["there", "on disk", "gone", "not loaded"]
+"""`not loaded`: nobody knows whether it is on the disk."""
+Kvm = Literal["absent", "closed", "open"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One PCI function."""
+
+    bdf: str
+    """With its domain, lower case: 0000:01:00.0."""
+    kind: int
+    """Class code, 24 bits."""
+    ids: str
+    """vendor:device, hex."""
+    header: int
+    """Type of its configuration header: 0 is an endpoint's."""
+    driver: str | None = None
+    override: str | None = None
+    group: str | None = None
+    boot_vga: bool = False
+    physfn: str | None = None
+    """Of an SR-IOV virtual function: the function that it is a part of."""
+    vfs: int = 0
+    """Of a physical function: how many virtual functions there are."""
+    uses: tuple[str, ...] = ()
+    """What the host does with it; read only for the groups that were asked for."""
+    held: tuple[str, ...] = ()
+    """Processes that have its device files open, likewise."""
+
+    @property
+    def bridge(self) -> bool:
+        return self.kind >> 16 == 0x06 or self.header != 0
+
+    @property
+    def card(self) -> bool:
+        """A display controller, or an accelerator: AMD's Instinct cards have class 12."""
+        return self.kind >> 16 == 0x03 or self.kind >> 8 == 0x1200
+
+    def __str__(self) -> str:
+        name = CLASSES.get(self.kind >> 8)
+        words = f"{name} [{self.kind >> 8:04x}]" if name else f"class {self.kind >> 8:04x}"
+        of = f", virtual function of {self.physfn}" if self.physfn else ""
+        return f"{self.bdf} {words} {self.ids}{of}, {f'driver {self.driver}' if self.driver else 'no driver'}"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Huge pages of one size (bytes)."""
+
+    size: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One look at a host. None is: nothing tells."""
+
+    devices: Mapping[str, Device]
+    groups: Mapping[str, tuple[str, ...]] | None
+    """IOMMU groups: the names of their devices, those that are not PCI's too."""
+    drivers: frozenset[str]
+    """Of the PCI bus."""
+    iommus: Mapping[str, int | None] | None = None
+    """IOMMUs by name, with Intel's extended capabilities where there are any."""
+    remapping: bool | None = None
+    unsafe: bool = False
+    """allow_unsafe_interrupts is set."""
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    memlock: int | None = None
+    """Bytes that this user may lock, or UNLIMITED."""
+    available: int | None = None
+    """Bytes of memory."""
+    pages: tuple[Pages, ...] | None = None
+    kvm: Kvm | None = None
+    nodes: Mapping[str, bool] = field(default_factory=dict)
+    """/dev/vfio/ by name: whether this user may open it."""
+    hidden: bool = False
+    """Some processes did not show their open files: not root."""
+    vendor: str = ""
+    cmdline: str = ""
+    release: str = ""
+    boot: str = ""
+    """Differs between boots."""
+
+    def members(self, card: str) -> tuple[str, ...]:
+        """The names of the group that a card is in, its own too; none without an IOMMU."""
+        group = self.devices[card].group if card in self.devices else None
+        return (self.groups or {}).get(group, ()) if group is not None else ()
+
+    def endpoints(self, card: str) -> tuple[str, ...]:
+        """The members of a card's group that go along with it: all but bridges."""
+        return tuple(name for name in self.members(card) if name in self.devices and not self.devices[name].bridge)
+
+
+def address(word: str, where: str = "gpu") -> str:
+    """A PCI address in full and as sysfs writes it; UserError for what is none."""
+    match = _BDF.fullmatch(word.strip())
+    if not match:
+        raise UserError(
+            f"{where} {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0"
+        )
+    domain, bus, slot, function = match.groups()
+    return f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
+
+
+def obstacles(facts: Facts, card: str) -> list[str]:
+    """Why the group of a card cannot be given to a guest as a whole."""
+    found = []
+    for name in facts.members(card):
+        device = facts.devices.get(name)
+        if device is None:
+            found.append(f"{name} is in the group and no PCI device: vfio-pci cannot take it")
+        elif device.driver == VFIO:
+            continue
+        elif device.bridge:
+            # vfio-pci takes no bridge. One with a header of type 1 may keep its driver; one that looks like an
+            # endpoint may not (vfio_dev_driver_allowed; since 5.19: driver_managed_dma).
+            if device.header == 0 and device.driver not in (None, "pci-stub"):
+                found.append(f"{device}: vfio-pci cannot take it, and with that driver the group stays the host's")
+        else:
+            found += [f"{name} {use}" for use in (*device.uses, *device.held)]
+    return found
+
+
+def claimed(node: Path) -> bool:
+    """Whether somebody in the kernel has a block device to himself: a file system, swap, md, ZFS."""
+    try:
+        if not stat.S_ISBLK(node.stat().st_mode):
+            return False
+        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path], bool] = claimed) -> Facts:
+    """Look at a host; at what is in use only in the IOMMU groups of `cards`. `busy` is asked of their disks."""
+    sys, proc, dev = root / "sys", root / "proc", root / "dev"
+    devices = {path.name: _device(path) for path in _entries(sys / "bus/pci/devices") if _BDF.fullmatch(path.name)}
+    groups = _groups(sys)
+    facts = Facts(
+        devices=devices,
+        groups=groups,
+        drivers=frozenset(path.name for path in _entries(sys / "bus/pci/drivers")),
+        iommus=_iommus(sys),
+        remapping=_remapping(proc),
+        unsafe=_text(sys / "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y",
+        modules=_modules(root),
+        memlock=_memlock(proc),
+        available=_meminfo(proc).get("MemAvailable"),
+        pages=_pages(sys, proc),
+        kvm=_kvm(dev),
+        nodes={path.name: os.access(path, os.R_OK | os.W_OK) for path in _entries(dev / "vfio")},
+        vendor=_value(proc / "cpuinfo", "vendor_id"),
+        cmdline=_text(proc / "cmdline") or "",
+        release=_text(proc / "sys/kernel/osrelease") or "",
+        boot=_text(proc / "sys/kernel/random/boot_id") or "",
+    )
+    wanted = {name for card in cards for name in facts.endpoints(card)}
+    if not wanted:
+        return facts
+    look = _Look(root, wanted, busy)
+    held, hidden = look.held(devices)
+    uses = look.uses(devices)
+    seen = {name: replace(devices[name], uses=tuple(uses[name]), held=tuple(held[name])) for name in wanted}
+    return replace(facts, devices={**devices, **seen}, hidden=hidden)
+
+
+def _device(path: Path) -> Device:
+    kind = _hex(path / "class") or 0
+    try:
+        header = path.joinpath("config").read_bytes()[0x0E] & 0x7F  # bit 7: has more functions
+    except (OSError, IndexError):
+        header = _HEADERS.get(kind >> 8, 0)
+    override = _text(path / "driver_override")
+    return Device(
+        bdf=path.name,
+        kind=kind,
+        ids=f"{_hex(path / 'vendor') or 0:04x}:{_hex(path / 'device') or 0:04x}",
+        header=header,
+        driver=_link(path / "driver"),
+        override=None if override in ("(null)", "") else override,
+        group=_link(path / "iommu_group"),
+        boot_vga=_text(path / "boot_vga") == "1",
+        physfn=_link(path / "physfn"),
+        vfs=_number(path / "sriov_numvfs"),
+    )
+
+
+def _groups(sys: Path) -> dict[str, tuple[str, ...]] | None:
+    folder = sys / "kernel/iommu_groups"
+    if not folder.is_dir():
+        # The kernel makes it at its start, if it knows IOMMUs at all.
+        return {} if (sys / "kernel").is_dir() else None
+    return {
+        group.name: tuple(sorted(path.name for path in _entries(group / "devices")))
+        for group in _entries(folder)
+        # VFIO's own, without an IOMMU behind it: it protects nobody.
+        if _text(group / "name") != "vfio-noiommu"
+    }
+
+
+def _iommus(sys: Path) -> dict[str, int | None] | None:
+    if not (sys / "class").is_dir():
+        return None
+    return {path.name: _hex(path / "intel-iommu/ecap") for path in _entries(sys / "class/iommu")}
+
+
+def _remapping(proc: Path) -> bool | None:
+    """Interrupts that are remapped have chips called IR-…: IR-IO-APIC, IR-PCI-MSI (4.12 and 6.12 alike)."""
+    try:
+        lines = (proc / "interrupts").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    chips = [
+        word for line in lines for word in line.split() if re.match(r"(IR-)?(IO-APIC|(PCI|HPET|DMAR)[-_]MSI)", word)
+    ]
+    # DMAR's own interrupts are never remapped.
+    if any(chip.startswith("IR-") for chip in chips):
+        return True
+    return False if any(not chip.startswith("DMAR") for chip in chips) else None
+
+
+def _modules(root: Path) -> dict[str, Module]:
+    if not (root / "sys/module").is_dir():
+        return {}
+    folder = root / "lib/modules" / (_text(root / "proc/sys/kernel/osrelease") or "none")
+    builtin, disk = (_text(folder / name) for name in ("modules.builtin", "modules.dep"))
+
+    def named(text: str | None, name: str) -> bool:
+        # A line is kernel/drivers/vfio/pci/vfio-pci.ko.xz: …; file names have - or _.
+        return re.search(rf"/{name.replace('_', '[-_]')}\.ko\b", text or "") is not None
+
+    def one(name: str) -> Module:
+        if (root / "sys/module" / name).exists() or named(builtin, name):
+            return "there"
+        if named(disk, name):
+            return "on disk"
+        return "not loaded" if disk is None else "gone"
+
+    return {name: one(name) for name in MODULES}
+
+
+def _memlock(proc: Path) -> int | None:
+    with contextlib.suppress(ValueError):
+        # VFIO asks no limit of who may lock as he likes.
+        if int(_value(proc / "self/status", "CapEff"), 16) >> CAP_IPC_LOCK & 1:
+            return UNLIMITED
+    match = re.search(r"^Max locked memory\s+(\d+|unlimited)", _text(proc / "self/limits") or "", re.MULTILINE)
+    if not match:
+        return None
+    return UNLIMITED if match[1] == "unlimited" else int(match[1])
+
+
+def _meminfo(proc: Path) -> dict[str, int]:
+    """Bytes, and plain counts of pages."""
+    found = re.findall(r"^(\w+):\s+(\d+)( kB)?$", _text(proc / "meminfo") or "", re.MULTILINE)
+    return {name: int(number) << (10 if unit else 0) for name, number, unit in found}
+
+
+def _pages(sys: Path, proc: Path) -> tuple[Pages, ...] | None:
+    folder = sys / "kernel/mm/hugepages"
+    if folder.is_dir():
+        sizes = [(path, re.fullmatch(r"hugepages-(\d+)kB", path.name)) for path in _entries(folder)]
+        found = [
+            Pages(int(match[1]) << 10, _number(path / "nr_hugepages"), _number(path / "free_hugepages"))
+            for path, match in sizes
+            if match
+        ]
+        return tuple(sorted(found, key=lambda each: each.size))
+    info = _meminfo(proc)
+    if "Hugepagesize" in info:
+        return (Pages(info["Hugepagesize"], info.get("HugePages_Total", 0), info.get("HugePages_Free", 0)),)
+    return () if info else None
+
+
+def _kvm(dev: Path) -> Kvm | None:
+    if not dev.is_dir():
+        return None
+    node = dev / "kvm"
+    return "absent" if not node.exists() else "open" if os.access(node, os.R_OK | os.W_OK) else "closed"
+
+
+class _Look:
+    """Looks for what the host does with some PCI functions."""
+
+    def __init__(self, root: Path, wanted: set[str], busy: Callable[[Path], bool]) -> None:
+        self.root = root
+        self.sys, self.proc = root / "sys", root / "proc"
+        self.wanted = wanted
+        self.busy = busy
+
+    def uses(self, devices: Mapping[str, Device]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {name: [] for name in self.wanted}
+        for name in self.wanted:
+            if devices[name].boot_vga:
+                found[name].append("is the display that the firmware started on (boot_vga)")
+            if devices[name].vfs:
+                found[name].append(f"has {devices[name].vfs} virtual functions, which would go with its driver")
+        for search in (self._displays, self._disks, self._networks):
+            for name, use in search():
+                if name in found and use not in found[name]:
+                    found[name].append(use)
+        return found
+
+    def held(self, devices: Mapping[str, Device]) -> tuple[dict[str, list[str]], bool]:
+        """Who has device files of the functions open; and whether some processes did not tell."""
+        owners: dict[str, list[str]] = {}
+        for name in self.wanted:
+            for node in self._nodes(devices[name]):
+                owners.setdefault(node, []).append(name)
+        found: dict[str, list[str]] = {name: [] for name in self.wanted}
+        hidden = False
+        for process in _entries(self.proc):
+            if not process.name.isdigit() or process.name == str(os.getpid()):
+                continue
+            try:
+                links = {_target(path) for path in (process / "fd").iterdir()}
+            except PermissionError:
+                hidden = True
+                continue
+            except OSError:
+                continue  # it ended meanwhile
+            for node in sorted(links & owners.keys()):
+                who = f"{process.name} ({_text(process / 'comm') or '?'})"
+                for name in owners[node]:
+                    found[name].append(f"is open: {node}, by process {who}")
+        return found, hidden
+
+    def _nodes(self, device: Device) -> set[str]:
+        """Device files of a function: those of everything below it in sysfs, VFIO's and NVIDIA's own."""
+        nodes = set()
+        top = (self.sys / "bus/pci/devices" / device.bdf).resolve()
+        for folder, below, names in os.walk(top):
+            # What is behind a bridge is not the bridge's.
+            below[:] = [each for each in below if not _BDF.fullmatch(each)]
+            if "uevent" in names and (name := _value(Path(folder) / "uevent", "DEVNAME", "=")):
+                nodes.add(f"/dev/{name}")
+        if device.driver == VFIO and device.group is not None:
+            nodes.add(f"/dev/vfio/{device.group}")
+        if minor := _value(self.proc / "driver/nvidia/gpus" / device.bdf / "information", "Device Minor"):
+            nodes.add(f"/dev/nvidia{minor}")
+        return nodes
+
+    def _displays(self) -> Iterator[tuple[str, str]]:
+        for path in _entries(self.sys / "class/drm"):
+            if _text(path / "status") == "connected" and (owner := _owner(path)):
+                yield owner, f"has a display connected ({path.name})"
+        consoles = _entries(self.sys / "class/vtconsole")
+        if any(_text(each / "bind") == "1" and "frame buffer" in (_text(each / "name") or "") for each in consoles):
+            for path in _entries(self.sys / "class/graphics"):
+                if re.fullmatch(r"fb\d+", path.name) and (owner := _owner(path)):
+                    yield owner, f"has the host's text console on it ({path.name})"
+
+    def _disks(self) -> Iterator[tuple[str, str]]:
+        told: set[str] = set()
+        for what, block in self._blocks_in_use():
+            for owner in _disk_owners(self.sys, block, set()):
+                told.add(owner)
+                yield owner, f"has a disk in use behind it: {what}"
+        for disk in _entries(self.sys / "block"):
+            for owner in _disk_owners(self.sys, disk, set()) & self.wanted - told:
+                parts = [path.name for path in _entries(disk) if (path / "partition").exists()]
+                for name in (disk.name, *parts):
+                    if _entries(disk / name / "holders" if name in parts else disk / "holders") or self.busy(
+                        self.root / "dev" / name.replace("!", "/")
+                    ):
+                        yield owner, f"has a disk in use behind it: {name} is claimed"
+
+    def _blocks_in_use(self) -> Iterator[tuple[str, Path]]:
+        """What is on them, and the block devices' folders in sysfs."""
+        # This program's own mounts, and those of PID 1, where it may look.
+        for who in ("self", "1"):
+            for line in (_text(self.proc / who / "mountinfo") or "").splitlines():
+                head, _, tail = line.partition(" - ")
+                words, source = head.split(), tail.split()[1:2]
+                if len(words) < 5:
+                    continue
+                what = f"{_plain(words[4])} is mounted"
+                block = self.sys / "dev/block" / words[2]
+                if block.exists():
+                    yield what, block
+                elif source and (named := self._named(_plain(source[0]))):
+                    yield what, named
+        # btrfs shows no device of its own: one that is mounted is here, with all its disks.
+        for path in self.sys.glob("fs/btrfs/*/devices/*"):
+            yield "btrfs is mounted", path
+        for line in (_text(self.proc / "swaps") or "").splitlines()[1:]:
+            if line.split() and (named := self._named(_plain(line.split()[0]))):
+                yield f"swap on {named.name}", named
+
+    def _named(self, source: str) -> Path | None:
+        """The block device of a path such as /dev/mapper/root; a swap file is in a file system that is mounted."""
+        if not source.startswith("/dev/"):
+            return None
+        name = (self.root / source[1:]).resolve().name
+        block = self.sys / "class/block" / name
+        return block if block.exists() else None
+
+    def _networks(self) -> Iterator[tuple[str, str]]:
+        routes = [line.split() for line in (_text(self.proc / "net/route") or "").splitlines()[1:]]
+        default = {words[0] for words in routes if len(words) > 7 and int(words[1], 16) == int(words[7], 16) == 0}
+        routes = [line.split() for line in (_text(self.proc / "net/ipv6_route") or "").splitlines()]
+        default |= {words[9] for words in routes if len(words) > 9 and words[0] == "0" * 32 and words[1] == "00"}
+        for path in _entries(self.sys / "class/net"):
+            if (owner := _owner(path)) is None:
+                continue
+            if path.name in default:
+                yield owner, f"carries the host's default route ({path.name})"
+            if (_hex(path / "flags") or 0) & 1:  # IFF_UP
+                yield owner, f"has a network interface that is up ({path.name})"
+
+
+def _disk_owners(sys: Path, block: Path, seen: set[str]) -> set[str]:
+    """The PCI functions below a block device: through partitions, device mapper, md and NVMe multipath."""
+    place = block.resolve()
+    if place.name in seen:
+        return set()
+    seen.add(place.name)
+    whole = place.parent if (place / "partition").exists() else place
+    found = {owner for owner in (_owner(whole),) if owner}
+    for lower in _entries(place / "slaves") + (_entries(whole / "slaves") if whole != place else []):
+        found |= _disk_owners(sys, lower, seen)
+    # With native multipath an NVMe disk hangs off a subsystem, which has links to its controllers.
+    for part in {*whole.parts, (whole / "device").resolve().name}:
+        if re.fullmatch(r"nvme-subsys\d+", part):
+            controllers = _entries(sys / "class/nvme-subsystem" / part)
+            found |= {owner for each in controllers if re.fullmatch(r"nvme\d+", each.name) and (owner := _owner(each))}
+    return found
+
+
+def _owner(path: Path) -> str | None:
+    """The PCI function that something in sysfs is below: the last address in its real path, or its device's."""
+    for place in (path.resolve(), (path / "device").resolve()):
+        found = [part for part in place.parts if _BDF.fullmatch(part)]
+        if found:
+            return found[-1]
+    return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _value(path: Path, name: str, mark: str = ":") -> str:
+    """What a file of `name: value` lines says of a name; empty if nothing."""
+    match = re.search(rf"^{re.escape(name)}[ \t]*{mark}[ \t]*(.*)$", _text(path) or "", re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def _hex(path: Path) -> int | None:
+    try:
+        return int(_text(path) or "", 16)
+    except ValueError:
+        return None
+
+
+def _number(path: Path) -> int:
+    text = _text(path) or ""
+    return int(text) if text.isdigit() else 0
+
+
+def _target(path: Path) -> str:
+    """Where a link leads, as it is written; empty if it is none any more."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _link(path: Path) -> str | None:
+    """The last name of where a link leads."""
+    return Path(_target(path)).name or None
+
+
+def _plain(word: str) -> str:
+    """Without the octal escapes of mountinfo and swaps."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gives a card of the host to vfio-pci, with its whole IOMMU group, and back to exactly what had it.
+
+`plan` and `restore` are pure: facts to writes. `bind` and `unbind` show the writes, and make them only when told to.
+Standard library alone; where nothing but python3 is: `python3 -m minguest.host.vfio bind --gpu 0000:01:00.0`.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minguest.host import survey
+from minguest.host.survey import VFIO, Device, Facts, address
+from minguest.util import files, terminal
+from minguest.util.errors import MinguestError, ToolError, UserError, printable
+
+# Of this boot: /run is empty after the next, as the devices are.
+STATE = Path("/run/minguest/host-bind.json")
+DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
+PROBE = "/sys/bus/pci/drivers_probe"
+
+Writer = Callable[[Path, str], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write to a file of sysfs, whose path is absolute in the host. An empty value is a bare newline."""
+
+    path: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"echo {self.value} > {self.path}" if self.value else f"echo > {self.path}"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a device was before the first write to it."""
+
+    bdf: str
+    ids: str
+    group: str
+    driver: str | None
+    override: str | None
+
+
+def plan(facts: Facts, cards: Sequence[str]) -> list[Write]:
+    """The writes that give the cards, in full addresses, and all of their groups to vfio-pci; none if it has them.
+
+    UserError, with every reason, for what must not be. `facts` must have been read for these cards.
+    """
+    reasons: list[str] = []
+    names: dict[str, None] = {}
+    for card in cards:
+        device = facts.devices.get(card)
+        if device is None:
+            reasons.append(f"{card}: this host has no such PCI device")
+        elif device.bridge:
+            reasons.append(f"{device}: a bridge; only what is behind it can be given to a guest")
+        elif card not in facts.members(card):
+            reasons.append(f"{card}: it is in no IOMMU group: the IOMMU is off, or the host has none")
+        else:
+            reasons += [f"{card}, group {device.group}: {each}" for each in survey.obstacles(facts, card)]
+            names |= dict.fromkeys(facts.endpoints(card))
+    if reasons:
+        raise UserError("\n  ".join(["not to be bound to vfio-pci:", *dict.fromkeys(reasons)]), "host-check tells more")
+    pending = [facts.devices[name] for name in names if facts.devices[name].driver != VFIO]
+    if pending and VFIO not in facts.drivers:
+        raise UserError("this kernel has no driver vfio-pci now", "modprobe vfio-pci")
+    writes = []
+    for device in pending:
+        if device.override != VFIO:
+            writes.append(Write(f"{DEVICES}/{device.bdf}/driver_override", VFIO))
+        if device.driver:
+            writes.append(Write(f"{DRIVERS}/{device.driver}/unbind", device.bdf))
+        writes.append(Write(PROBE, device.bdf))
+    return writes
+
+
+def restore(facts: Facts, records: Sequence[Before], *, strict: bool = True) -> list[Write]:
+    """The writes that make devices again what the records say, last bound first; a device that is gone needs none.
+
+    It works from wherever they are now. `strict`: UserError where a guest has one of them, or its driver is gone.
+    """
+    writes, reasons = [], []
+    for record in reversed(records):
+        device = facts.devices.get(record.bdf)
+        if device is None or device.ids != record.ids:
+            continue
+        override = device.override
+        if device.driver != record.driver:
+            # Somebody may have given it to another driver since: then the host may need it.
+            needs = device.uses if device.driver != VFIO else ()
+            reasons += [f"{record.bdf} {each}" for each in (*needs, *device.held)]
+            if device.driver:
+                writes.append(Write(f"{DRIVERS}/{device.driver}/unbind", record.bdf))
+            if record.driver:
+                if record.driver not in facts.drivers:
+                    reasons.append(f"{record.bdf}: its driver {record.driver} is not there now (modprobe)")
+                # To its driver by name: which one a probe would choose depends on what is loaded by now. With an
+                # override only the driver of that name may have it, so a foreign one must wait.
+                meanwhile = record.override if record.override in (None, record.driver) else record.driver
+                if override != meanwhile:
+                    writes.append(Write(f"{DEVICES}/{record.bdf}/driver_override", meanwhile or ""))
+                    override = meanwhile
+                writes.append(Write(f"{DRIVERS}/{record.driver}/bind", record.bdf))
+        if override != record.override:
+            writes.append(Write(f"{DEVICES}/{record.bdf}/driver_override", record.override or ""))
+    if reasons and strict:
+        raise UserError("\n  ".join(["not to be taken back now:", *reasons]), "end what has it open, then again")
+    return writes
+
+
+def as_before(facts: Facts, record: Before) -> bool:
+    """Whether a device is what it was, or there no more."""
+    device = facts.devices.get(record.bdf)
+    return (
+        device is None
+        or device.ids != record.ids
+        or (device.driver, device.override)
+        == (
+            record.driver,
+            record.override,
+        )
+    )
+
+
+def sysfs_write(path: Path, value: str) -> None:
+    """One write(2) to a file that must be there already."""
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(handle, value.encode())
+    finally:
+        os.close(handle)
+
+
+class Host:
+    """Where it is done: the root of /sys and /proc, the state file, and who writes."""
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        state: Path = STATE,
+        *,
+        writer: Writer = sysfs_write,
+        busy: Callable[[Path], bool] = survey.claimed,
+        user: int | None = None,
+    ) -> None:
+        self.root = root
+        self.state = state
+        self.writer = writer
+        self.busy = busy
+        self.user = os.geteuid() if user is None else user
+
+    def read(self, cards: Sequence[str] = ()) -> Facts:
+        return survey.read(self.root, cards, self.busy)
+
+    def records(self, boot: str) -> list[Before]:
+        """What the state file remembers of this boot."""
+        try:
+            found = json.loads(self.state.read_text(encoding="utf-8"))
+            if found["boot"] != boot:
+                return []
+            records = [Before(**each) for each in found["devices"]]
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.state}: not what host-bind writes: {error!r}", "look, and remove it") from None
+        for record in records:
+            names = (record.driver or "-", record.override or "-")
+            # They become parts of paths that root writes to.
+            if address(record.bdf, str(self.state)) != record.bdf or not all(map(_is_name, names)):
+                raise UserError(f"{self.state}: not what host-bind writes: {record}", "look, and remove it")
+        return records
+
+    def keep(self, boot: str, records: Sequence[Before]) -> None:
+        if records:
+            state = {"boot": boot, "devices": [asdict(record) for record in records]}
+            files.write(self.state, json.dumps(state, indent=1) + "\n")
+        else:
+            self.state.unlink(missing_ok=True)
+
+    def apply(self, writes: Sequence[Write]) -> None:
+        """Make the writes; ToolError at the first that fails, and before any if a file is not there."""
+        for write in writes:
+            if not self._place(write).exists():
+                raise ToolError(f"{write.path}: not there: nothing was written", "host-check tells of VFIO and drivers")
+        for write in writes:
+            try:
+                self.writer(self._place(write), f"{write.value}\n")
+            except OSError as error:
+                raise ToolError(f"{write}: {error.strerror or error}", "dmesg may tell why") from error
+
+    def put_back(self, records: Sequence[Before]) -> tuple[list[Before], list[str]]:
+        """Make devices what they were, as far as it goes; those that are not, and what failed."""
+        failed = []
+        for write in restore(self.read(), records, strict=False):
+            try:
+                self.writer(self._place(write), f"{write.value}\n")
+            except OSError as error:
+                failed.append(f"{write}: {error.strerror or error}")
+        facts = self.read()
+        return [record for record in records if not as_before(facts, record)], failed
+
+    def lock(self) -> AbstractContextManager[int]:
+        return files.lock(self.state.with_name(f".{self.state.name}.lock"))
+
+    def _place(self, write: Write) -> Path:
+        return self.root / write.path.lstrip("/")
+
+
+def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
+    """Give cards and their groups to vfio-pci; without `act` only say how. Whole, or not at all."""
+    cards = _cards(words)
+    if not cards:
+        raise UserError("no card", "gpu=0000:01:00.0 names one; lspci -Dd ::0300/ff00 and ::0302 list cards")
+    _may(host, "bind", cards, act)
+    writes = _planned(host, cards, say)
+    if not writes:
+        say(f"{', '.join(cards)}: bound to vfio-pci already, with all of the group")
+    elif not act:
+        say(f"dry run, nothing was written; this does it: {command(host, 'bind', cards)}")
+    else:
+        with host.lock():
+            _bind(host, cards, say)
+
+
+def _bind(host: Host, cards: Sequence[str], say: Say) -> None:
+    # Once more: the world may have changed while another one had the lock.
+    facts = host.read(cards)
+    writes = plan(facts, cards)
+    if not writes:
+        say(f"{', '.join(cards)}: bound to vfio-pci meanwhile")
+        return
+    names = dict.fromkeys(name for card in cards for name in facts.endpoints(card))
+    kept = host.records(facts.boot)
+    known = {record.bdf: record for record in kept}
+    changed = [name for name in names if facts.devices[name].driver != VFIO]
+    records = [_before(facts.devices[name], known.get(name)) for name in changed]
+    others = [record for record in kept if record.bdf not in changed]
+    host.keep(facts.boot, [*others, *records])
+    try:
+        host.apply(writes)
+        now = host.read()
+        for name in changed:
+            # A probe that fails, or finds no driver, is no error of the write (bus_rescan_devices_helper).
+            if now.devices[name].driver != VFIO:
+                has = now.devices[name].driver or "no driver"
+                raise ToolError(f"{name}: every write was taken, but it has {has}, not vfio-pci", "dmesg tells why")
+    except BaseException as error:
+        # Even when interrupted: by halves it is neither the host's nor a guest's.
+        with _undisturbed():
+            left, failed = host.put_back(records)
+            host.keep(facts.boot, [*others, *left])
+        if left:
+            told = "\n  ".join([str(error), *failed])
+            raise ToolError(
+                f"{told}\n  NOT put back: {', '.join(record.bdf for record in left)}; {host.state} remembers them",
+                f"{command(host, 'unbind', ())} tries again",
+            ) from error
+        say("everything was put back as it was")
+        raise
+    say(f"bound to vfio-pci: {', '.join(changed)}; {host.state} remembers what they were")
+
+
+def unbind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
+    """Put back what `bind` took, with whole groups: those of the cards, or all; without `act` only say how."""
+    cards = _cards(words)
+    _may(host, "unbind", cards, act)
+    if not act:
+        _unbind(host, cards, act=False, say=say)
+        return
+    with host.lock():
+        _unbind(host, cards, act=True, say=say)
+
+
+def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> None:
+    facts = host.read()
+    kept = host.records(facts.boot)
+    unknown = [card for card in cards if card not in [record.bdf for record in kept]]
+    if unknown or not kept:
+        there = [f"{facts.devices[card]}" for card in cards if card in facts.devices]
+        raise UserError(
+            "\n  ".join([f"{', '.join(unknown) or 'nothing'}: not bound by host-bind since this boot", *there]),
+            f"host-bind has {', '.join(record.bdf for record in kept) or 'nothing'}; undo it with what did it",
+        )
+    groups = {record.group for record in kept if not cards or record.bdf in cards}
+    records = [record for record in kept if record.group in groups]
+    facts = host.read([record.bdf for record in records])
+    writes = restore(facts, records)
+    _say_hidden(facts, say)
+    for write in writes:
+        say(str(write))
+    if not act:
+        say(f"dry run, nothing was written; this does it: {command(host, 'unbind', cards)}")
+        return
+    with _undisturbed():
+        left, failed = host.put_back(records)
+        host.keep(facts.boot, [record for record in kept if record not in records or record in left])
+    if left:
+        raise ToolError(
+            "\n  ".join([f"NOT put back: {', '.join(record.bdf for record in left)}", *failed]),
+            f"dmesg may tell why; {host.state} still remembers them, so the same words try again",
+        )
+    say("\n".join(f"{_was(record)} again" for record in records))
+
+
+def _planned(host: Host, cards: Sequence[str], say: Say) -> list[Write]:
+    facts = host.read(cards)
+    writes = plan(facts, cards)
+    for name in dict.fromkeys(name for card in cards for name in facts.members(card)):
+        device = facts.devices[name]
+        stays = " (a bridge: it stays as it is)" if device.bridge else ""
+        override = f", driver_override {device.override}" if device.override else ""
+        say(f"group {device.group}: {device}{override}{stays}")
+    _say_hidden(facts, say)
+    for write in writes:
+        say(str(write))
+    return writes
+
+
+def _say_hidden(facts: Facts, say: Say) -> None:
+    if facts.hidden:
+        say("not known: whether programs of others have it open; root is shown that")
+
+
+def _before(device: Device, known: Before | None) -> Before:
+    """What to remember of a device: what a run that was killed remembered, while its mark is still on it."""
+    if known and known.ids == device.ids and device.override == VFIO != known.override:
+        return known
+    return Before(device.bdf, device.ids, device.group or "", device.driver, device.override)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What undoes is not to be ended in the middle too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _was(record: Before) -> str:
+    override = f", driver_override {record.override}" if record.override else ""
+    return f"{record.bdf}: {record.driver or 'no driver'}{override}"
+
+
+def _cards(words: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(address(word) for word in words))
+
+
+def command(host: Host, verb: str, cards: Sequence[str]) -> str:
+    """The command line that does it as root: with full paths, as sudo looks for programs in its secure_path alone,
+    where nothing of a venv or of pipx is (sudoers(5))."""
+    program = Path(sys.argv[0]).absolute()
+    words = [str(program), f"host-{verb}"]
+    if program.name != "minguest" or not os.access(program, os.X_OK):
+        words = [sys.executable, "-m", "minguest.host.vfio", verb]
+    words += ["--gpu", ",".join(cards)] if cards else []
+    words += ["--state", str(host.state.absolute())] if host.state != STATE else []
+    words += ["--root", str(host.root.absolute())] if host.root != Path("/") else []
+    return shlex.join([*(["sudo"] if host.user != 0 else []), *words, "--yes"])
+
+
+def _may(host: Host, verb: str, cards: Sequence[str], act: bool) -> None:
+    if act and host.user != 0:
+        raise UserError(
+            "only root may give a device another driver", f"{command(host, verb, cards)}\n  dry runs need no root"
+        )
+
+
+def _is_name(word: str) -> bool:
+    return re.fullmatch(r"[\w.+ -]+", word) is not None
+
+
+def add_words(command: argparse.ArgumentParser, does: Callable[..., None]) -> None:
+    """The words of host-bind and host-unbind, for a command line."""
+    command.add_argument("--gpu", default="", metavar="BDF,…", help="PCI addresses, for example 0000:01:00.0")
+    command.add_argument("--yes", action="store_true", help="do it; without, what would be written is only shown")
+    command.add_argument("--state", type=Path, default=STATE, metavar="FILE", help=f"remembers; else {STATE}")
+    command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a tree to look at in place of /")
+
+    def run(words: argparse.Namespace) -> int:
+        cards = [word for word in words.gpu.split(",") if word]
+        does(Host(words.root, words.state), cards, act=words.yes, say=_say)
+        return 0
+
+    command.set_defaults(run=run)
+
+
+def _say(text: str) -> None:
+    print(printable(text, keep="\n\t"), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`bind` and `unbind` without the rest of minguest; 0 when it is done or shown, 1 when not."""
+    parser = argparse.ArgumentParser(prog="python3 -m minguest.host.vfio", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_words(commands.add_parser("bind", help="give cards and their IOMMU groups to vfio-pci"), bind)
+    add_words(commands.add_parser("unbind", help="put back what bind took"), unbind)
+    words = parser.parse_args(argv)
+    with terminal.streams() as out:
+        status = _run(words)
+        out.flush()
+        if out.lost:
+            print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
+    return status or int(bool(out.lost))
+
+
+def _run(words: argparse.Namespace) -> int:
+    # Ended from outside, what was begun is put back too.
+    terminal.end_on_signals()
+    try:
+        status: int = words.run(words)
+        return status
+    except MinguestError as error:
+        print(f"minguest: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"minguest: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("minguest: interrupted", file=sys.stderr)
+        return terminal.INTERRUPTED
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract: what a final kernel config must hold for a launch. Its rows are the [[require]] of configs/pits/.
+
+It is asked of the final .config, whoever made it: fragments, the user's own file, another tree's defaults.
+"""
+
+import difflib
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from minguest.model import Launch
+from minguest.util.errors import UserError
+
+WIDTH = 100
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of the contract."""
+
+    option: str
+    """Without CONFIG_."""
+    fragment: str
+    """The name in configs/kernel/ that is meant to set it."""
+    without: str
+    """What happens at boot without it."""
+    when: str = "always"
+    """A key of `needs`."""
+    value: str | None = None
+    """What it must be, as a .config spells it; None is `y`, or `at_least` decides."""
+    at_least: int | str | None = None
+    """A number, or the field of the launch that says it."""
+    given: str | None = None
+    """The row holds only where the config has this option on."""
+    line: str | None = None
+    """The row holds only for this line."""
+    pit: str = ""
+    """The pit whose file it is in; filled in when that is read."""
+
+
+@dataclass(frozen=True)
+class Breach:
+    """One row that a config does not meet."""
+
+    option: str
+    wanted: str
+    found: str
+    fragment: str
+    without: str
+    pit: str
+
+    def __str__(self) -> str:
+        return f"CONFIG_{self.option} is {self.found}, wanted {self.wanted}"
+
+
+def needs(launch: Launch) -> dict[str, bool]:
+    """What a row's `when` may say, and whether it is so for a launch."""
+    return {
+        "always": True,
+        "smp": launch.max_cpus > 1,
+        "cpu-hotplug": launch.max_cpus > launch.cpus,
+        # A local APIC's ID has eight bits, and 255 means all of them.
+        "x2apic": launch.max_cpus > 255,
+        "gpu": bool(launch.gpus),
+        "q35": launch.machine == "q35",
+        "numa": len(launch.numa) > 1,
+        "memory-hotplug": bool(launch.max_memory),
+    }
+
+
+def verify(rule: Rule, where: str) -> None:
+    """Check what a schema cannot; UserError names `where`, the row and the nearest word that is known."""
+    where = f"{where}: {rule.option}"
+    numbers = [name for name in Launch.__struct_fields__ if isinstance(getattr(Launch(), name), int)]
+    _known(rule.when, list(needs(Launch())), f"{where}: when = {rule.when!r}")
+    if isinstance(rule.at_least, str):
+        _known(rule.at_least, numbers, f"{where}: at_least = {rule.at_least!r}")
+    if rule.value is not None and rule.at_least is not None:
+        raise UserError(f"{where}: value and at_least exclude each other", "leave one of them out")
+    for name in filter(None, (rule.option, rule.given)):
+        if name.startswith("CONFIG_"):
+            raise UserError(f"{where}: {name!r} is written without CONFIG_ here")
+
+
+def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, line: str) -> list[Breach]:
+    """Every row that `config` (kconfig.parse_config) does not meet for this launch of this line."""
+    true = needs(launch)
+    breaches = []
+    for rule in rules:
+        given = rule.given is None or config.get(rule.given, "n") != "n"
+        if not (true[rule.when] and given and rule.line in (None, line)):
+            continue
+        found = config.get(rule.option, "n")
+        if rule.at_least is None:
+            wanted = rule.value or "y"
+            met = found == wanted
+        else:
+            least: int = getattr(launch, rule.at_least) if isinstance(rule.at_least, str) else rule.at_least
+            wanted = f"at least {least}"
+            met = found.isdecimal() and int(found) >= least
+        if not met:
+            breaches.append(Breach(rule.option, wanted, found, rule.fragment, rule.without, rule.pit))
+    return breaches
+
+
+def describe(breaches: Iterable[Breach]) -> str:
+    """What the user reads; empty for no breach."""
+    found = list(breaches)
+    if not found:
+        return ""
+    option, wanted, value = (max(len(getattr(each, name)) for each in found) for name in ("option", "wanted", "found"))
+    lines = [f"the kernel's config breaks the contract of this launch in {_places(len(found))}:"]
+    for each in found:
+        lines.append(
+            f"  CONFIG_{each.option:{option}}  wanted {each.wanted:{wanted}}  found {each.found:{value}}"
+            f"  fragment {each.fragment}, pit {each.pit}"
+        )
+        lines += textwrap.wrap(f"without it: {each.without}", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _places(count: int) -> str:
+    return "1 place" if count == 1 else f"{count} places"
+
+
+def _known(word: str, known: list[str], where: str) -> None:
+    if word not in known:
+        near = difflib.get_close_matches(word, known, 1)
+        raise UserError(f"{where} is not known", f"nearest: {near[0]}" if near else f"known: {', '.join(known)}")

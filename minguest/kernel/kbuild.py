@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel: its config from fragments, verified before anything is compiled; its build; its inspection.
+
+A kernel is built from nothing, in an O= folder that is new and that nobody uses again: kbuild takes whatever is newer
+than its source for made, so a folder in which make was killed cannot be trusted, and one in which the tree changed
+neither. What makes it fast all the same: a kernel is kept by the hash of all that it is made of, and ccache keeps its
+objects by what they are made of.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from minguest import settings
+from minguest.kernel import binary, contract, kconfig, linked, source
+from minguest.model import Launch
+from minguest.paths import Store
+from minguest.util import files, run
+from minguest.util.errors import ToolError, UserError
+from minguest.util.progress import Progress
+
+# What would tell two builds of the same input apart. The date is any fixed one: the kernel prints it in its banner.
+REPRODUCIBLE = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+    "KBUILD_BUILD_USER": "minguest",
+    "KBUILD_BUILD_HOST": "minguest",
+    "KBUILD_BUILD_VERSION": "1",
+    # Set, though empty: setlocalversion adds no "+" for a tree inside of a git checkout then.
+    "LOCALVERSION": "",
+}
+
+# Tools that 6.12's Kconfig asks for their version, which it writes into the config, and so into the image; nothing here
+# is built with them. Where a builder has them makes no difference if they go by names that nobody has.
+UNASKED = {"RUSTC": "no-rustc", "BINDGEN": "no-bindgen", "PAHOLE": "no-pahole"}
+
+# Where make leaves the image in its O= folder.
+IMAGE = Path("arch/x86/boot/bzImage")
+# How many kernels can be in the making at once: each has a folder whose name stays, as ccache sees it in some commands.
+SLOTS = 16
+# What is kept of a kernel: its objects take a hundred times the room.
+KEPT = ("bzImage", "System.map", "kernel.config", "kernel.json")
+SUMS = "sums.json"
+
+
+class Configured(msgspec.Struct, frozen=True):
+    """How a config was verified: beside kernel.config as config.json."""
+
+    requested: int
+    """How many options the fragments and the guest ask for."""
+    problems: tuple[str, ...]
+    """What verification found, only ever kept with contract=ignore."""
+
+
+class Inspected(msgspec.Struct, frozen=True):
+    """What the built image is: beside bzImage as kernel.json."""
+
+    vmlinux: binary.Elf
+    bzimage: binary.BzImage
+
+
+def make_argv(tree: Path, out: Path, jobs: int, *targets: str) -> list[str]:
+    """The make command for a build of `tree` in the folder `out`."""
+    # 4.12 knows its tree by an absolute path where O= is elsewhere; __FILE__ would carry it into the image.
+    prefix_map = f"-fmacro-prefix-map={tree}/="
+    return [
+        "make",
+        "-C", str(tree),
+        f"O={out}",
+        f"-j{jobs}",
+        "ARCH=x86",
+        f"KCFLAGS={prefix_map}",
+        f"KAFLAGS={prefix_map}",
+        *(f"{name}={value}" for name, value in (REPRODUCIBLE | UNASKED).items()),
+        *targets,
+    ]  # fmt: skip
+
+
+def make_environment(store: Store, out: Path) -> dict[str, str]:
+    """What make gets beside run.bare_environment(): its temporary files in `out`, and ccache's settings.
+
+    ccache knows a compiler by its content, and reads each header: times tell it nothing.
+    """
+    return {
+        "TMPDIR": str(out),
+        "CCACHE_DIR": str(store.objects),
+        "CCACHE_CONFIGPATH": "/dev/null",
+        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_NOINODECACHE": "1",
+        "CCACHE_MAXSIZE": "4G",
+    }
+
+
+def through_ccache() -> list[str]:
+    """Words for make that let ccache keep the objects, where it is installed; what is built is the same without."""
+    return ["CC=ccache gcc", "HOSTCC=ccache gcc"] if shutil.which("ccache") else []
+
+
+def configure(
+    tree: source.Prepared,
+    line: str,
+    fragments: Sequence[Path],
+    overrides: Mapping[str, str | int | bool],
+    rules: Sequence[contract.Rule],
+    launch: Launch,
+    target: Path,
+    *,
+    root: Path,
+    guest_file: str,
+    store: Store,
+    ignore: bool,
+    log: Path,
+    say: Callable[[str], None],
+) -> Configured:
+    """Write `target`/kernel.config from the fragments; UserError stops here, before anything is compiled.
+
+    The kernel's own tools merge and resolve; what they made is verified: every request is in it, and the contract
+    of the launch holds. With `ignore` these two are said and kept, and do not stop.
+    """
+    requested = kconfig.merge(kconfig.read(fragments, root), overrides, guest_file)
+    symbols = kconfig.known_symbols(Path(tree.path))
+    if any(name not in symbols for name in requested):
+        # Trees of other lines tell an option of theirs from a typing error.
+        elsewhere = {other: kconfig.known_symbols(path) for other, path in source.trees(store.trees, line).items()}
+        kconfig.refuse(kconfig.unknown(requested, line, symbols, elsewhere))
+    text = resolve(tree, kconfig.render(requested), store, log, say)
+    config = kconfig.parse_config(text)
+    breaches = contract.check(rules, config, launch, line)
+    unmet = kconfig.unmet(requested, config)
+    problems = [contract.describe(breaches)] if breaches else []
+    if unmet:
+        from minguest.kernel import explain  # noqa: PLC0415 - kconfiglib is slow to import
+
+        why = explain.explain_all(Path(tree.path), text, [each.option.name for each in unmet])
+        problems.append(kconfig.describe(unmet, why))
+    if problems and not ignore:
+        raise UserError(
+            f"the config of linux {line} is not what was asked for, nothing was compiled\n" + "\n".join(problems),
+            "mend the fragments named above, or the guest's [options]; contract=ignore builds it all the same",
+        )
+    for problem in problems:
+        say(f"contract=ignore: {problem}")
+    result = Configured(len(requested), tuple(problems))
+    files.write(target / "config.json", msgspec.json.format(msgspec.json.encode(result)))
+    files.write(target / "kernel.config", text)
+    return result
+
+
+def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say: Callable[[str], None]) -> str:
+    """The whole .config that Kconfig makes of the options in `requested`; all others are as in tinyconfig."""
+    tools, recipe = source.compiler_tools(), make_argv(Path("tree"), Path("out"), 1, "tinyconfig", "olddefconfig")
+    kept = store.configs / f"{_key(tree, requested, tools, recipe)}.json"
+    if (text := _kept_text(kept)) is not None:
+        files.used(kept)
+        return text
+    place = Path(tree.path)
+    with slot(store, say) as (work, held):
+
+        def make(target: str, log: Path) -> None:
+            argv = make_argv(place, work, 1, target)
+            run.run(argv, env=make_environment(store, work), log=log, bare=True, pass_fds=(held,))
+
+        make("tinyconfig", log.with_suffix(".tinyconfig.log"))
+        merged = work / "merged.config"
+        merged.write_text(requested, encoding="utf-8")
+        run.run(
+            [place / "scripts/kconfig/merge_config.sh", "-m", "-O", work, work / ".config", merged],
+            cwd=work,  # for its temporary files
+            env=make_environment(store, work),
+            log=log.with_suffix(".merge.log"),
+            bare=True,
+        )
+        make("olddefconfig", log)
+        text = (work / ".config").read_text(encoding="utf-8")
+    _check_tools(text, tools)
+    files.write(kept, msgspec.json.encode((_sha256(text), text)))
+    return text
+
+
+def _kept_text(path: Path) -> str | None:
+    try:
+        digest, text = msgspec.json.decode(path.read_bytes(), type=tuple[str, str])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return text if _sha256(text) == digest else None
+
+
+def _check_tools(text: str, tools: Mapping[str, str]) -> None:
+    """Kconfig of later kernels asks the compiler for its version; one that cannot run is taken for an older one."""
+    config = kconfig.parse_config(text)
+    for option, tool in (("GCC_VERSION", "gcc"), ("LD_VERSION", "binutils")):
+        numbers = [int(part) for part in tools[tool].split(".")[:3]]
+        wanted = sum(part * factor for part, factor in zip(numbers, (10000, 100, 1), strict=False))
+        if option in config and int(config[option]) != wanted:
+            raise ToolError(
+                f"Kconfig took {tool} for version {config[option]}, but it is {tools[tool]}: the config is wrong",
+                "is there room for its temporary files, and enough memory? then run the same command again",
+            )
+
+
+def build(
+    tree: source.Prepared,
+    text: str,
+    store: Store,
+    *,
+    log: Path,
+    say: Callable[[str], None],
+    building: Callable[[], None] = lambda: None,
+) -> tuple[Path, Inspected]:
+    """The folder with the kernel (KEPT) that `tree` and the config `text` make, built if it is not there yet.
+
+    `building` is called where it is not. Raises ToolError where make fails, and where what was linked is not whole.
+    """
+    tools, recipe = source.compiler_tools(), make_argv(Path("tree"), Path("out"), 1, "bzImage")
+    kept = store.kernels / _key(tree, text, tools, recipe)
+    with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this kernel")):
+        if not whole(kept):
+            building()
+            with slot(store, say) as (work, held):
+                _compile(tree, text, work, store, held, log)
+                inspected = inspect(work, kconfig.parse_config(text), Path(tree.path))
+                with files.replacing_tree(kept) as new:
+                    shutil.copyfile(work / IMAGE, new / "bzImage")
+                    shutil.copyfile(work / "System.map", new / "System.map")
+                    (new / "kernel.config").write_text(text, encoding="utf-8")
+                    (new / "kernel.json").write_bytes(msgspec.json.format(msgspec.json.encode(inspected)))
+                    sums = {name: files.sha256(new / name) for name in KEPT}
+                    (new / SUMS).write_bytes(msgspec.json.encode(sums))
+        files.used(kept)
+        return kept, msgspec.json.decode((kept / "kernel.json").read_bytes(), type=Inspected)
+
+
+def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: int, log: Path) -> None:
+    dot_config = work / ".config"
+    dot_config.write_text(text, encoding="utf-8")
+    with Progress(f"linux {tree.tree.version}") as progress:
+        run.run(
+            [*make_argv(Path(tree.path), work, settings.jobs(), "bzImage"), *through_ccache()],
+            env=make_environment(store, work),
+            log=log,
+            on_line=progress.step,
+            bare=True,
+            pass_fds=(held,),
+        )
+    files.used(store.objects)
+    if dot_config.read_text(encoding="utf-8") != text:
+        raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"see {log}")
+
+
+def whole(kept: Path) -> bool:
+    """Whether a kernel that is kept is all there, and each file is what was built."""
+    try:
+        sums = msgspec.json.decode((kept / SUMS).read_bytes(), type=dict[str, str])
+        return set(sums) == set(KEPT) and all(files.sha256(kept / name) == digest for name, digest in sums.items())
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+@contextmanager
+def slot(store: Store, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
+    """An empty O= folder that is gone afterwards, and the descriptor of its lock, which make keeps a copy of.
+
+    If this process is killed, nobody uses the folder until make and its children are gone too.
+    """
+    locks = [store.making / f".{number}.lock" for number in range(SLOTS)]
+    with files.first_free(locks, lambda: say(f"waiting: {SLOTS} kernels are in the making")) as (path, held):
+        work = path.with_name(path.name.strip(".").removesuffix(".lock"))
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            with files.disk_errors(work):
+                yield work, held
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _key(tree: source.Prepared, text: str, tools: Mapping[str, str], recipe: Sequence[str]) -> str:
+    parts = (tree.tree.identity, text.encode(), msgspec.json.encode([sorted(tools.items()), recipe]))
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def inspect(out: Path, config: Mapping[str, str], tree: Path) -> Inspected:
+    """Compare what was built with the config that it was built from; ToolError names what disagrees."""
+    vmlinux, bzimage = binary.elf(out / "vmlinux"), binary.bzimage(out / IMAGE)
+    wrong = linked.faults(tree, out, out / IMAGE, config)
+    if (vmlinux.machine, vmlinux.bits, vmlinux.static) != ("x64", 64, True):
+        wrong.append(f"vmlinux is {vmlinux.machine}, {vmlinux.bits} bits, static {vmlinux.static}")
+    if "kernel-64" not in bzimage.xloadflags:
+        wrong.append(f"bzImage has no 64-bit entry: xloadflags {', '.join(bzimage.xloadflags) or 'none'}")
+    wants_stub = config.get("EFI_STUB") == "y"
+    if bzimage.efi_stub != wants_stub:
+        wrong.append(f"EFI_STUB is {'y' if wants_stub else 'n'}, but the image {'lacks' if wants_stub else 'has'} it")
+    if bzimage.relocatable != (config.get("RELOCATABLE") == "y"):
+        wrong.append(f"RELOCATABLE is {config.get('RELOCATABLE', 'n')}, but the header says {bzimage.relocatable}")
+    if config.get("IKCONFIG") == "y":
+        carried = binary.embedded_config(out / "vmlinux")
+        if carried is None or kconfig.parse_config(carried) != config:
+            wrong.append("the config that the image carries is not the one that it was to be built from")
+    if wrong:
+        raise ToolError(
+            "the kernel is not what its config says, and was not kept: " + "; ".join(wrong),
+            "run the same command again: it builds from nothing",
+        )
+    return Inspected(vmlinux, bzimage)

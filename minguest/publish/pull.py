@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gets a release from where it was published: the signed list first, then what it names, each by its hash."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from minguest import paths
+from minguest.model import Source
+from minguest.paths import PULLED
+from minguest.publish import oci
+from minguest.release import layout, sshsig, verify
+from minguest.util import fetch, files, scratch, strictjson, web
+from minguest.util.errors import ToolError, UserError
+
+LATEST = "latest.json"
+
+
+class Remote(Protocol):
+    """A place that a release can be read from."""
+
+    where: str
+    """Without a password."""
+    wanted: str | None
+    """The version that it must be, where the address or the place's own word names one."""
+    newest: str
+    """What chose the version, where the address did not: nobody signed that. Empty where the address did."""
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """A small file; None where the place has none of that name. An error beyond `limit` bytes."""
+
+    def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
+        """Write a file of that hash to `target`; of `size` bytes or, where that is not known, of at most `limit`.
+        ToolError or UserError where it is not to be had."""
+
+
+class Latest(msgspec.Struct, frozen=True):
+    """latest.json beside the versions of a release: which one is the newest."""
+
+    version: str
+
+
+class Web:
+    """A folder on a web server: what `doit publish to=DIR` or to=s3://… made, or a release's downloads at GitHub."""
+
+    def __init__(self, url: str, cache: Path, say: Callable[[str], None]) -> None:
+        """`url` may have a user's name and password, which are kept from every message and from other hosts."""
+        plain, self._auth = web.login(url)
+        self.where = plain.rstrip("/")
+        self.wanted: str | None = None
+        self.newest = "its `latest`" if self.where.endswith("/latest") else ""
+        self._cache = cache
+        self._say = say
+        self._session = web.session()
+        if self.read(layout.SUMS, layout.SMALL) is None:
+            latest = self.read(LATEST, layout.SMALL)
+            if latest is not None:
+                self._follow(latest)
+
+    def _follow(self, latest: bytes) -> None:
+        try:
+            version = strictjson.decode(latest, Latest).version
+        except ValueError as error:
+            raise UserError(f"{self.where}/{LATEST}: damaged: {error}") from error
+        if not layout.VERSION.fullmatch(version):
+            raise UserError(f"{self.where}/{LATEST}: {version!r} is no version")
+        self._say(f"{self.where}: the latest is {version}, says {LATEST}, which is not signed")
+        self.where, self.wanted, self.newest = f"{self.where}/{version}", version, LATEST
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """One file, whole."""
+        # Object stores say 403 of what is not there to those who may not list.
+        answer = web.call(
+            self._session,
+            "GET",
+            f"{self.where}/{name}",
+            wanted=(200, 403, 404, 410),
+            auth=self._auth,
+            limit=limit,
+        )
+        return answer.content if answer.status_code == 200 else None
+
+    def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
+        """By way of the cache, which resumes and knows what an earlier run has got."""
+        source = Source(version="", urls=(f"{self.where}/{name}",), sha256=sha256, licence="", size=size)
+        try:
+            path = fetch.fetch(source, name, self._cache / PULLED, self._say, limit=limit, auth=self._auth)
+        except ToolError as error:
+            raise ToolError(
+                f"{self.where}: {name} is not to be had as {layout.SUMS} lists it\n{error.message}",
+                "try again; if it stays so, the publication is incomplete or was changed: ask who keeps it",
+            ) from error
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(path)
+        shutil.copyfile(path, target)
+
+
+def remote(source: str, cache: Path, configs: Sequence[Path], say: Callable[[str], None]) -> Remote:
+    """Where `source` is: oci://registry/repository[:tag], or https://….
+
+    `configs` are the files where docker and podman keep credentials.
+    """
+    kind, separator, rest = source.partition("://")
+    source = f"{kind.lower()}{separator}{rest}"
+    if source.startswith("oci://"):
+        place = oci.parse(source)
+        return oci.Remote(place, oci.credentials(configs, place.registry))
+    if re.match(r"https?://", source):
+        if "?" in source or "#" in source:
+            raise UserError(f"{web.shown(source)}: a folder's address has no '?' and no '#'")
+        return Web(source, cache, say)
+    raise UserError(
+        f"{web.shown(source)}: not known how to get that", "oci://REGISTRY/REPOSITORY:VERSION, or https://…"
+    )
+
+
+def is_remote(source: str) -> bool:
+    """Whether a word names a place to pull from rather than a folder."""
+    return "://" in source
+
+
+def download(source: Remote, trusted: sshsig.Trusted | None, folder: Path, say: Callable[[str], None]) -> None:
+    """Put a release's files into the empty `folder`; the list's signature is verified before what it names is got."""
+    sums = source.read(layout.SUMS, layout.SMALL)
+    if sums is None:
+        raise ToolError(f"{source.where}: no release there: it has no {layout.SUMS}", "check the address")
+    signature = source.read(layout.SIGNATURE, layout.SMALL)
+    say(f"{source.where}: signature {verify.signed(sums, signature, trusted).detail}")
+    listed = layout.parse_sums(sums, f"{source.where}/{layout.SUMS}")
+    sizes = _sizes(source, listed)
+    (folder / layout.SUMS).write_bytes(sums)
+    if signature is not None:
+        (folder / layout.SIGNATURE).write_bytes(signature)
+    left = layout.UNSIZED_MAX
+    for name, digest in listed.items():
+        path = folder / name
+        if name == layout.SIZES:
+            path.write_text(layout.render_sizes(sizes))
+            continue
+        source.save(name, digest, sizes.get(name), left, path)
+        left -= path.stat().st_size
+    if paths.RUN_GUEST in listed:
+        (folder / paths.RUN_GUEST).chmod(0o755)
+
+
+def _sizes(source: Remote, listed: Mapping[str, str]) -> dict[str, int]:
+    """What each file may have, by the signed list; empty for a release of before."""
+    if layout.SIZES not in listed:
+        return {}
+    content = source.read(layout.SIZES, layout.SMALL)
+    if content is None:
+        raise ToolError(f"{source.where}: has no {layout.SIZES}", "publish the release again")
+    return layout.parse_sizes(content, listed, f"{source.where}/{layout.SIZES}")
+
+
+def check_source(source: str) -> None:
+    """UserError where a word can name no release: said before anything is asked of keys."""
+    if not is_remote(source) and not (source and Path(source).is_dir()):
+        raise UserError(f"{source!r}: no such folder", "a release's folder, oci://… or https://…")
+
+
+@contextmanager
+def at_hand(
+    source: str, trusted: sshsig.Trusted | None, cache: Path, configs: Sequence[Path], say: Callable[[str], None]
+) -> Iterator[Path]:
+    """A release as a folder, wherever it is: a folder as it lies, anything else downloaded for the time being."""
+    if not is_remote(source):
+        yield Path(source)
+        return
+    with scratch.folder("release") as folder, files.disk_errors(folder):
+        place = remote(source, cache, configs, say)
+        download(place, trusted, folder, say)
+        _is_wanted(place, layout.read_facts(folder), say)
+        yield folder
+
+
+def pull(
+    source: str,
+    target: Path | None,
+    trusted: sshsig.Trusted | None,
+    cache: Path,
+    configs: Sequence[Path],
+    *,
+    allow_failed: bool,
+    say: Callable[[str], None],
+) -> tuple[Path, verify.Report]:
+    """Get a release, verify it, and leave it as the folder `target` (NAME-VERSION here, if None); whole or not at all.
+
+    Raises UserError where it does not verify, or where another release is in the target's place.
+    """
+    if target is not None and target.exists():
+        _refuse_other(target)
+    parent = (target or Path()).absolute().parent if target else Path.cwd()
+    parent.mkdir(parents=True, exist_ok=True)
+    with scratch.folder("pull", parent) as folder, files.disk_errors(parent):
+        origin = remote(source, cache, configs, say)
+        download(origin, trusted, folder, say)
+        report = verify.verify(folder, trusted, allow_failed=allow_failed)
+        if not report.holds or report.facts is None:
+            raise UserError(f"{web.shown(source)}: does not hold; nothing was kept\n{verify.table(report)}")
+        _is_wanted(origin, report.facts, say)
+        place = (target or parent / f"{report.facts.name}-{report.facts.version}").absolute()
+        if place.exists():
+            _refuse_other(place)
+            sums = layout.read(place, layout.SUMS, layout.SMALL)
+            if sums != layout.read(folder, layout.SUMS, layout.SMALL):
+                raise UserError(f"{place}: another release is there", "give another folder with --to, or remove it")
+            again = verify.verify(place, trusted, allow_failed=allow_failed)
+            if not again.holds:
+                raise UserError(
+                    f"{place}: was changed since it was pulled\n{verify.table(again)}", "remove it, pull again"
+                )
+            say(f"{place}: is there already, and holds")
+            return place, again
+        for path in folder.iterdir():
+            files.sync(path)
+        folder.rename(place)
+    return place, report
+
+
+def _is_wanted(place: Remote, facts: layout.Facts, say: Callable[[str], None]) -> None:
+    """UserError where the signed facts tell of another release than the address: a place can serve an old one. Where
+    the address names no version, that cannot be seen, and is said."""
+    # In a registry a tag names the version, and the repository may have any name.
+    *_, home, last = ["", ""] if place.where.startswith("oci:") else f"//{place.where}".split("/")
+    wanted, chosen = place.wanted, place.newest
+    if home == facts.name and last != "latest":
+        wanted = last  # NAME/VERSION, as `publish` lays it out
+    elif home == "download":
+        wanted = last.removeprefix(f"{facts.name}-")  # NAME-VERSION, the tag at GitHub
+    if wanted not in (None, facts.version):
+        raise UserError(
+            f"{place.where}: is {facts.name} {facts.version}, and not {wanted}",
+            "the place serves another release under this address: ask who keeps it",
+        )
+    if chosen or wanted is None:
+        say(
+            f"{place.where}: {chosen or 'the server'} chose {facts.version}. It is signed; that it is the newest is"
+            " not: whoever keeps the server can hold newer ones back. An address with a version is sure"
+        )
+
+
+def _refuse_other(place: Path) -> None:
+    if not (place / layout.SUMS).is_file():
+        raise UserError(f"{place}: is there already, and no release", "give another folder with --to")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make, sign, describe and verify a release."""

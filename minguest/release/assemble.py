@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a release of a tested bundle: a folder that says what is in it, what proves it, and who says so.
+
+docs/release.md tells each file.
+"""
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from minguest import VERSION, paths
+from minguest.boottest import inject, runner
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.kernel import kconfig
+from minguest.paths import Layout
+from minguest.release import attest, evidence, layout, provenance, sbom, sshsig, verify
+from minguest.util import files, run, strictjson, templates
+from minguest.util.errors import MinguestError, UserError, printable
+from minguest.vm import console, report
+
+
+class Before(msgspec.Struct, frozen=True):
+    """The release that the notes compare with."""
+
+    facts: layout.Facts
+    manifest: manifests.Manifest
+    config: dict[str, str]
+    seconds: evidence.Seconds | None
+
+
+def make(
+    at: Layout,
+    version: str | None,
+    key: Path | None,
+    since: Path | None,
+    *,
+    unsigned: bool,
+    say: Callable[[str], None],
+) -> layout.Release:
+    """Write the release folder, whole or not at all; a release of another version that was there becomes `before`.
+
+    Raises UserError: the boot test of the guest's own launch did not pass on exactly these bytes, the bundle breaks
+    its contract, no key and not asked to be unsigned, or a version that cannot be.
+    """
+    version = check_version(version)
+    if key is None and not unsigned:
+        raise UserError(
+            "no key to sign with",
+            "key=FILE names an SSH key (~/.ssh/id_ed25519, or a .pub of one in ssh-agent), and so does "
+            "$MINGUEST_SIGNING_KEY; unsigned=yes makes a release that says so everywhere",
+        )
+    if key is not None:
+        sshsig.check_key(key)
+    manifest = manifests.load(at.bundle)
+    if manifest.config.problems:
+        raise UserError(
+            f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
+            "mend the config and build without contract=ignore",
+        )
+    if missing := [name for name in (paths.RUN_GUEST, paths.DOMAIN) if name not in manifest.files]:
+        raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: it is of an older minguest", manifests.AGAIN)
+    checks = evidence.checks(
+        at,
+        manifest,
+        runner.nr_cpus_of(at.bundle),
+        inject.key_of(manifest, manifest.guest.launch, catalogue.load(at.pits)),
+    )
+    _own_test(checks, manifest)
+    before = _before(at, version, since)
+    facts = layout.Facts(
+        schema=layout.SCHEMA,
+        name=at.name,
+        version=version,
+        signed=not unsigned,
+        guest=at.guest,
+        line=at.line,
+        kernel=manifest.kernel.version,
+        firmware=manifest.firmware.version,
+        minguest=VERSION,
+        previous=before.facts.version if before else None,
+    )
+    sign = None if unsigned or key is None else _signer(key)
+    if at.release.exists() and _version_of(at.release) not in (version, None):
+        with files.replacing_tree(at.release_before) as old:
+            _copy_all(at.release, old)
+    with files.replacing_tree(at.release) as folder:
+        for name in (*manifest.files, layout.MANIFEST):
+            _write(folder / name, (at.bundle / name).read_bytes())
+        _write(folder / layout.EVIDENCE_FILES, pack(at, checks))
+        _write(folder / layout.FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+        _write(folder / layout.SBOM, sbom.render(manifest, at.name, version, _patches(at, manifest)))
+        _attest(at, folder, manifest, checks, sign)
+        view = _view(at, facts, manifest, checks, before, folder)
+        _write(folder / layout.NOTES, templates.render(at.templates / "notes.md.j2", **view))
+        _write(folder / layout.PAGE, templates.render(at.templates / "release.html.j2", **view))
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        _write(folder / layout.SIZES, layout.render_sizes(sizes))
+        sums = layout.render_sums({path.name: files.sha256(path) for path in folder.iterdir()}).encode()
+        _write(folder / layout.SUMS, sums)
+        if sign is not None:
+            _write(folder / layout.SIGNATURE, sign(sums))
+        # Nothing is shipped that its reader would refuse: a file may have changed since it was looked at.
+        verdict = verify.verify(folder, None if sign is None else sshsig.Anyone(), allow_failed=True)
+        if not verdict.holds:
+            raise UserError(
+                f"what was made would not verify, so nothing was released\n{verify.table(verdict)}",
+                "did a build or a boot test run meanwhile? run doit release again",
+            )
+    say(evidence.table(checks))
+    if unsigned:
+        say("UNSIGNED, as asked: minguest verify refuses it unless it is told --unsigned")
+    return layout.load(at.release)
+
+
+def check_version(version: str | None) -> str:
+    """A version that folders, registries and git can take; UserError else."""
+    if version is None:
+        raise UserError("no version", "doit release version=1.0")
+    if not layout.VERSION.fullmatch(version) or version == "latest":
+        raise UserError(
+            f"version={version}: cannot be one",
+            "letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_', at most 128; not `latest`",
+        )
+    return version
+
+
+def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
+    """What proves the checks, as a tar: the same content gives the same bytes."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(name for check in checks for name in check.files):
+            path = evidence.sources(at).get(name, at.evidence / name)
+            data = path.read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return gzip.compress(content.getvalue(), 9, mtime=0)
+
+
+def _own_test(checks: Sequence[evidence.Check], manifest: manifests.Manifest) -> None:
+    name = runner.own_test(manifest.guest.launch)
+    own = next(check for check in checks if check.name == name)
+    if own.result != "PASS":
+        raise UserError(
+            f"{name}: {own.result}, {own.reason}: only a bundle that passed its boot test with exactly these bytes "
+            "is released",
+            "doit boot-test, then doit release again; doit evidence runs the other machines and CPU counts too",
+        )
+
+
+def _signer(key: Path) -> Callable[[bytes], bytes]:
+    return lambda data: sshsig.sign(data, key)
+
+
+def _version_of(folder: Path) -> str | None:
+    try:
+        return layout.read_facts(folder).version
+    except UserError:
+        return None
+
+
+def _before(at: Layout, version: str, since: Path | None) -> Before | None:
+    """The release to compare with: the one asked for, else the last one here of another version."""
+    places = [since] if since is not None else [at.release, at.release_before]
+    for place in places:
+        if since is None and _version_of(place) in (version, None):
+            continue
+        found = layout.load(place)
+        manifest = manifests.load(place)
+        content = layout.read(place, layout.EVIDENCE, strictjson.LIMIT)
+        told = attest.unseal(content, str(place / layout.EVIDENCE), None)
+        predicate = msgspec.convert(told.predicate, evidence.Predicate)
+        return Before(
+            found.facts,
+            manifest,
+            kconfig.parse_config((place / "kernel.config").read_text(encoding="utf-8")),
+            _own_seconds(predicate.checks, manifest),
+        )
+    return None
+
+
+def _own_seconds(checks: Sequence[evidence.Check], manifest: manifests.Manifest) -> evidence.Seconds | None:
+    name = runner.own_test(manifest.guest.launch)
+    return next((check.seconds for check in checks if check.name == name), None)
+
+
+def _copy_all(source: Path, target: Path) -> None:
+    for path in sorted(source.iterdir()):
+        _write(target / path.name, path.read_bytes())
+
+
+def _write(path: Path, content: bytes | str) -> None:
+    files.write(path, content)
+    if path.name == paths.RUN_GUEST:
+        path.chmod(path.stat().st_mode | 0o111)
+
+
+def _patches(at: Layout, manifest: manifests.Manifest) -> dict[str, str]:
+    texts = {}
+    for patch in manifest.kernel.patches:
+        path = at.patches / patch.file
+        if not path.is_file() or files.sha256(path) != patch.sha256:
+            raise UserError(f"{path}: is not the patch that the bundle was built with", "doit build makes it again")
+        texts[patch.file] = path.read_text(encoding="utf-8")
+    return texts
+
+
+def _attest(
+    at: Layout,
+    folder: Path,
+    manifest: manifests.Manifest,
+    checks: Sequence[evidence.Check],
+    sign: Callable[[bytes], bytes] | None,
+) -> None:
+    made = [*manifest.files, layout.MANIFEST]
+    statement = attest.Statement(
+        {name: files.sha256(folder / name) for name in made},
+        provenance.KIND,
+        provenance.predicate(manifest, commit(at.root)),
+    )
+    _write(folder / layout.PROVENANCE, attest.seal(statement, sign))
+    predicate = evidence.Predicate(evidence.SCHEMA, VERSION, tuple(checks))
+    statement = attest.Statement(
+        {name: files.sha256(folder / name) for name in [*manifest.files, layout.EVIDENCE_FILES]},
+        evidence.KIND,
+        msgspec.to_builtins(predicate),
+    )
+    _write(folder / layout.EVIDENCE, attest.seal(statement, sign))
+
+
+def commit(root: Path) -> str | None:
+    """The checkout's commit in git; None where it is none, or where it has changes that are not in it."""
+    if not (root / ".git").exists():
+        return None
+    git: list[str | Path] = ["git", "-C", root]
+    try:
+        status, head = run.run([*git, "rev-parse", "HEAD"], check=False)
+        dirty, changes = run.run([*git, "status", "--porcelain"], check=False)
+    except MinguestError:
+        return None
+    return head.strip() if status == 0 == dirty and not changes.strip() else None
+
+
+# ── what the notes and the page show ──
+
+
+def _view(
+    at: Layout,
+    facts: layout.Facts,
+    manifest: manifests.Manifest,
+    checks: Sequence[evidence.Check],
+    before: Before | None,
+    folder: Path,
+) -> dict[str, Any]:
+    config = kconfig.parse_config((folder / "kernel.config").read_text(encoding="utf-8"))
+    own = runner.own_test(manifest.guest.launch)
+    seen = msgspec.json.decode((at.evidence / own / "report.json").read_bytes(), type=report.Report)
+    outcome = msgspec.json.decode((at.evidence / own / "verdict.json").read_bytes(), type=runner.Outcome)
+    sizes = {name: file.size for name, file in manifest.files.items()}
+    booted = [check for check in checks if check.seconds is not None]
+    return {
+        "facts": facts,
+        "manifest": manifest,
+        "checks": checks,
+        "own": own,
+        "seconds": _own_seconds(checks, manifest),
+        "booted": booted,
+        "longest": max([0.1, *(check.seconds.whole for check in booted if check.seconds)]),
+        "accel": next((check.accel for check in checks if check.name == own), ""),
+        "sizes": dict(sorted(sizes.items(), key=lambda row: -row[1])),
+        "before": before,
+        "changes": changes(before, manifest, config, _own_seconds(checks, manifest)) if before else [],
+        "rows": outcome.verdict.checks,
+        "pci": seen.pci,
+        "bars": bars(seen.pci),
+        "cmdline": seen.record("begin").get("cmdline", ""),
+        "consoles": {check.name: _screen(at.evidence / check.name / "console.log") for check in booted},
+        "options": len([value for value in config.values() if value != "n"]),
+    }
+
+
+def _screen(log: Path) -> str:
+    """A console as text, without the firmware's escape codes."""
+    return printable("\n".join(line.text for line in console.lines(log.read_bytes())).strip(), keep="\n\t")
+
+
+def bars(devices: Sequence[report.PciDevice]) -> list[dict[str, Any]]:
+    """Every memory BAR that was placed, by address: start and end in bytes, and whose it is."""
+    found = [
+        {
+            "start": int(bar.start, 16),
+            "end": int(bar.start, 16) + bar.size - 1,
+            "size": bar.size,
+            "device": device.address,
+            "index": bar.index,
+            "kind": bar.kind,
+            "gpu": device.gpu,
+        }
+        for device in devices
+        for bar in device.bars
+        if bar.assigned and bar.start and bar.size and bar.kind.startswith("mem")
+    ]
+    return sorted(found, key=lambda row: row["start"])
+
+
+def changes(
+    before: Before, manifest: manifests.Manifest, config: Mapping[str, str], seconds: evidence.Seconds | None
+) -> list[tuple[str, list[str]]]:
+    """What is another since the release before: a title and its lines; titles without lines are left out."""
+    old = before.manifest
+    found = [
+        ("Versions", _moved(_versions(old), _versions(manifest))),
+        ("Patches", _moved(_patched(old), _patched(manifest))),
+        ("Kernel config", _moved(before.config, config, "n")),
+        ("Sizes in bytes", _moved(_sizes(old), _sizes(manifest))),
+        ("Boot times in seconds, one noisy machine's", _moved(_times(before.seconds), _times(seconds))),
+    ]
+    return [(title, lines) for title, lines in found if lines]
+
+
+def _versions(manifest: manifests.Manifest) -> dict[str, str]:
+    return {"linux": manifest.kernel.version, "OVMF": manifest.firmware.version, **manifest.tools}
+
+
+def _patched(manifest: manifests.Manifest) -> dict[str, str]:
+    return {each.file: each.sha256[:12] for each in manifest.kernel.patches}
+
+
+def _sizes(manifest: manifests.Manifest) -> dict[str, str]:
+    return {name: str(file.size) for name, file in manifest.files.items()}
+
+
+def _times(seconds: evidence.Seconds | None) -> dict[str, str]:
+    told = msgspec.to_builtins(seconds) if seconds else {}
+    return {name: f"{value:.2f}" for name, value in told.items() if value is not None}
+
+
+def _moved(old: Mapping[str, str], new: Mapping[str, str], absent: str = "none") -> list[str]:
+    """A line for each name whose value is another."""
+    return [
+        f"{name}: {old.get(name, absent)} → {new.get(name, absent)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, absent) != new.get(name, absent)
+    ]

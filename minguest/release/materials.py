@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle is made of, part by part: `sbom` writes it down, `verify` holds the SBOM against it."""
+
+from urllib.parse import quote
+
+import msgspec
+
+from minguest.bundle.manifests import Manifest
+
+# The licence of the line's pinned source holds for the builder's own tree of the line as well.
+LINUX_LICENCE = "GPL-2.0-only WITH Linux-syscall-note"
+
+
+class Material(msgspec.Struct, frozen=True):
+    """One part, in CycloneDX' words: https://cyclonedx.org/docs/1.6/json/#components"""
+
+    ref: str
+    kind: str
+    name: str
+    version: str | None = None
+    description: str | None = None
+    licence: str | None = None
+    """SPDX expression."""
+    sha256: str | None = None
+    """Of the part itself."""
+    purl: str | None = None
+    """https://github.com/package-url/purl-spec"""
+    urls: tuple[str, ...] = ()
+    """Where its source is had, and below the SHA-256 that it has there."""
+    urls_sha256: str = ""
+    excluded: bool = False
+    """Used, and not in the release."""
+    properties: tuple[tuple[str, str], ...] = ()
+
+
+def of(manifest: Manifest) -> dict[str, Material]:
+    """Every part by its reference: sources, tools, and the files of the bundle."""
+    tools = manifest.tools
+    parts = [
+        _linux(manifest),
+        Material(
+            ref="ovmf",
+            kind="firmware",
+            name="ovmf",
+            version=manifest.firmware.version,
+            description="UEFI firmware of the guest",
+            licence=manifest.firmware.licence,
+            purl=f"pkg:deb/debian/ovmf@{quote(manifest.firmware.version, safe='.-~')}?arch=all",
+            urls=manifest.firmware.urls,
+            urls_sha256=manifest.firmware.sha256,
+        ),
+        Material(
+            ref="initd",
+            kind="application",
+            name="initd",
+            version=manifest.minguest,
+            description="PID 1, in initrd.img",
+            licence="Apache-2.0",
+            sha256=manifest.initrd.initd.sha256,
+        ),
+        *(
+            Material(
+                ref="musl",
+                kind="library",
+                name="musl",
+                version=version,
+                description="linked into initd",
+                licence="MIT",
+                purl=f"pkg:generic/musl@{quote(version, safe='.-~')}",
+            )
+            if tool == "musl"
+            else Material(
+                ref=tool,
+                kind="application",
+                name=tool,
+                version=version,
+                description="built with it; not in the release",
+                excluded=True,
+            )
+            for tool, version in sorted(tools.items())
+        ),
+        *(
+            Material(ref=f"file:{name}", kind="file", name=name, sha256=file.sha256)
+            for name, file in sorted(manifest.files.items())
+        ),
+    ]
+    # In one order, whoever wrote them down: CycloneDX' lists are sets.
+    return {
+        part.ref: msgspec.structs.replace(
+            part, urls=tuple(sorted(part.urls)), properties=tuple(sorted(part.properties))
+        )
+        for part in parts
+    }
+
+
+def _linux(manifest: Manifest) -> Material:
+    kernel = manifest.kernel
+    kind, _, digest = kernel.origin.partition(":")
+    pinned = kind == "sha256"
+    return Material(
+        ref="linux",
+        kind="operating-system",
+        name="linux",
+        version=kernel.version,
+        description="the kernel" if pinned else "the kernel, from a source tree of the builder's own",
+        licence=kernel.licence or LINUX_LICENCE,
+        purl=f"pkg:generic/linux@{quote(kernel.version, safe='.-~')}",
+        urls=kernel.urls if pinned else (),
+        urls_sha256=digest if pinned else "",
+        properties=(
+            ("minguest:origin", kernel.origin),
+            ("minguest:signature", kernel.signature),
+            *((f"minguest:patch:{patch.file}", patch.sha256) for patch in kernel.patches),
+        ),
+    )

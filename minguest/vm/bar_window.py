@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the BARs of cards find room under OVMF on q35, and what to tell OVMF and the CPU where they do not. Pure.
+
+A model of three programs, each rule beside its function. QEMU lays out memory; OVMF's PlatformInitLib (MemDetect.c)
+opens one window for all 64-bit BARs; edk2's PciBusDxe (PciResourceSupport.c) packs root ports and BARs into it. Linux
+keeps what they did. Real boots of OVMF 2025.02 under QEMU 7.2 agree; tests/unit/test_plan.py lists them.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from minguest.model import Accel
+from minguest.util.errors import UserError
+from minguest.vm.cards import ROM, Bar, Card
+
+MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
+BASE_4G = 4 * GIB
+# The least memory of which a q35 has some above 4 GiB (hw/i386/pc_q35.c: pc_q35_init).
+LOW_MAX = 0xB000_0000
+Vendor = Literal["AuthenticAMD", "GenuineIntel", "other"]
+INTEL = "GenuineIntel"
+# QEMU's default where nobody says phys-bits (target/i386/cpu.h: TCG_PHYS_ADDR_BITS), and what -cpu accepts.
+BITS_DEFAULT, BITS_MIN, BITS_MAX = 40, 32, 52
+# Vendors of QEMU's CPU models under software emulation, by their names' beginnings; all others are Intel's
+# (target/i386/cpu.c: builtin_x86_defs; as QEMU 7.2's query-cpu-model-expansion says).
+MODELS = {"AuthenticAMD": "max|qemu64|EPYC|Opteron|phenom|athlon", "other": "base|Dhyana|YongFeng"}
+# OVMF uses no more with 4-level paging, "as some older Linux kernels have problems" (PlatformAddressWidthFromCpuid).
+BITS_USED = 46
+# The window that OVMF opens where it does not trust the CPU's width (PcdPciMmio64Size in OvmfPkgX64.dsc).
+CLASSIC = 32 * GIB
+# The largest that X-PciMmio64Mb may say (PlatformGetFirstNonAddress).
+TOLD_MAX = 16 * TIB
+# q35's own reserve for 64-bit BARs, which QEMU counts when it holds memory against phys-bits (hw/pci-host/q35.c).
+HOLE64 = 32 * GIB
+# HyperTransport's addresses, which QEMU reserves with an AMD CPU of 40 bits or more (hw/i386/pc.c: AMD_HT_START).
+HT = (0xFD_0000_0000, TIB)
+# A bridge's windows are aligned to 1 MiB (PciBusDxe: CreateResourceMap); every hot-plug port gets 2 MiB below 4 GiB
+# (OvmfPkg/PciHotPlugInitDxe: GetResourcePadding), and above it a share of a window that is larger than the classic
+# one: 1/256, as a power of two. Seen in boots with windows of 8 GiB to 8 TiB.
+GRAIN, PORT_LOW, PORT_SHARE = MIB, 2 * MIB, 256
+# Where the 32-bit aperture ends: q35's ECAM.
+ECAM = 0xE000_0000
+# Kept free for the machine's own 64-bit BARs: a virtio device has 16 KiB.
+ROOM = 64 * MIB
+
+
+class Window(msgspec.Struct, frozen=True):
+    """The 64-bit aperture that OVMF opens; bytes."""
+
+    base: int
+    size: int
+    rule: Literal["an eighth of the address space", "the classic window", "as told"]
+
+    @property
+    def end(self) -> int:
+        return self.base + self.size
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A root port with its card; bytes."""
+
+    card: Card
+    high: int
+    """Its 64-bit prefetchable window."""
+    alignment: int
+    low: int
+    """Its 32-bit window."""
+    pref64_reserve: int = 0
+    """For -device pcie-root-port; 0: none is needed, since OVMF sees the card."""
+    mem_reserve: int = 0
+    """Likewise, where the 2 MiB that every port gets are too little."""
+    share: int = 0
+    """What of `high` is not the card's need but a hot-plug port's part of the window; 0: its card needs more."""
+    base: int | None = None
+    """Where `high` comes to lie; None where nothing does, or it does not fit."""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """How QEMU lays out a q35's memory; bytes, addresses exclusive."""
+
+    low: int
+    """Below 4 GiB."""
+    end: int
+    """Of all memory and of what can be plugged in."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What cards need, what OVMF makes of it, and what to tell QEMU."""
+
+    need: int
+    """Bytes of the window that the packed ports fill."""
+    window_mib: int
+    """The same, with room for the machine's own devices, in whole GiB as OVMF rounds it."""
+    phys_bits: int | None
+    """The fewest physical address bits with which it fits, by X-PciMmio64Mb if need be; None: no number does."""
+    alone_bits: int | None
+    """The fewest with which OVMF needs no telling."""
+    given_bits: int
+    vendor: Vendor
+    memory: Memory
+    alone: Window
+    """What OVMF opens at `given_bits` by itself."""
+    window: Window
+    """What it opens with `fw_cfg`."""
+    fits: bool
+    ports: tuple[Port, ...]
+    fw_cfg: tuple[str, ...]
+    """Words for QEMU; empty: OVMF does it alone, or nothing helps at `given_bits`."""
+    warnings: tuple[str, ...]
+
+
+def plan(
+    cards: Sequence[Card],
+    memory_bytes: int,
+    phys_bits: int,
+    *,
+    max_memory: int = 0,
+    slots: int = 0,
+    vendor: Vendor = "AuthenticAMD",
+    hotplug: bool = False,
+) -> Plan:
+    """Plan a q35 guest with `cards`, each behind a root port of its own, in this order.
+
+    `phys_bits` and `vendor` are those of the guest's CPU: AuthenticAMD is what QEMU's own `max` says under software
+    emulation. With `hotplug` all cards are plugged in later. UserError for what QEMU does not accept.
+    """
+    if not BITS_MIN <= phys_bits <= BITS_MAX:
+        raise UserError(f"phys-bits = {phys_bits}: QEMU takes {BITS_MIN} to {BITS_MAX}", "46 is what OVMF uses at most")
+    ports = [_port(card, hotplug) for card in cards]
+    memory = layout(memory_bytes, max_memory, slots, vendor)
+    asked = _asked(ports, ROOM)
+    alone, window, fits = _best(memory, phys_bits, vendor, ports)
+    fitting = {bits: _best(memory, bits, vendor, ports) for bits in range(BITS_MIN, BITS_USED + 1)}
+    if asked:
+        ports = _padded(ports, window.size if fits else asked)
+    need, offsets = _packed(ports)
+    fewest = next((bits for bits, found in fitting.items() if found[2]), None)
+    by_itself = next((bits for bits, found in fitting.items() if found[2] and found[1] == found[0]), None)
+    fw_cfg: tuple[str, ...] = ()
+    if fits and window != alone:
+        fw_cfg = ("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={window.size // MIB}")
+    if fits and need:
+        ports = [
+            msgspec.structs.replace(port, base=window.base + offset if port.high else None)
+            for port, offset in zip(ports, offsets, strict=True)
+        ]
+    made = Plan(
+        need=need,
+        window_mib=asked // MIB,
+        phys_bits=fewest,
+        alone_bits=by_itself,
+        given_bits=phys_bits,
+        vendor=vendor,
+        memory=memory,
+        alone=alone,
+        window=window,
+        fits=fits,
+        ports=tuple(ports),
+        fw_cfg=fw_cfg,
+        warnings=(),
+    )
+    return msgspec.structs.replace(made, warnings=tuple(_warnings(made)))
+
+
+def cpu(words: str, accel: Accel, cpuinfo: str = "") -> tuple[int, Vendor]:
+    """Physical address bits and vendor of a guest's CPU, by QEMU's -cpu; `cpuinfo` is the host's /proc/cpuinfo, for
+    KVM. What it does not say is taken for an Intel of 40 bits, which OVMF trusts least.
+
+    Under KVM every model has the host's vendor, `host` and `max` its width too, whatever phys-bits= says
+    (target/i386/host-cpu.c: host_cpu_instance_init, host_cpu_max_instance_init, host_cpu_adjust_phys_bits).
+    """
+    name, *flags = words.split(",")
+    said = {key.lstrip("+"): value or "on" for key, _, value in (flag.partition("=") for flag in flags)}
+    bits, vendor = BITS_DEFAULT, next((vendor for vendor, models in MODELS.items() if re.match(models, name)), INTEL)
+    if said.get("phys-bits", "").isdecimal():
+        bits = int(said["phys-bits"])
+    if accel == "kvm" or name == "host":
+        there = dict(re.findall(r"^(vendor_id|address sizes)\s*: (\w+)", cpuinfo, re.MULTILINE))
+        vendor = there.get("vendor_id", INTEL)
+        if said.get("host-phys-bits", "on" if name in ("host", "max") else "off") == "on":
+            bits = int(there.get("address sizes", BITS_DEFAULT))
+            if said.get("host-phys-bits-limit", "").isdecimal():
+                bits = min(bits, int(said["host-phys-bits-limit"]) or bits)
+    vendor = said.get("vendor", vendor)
+    return bits, "AuthenticAMD" if vendor == "AuthenticAMD" else "GenuineIntel" if vendor == INTEL else "other"
+
+
+def layout(memory: int, max_memory: int, slots: int, vendor: Vendor) -> Memory:
+    """QEMU's map of a q35 (hw/i386/pc_q35.c: pc_q35_init; hw/i386/pc.c: pc_memory_init, pc_max_used_gpa).
+
+    Up to 2816 MiB lie below 4 GiB, else 2 GiB, and the rest above. What can be plugged in follows, with a GiB a slot
+    for its alignment. With an AMD CPU all that is above goes over 1 TiB where it would touch HyperTransport's range.
+    """
+    low = memory if memory < LOW_MAX else 2 * GIB
+
+    def end(start: int) -> int:
+        above = start + memory - low
+        if max_memory > memory:
+            above = _up(above, GIB) + max_memory - memory + slots * GIB
+        return above
+
+    top = end(BASE_4G)
+    if vendor == "AuthenticAMD" and _up(top, GIB) + HOLE64 > HT[0]:
+        top = end(TIB)
+    return Memory(low, top)
+
+
+def opened(memory: Memory, bits: int, vendor: Vendor, told: int = 0) -> Window:
+    """The window that OVMF opens; `told` is X-PciMmio64Mb in bytes, 0 for none.
+
+    PlatformGetFirstNonAddress: above memory and etc/reserved-memory-end, aligned to the largest power of two that the
+    window holds. PlatformDynamicMmioWindow: where the width is trusted, an eighth of the address space at its end, if
+    it is larger than the window so far and does not reach down to it; PlatformReservationConflictCB moves it below
+    HyperTransport's range. What was told stands, be it smaller than the eighth: tianocore/edk2 pull request 10856,
+    which Debian's 2025.02 has, as a boot showed; before, the larger of the two was taken. From August 2026 on edk2 has
+    a quarter in place of the eighth (pull request 12997): what fits here fits there too, but at other addresses.
+    """
+    size = _up(told, GIB) if told else CLASSIC
+    base = _up(_up(max(memory.end, BASE_4G), GIB), 1 << (size.bit_length() - 1))
+    if told:
+        return Window(base, size, "as told")
+    space = 1 << min(bits, BITS_USED)
+    eighth = space >> 3
+    if trusted(bits, vendor) and size < eighth and base + eighth < space:
+        base, size = space - eighth, eighth
+        if _crosses(base, base + size, bits, vendor):
+            base = (HT[0] - size) & ~(size - 1)
+        return Window(base, size, "an eighth of the address space")
+    return Window(base, size, "the classic window")
+
+
+def trusted(bits: int, vendor: Vendor) -> bool:
+    """Whether OVMF believes the CPU's width (PlatformAddressWidthFromCpuid): QEMU says 40 where nobody said anything,
+    which only AMD's CPUs have."""
+    return bits >= 41 or bits in {"GenuineIntel": (36, 39), "AuthenticAMD": (40,), "other": ()}[vendor]
+
+
+def _best(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:
+    """What OVMF opens alone, what it should open, and whether the ports fit then."""
+    asked = _asked(ports, ROOM)
+
+    def fits(window: Window) -> bool:
+        need = _packed(_padded(ports, window.size))[0]
+        end = window.base + need
+        return (
+            need <= window.size
+            and window.base >= memory.end
+            # All of it: a window that ends above what OVMF maps is a hang without a word.
+            and window.end <= 1 << min(bits, BITS_USED)
+            and not _crosses(window.base, end, bits, vendor)
+        )
+
+    alone = opened(memory, bits, vendor)
+    starts = _starts(memory, bits)
+    if not asked or (starts and fits(alone)):
+        return alone, alone, starts
+    # As little as will do; or a power of two, which begins at a multiple of itself and may so clear an obstacle; or
+    # nothing to spare.
+    for size in (asked, _power(asked), _asked(ports, 0)):
+        window = opened(memory, bits, vendor, size)
+        if starts and size <= TOLD_MAX and fits(window):
+            return alone, window, True
+    return alone, alone, False
+
+
+def _asked(ports: Sequence[Port], spare: int) -> int:
+    """The smallest window that the ports fit in with `spare` bytes, in whole GiB; 0 where no card needs one.
+
+    Their share grows with the window; of more than a hundred ports it has no end, which TOLD_MAX is then.
+    """
+    if not any(port.high for port in ports):
+        return 0
+    size = 0
+    while size <= TOLD_MAX:
+        wanted = _up(_packed(_padded(ports, size))[0] + spare, GIB)
+        if wanted <= size:
+            break
+        size = wanted
+    return size
+
+
+def _padded(ports: Sequence[Port], window: int) -> list[Port]:
+    """The ports with their share of a window of so many bytes; one that was told what to keep has that alone."""
+    share = _power(window // PORT_SHARE) if window > CLASSIC else 0
+    return [
+        port
+        if port.pref64_reserve or port.high >= share
+        else msgspec.structs.replace(port, high=share, alignment=max(port.alignment, share), share=share)
+        for port in ports
+    ]
+
+
+def _starts(memory: Memory, bits: int) -> bool:
+    """QEMU refuses memory that leaves no room for its own reserve (pc_memory_init: `phys-bits too low`)."""
+    return bits <= 32 or _up(memory.end, GIB) + HOLE64 <= 1 << bits
+
+
+def _crosses(start: int, end: int, bits: int, vendor: Vendor) -> bool:
+    return vendor == "AuthenticAMD" and bits >= 40 and start < HT[1] and end > HT[0]
+
+
+def _port(card: Card, hotplug: bool) -> Port:
+    """What a root port's windows come to (PciBusDxe: CalculateResourceAperture, DegradeResource): the sum of the BARs,
+    each aligned to its size, the largest first; rounded to 1 MiB, and aligned as its largest BAR is.
+
+    A port that a card is plugged into later gets what it was told to keep, as a power of two (GetResourcePadding).
+    """
+    high, alignment = _sum(bar for bar in card.bars if bar.high)
+    low, _ = _sum(bar for bar in card.bars if not bar.high)
+    if not hotplug:
+        return Port(card, high, alignment, max(low, PORT_LOW))
+    reserve = _power(high) if high else 0
+    mem_reserve = _power(low) if low > PORT_LOW else 0
+    return Port(card, reserve, max(reserve, 1), mem_reserve or PORT_LOW, reserve, mem_reserve)
+
+
+def _sum(bars: Iterable[Bar]) -> tuple[int, int]:
+    """Length and alignment of a bridge's window. Powers of two, the largest first, leave no gap."""
+    sizes = [bar.size for bar in bars]
+    return _up(sum(sizes), GRAIN), max([GRAIN, *sizes])
+
+
+def _packed(ports: Sequence[Port]) -> tuple[int, list[int]]:
+    """How much the ports fill together, and each one's offset.
+
+    PciBusDxe sorts by alignment; of equals, an order that depends on who comes first decides (InsertResourceNode).
+    The prefetchable windows are sorted once, and once more when the root bridge takes them for memory like any other
+    (DegradeResource, EFI_PCI_HOST_BRIDGE_COMBINE_MEM_PMEM). The gaps behind a card like the H100 come from here: its
+    window is a little more than a power of two, and the next one starts at a multiple of that.
+    """
+    first: list[int] = []
+    for number, port in enumerate(ports):
+        if port.high:
+            _insert(first, number, ports)
+    order: list[int] = []
+    for number in first:
+        _insert(order, number, ports)
+    offsets, end = [0] * len(ports), 0
+    for number in order:
+        offsets[number] = _up(end, ports[number].alignment)
+        end = offsets[number] + ports[number].high
+    return end, offsets
+
+
+def _insert(order: list[int], number: int, ports: Sequence[Port]) -> None:
+    """InsertResourceNode: before the first that is less aligned, or aligned alike and no worse a neighbour."""
+    new = ports[number]
+    rest = new.high % new.alignment
+
+    def before(old: Port) -> bool:
+        if new.alignment != old.alignment:
+            return new.alignment > old.alignment
+        return rest == 0 or rest >= old.high % old.alignment
+
+    order.insert(next((at for at, other in enumerate(order) if before(ports[other])), len(order)), number)
+
+
+def _aperture(memory: Memory) -> int:
+    """Bytes for 32-bit BARs: from where MTRRs end the low memory, up to ECAM (PlatformQemuUc32BaseInitialization,
+    PlatformMemMapInitialization)."""
+    hole = BASE_4G - memory.low
+    return ECAM - (BASE_4G - (1 << (hole.bit_length() - 1)))
+
+
+def _warnings(made: Plan) -> list[str]:
+    said = []
+    if not made.fits:
+        said.append(f"does NOT fit: {_why_not(made)}\n  what would make it fit: {_mend(made)}")
+    elif made.need and made.window.size - made.need < ROOM:
+        left = made.window.size - made.need
+        said.append(
+            f"the window has {amount(left)} left: one more 64-bit BAR (a virtio device's is 16 KiB) may push a card "
+            f"out; -fw_cfg name=opt/ovmf/X-PciMmio64Mb,string={made.window_mib} gives room, if phys-bits are enough"
+        )
+    if made.given_bits > BITS_USED:
+        said.append(
+            f"OVMF uses {BITS_USED} of {made.given_bits} physical address bits (with 4-level paging): what is above "
+            f"{amount(1 << BITS_USED)} is not planned with"
+        )
+    low, aperture = sum(port.low for port in made.ports), _aperture(made.memory)
+    for port in made.ports:
+        large = [bar for bar in port.card.bars if bar.bits == 64 and not bar.prefetchable and bar.size > PORT_LOW]
+        said += [
+            f"{port.card.name}: BAR {bar.index} ({amount(bar.size)}) is 64-bit but not prefetchable: behind a root "
+            "port it must lie below 4 GiB"
+            for bar in large
+        ]
+    if low > aperture:
+        said.append(
+            f"below 4 GiB the ports want {amount(low)}, and {amount(aperture)} are there with "
+            f"{amount(made.memory.low)} of low memory: fewer cards, or put the large ones on other bridges"
+        )
+    return list(dict.fromkeys(said))
+
+
+def _why_not(made: Plan) -> str:
+    limit = 1 << min(made.given_bits, BITS_USED)
+    bits = f"{min(made.given_bits, BITS_USED)} bits"
+    if not _starts(made.memory, made.given_bits):
+        return f"memory ends at {amount(made.memory.end)}, and QEMU wants 32 GiB more below {amount(limit)} ({bits})"
+    told = opened(made.memory, made.given_bits, made.vendor, made.window_mib * MIB)
+    text = f"{amount(made.need)} are needed, OVMF opens {amount(made.alone.size)}"
+    if made.window_mib * MIB > TOLD_MAX:
+        return f"{text}, and takes no word for more than 16 TiB"
+    if told.end > limit:
+        hang = "would hang without a word" if trusted(made.given_bits, made.vendor) else "would not be used by Linux"
+        return (
+            f"{text}; a window told to be larger would end at {amount(told.end)}, {bits} end at {amount(limit)}: {hang}"
+        )
+    return f"{text}, and a window told to be larger would lie on memory or on HyperTransport's addresses"
+
+
+def _mend(made: Plan) -> str:
+    if made.phys_bits is None:
+        return "nothing, up to the 46 bits that OVMF uses: fewer cards a guest, or less memory"
+    ways = []
+    if made.phys_bits != made.alone_bits:
+        told = _best(
+            made.memory,
+            made.phys_bits,
+            made.vendor,
+            [_port(port.card, bool(port.pref64_reserve)) for port in made.ports],
+        )[1]
+        ways.append(f"-cpu …,phys-bits={made.phys_bits} with X-PciMmio64Mb={told.size // MIB}")
+    if made.alone_bits is not None:
+        ways.append(f"-cpu …,phys-bits={made.alone_bits}, and OVMF needs no telling")
+    return "; or ".join(ways)
+
+
+def describe(made: Plan, again: Callable[[int], Plan] | None = None) -> str:
+    """For a person, with the arithmetic. `again` plans for other phys-bits, for the table of them."""
+    text = []
+    for name in dict.fromkeys(port.card.name for port in made.ports):
+        several = [port for port in made.ports if port.card.name == name]
+        text += _card_lines(several[0], len(several))
+    memory, window = made.memory, made.window
+    stacked = _stacking(made)
+    if made.need:
+        text += [
+            f"window: {stacked}" + (f" = {amount(made.need)}" if stacked != amount(made.need) else ""),
+            f"  with room for other devices, in whole GiB: {amount(made.window_mib * MIB)}",
+        ]
+    else:
+        text.append("window: no 64-bit prefetchable BAR, so none is needed above 4 GiB")
+    text += [
+        f"memory, and what can be plugged in: free addresses from {place(memory.end)} on",
+        f"CPU: {made.given_bits} physical address bits ({made.vendor}), that is {amount(1 << made.given_bits)}; "
+        + ("OVMF trusts that" if trusted(made.given_bits, made.vendor) else "OVMF does not trust that"),
+        f"OVMF alone: {made.alone.rule}, {amount(made.alone.size)} at {place(made.alone.base)}: "
+        + ("enough" if made.fits and not made.fw_cfg else "too little" if made.alone.size < made.need else "no use"),
+    ]
+    if made.fw_cfg:
+        text += [
+            f"OVMF told: {amount(window.size)} at {place(window.base)}, ends at {place(window.end)}",
+            f"  {' '.join(made.fw_cfg)}",
+        ]
+    if made.fits and made.need:
+        placed = [f"{number}: {port.base:#x}" for number, port in enumerate(made.ports) if port.base is not None]
+        text.append("ports: " + ", ".join(placed))
+    text += _reserve_lines(made)
+    text += _table(made, again)
+    text += [f"warning: {warning}" for warning in made.warnings]
+    if not made.fits:
+        return "\n".join(text)
+    how = f"with X-PciMmio64Mb={window.size // MIB}" if made.fw_cfg else "OVMF needs no telling"
+    return "\n".join([*text, f"fits at {made.given_bits} bits: {how}"])
+
+
+def _card_lines(port: Port, count: int) -> list[str]:
+    card = port.card
+    high = sorted((bar.size for bar in card.bars if bar.high), reverse=True)
+    bars = [
+        f"{'ROM' if bar.index == ROM else f'BAR {bar.index}'} {amount(bar.size)} "
+        f"({bar.bits}-bit{', prefetchable' * bar.prefetchable})"
+        for bar in card.bars
+    ]
+    lines = [f"{count} x {card.name} ({card.vendor}:{card.device}, class {card.pci_class}): {', '.join(bars)}"]
+    if not high:
+        lines.append(f"  a root port each: nothing above 4 GiB, {amount(port.low)} below")
+    elif port.pref64_reserve:
+        lines.append(
+            f"  a root port each, empty at first: {' + '.join(map(amount, high))}, as a power of two "
+            f"{amount(port.high)}, aligned to that; below 4 GiB {amount(port.low)}"
+        )
+    else:
+        length, alignment = _sum(bar for bar in card.bars if bar.high)
+        lines.append(
+            f"  a root port each: {' + '.join(map(amount, high))}, in whole MiB {amount(length)}, aligned to "
+            f"{amount(alignment)}; below 4 GiB {amount(port.low)}"
+        )
+    if port.share:
+        lines.append(f"  OVMF gives a hot-plug port 1/{PORT_SHARE} of the window at least: {amount(port.share)}")
+    return lines
+
+
+def _stacking(made: Plan) -> str:
+    """The arithmetic of the packing, port by port where they differ."""
+    highs = [port for port in made.ports if port.high]
+    if len(highs) < 2:
+        return amount(made.need)
+    one = highs[0]
+    step = _up(one.high, one.alignment)
+    if all((port.high, port.alignment) == (one.high, one.alignment) for port in highs):
+        return (
+            f"{len(highs) - 1} x {amount(step)} (the next is aligned to {amount(one.alignment)}) + {amount(one.high)}"
+        )
+    return " and ".join(f"{amount(port.high)} aligned to {amount(port.alignment)}" for port in highs)
+
+
+def _reserve_lines(made: Plan) -> list[str]:
+    if not made.need:
+        return []
+    if not any(port.pref64_reserve or port.mem_reserve for port in made.ports):
+        empty = [_port(port.card, True) for port in made.ports]
+        words = ", ".join(dict.fromkeys(_reserve(port) for port in empty))
+        whole = amount(_packed(empty)[0])
+        return [
+            "root ports: no pref64-reserve: the cards are there when OVMF looks, and it sizes each port by its card",
+            f"  to plug the cards in later instead: {words} each, {whole} in all",
+        ]
+    words = ", ".join(dict.fromkeys(_reserve(port) for port in made.ports))
+    return [f"root ports: {words}, since OVMF sees no card behind them"]
+
+
+def _reserve(port: Port) -> str:
+    words = [f"pref64-reserve={port.pref64_reserve // MIB}M"] * bool(port.pref64_reserve)
+    words += [f"mem-reserve={port.mem_reserve // MIB}M"] * bool(port.mem_reserve)
+    return "pcie-root-port," + ",".join(words) if words else "pcie-root-port without a reserve"
+
+
+def _table(made: Plan, again: Callable[[int], Plan] | None) -> list[str]:
+    if again is None or not made.need:
+        return []
+    lines = ["at other phys-bits (with KVM, -cpu host and max have the host's):"]
+    for bits in (36, 39, 40, 42, 44, BITS_USED):
+        if bits != made.given_bits:
+            other = again(bits)
+            how = f"X-PciMmio64Mb={other.window.size // MIB}" if other.fw_cfg else "OVMF needs no telling"
+            lines.append(f"  {bits}: {how if other.fits else 'does not fit'}")
+    return lines
+
+
+def place(address: int) -> str:
+    """An address for a person: in hex, and as an amount."""
+    return f"{address:#x} ({amount(address)})"
+
+
+def amount(count: int) -> str:
+    """Bytes for a person, whole: `128 GiB 48 MiB`; TiB only where nothing is left over."""
+    if count and count % TIB == 0:
+        return f"{count // TIB} TiB"
+    parts = []
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10), ("bytes", 0)):
+        if whole := count >> shift:
+            parts.append(f"{whole} {unit}")
+            count -= whole << shift
+    return " ".join(parts) or "0 bytes"
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _power(count: int) -> int:
+    """The power of two that is no smaller."""
+    return 1 << (count - 1).bit_length()
