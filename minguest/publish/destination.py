@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from minguest import paths, settings
-from minguest.publish import github, oci, s3, versions
+from minguest.publish import credentials, github, oci, s3, versions
 from minguest.release import layout, sshsig
 from minguest.util import files
 from minguest.util.errors import ToolError, UserError
@@ -52,7 +52,7 @@ def publish(folder: Path, to: str | None, say: Callable[[str], None]) -> layout.
     release = _checked(folder)
     if to.startswith("oci:"):
         place = oci.parse(to)
-        return oci.publish(release, place, oci.credentials(settings.registry_configs(), place.registry), say)
+        return oci.publish(release, place, credentials.find(settings.registry_configs(), place.registry), say)
     if to.startswith("github:"):
         return github.publish(release, github.parse(to), settings.github_token(), settings.github_api(), say)
     if to.startswith("s3:"):

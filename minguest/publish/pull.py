@@ -15,7 +15,7 @@ import msgspec
 from minguest import paths
 from minguest.model import Source
 from minguest.paths import PULLED
-from minguest.publish import oci
+from minguest.publish import credentials, oci
 from minguest.release import layout, sshsig, verify
 from minguest.util import fetch, files, scratch, strictjson, web
 from minguest.util.errors import ToolError, UserError
@@ -111,7 +111,7 @@ def remote(source: str, cache: Path, configs: Sequence[Path], say: Callable[[str
     source = f"{kind.lower()}{separator}{rest}"
     if source.startswith("oci://"):
         place = oci.parse(source)
-        return oci.Remote(place, oci.credentials(configs, place.registry))
+        return oci.Remote(place, credentials.find(configs, place.registry))
     if re.match(r"https?://", source):
         if "?" in source or "#" in source:
             raise UserError(f"{web.shown(source)}: a folder's address has no '?' and no '#'")

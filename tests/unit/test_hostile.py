@@ -11,6 +11,8 @@ import pytest
 
 from minguest.model import Source
 from minguest.publish import oci, pull
+from minguest.publish.credentials import Credentials
+from minguest.publish.registry import MANIFEST
 from minguest.release import layout
 from minguest.util import fetch, web
 from minguest.util.errors import MinguestError, ToolError, UserError, redacted, shown_url
@@ -45,14 +47,14 @@ def remote(server: drip.Server, path: str = "/1.0") -> pull.Remote:
 
 
 def registry(server: drip.Server) -> oci.Remote:
-    return oci.Remote(oci.parse(f"oci://{server.address}/r/guest:1.0"), oci.Credentials())
+    return oci.Remote(oci.parse(f"oci://{server.address}/r/guest:1.0"), Credentials())
 
 
 def whole_registry(server: drip.Server, layer: bytes) -> None:
     """A manifest with one layer, bzImage, whose blob is another route's."""
     digest = hashlib.sha256(layer).hexdigest()
     manifest = {
-        "schemaVersion": 2, "mediaType": oci.MANIFEST, "artifactType": oci.ARTIFACT,
+        "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": oci.ARTIFACT,
         "config": {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 2},
         "layers": [{"mediaType": "x", "digest": f"sha256:{digest}", "size": len(layer),
                     "annotations": {oci.TITLE: "bzImage"}}],

@@ -16,8 +16,10 @@ import oras.provider  # type: ignore[import-untyped]
 import pytest
 import requests
 
-from minguest.publish import oci
-from minguest.publish.oci import Credentials, Place, Remote
+from minguest.publish import credentials, oci
+from minguest.publish.credentials import Credentials
+from minguest.publish.oci import Remote
+from minguest.publish.registry import ACCEPT, INDEX, MANIFEST, Place, Registry, digest_of
 from minguest.release import layout
 from minguest.util import files, web
 from minguest.util.errors import MinguestError, ToolError, UserError
@@ -97,7 +99,7 @@ def publish(what: layout.Release, where: Place, who: Credentials = NOBODY) -> la
 def get(where: Place, path: str) -> requests.Response:
     """What the registry itself says, past the proxy."""
     url = f"http://{DIRECT[where.registry]}/v2/{where.repository}/{path}"
-    return SESSION.get(url, headers={"Accept": oci.ACCEPT}, timeout=10)
+    return SESSION.get(url, headers={"Accept": ACCEPT}, timeout=10)
 
 
 def tags(where: Place) -> set[str]:
@@ -115,7 +117,7 @@ def same(what: layout.Release, remote: Remote, folder: Path) -> bool:
 def whole(what: layout.Release, where: Place) -> bool:
     """Whether a registry has all of a release under its version, and all that refers to it."""
     manifest = get(where, f"manifests/{what.facts.version}").json()
-    digest = oci.digest_of(oci.render(what))
+    digest = digest_of(oci.render(what))
     listed = get(where, f"manifests/{digest.replace(':', '-')}").json()["manifests"]
     wanted = [kind for name, kind in oci.REFERRERS.items() if what.item(name)]
     referrers = [get(where, f"manifests/{each['digest']}").json() for each in listed]
@@ -123,7 +125,7 @@ def whole(what: layout.Release, where: Place) -> bool:
     return (
         sorted(each["artifactType"] for each in listed) == sorted(wanted)
         and all(each["subject"]["digest"] == digest for each in referrers)
-        and all(oci.digest_of(get(where, f"blobs/{blob['digest']}").content) == blob["digest"] for blob in blobs)
+        and all(digest_of(get(where, f"blobs/{blob['digest']}").content) == blob["digest"] for blob in blobs)
     )
 
 
@@ -215,13 +217,13 @@ def test_logins_are_found_in_files(tmp_path: Path) -> None:
     )
     podman = config(tmp_path / "podman.json", auths={"host:5000": {"auth": encoded("second:x")}, "nothing.io": {}})
     places = [tmp_path / "missing.json", docker, podman]
-    assert oci.credentials(places, "host:5000") == Credentials("me", "with:colon", "", f"as me, {docker}")
-    assert oci.credentials([podman, docker], "host:5000").user == "second"
-    assert oci.credentials(places, "old.io").password == "secret"
-    assert oci.credentials(places, "docker.io").user == "hub"
-    assert oci.credentials(places, "azure.io").token == "opaque"
-    assert "secret" not in repr(oci.credentials(places, "old.io"))
-    nobody = oci.credentials(places, "nothing.io")
+    assert credentials.find(places, "host:5000") == Credentials("me", "with:colon", "", f"as me, {docker}")
+    assert credentials.find([podman, docker], "host:5000").user == "second"
+    assert credentials.find(places, "old.io").password == "secret"
+    assert credentials.find(places, "docker.io").user == "hub"
+    assert credentials.find(places, "azure.io").token == "opaque"
+    assert "secret" not in repr(credentials.find(places, "old.io"))
+    nobody = credentials.find(places, "nothing.io")
     assert (nobody.user, nobody.password, nobody.token, nobody.basic) == ("", "", "", None)
     assert nobody.origin == f"no credentials for nothing.io in {', '.join(map(str, places))}"
 
@@ -229,11 +231,11 @@ def test_logins_are_found_in_files(tmp_path: Path) -> None:
 def test_logins_that_a_file_gives_wrongly(tmp_path: Path) -> None:
     path = config(tmp_path / "config.json", auths={"host": {"auth": "no base64 and secret"}})
     with pytest.raises(UserError, match="auth of host is not Base64") as refused:
-        oci.credentials([path], "host")
+        credentials.find([path], "host")
     assert "secret" not in str(refused.value)
     path.write_text('{"auths": [}')
     with pytest.raises(UserError, match=r"config\.json: no file of registry credentials"):
-        oci.credentials([path], "host")
+        credentials.find([path], "host")
 
 
 def test_logins_of_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,18 +255,18 @@ def test_logins_of_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         credHelpers={"helped": "asked", "tokens": "token", "gone": "missing", "bad": "broken"},
         credsStore="empty",
     )
-    found = oci.credentials([path], "helped")
+    found = credentials.find([path], "helped")
     assert (found.user, found.password, found.origin) == ("get", "for helped", "as get, docker-credential-asked")
-    assert oci.credentials([path], "tokens").token == "opaque"
-    assert oci.credentials([path], "host").user == "file"
-    assert oci.credentials([path], "other").origin == f"no credentials for other in {path}"
-    assert "docker-credential-missing: no such program" in oci.credentials([path], "gone").origin
-    bad = oci.credentials([path], "bad").origin
+    assert credentials.find([path], "tokens").token == "opaque"
+    assert credentials.find([path], "host").user == "file"
+    assert credentials.find([path], "other").origin == f"no credentials for other in {path}"
+    assert "docker-credential-missing: no such program" in credentials.find([path], "gone").origin
+    bad = credentials.find([path], "bad").origin
     assert "docker-credential-broken: answers no credentials" in bad
     assert "secret" not in bad
     assert (
-        oci.credentials([config(tmp_path / "store", credsStore="asked")], "docker.io").password
-        == f"for {oci.HUB_LOGIN}"
+        credentials.find([config(tmp_path / "store", credsStore="asked")], "docker.io").password
+        == f"for {credentials.HUB_LOGIN}"
     )
 
 
@@ -345,7 +347,7 @@ def test_oras_pulls_it(tmp_path: Path, place: Place) -> None:
 def test_the_tag_comes_after_all_that_it_needs(tmp_path: Path, front: Proxy, place: Place) -> None:
     what = release(tmp_path / "release")
     publish(what, place)
-    digest = oci.digest_of(oci.render(what))
+    digest = digest_of(oci.render(what))
     puts = [seen.path.rsplit("/", 1)[-1] for seen in front.seen if seen.method == "PUT"]
     order = [puts.index(name) for name in (digest, digest.replace(":", "-"), "1.0", "latest")]
     assert order == sorted(order)
@@ -437,7 +439,7 @@ def test_something_else_is_neither_read_nor_written_over(tmp_path: Path, front: 
     requests.put(
         f"http://{place.registry}/v2/{place.repository}/manifests/latest",
         data=json.dumps(image),
-        headers={"Content-Type": oci.MANIFEST},
+        headers={"Content-Type": MANIFEST},
         timeout=10,
     ).raise_for_status()
     front.reset()
@@ -460,7 +462,7 @@ def test_what_is_not_there(place: Place) -> None:
 def test_referrers_are_listed_once_and_others_stay(tmp_path: Path, front: Proxy, place: Place) -> None:
     what = release(tmp_path / "release")
     publish(what, place)
-    tag = oci.digest_of(oci.render(what)).replace(":", "-")
+    tag = digest_of(oci.render(what)).replace(":", "-")
     index = get(place, f"manifests/{tag}").json()
     assert [each["artifactType"] for each in index["manifests"]] == [
         "application/vnd.minguest.sshsig",
@@ -473,7 +475,7 @@ def test_referrers_are_listed_once_and_others_stay(tmp_path: Path, front: Proxy,
     requests.put(
         f"http://{place.registry}/v2/{place.repository}/manifests/{tag}",
         data=json.dumps(index),
-        headers={"Content-Type": oci.INDEX},
+        headers={"Content-Type": INDEX},
         timeout=10,
     ).raise_for_status()
     front.reset()
@@ -491,7 +493,7 @@ def test_a_registry_that_lists_referrers_by_itself(tmp_path: Path, front: Proxy,
         if seen.method == "PUT" and "/manifests/sha256:" in seen.path:
             return msgspec.structs.replace(answer, headers={**answer.headers, "OCI-Subject": "sha256:x"})
         if "/referrers/" in seen.path:
-            return Answer(200, {"Content-Type": oci.INDEX}, b'{"schemaVersion": 2, "manifests": []}')
+            return Answer(200, {"Content-Type": INDEX}, b'{"schemaVersion": 2, "manifests": []}')
         return answer
 
     what = release(tmp_path / "release")
@@ -502,7 +504,7 @@ def test_a_registry_that_lists_referrers_by_itself(tmp_path: Path, front: Proxy,
     assert publish(what, place).uploaded == 0
     assert tags(place) == {"1.0", "latest"}
     assert [seen.path for seen in front.seen if "/referrers/" in seen.path] == [
-        f"/v2/{place.repository}/referrers/{oci.digest_of(oci.render(what))}"
+        f"/v2/{place.repository}/referrers/{digest_of(oci.render(what))}"
     ]
 
 
@@ -886,4 +888,4 @@ def test_only_loopback_is_asked_without_https() -> None:
         ("192.168.1.1:5000", "https"),
         ("docker.io", "https"),
     ):
-        assert oci._Registry(Place(host, "x"), NOBODY, "pull")._base.startswith(f"{scheme}://"), host
+        assert Registry(Place(host, "x"), NOBODY, "pull")._base.startswith(f"{scheme}://"), host
