@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 MOUNT = """
 import subprocess, sys
 from pathlib import Path
-from minguest.errors import ToolError
+from minguest.util.errors import ToolError
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + sys.argv[2], "none", folder], check=True)
 """

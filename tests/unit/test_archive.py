@@ -255,7 +255,7 @@ def test_no_mix_of_names_and_links_leads_out(tmp_path: Path, members: list[tarfi
 
 
 FULL = """
-from minguest import archive
+from minguest.util import archive
 try:
     archive.extract_tar(Path(sys.argv[3]), folder)
 except ToolError as error:

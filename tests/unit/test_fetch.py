@@ -445,7 +445,7 @@ def test_a_cache_that_is_whole_may_be_read_only_and_one_that_is_no_folder_is_tol
 FETCH = """
 import sys
 from pathlib import Path
-from minguest import fetch, web
+from minguest.util import fetch, web
 from minguest.model import Source
 source = Source(version="1", urls=(sys.argv[1],), sha256=sys.argv[2], licence="MIT", size=int(sys.argv[3]))
 print(fetch.fetch(source, "thing", Path(sys.argv[4]), lambda line: print(line, flush=True)), flush=True)
@@ -523,7 +523,7 @@ def test_a_disk_that_fills_up_is_told(cache: Cache) -> None:
 
 # No size, so that it is not told before.
 FULL = """
-from minguest import fetch, web
+from minguest.util import fetch, web
 from minguest.model import Source
 source = Source(version="1", urls=(sys.argv[3],), sha256=sys.argv[4], licence="MIT")
 try:

@@ -31,7 +31,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a"
     files.write(target, "old")
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom minguest import files\n"
+        "import sys, time\nfrom pathlib import Path\nfrom minguest.util import files\n"
         "with files.replacing(Path(sys.argv[1])) as t:\n"
         "    t.write_text('half'); print('here', flush=True); time.sleep(60)\n"
     )

@@ -18,8 +18,8 @@ from minguest.release import layout, verify
 from minguest.util.errors import UserError
 from tests import faults, registry, workshop
 
-PUBLISH = "import sys; from pathlib import Path; from minguest import publish; "
-PUBLISH += "print(publish.publish(Path(sys.argv[1]), sys.argv[2], print))"
+PUBLISH = "import sys; from pathlib import Path; from minguest.publish import destination; "
+PUBLISH += "print(destination.publish(Path(sys.argv[1]), sys.argv[2], print))"
 # How many moments are tried, of about seventy.
 MOMENTS = 10
 

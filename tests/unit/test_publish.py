@@ -96,7 +96,9 @@ def test_a_killed_run_before_the_index_is_mended_by_the_next(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from minguest import paths, files, publish, released
+from minguest.publish import destination
+from minguest.release import layout
+from minguest.util import files
 step, count = sys.argv[3], int(sys.argv[4])
 module = {"copy": files, "sync": files, "write": files, "replace": Path, "symlink_to": Path}[step]
 real = getattr(module, step)
@@ -107,7 +109,7 @@ def counted(*words, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*words, **more)
 setattr(module, step, counted)
-publish.publish_folder(released.load(Path(sys.argv[1])), Path(sys.argv[2]), print)
+destination.publish_folder(layout.load(Path(sys.argv[1])), Path(sys.argv[2]), print)
 """
 
 

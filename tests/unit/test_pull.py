@@ -189,7 +189,8 @@ def test_sources_that_cannot_be_are_named(key: Path, tmp_path: Path, source: str
 
 
 FULL = """
-from minguest import pull, sshsig
+from minguest.publish import pull
+from minguest.release import sshsig
 with sshsig.trusting(Path(sys.argv[4]), Path("nowhere")) as trusted:
     try:
         pull.pull(sys.argv[3], folder / "to", trusted, Path(sys.argv[5]), [], allow_failed=False, say=print)

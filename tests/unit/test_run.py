@@ -64,7 +64,7 @@ def test_a_bare_environment_hides_what_the_shell_exports(monkeypatch: pytest.Mon
 
 
 def test_a_temporary_folder_that_is_not_there_is_not_passed_on() -> None:
-    program = "from minguest.run import run; print(run(['sh', '-c', 'echo $TMPDIR'], bare=True)[1])"
+    program = "from minguest.util.run import run; print(run(['sh', '-c', 'echo $TMPDIR'], bare=True)[1])"
     environment = {**os.environ, "TMPDIR": "/nonexistent"}
     text = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     assert Path(text.stdout.strip()).is_dir()
@@ -87,7 +87,7 @@ def test_one_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_program_ends_with_its_parent(tmp_path: Path) -> None:
-    program = f"from minguest.run import run; run(['sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'])"
+    program = f"from minguest.util.run import run; run(['sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'])"
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
             time.sleep(0.02)

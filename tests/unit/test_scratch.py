@@ -19,7 +19,7 @@ from tests import workshop
 HOLDS = """
 import sys, time
 from pathlib import Path
-from minguest import scratch
+from minguest.util import scratch
 with scratch.folder("test") as folder:
     (folder / "file").write_text("content")
     print(folder, flush=True)
@@ -27,7 +27,7 @@ with scratch.folder("test") as folder:
 """
 # Makes, uses and leaves folders as fast as it can; says nothing if none was taken away from it.
 BUSY = """
-from minguest import scratch
+from minguest.util import scratch
 for count in range(150):
     with scratch.folder("busy") as folder:
         (folder / "file").write_text(str(count))
