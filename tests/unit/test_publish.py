@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minguest import paths
-from minguest.publish import destination
+from minguest.publish import destination, folder
 from minguest.release import layout
 from minguest.util import files
 from minguest.util.errors import MinguestError, ToolError, UserError
@@ -24,7 +24,7 @@ def versions(home: Path) -> list[str]:
 
 def test_a_folder_gets_the_version_an_index_and_latest(tmp_path: Path) -> None:
     release = fake_release.make(tmp_path / "r", "1.0", {paths.RUN_GUEST: b"#!/bin/sh\n"})
-    result = destination.publish_folder(release, tmp_path / "to", workshop.quiet)
+    result = folder.publish(release, tmp_path / "to", workshop.quiet)
     home = tmp_path / "to/default-4.12"
     assert layout.load(home / "1.0").items == release.items
     assert layout.load(home / "latest").facts.version == "1.0"
@@ -39,9 +39,9 @@ def test_a_folder_gets_the_version_an_index_and_latest(tmp_path: Path) -> None:
 
 def test_the_same_again_uploads_nothing_and_touches_nothing(tmp_path: Path) -> None:
     release = fake_release.make(tmp_path / "r", "1.0")
-    destination.publish_folder(release, tmp_path / "to", workshop.quiet)
+    folder.publish(release, tmp_path / "to", workshop.quiet)
     before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "to").rglob("*")}
-    result = destination.publish_folder(release, tmp_path / "to", workshop.quiet)
+    result = folder.publish(release, tmp_path / "to", workshop.quiet)
     assert (result.uploaded, result.uploaded_bytes, result.kept) == (0, 0, len(release.items))
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "to").rglob("*")} == before
     assert "nothing uploaded" in destination.shown(result)
@@ -49,22 +49,22 @@ def test_the_same_again_uploads_nothing_and_touches_nothing(tmp_path: Path) -> N
 
 def test_latest_is_the_newest_and_no_pre_release(tmp_path: Path) -> None:
     for version in ("1.9", "1.10", "2.0rc1", "1.2"):
-        destination.publish_folder(fake_release.make(tmp_path / version, version), tmp_path / "to", workshop.quiet)
+        folder.publish(fake_release.make(tmp_path / version, version), tmp_path / "to", workshop.quiet)
     home = tmp_path / "to/default-4.12"
     assert versions(home) == ["1.2", "1.9", "1.10", "2.0rc1"]
     assert (home / "latest").readlink() == Path("1.10")
 
 
 def test_a_version_never_changes(tmp_path: Path) -> None:
-    destination.publish_folder(fake_release.make(tmp_path / "a", "1.0"), tmp_path / "to", workshop.quiet)
+    folder.publish(fake_release.make(tmp_path / "a", "1.0"), tmp_path / "to", workshop.quiet)
     other = fake_release.make(tmp_path / "b", "1.0", {"bzImage": b"another kernel"})
     with pytest.raises(UserError, match=r"(?s)1\.0 is published already with other content.*make a new one"):
-        destination.publish_folder(other, tmp_path / "to", workshop.quiet)
+        folder.publish(other, tmp_path / "to", workshop.quiet)
 
 
 def test_a_full_disk_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (fake_release.make(tmp_path / version, version) for version in ("1.0", "1.1"))
-    destination.publish_folder(first, tmp_path / "to", workshop.quiet)
+    folder.publish(first, tmp_path / "to", workshop.quiet)
     copied = files.copy
 
     def full(source: Path, target: Path) -> None:
@@ -74,21 +74,21 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(files, "copy", full)
     with pytest.raises(ToolError, match="No space left on device"):
-        destination.publish_folder(second, tmp_path / "to", workshop.quiet)
+        folder.publish(second, tmp_path / "to", workshop.quiet)
     home = tmp_path / "to/default-4.12"
     assert sorted(path.name for path in home.iterdir()) == ["1.0", "index.html", "index.json", "latest", "latest.json"]
     monkeypatch.setattr(files, "copy", copied)
-    destination.publish_folder(second, tmp_path / "to", workshop.quiet)
+    folder.publish(second, tmp_path / "to", workshop.quiet)
     assert versions(home) == ["1.0", "1.1"]
 
 
 def test_a_killed_run_before_the_index_is_mended_by_the_next(tmp_path: Path) -> None:
     release = fake_release.make(tmp_path / "r", "1.0")
-    destination.publish_folder(release, tmp_path / "to", workshop.quiet)
+    folder.publish(release, tmp_path / "to", workshop.quiet)
     home = tmp_path / "to/default-4.12"
     for name in ("index.json", "latest.json", "index.html", "latest"):
         (home / name).unlink()
-    destination.publish_folder(release, tmp_path / "to", workshop.quiet)
+    folder.publish(release, tmp_path / "to", workshop.quiet)
     assert versions(home) == ["1.0"] and (home / "latest").is_symlink()
 
 
@@ -96,7 +96,7 @@ def test_a_killed_run_before_the_index_is_mended_by_the_next(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from minguest.publish import destination
+from minguest.publish import folder
 from minguest.release import layout
 from minguest.util import files
 step, count = sys.argv[3], int(sys.argv[4])
@@ -109,7 +109,7 @@ def counted(*words, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*words, **more)
 setattr(module, step, counted)
-destination.publish_folder(layout.load(Path(sys.argv[1])), Path(sys.argv[2]), print)
+folder.publish(layout.load(Path(sys.argv[1])), Path(sys.argv[2]), print)
 """
 
 
@@ -122,13 +122,13 @@ destination.publish_folder(layout.load(Path(sys.argv[1])), Path(sys.argv[2]), pr
 def test_what_a_killed_run_left_goes(tmp_path: Path, step: str, count: int) -> None:
     old, new = (fake_release.make(tmp_path / version, version) for version in ("1.0", "1.1"))
     home = tmp_path / "to/default-4.12"
-    destination.publish_folder(old, tmp_path / "to", workshop.quiet)
+    folder.publish(old, tmp_path / "to", workshop.quiet)
     whole = {path.name for path in home.iterdir()} | {"1.1"}
     argv = [sys.executable, "-c", KILLED, str(new.folder), str(tmp_path / "to"), step, str(count)]
     killed = subprocess.run(argv, env=workshop.doit_env(), capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert versions(home) in (["1.0"], ["1.0", "1.1"])
-    destination.publish_folder(new, tmp_path / "to", workshop.quiet)
+    folder.publish(new, tmp_path / "to", workshop.quiet)
     assert {path.name for path in home.iterdir()} == whole
     assert layout.load(home / "latest").facts.version == "1.1"
 
@@ -173,4 +173,4 @@ def test_no_release_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MinguestError, match="file"):
-        destination.publish_folder(fake_release.make(tmp_path / "r"), tmp_path / "file", workshop.quiet)
+        folder.publish(fake_release.make(tmp_path / "r"), tmp_path / "file", workshop.quiet)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases in a folder of this machine, which a web server may serve. Below a folder DIR:
+
+NAME/VERSION/FILE      the release's files, as they are
+NAME/latest            a symbolic link to the newest version that is no pre-release
+NAME/latest.json       the same for who reads over HTTP
+NAME/index.json        every version
+NAME/index.html        the same for a person
+"""
+
+import html
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from minguest import paths
+from minguest.publish import versions
+from minguest.release import layout
+from minguest.util import files
+from minguest.util.errors import ToolError, UserError
+
+INDEX_SCHEMA = 1
+PUBLISHING = ".publishing-"
+LINK = ".latest"
+TOLD = ("index.json", "index.html", "latest.json")
+
+
+class Index(msgspec.Struct, frozen=True):
+    """index.json: the versions of one release's name that are whole."""
+
+    schema: int
+    name: str
+    latest: str
+    versions: tuple[str, ...]
+
+
+def publish(release: layout.Release, root: Path, say: Callable[[str], None]) -> layout.Published:
+    """Publish to a folder of this machine: a version appears whole, then the index and `latest` tell of it."""
+    home = root / release.facts.name
+    place = home / release.facts.version
+    try:
+        with files.lock(
+            root / f".{release.facts.name}.lock", lambda: say(f"{root}: another run is publishing; waiting")
+        ):
+            return _into(release, home, place, say)
+    except OSError as error:
+        raise ToolError(
+            f"{error.filename or root}: {error.strerror}", "the folder must be one that you may write to"
+        ) from error
+
+
+def _into(release: layout.Release, home: Path, place: Path, say: Callable[[str], None]) -> layout.Published:
+    _sweep(home)
+    new = not place.exists()
+    if new:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PUBLISHING, dir=home) as name, files.disk_errors(home):
+            folder = Path(name, "release")
+            folder.mkdir()
+            for item in release.items:
+                files.copy(release.folder / item.name, folder / item.name)
+                mode = 0o755 if item.name == paths.RUN_GUEST else 0o644
+                (folder / item.name).chmod(mode)
+            folder.chmod(0o755)
+            # What was copied is read again: the disk may have lied, and nobody looks afterwards.
+            if layout.load(folder).items != release.items:
+                raise ToolError(f"{place}: what was written is not what was read", "check the disk, then run it again")
+            files.sync(folder)
+            folder.rename(place)
+        files.sync(home)
+    elif layout.load(place).items != release.items:
+        raise UserError(
+            f"{place}: {release.facts.version} is published already with other content",
+            "a published version never changes: make a new one",
+        )
+    _tell(release.facts.name, home)
+    count = len(release.items)
+    size = sum(item.size for item in release.items)
+    return layout.Published(str(place), count if new else 0, size if new else 0, 0 if new else count)
+
+
+def _sweep(home: Path) -> None:
+    """Remove what a killed run left: whoever publishes has the lock, so none of it is another one's."""
+    for path in home.glob(f"{PUBLISHING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in TOLD:  # as files.replacing names them until they are whole
+        for path in home.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+    (home / LINK).unlink(missing_ok=True)
+
+
+def _tell(name: str, home: Path) -> None:
+    """Make the index and `latest` of what lies in `home`."""
+    there = sorted((path.parent.name for path in home.glob(f"*/{layout.SUMS}") if not path.parent.is_symlink()
+                    and layout.VERSION.fullmatch(path.parent.name)), key=versions.order)  # fmt: skip
+    index = Index(INDEX_SCHEMA, name, versions.latest(there), tuple(there))
+    _update(home / "index.json", msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
+    _update(home / "index.html", _page(index).encode())
+    _update(home / "latest.json", msgspec.json.encode({"version": index.latest}) + b"\n")
+    link = home / "latest"
+    if not link.is_symlink() or link.readlink().name != index.latest:
+        temporary = home / LINK
+        temporary.symlink_to(index.latest)
+        temporary.replace(link)
+
+
+def _update(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        files.write(path, content)
+
+
+def _page(index: Index) -> str:
+    """index.html: the versions, newest first."""
+    rows = "".join(
+        f'<li><a href="{html.escape(version)}/index.html">{html.escape(version)}</a>'
+        f"{' (latest)' if version == index.latest else ''}</li>\n"
+        for version in reversed(index.versions)
+    )
+    name = html.escape(index.name)
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{name}</title>\n'
+    return f"{head}<h1>{name}</h1>\n<ul>\n{rows}</ul>\n"
