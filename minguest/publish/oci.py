@@ -11,13 +11,13 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
 
 from minguest.publish.credentials import Credentials
-from minguest.publish.registry import DIGEST, INDEX, MANIFEST, Descriptor, Place, Registry, digest_of
+from minguest.publish.registry import DIGEST, INDEX, MANIFEST, Place, Repository, digest_of
 from minguest.release import layout
 from minguest.util import files, strictjson, web
 from minguest.util.errors import UserError
@@ -33,6 +33,8 @@ REFERRERS: Mapping[str, str] = {
 }
 LATEST = "latest"
 TITLE = "org.opencontainers.image.title"
+# Bytes of one file.
+FILE_LIMIT = 4 << 30
 # A manifest must have a config; this says that it has nothing to say (image-spec, manifest.md).
 _NOTHING = b"{}"
 
@@ -40,6 +42,16 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _REGISTRY = re.compile(r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:.]+\])(?::\d+)?")
 _PLACE = re.compile(r"oci://([^/]*)/([^:@]*)(?::([^@]*))?(?:@(.*))?")
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A blob or manifest by its content (image-spec, descriptor.md); `size` in bytes."""
+
+    media_type: str
+    digest: Annotated[str, msgspec.Meta(pattern=rf"^{DIGEST.pattern}\Z")]
+    size: Annotated[int, msgspec.Meta(ge=0, le=FILE_LIMIT)]
+    artifact_type: str | None = None
+    annotations: dict[str, str] | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -105,25 +117,27 @@ def publish(
     # Such tags list referrers, and `latest` moves: neither can be a version's.
     if version == LATEST or version.startswith("sha256-"):
         raise UserError(f"{release.folder}: version {version!r} cannot be a tag in a registry", "use another version")
-    registry = Registry(place, credentials, "pull,push")
+    repository = Repository(place, credentials, "pull,push")
     manifest = render(release)
     subject = Descriptor(MANIFEST, digest_of(manifest), len(manifest), ARTIFACT)
     where = Place(place.registry, place.repository, version, subject.digest)
-    _check_latest(registry, release)
-    if not _tagged(registry, version, manifest):
+    _check_latest(repository, release)
+    if not _tagged(repository, version, manifest):
         say(f"{where}: sending what is not there")
 
-    sent = [registry.put_blob(digest_of(_NOTHING), _NOTHING)]
+    sent = [repository.put_blob(digest_of(_NOTHING), _NOTHING)]
     # Files of the same content are one blob.
     for item in {item.sha256: item for item in release.items}.values():
-        sent.append(registry.put_blob(f"sha256:{item.sha256}", release.folder / item.name))
+        sent.append(repository.put_blob(f"sha256:{item.sha256}", release.folder / item.name))
         if sent[-1] is not None:
             say(f"{item.name}: {item.size / 1e6:.2f} MB sent")
-    sent.append(None if registry.has_manifest(subject.digest) else registry.put_manifest(subject.digest, manifest)[0])
-    sent += _put_referrers(registry, release, subject)
+    sent.append(
+        None if repository.has_manifest(subject.digest) else repository.put_manifest(subject.digest, manifest)[0]
+    )
+    sent += _put_referrers(repository, release, subject)
     # Looked at again, as another run may have been faster: no registry promises to take a tag only if it is new.
     for tag in (version, LATEST):
-        sent.append(None if _tagged(registry, tag, manifest) else registry.put_manifest(tag, manifest)[0])
+        sent.append(None if _tagged(repository, tag, manifest) else repository.put_manifest(tag, manifest)[0])
     new = [size for size in sent if size is not None]
     return layout.Published(str(where), len(new), sum(new), len(sent) - len(new))
 
@@ -160,7 +174,7 @@ class Remote:
         self.wanted = place.tag if place.tag != LATEST and not place.digest else None
         self.newest = f"the tag {LATEST}" if place.tag == LATEST and not place.digest else ""
         self._reference = place.digest or place.tag or LATEST
-        self._registry = Registry(place, credentials, "pull")
+        self._repository = Repository(place, credentials, "pull")
 
     def read(self, name: str, limit: int) -> bytes | None:
         """A small file, or None if the release has none of that name; UserError if it is of more than `limit` bytes."""
@@ -170,7 +184,7 @@ class Remote:
         if layer.size > limit:
             raise UserError(f"{self.where}: {name} has {layer.size} bytes, more than the {limit} that it may have")
         content = io.BytesIO()
-        self._registry.get_blob(layer, content)
+        self._repository.get_blob(layer.digest, layer.size, content)
         return content.getvalue()
 
     def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
@@ -185,11 +199,11 @@ class Remote:
             right = f"may have {limit} at most" if size is None else f"has {size}"
             raise UserError(f"{self.where}: offers {layer.size} bytes of {name}, which {right}")
         with files.disk_errors(target), target.open("w+b") as file:
-            self._registry.get_blob(layer, file)
+            self._repository.get_blob(layer.digest, layer.size, file)
 
     @functools.cached_property
     def _layers(self) -> dict[str, Descriptor]:
-        content = self._registry.get_manifest(self._reference)
+        content = self._repository.get_manifest(self._reference)
         if content is None:
             raise UserError(f"{self.where}: the registry has nothing of that name", "check repository and version")
         layers: dict[str, Descriptor] = {}
@@ -201,12 +215,12 @@ class Remote:
         return layers
 
 
-def _check_latest(registry: Registry, release: layout.Release) -> None:
+def _check_latest(repository: Repository, release: layout.Release) -> None:
     """Keep the releases of one name to their own repository, and out of anything else's."""
-    content = registry.get_manifest(LATEST)
+    content = repository.get_manifest(LATEST)
     if content is None:
         return
-    where = str(Place(registry.place.registry, registry.place.repository, LATEST))
+    where = str(Place(repository.place.registry, repository.place.repository, LATEST))
     name = (_read(content, where).annotations or {}).get(TITLE)
     if name != release.facts.name:
         raise UserError(
@@ -215,9 +229,9 @@ def _check_latest(registry: Registry, release: layout.Release) -> None:
         )
 
 
-def _tagged(registry: Registry, tag: str, manifest: bytes) -> bool:
+def _tagged(repository: Repository, tag: str, manifest: bytes) -> bool:
     """Whether a tag is on this manifest already; UserError if it is a version's, and on another one."""
-    there = registry.get_manifest(tag)
+    there = repository.get_manifest(tag)
     if there is not None and there != manifest and tag != LATEST:
         raise UserError(
             f"{tag} is published already with other content, {digest_of(there)}: a published version never changes",
@@ -226,7 +240,7 @@ def _tagged(registry: Registry, tag: str, manifest: bytes) -> bool:
     return there == manifest
 
 
-def _put_referrers(registry: Registry, release: layout.Release, subject: Descriptor) -> list[int | None]:
+def _put_referrers(repository: Repository, release: layout.Release, subject: Descriptor) -> list[int | None]:
     """Send a manifest for each file that speaks of the release, and see that they can be found by it."""
     sent: list[int | None] = []
     listed: bool | None = None
@@ -237,23 +251,23 @@ def _put_referrers(registry: Registry, release: layout.Release, subject: Descrip
             continue
         manifest = _artifact(kind, (item,), Descriptor(subject.media_type, subject.digest, subject.size), None)
         referrers.append(Descriptor(MANIFEST, digest_of(manifest), len(manifest), kind))
-        if registry.has_manifest(referrers[-1].digest):
+        if repository.has_manifest(referrers[-1].digest):
             sent.append(None)
         else:
-            size, listed = registry.put_manifest(referrers[-1].digest, manifest)
+            size, listed = repository.put_manifest(referrers[-1].digest, manifest)
             sent.append(size)
     if not referrers:
         return sent
     if listed is None:  # all were there, so no answer said it
-        listed = registry.lists_referrers(subject.digest)
-    return sent if listed else [*sent, _list_referrers(registry, subject, referrers)]
+        listed = repository.lists_referrers(subject.digest)
+    return sent if listed else [*sent, _list_referrers(repository, subject, referrers)]
 
 
-def _list_referrers(registry: Registry, subject: Descriptor, referrers: Sequence[Descriptor]) -> int | None:
+def _list_referrers(repository: Repository, subject: Descriptor, referrers: Sequence[Descriptor]) -> int | None:
     """Add to the list under the tag `sha256-…`, for registries without the API (distribution-spec, "Referrers Tag
     Schema"); returns the bytes sent, or None if all are in it. What others put there stays."""
     tag = subject.digest.replace(":", "-")
-    there = registry.get_manifest(tag)
+    there = repository.get_manifest(tag)
     index: Any = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
     try:
         index = index if there is None else msgspec.json.decode(there)
@@ -264,7 +278,7 @@ def _list_referrers(registry: Registry, subject: Descriptor, referrers: Sequence
     if not missing:
         return None
     content = msgspec.json.encode({**index, "manifests": [*index["manifests"], *missing]})
-    return registry.put_manifest(tag, content, INDEX)[0]
+    return repository.put_manifest(tag, content, INDEX)[0]
 
 
 def _artifact(

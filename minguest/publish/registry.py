@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
@@ -32,9 +31,8 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 ACCEPT = f"{MANIFEST}, {INDEX}, " + ", ".join(
     f"application/vnd.docker.distribution.manifest.{kind}+json" for kind in ("v2", "list.v2")
 )
-# Bytes: of a manifest, as the specification lets a registry limit it; of one file.
+# Bytes: of a manifest, as the specification lets a registry limit it; of a token server's answer.
 MANIFEST_LIMIT = 4 << 20
-FILE_LIMIT = 4 << 30
 TOKEN_LIMIT = 64 << 10
 # A registry's answers to the end of an upload that it does not know or that has another part already: begin anew.
 UPLOAD_LOST = (400, 404, 405, 409, 416)
@@ -65,16 +63,6 @@ class Place(msgspec.Struct, frozen=True):
         return f"oci://{self.registry}/{self.repository}{tag}{digest}"
 
 
-class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A blob or manifest by its content (image-spec, descriptor.md); `size` in bytes."""
-
-    media_type: str
-    digest: Annotated[str, msgspec.Meta(pattern=rf"^{DIGEST.pattern}\Z")]
-    size: Annotated[int, msgspec.Meta(ge=0, le=FILE_LIMIT)]
-    artifact_type: str | None = None
-    annotations: dict[str, str] | None = None
-
-
 class _Token(msgspec.Struct, frozen=True):
     """A token server's answer; either name may be used."""
 
@@ -82,8 +70,8 @@ class _Token(msgspec.Struct, frozen=True):
     access_token: str = ""
 
 
-class Registry:
-    """One repository's API. `actions`: what a token shall allow, `pull` or `pull,push`."""
+class Repository:
+    """A repository's API. `actions`: what a token shall allow, `pull` or `pull,push`."""
 
     def __init__(self, place: Place, credentials: Credentials, actions: str) -> None:
         self.place = place
@@ -94,7 +82,6 @@ class Registry:
         self._base = f"{'http' if loopback else 'https'}://{host}/v2/{place.repository}/"
         self._authorization: str | None = None
         self._session = web.session()
-        # web.call returns as soon as it knows an answer's status, and the body is ours to read.
 
     def has_blob(self, digest: str) -> bool:
         """Whether the repository has a blob."""
@@ -157,22 +144,22 @@ class Registry:
         assert failure is not None
         raise failure
 
-    def get_blob(self, layer: Descriptor, file: _Both) -> None:
-        """Write a blob to an empty file that can be read too, going on where an answer was cut."""
-        where = f"{self._base}blobs/{layer.digest}"
+    def get_blob(self, digest: str, size: int, file: _Both) -> None:
+        """Write a blob of `size` bytes to an empty file that can be read too, going on where an answer was cut."""
+        where = f"{self._base}blobs/{digest}"
         why = ""
         for _ in _tries():
             start = file.tell()
             try:
-                start = self._get_more(layer, file)
+                start = self._get_more(digest, size, file)
             except _CUTS as error:
                 why = web.why(error)
                 continue
-            if file.tell() < layer.size:
-                why = f"cut short at {file.tell()} of {layer.size} bytes"
+            if file.tell() < size:
+                why = f"cut short at {file.tell()} of {size} bytes"
                 continue
             file.seek(0)
-            if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == layer.digest:
+            if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest:
                 return
             why = "damaged: not the content of that digest"
             if start == 0:
@@ -185,16 +172,16 @@ class Registry:
         answer = self._call("GET", f"referrers/{digest}", wanted=(200, 400, 404, 405))
         return answer.status_code == 200 and answer.headers.get("Content-Type", "").startswith(INDEX)
 
-    def _get_more(self, layer: Descriptor, file: _Both) -> int:
+    def _get_more(self, digest: str, size: int, file: _Both) -> int:
         """One request for what the file lacks; returns where in the file its answer starts."""
         start = file.tell()
         headers = {"Range": f"bytes={start}-"} if start else {}
-        with self._call("GET", f"blobs/{layer.digest}", headers=headers, wanted=(200, 206, 416), stream=True) as answer:
+        with self._call("GET", f"blobs/{digest}", headers=headers, wanted=(200, 206, 416), stream=True) as answer:
             resumed = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
             if answer.status_code != 206 or not resumed:
                 start = _empty(file)
             if answer.status_code == 200 or resumed:
-                _receive(answer, file, layer.size)
+                _receive(answer, file, size)
         return start
 
     def _has(self, target: str) -> bool:

@@ -19,7 +19,7 @@ import requests
 from minguest.publish import credentials, oci
 from minguest.publish.credentials import Credentials
 from minguest.publish.oci import Remote
-from minguest.publish.registry import ACCEPT, INDEX, MANIFEST, Place, Registry, digest_of
+from minguest.publish.registry import ACCEPT, INDEX, MANIFEST, Place, Repository, digest_of
 from minguest.release import layout
 from minguest.util import files, web
 from minguest.util.errors import MinguestError, ToolError, UserError
@@ -888,4 +888,4 @@ def test_only_loopback_is_asked_without_https() -> None:
         ("192.168.1.1:5000", "https"),
         ("docker.io", "https"),
     ):
-        assert Registry(Place(host, "x"), NOBODY, "pull")._base.startswith(f"{scheme}://"), host
+        assert Repository(Place(host, "x"), NOBODY, "pull")._base.startswith(f"{scheme}://"), host

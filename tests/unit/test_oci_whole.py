@@ -13,7 +13,7 @@ import pytest
 from minguest.paths import Layout
 from minguest.publish import destination, oci, pull
 from minguest.publish.credentials import Credentials
-from minguest.publish.registry import Registry
+from minguest.publish.registry import Repository
 from minguest.release import layout, verify
 from minguest.util.errors import UserError
 from tests import faults, registry, workshop
@@ -96,7 +96,7 @@ def test_another_version_under_a_tag_is_still_refused(at: Layout, front: faults.
     where = f"oci://{front.address}/default-4.12/moved"
     destination.publish(at.release, where, workshop.quiet)
     place = oci.parse(where)
-    there = Registry(place, Credentials(), "pull,push")
+    there = Repository(place, Credentials(), "pull,push")
     manifest = there.get_manifest("1.0")
     assert manifest is not None
     there.put_manifest("1.1", manifest)
