@@ -122,8 +122,8 @@ class _Repository:
     def __init__(self, session: requests.Session, place: Place, token: str, api: str) -> None:
         self._session = session
         self._place = place
-        self._auth = _Bearer(token)
-        self._no_auth = _Bearer("")
+        self._auth = web.Authorization(f"Bearer {token}")
+        self._no_auth = web.Authorization(None)
         self._url = f"{api}/repos/{place.owner}/{place.repo}/releases"
 
     def releases(self) -> list[_Release]:
@@ -168,8 +168,7 @@ class _Repository:
         """A file's content."""
         url = f"{self._url}/assets/{asset.id}"
         said = "cut short"
-        for pause in (0.0, *web.PAUSES):
-            time.sleep(pause)
+        for _ in web.tries():
             answer = self._call("GET", url, accept="application/octet-stream", wanted=(200, *MOVED))
             if answer.status_code in MOVED:
                 # To a store whose URL is signed, for a while: the token is none of its business.
@@ -258,18 +257,6 @@ class _Repository:
         return web.refusal(answer)
 
 
-class _Bearer(requests.auth.AuthBase):
-    """A token, or none; without such an object requests takes what ~/.netrc has for the host, before any header."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
 def _headers(content: str | None = "application/json", accept: str = "application/vnd.github+json") -> dict[str, str]:
     return {"Accept": accept, "X-GitHub-Api-Version": VERSION} | ({"Content-Type": content} if content else {})
 
@@ -278,9 +265,8 @@ def _limit(answer: requests.Response) -> float | None:
     """Seconds to wait where an answer says that a rate limit was met, else None."""
     if answer.status_code not in (403, 429):
         return None
-    after = answer.headers.get("Retry-After", "")
-    if after.isascii() and after.isdigit():
-        return float(after)
+    if (after := web.retry_after(answer)) is not None:
+        return after
     reset = answer.headers.get("X-RateLimit-Reset", "")
     if answer.headers.get("X-RateLimit-Remaining") == "0" and reset.isascii() and reset.isdigit():
         return max(0.0, float(reset) - time.time())

@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -94,7 +94,7 @@ class Repository:
     def put_blob(self, digest: str, content: bytes | Path) -> int | None:
         """Send a blob; returns its bytes, or None if it was there."""
         failure: ToolError | None = None
-        for _ in _tries():
+        for _ in web.tries():
             # Again each time: what was sent may have arrived, and only the answer to it not.
             if self.has_blob(digest):
                 return None if failure is None else _size(content)
@@ -125,7 +125,7 @@ class Repository:
     def get_manifest(self, reference: str) -> bytes | None:
         """A manifest by tag or digest, or None. Its digest is checked, against the registry's own word for a tag."""
         failure: MinguestError | None = None
-        for _ in _tries():
+        for _ in web.tries():
             content = io.BytesIO()
             try:
                 with self._call(
@@ -148,7 +148,7 @@ class Repository:
         """Write a blob of `size` bytes to an empty file that can be read too, going on where an answer was cut."""
         where = f"{self._base}blobs/{digest}"
         why = ""
-        for _ in _tries():
+        for _ in web.tries():
             start = file.tell()
             try:
                 start = self._get_more(digest, size, file)
@@ -213,7 +213,7 @@ class Repository:
                 headers=headers,
                 body=body,
                 wanted=(*wanted, 401, 403),
-                auth=_Authorization(self._authorization if _origin(url) == own else None),
+                auth=web.Authorization(self._authorization if _origin(url) == own else None),
                 redirects=redirects,
                 stream=stream,
                 limit=MANIFEST_LIMIT,
@@ -258,7 +258,7 @@ class Repository:
                 headers={"Content-Type": "application/x-www-form-urlencoded"},
                 body=urlencode(form).encode(),
                 wanted=(200, 400, 401, 403),
-                auth=_Authorization(None),
+                auth=web.Authorization(None),
                 redirects=False,
                 limit=TOKEN_LIMIT,
             )
@@ -268,7 +268,7 @@ class Repository:
                 "GET",
                 _with_query(realm, **asked),
                 wanted=(200, 401, 403),
-                auth=_Authorization(known.basic),
+                auth=web.Authorization(known.basic),
                 limit=TOKEN_LIMIT,
             )
         if answer.status_code != 200:
@@ -303,18 +303,6 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-class _Authorization(requests.auth.AuthBase):
-    """Sets the header, or none; that it is there at all keeps requests from taking a login out of ~/.netrc."""
-
-    def __init__(self, header: str | None) -> None:
-        self._header = header
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._header is not None:
-            request.headers["Authorization"] = self._header
-        return request
-
-
 def _loopback(host: str | None) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
@@ -343,13 +331,6 @@ def _with_query(url: str, **more: str) -> str:
 
 def _size(content: bytes | Path) -> int:
     return content.stat().st_size if isinstance(content, Path) else len(content)
-
-
-def _tries() -> Iterator[None]:
-    """Once, and once more after each of web's pauses."""
-    for pause in (0.0, *web.PAUSES):
-        time.sleep(pause)
-        yield
 
 
 def _receive(answer: requests.Response, file: _Both, limit: int, seconds: float = math.inf) -> None:

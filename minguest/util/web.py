@@ -9,7 +9,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -160,6 +160,25 @@ class Pace:
         return ""
 
 
+class Authorization(requests.auth.AuthBase):
+    """Sets the header, or none; that it is there at all keeps requests from taking a login out of ~/.netrc."""
+
+    def __init__(self, header: str | None) -> None:
+        self._header = header
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._header is not None:
+            request.headers["Authorization"] = self._header
+        return request
+
+
+def tries() -> Iterator[None]:
+    """Once, and once more after each of PAUSES."""
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        yield
+
+
 def call(
     using: requests.Session,
     method: str,
@@ -202,7 +221,7 @@ def call(
         failure = refusal(answer)
         if answer.status_code not in TRANSIENT:
             raise failure
-        pause = max(following or 0.0, _retry_after(answer))
+        pause = max(following or 0.0, min(retry_after(answer) or 0.0, RETRY_AFTER_S))
     assert failure is not None
     raise HttpError(f"{failure.message} (tried {len(PAUSES) + 1} times)", failure.status, "try again later")
 
@@ -266,6 +285,12 @@ def refusal(answer: requests.Response) -> HttpError:
     return HttpError(f"{request}: {reason}{f': {said}' if said else ''}", answer.status_code)
 
 
+def retry_after(answer: requests.Response) -> float | None:
+    """Seconds that an answer asks to wait (RFC 9110, 10.2.3); None where it does not, or gives a date."""
+    text = answer.headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
 def shown(url: str) -> str:
     """A URL without what may be a secret: see errors.shown_url."""
     return shown_url(url)
@@ -319,8 +344,3 @@ def _send(
         with body.open("rb") as file:
             return within(ANSWER_S + body.stat().st_size / SLOW_BYTES_PER_S, lambda: send(data=file))
     return within(ANSWER_S + len(body or b"") / SLOW_BYTES_PER_S, lambda: send(data=body))
-
-
-def _retry_after(answer: requests.Response) -> float:
-    text = answer.headers.get("Retry-After", "")
-    return min(float(text), RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
