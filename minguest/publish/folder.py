@@ -22,19 +22,10 @@ from minguest.release import layout
 from minguest.util import files
 from minguest.util.errors import ToolError, UserError
 
-INDEX_SCHEMA = 1
 PUBLISHING = ".publishing-"
 LINK = ".latest"
-TOLD = ("index.json", "index.html", "latest.json")
-
-
-class Index(msgspec.Struct, frozen=True):
-    """index.json: the versions of one release's name that are whole."""
-
-    schema: int
-    name: str
-    latest: str
-    versions: tuple[str, ...]
+PAGE = "index.html"
+TOLD = (versions.INDEX, PAGE, versions.LATEST)
 
 
 def publish(release: layout.Release, root: Path, say: Callable[[str], None]) -> layout.Published:
@@ -96,10 +87,10 @@ def _tell(name: str, home: Path) -> None:
     """Make the index and `latest` of what lies in `home`."""
     there = sorted((path.parent.name for path in home.glob(f"*/{layout.SUMS}") if not path.parent.is_symlink()
                     and layout.VERSION.fullmatch(path.parent.name)), key=versions.order)  # fmt: skip
-    index = Index(INDEX_SCHEMA, name, versions.latest(there), tuple(there))
-    _update(home / "index.json", msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
-    _update(home / "index.html", _page(index).encode())
-    _update(home / "latest.json", msgspec.json.encode({"version": index.latest}) + b"\n")
+    index = versions.index(name, there)
+    _update(home / versions.INDEX, msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
+    _update(home / PAGE, _page(index).encode())
+    _update(home / versions.LATEST, msgspec.json.encode(versions.Latest(index.latest)) + b"\n")
     link = home / "latest"
     if not link.is_symlink() or link.readlink().name != index.latest:
         temporary = home / LINK
@@ -112,7 +103,7 @@ def _update(path: Path, content: bytes) -> None:
         files.write(path, content)
 
 
-def _page(index: Index) -> str:
+def _page(index: versions.Index) -> str:
     """index.html: the versions, newest first."""
     rows = "".join(
         f'<li><a href="{html.escape(version)}/index.html">{html.escape(version)}</a>'

@@ -10,17 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from minguest import paths
 from minguest.model import Source
 from minguest.paths import PULLED
-from minguest.publish import credentials, oci
+from minguest.publish import credentials, oci, versions
 from minguest.release import layout, sshsig, verify
 from minguest.util import fetch, files, scratch, strictjson, web
 from minguest.util.errors import ToolError, UserError
-
-LATEST = "latest.json"
 
 
 class Remote(Protocol):
@@ -41,12 +37,6 @@ class Remote(Protocol):
         ToolError or UserError where it is not to be had."""
 
 
-class Latest(msgspec.Struct, frozen=True):
-    """latest.json beside the versions of a release: which one is the newest."""
-
-    version: str
-
-
 class Web:
     """A folder on a web server: what `doit publish to=DIR` or to=s3://… made, or a release's downloads at GitHub."""
 
@@ -60,19 +50,19 @@ class Web:
         self._say = say
         self._session = web.session()
         if self.read(layout.SUMS, layout.SMALL) is None:
-            latest = self.read(LATEST, layout.SMALL)
+            latest = self.read(versions.LATEST, layout.SMALL)
             if latest is not None:
                 self._follow(latest)
 
     def _follow(self, latest: bytes) -> None:
         try:
-            version = strictjson.decode(latest, Latest).version
+            version = strictjson.decode(latest, versions.Latest).version
         except ValueError as error:
-            raise UserError(f"{self.where}/{LATEST}: damaged: {error}") from error
+            raise UserError(f"{self.where}/{versions.LATEST}: damaged: {error}") from error
         if not layout.VERSION.fullmatch(version):
-            raise UserError(f"{self.where}/{LATEST}: {version!r} is no version")
-        self._say(f"{self.where}: the latest is {version}, says {LATEST}, which is not signed")
-        self.where, self.wanted, self.newest = f"{self.where}/{version}", version, LATEST
+            raise UserError(f"{self.where}/{versions.LATEST}: {version!r} is no version")
+        self._say(f"{self.where}: the latest is {version}, says {versions.LATEST}, which is not signed")
+        self.where, self.wanted, self.newest = f"{self.where}/{version}", version, versions.LATEST
 
     def read(self, name: str, limit: int) -> bytes | None:
         """One file, whole."""

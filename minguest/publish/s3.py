@@ -30,9 +30,6 @@ from minguest.publish import versions
 from minguest.release import layout
 from minguest.util.errors import MinguestError, ToolError, UserError
 
-SCHEMA = 1
-LATEST = "latest.json"
-INDEX = "index.json"
 # Seconds to a connection, and of silence on an open one.
 CONNECT_S = 10
 SILENCE_S = 60
@@ -203,11 +200,8 @@ def _published(store: "_Store", release: layout.Release, where: str) -> bool:
 
 def _pointers(name: str, whole: list[str]) -> list[_File]:
     """latest.json and index.json of the versions that are whole."""
-    latest = versions.latest(whole)
-    contents = {
-        LATEST: {"version": latest},
-        INDEX: {"schema": SCHEMA, "name": name, "latest": latest, "versions": whole},
-    }
+    index = versions.index(name, whole)
+    contents = {versions.LATEST: versions.Latest(index.latest), versions.INDEX: index}
     files = []
     for file, content in contents.items():
         text = msgspec.json.encode(content) + b"\n"

@@ -19,7 +19,7 @@ import botocore.retries.standard  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
-from minguest.publish import s3
+from minguest.publish import s3, versions
 from minguest.release import layout
 from minguest.util.errors import ToolError, UserError
 from tests import fake_release, faults
@@ -162,8 +162,8 @@ def test_media_types(store: Store, release: layout.Release) -> None:
         key.removeprefix("1.0/"): store.direct.head_object(**store.at(key))["ContentType"] for key in store.md5s()
     } == {
         **{item.name: item.media_type for item in release.items},
-        s3.LATEST: "application/json",
-        s3.INDEX: "application/json",
+        versions.LATEST: "application/json",
+        versions.INDEX: "application/json",
     }
 
 
