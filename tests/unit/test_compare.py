@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minguest.bundle import compare, cpio
+from minguest.bundle import compare, cpio, openers
 from minguest.bundle.reproduction import Difference
 from minguest.util import run
 from minguest.util.errors import ToolError, UserError
@@ -251,7 +251,7 @@ def test_sections_of_one_name_and_without_bytes(differ: Compare, tmp_path: Path)
         return (tmp_path / "x.o").read_bytes()
 
     assert places(differ(made("left"), made("next"))) == [".x #2"]
-    parts = compare._elf(made("left"))
+    parts = openers._elf(made("left"))
     assert parts
     assert ".none" not in parts.contents
     assert parts.fields["section header .none sh_size"] == "0x10"
