@@ -1,11 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initrd: a list rendered from a template, overlays on top, newc, gzip."""
+"""PID 1 and the initrd around it: initd is compiled from initd/*.c with musl; the initrd is a list rendered from a
+template, overlays on top, newc, gzip."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from minguest import VERSION
 from minguest.bundle import cpio
-from minguest.util import archive, files, templates
+from minguest.kernel import binary
+from minguest.util import archive, files, run, templates
+from minguest.util.errors import ToolError
+
+
+def compiler_argv(sources: Sequence[Path], target: Path, *, strict: bool = False) -> list[str]:
+    """The compiler's command; `strict`: a warning is an error. Sections are split so that the linker drops what is not
+    used."""
+    return [
+        "musl-gcc",
+        "-std=gnu11", "-static", "-Os", "-s",
+        "-Wall", "-Wextra", *["-Werror"] * strict,
+        "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections",
+        # The build id would hash paths of this machine's C library.
+        "-Wl,--build-id=none",
+        f'-DINITD_VERSION="{VERSION}"',
+        "-o", str(target),
+        *map(str, sources),
+    ]  # fmt: skip
+
+
+def compile_initd(folder: Path, target: Path, log: Path, *, strict: bool = False) -> None:
+    """Compile initd; ToolError unless the result is a static program for x86-64.
+
+    The tests are `strict`: no warning. For a user it is not an error that a newer compiler warns of more.
+    """
+    with files.replacing(target) as temporary:
+        run.run(compiler_argv(sorted(folder.glob("*.c")), temporary, strict=strict), log=log, bare=True)
+        facts = binary.elf(temporary)
+        if not facts.static or facts.machine != "x64":
+            raise ToolError(
+                f"{target}: is {facts}, but PID 1 must be a static x86-64 program", "is musl-gcc's musl whole?"
+            )
+        temporary.chmod(0o755)
+
+
+def musl_version() -> str:
+    """musl's version, as its loader tells it."""
+    _, text = run.run(["/lib/ld-musl-x86_64.so.1"], check=False)
+    found = re.search(r"Version (\S+)", text)
+    return found[1] if found else "unknown"
 
 
 def build(template: Path, initd: Path, overlays: Sequence[Path], target: Path) -> None:

@@ -21,7 +21,7 @@ from doit.tools import config_changed
 
 from minguest import paths, settings
 from minguest.boottest import inject, records, rehearse, runner, verdict
-from minguest.bundle import firmware, initd, initrd, manifests
+from minguest.bundle import firmware, initrd, manifests
 from minguest.diagnose import catalogue
 from minguest.host import checks, survey, vfio
 from minguest.kernel import contract, kbuild, kconfig, source, variants
@@ -162,7 +162,7 @@ class Project:
     @functools.cached_property
     def tools(self) -> Mapping[str, str]:
         """Versions of what compiles."""
-        return {**source.compiler_tools(), "musl": initd.musl_version()}
+        return {**source.compiler_tools(), "musl": initrd.musl_version()}
 
     @functools.cached_property
     def store(self) -> Store:
@@ -331,7 +331,7 @@ class Project:
         folder = self.root / "initd"
 
         def make() -> None:
-            initd.build(folder, self.at.initd, self.at.log("initd"))
+            initrd.compile_initd(folder, self.at.initd, self.at.log("initd"))
             say(f"initd {self.at.initd.stat().st_size / 1e3:.0f} KB")
 
         return step(
@@ -339,7 +339,7 @@ class Project:
             doc="PID 1, compiled as a static program",
             file_dep=sorted(folder.glob("*.[ch]")),
             targets=[self.at.initd],
-            code=["bundle/initd"],
+            code=["bundle/initrd"],
             facts=lambda: {"tools": self.tools},
         )
 

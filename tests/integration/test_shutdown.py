@@ -12,7 +12,7 @@ import pytest
 
 from minguest import paths
 from minguest.boottest import runner
-from minguest.bundle import initd, initrd
+from minguest.bundle import initrd
 from minguest.model import Disk, Launch
 from minguest.util.run import require
 from minguest.vm import launch, qemu, report
@@ -99,7 +99,7 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         command: list[str | Path] = ["musl-gcc", "-static", *words]
         command += ["-o", overlay / "bin/work", tmp_path / "program.c"]
         subprocess.run(command, check=True)
-        initd.build(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
+        initrd.compile_initd(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
         initrd.build(ROOT / "configs/templates/initrd.list.j2", tmp_path / "initd", (overlay,), image)
         with disk.open("wb") as file:
             file.truncate(64 << 20)

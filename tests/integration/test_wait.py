@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minguest import paths
-from minguest.bundle import initd, initrd
+from minguest.bundle import initrd
 from minguest.model import Launch
 from minguest.vm import launch, qemu, report
 from tests.integration.conftest import LINE, ROOT
@@ -24,7 +24,7 @@ Boot = Callable[..., qemu.Run]
 def other_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default guest's initrd with initd as its sources are now, for a line that nobody built again."""
     folder = tmp_path_factory.mktemp("initrd")
-    initd.build(ROOT / "initd", folder / "initd", folder / "log", strict=True)
+    initrd.compile_initd(ROOT / "initd", folder / "initd", folder / "log", strict=True)
     initrd.build(ROOT / "configs/templates/initrd.list.j2", folder / "initd", (), folder / "initrd.img")
     return folder / "initrd.img"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minguest.bundle import initd
+from minguest.bundle import initrd
 from minguest.kernel import binary
 from minguest.util.errors import ToolError
 from minguest.vm import report
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("initd")
-    initd.build(ROOT / "initd", folder / "initd", folder / "log", strict=True)
+    initrd.compile_initd(ROOT / "initd", folder / "initd", folder / "log", strict=True)
     return folder / "initd"
 
 
@@ -42,7 +42,7 @@ def test_its_report_is_this_machine(program: Path) -> None:
 
 
 def test_it_is_built_alike_twice(program: Path, tmp_path: Path) -> None:
-    initd.build(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
+    initrd.compile_initd(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
     assert (tmp_path / "initd").read_bytes() == program.read_bytes()
 
 
@@ -67,23 +67,23 @@ def test_a_program_that_is_not_static_is_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "x.c").write_text("int main(void) { return 0; }\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(ToolError, match="must be a static x86-64 program"):
-        initd.build(tmp_path, tmp_path / "initd", tmp_path / "log")
+        initrd.compile_initd(tmp_path, tmp_path / "initd", tmp_path / "log")
     assert not (tmp_path / "initd").exists()
 
 
 def test_code_that_does_not_compile_is_shown(tmp_path: Path) -> None:
     (tmp_path / "x.c").write_text("int main(void) { return nothing; }\n")
     with pytest.raises(ToolError, match=r"(?s)musl-gcc: exit status 1.*nothing"):
-        initd.build(tmp_path, tmp_path / "initd", tmp_path / "log")
+        initrd.compile_initd(tmp_path, tmp_path / "initd", tmp_path / "log")
     assert not (tmp_path / "initd").exists()
 
 
 def test_a_newer_compiler_that_warns_builds_it_for_a_user_and_not_for_the_tests(tmp_path: Path) -> None:
     (tmp_path / "x.c").write_text("int main(void) { int unused; return 0; }\n")
-    initd.build(tmp_path, tmp_path / "initd", tmp_path / "log")
+    initrd.compile_initd(tmp_path, tmp_path / "initd", tmp_path / "log")
     assert "unused variable" in (tmp_path / "log").read_text()
     with pytest.raises(ToolError, match="unused variable"):
-        initd.build(tmp_path, tmp_path / "initd", tmp_path / "log", strict=True)
+        initrd.compile_initd(tmp_path, tmp_path / "initd", tmp_path / "log", strict=True)
 
 
 def test_the_kernel_sends_the_signal_that_is_taken_for_the_power_button() -> None:
@@ -118,7 +118,7 @@ def parts(tmp_path: Path) -> Parts:
         source, program = tmp_path / "main.c", tmp_path / "program"
         source.write_text(INCLUDES + main)
         # Of two main() the linker takes the first.
-        command = initd.argv([source, *sorted((ROOT / "initd").glob("*.c"))], program)
+        command = initrd.compiler_argv([source, *sorted((ROOT / "initd").glob("*.c"))], program)
         words = ["-I", str(ROOT / "initd"), "-Wl,--allow-multiple-definition"]
         subprocess.run([*command, *words], check=True)
         return subprocess.run([program], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
