@@ -21,7 +21,7 @@ from minguest.model import Launch
 from minguest.paths import Store
 from minguest.util import files, run
 from minguest.util.errors import ToolError, UserError
-from minguest.util.progress import Progress
+from minguest.util.progress import Steps
 
 # What would tell two builds of the same input apart. The date is any fixed one: the kernel prints it in its banner.
 REPRODUCIBLE = {
@@ -236,7 +236,7 @@ def build(
 def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: int, log: Path) -> None:
     dot_config = work / ".config"
     dot_config.write_text(text, encoding="utf-8")
-    with Progress(f"linux {tree.tree.version}") as progress:
+    with Steps(f"linux {tree.tree.version}") as progress:
         run.run(
             [*make_argv(Path(tree.path), work, settings.jobs(), "bzImage"), *through_ccache()],
             env=make_environment(store, work),

@@ -10,11 +10,9 @@ import os
 import queue
 import re
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +20,11 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from tqdm import tqdm
 
 from minguest.model import Source
 from minguest.util import files, web
 from minguest.util.errors import ToolError, UserError
+from minguest.util.progress import Download
 
 # Seconds to a connection: a lost SYN is sent again after 1, 3 and 7 s, so three chances.
 CONNECT_S = 10
@@ -46,11 +44,6 @@ RESUMES = 5
 UNKNOWN_SIZE = 4 << 30
 # Bytes read at a time.
 CHUNK = 1 << 16
-# A line of progress where there is no terminal: not more often than this, and then when so much more is there or
-# so long nothing was said.
-LINE_S = 10
-LINE_SHARE = 0.1
-LINE_LATEST_S = 60
 # Seconds that a small file may take in all.
 SMALL_S = 60
 
@@ -210,7 +203,7 @@ def _fetch_locked(wanted: _Wanted, whole: Path, say: Callable[[str], None]) -> P
     with _session(wanted.auth) as session:
         for url in source.urls:
             try:
-                _from_mirror(session, url, wanted, part, _Progress(name, source.size, say))
+                _from_mirror(session, url, wanted, part, Download(name, source.size, say))
             except _MirrorError as error:
                 say(f"{name}: {web.shown(url)}: {error}")
                 failures.append(f"\n  {web.shown(url)}: {error}")
@@ -239,7 +232,7 @@ def _check_room(source: Source, part: Path) -> None:
         )
 
 
-def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: "_Progress") -> None:
+def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: Download) -> None:
     """Make `part` whole from one mirror, going on where it ends. Raises _MirrorError when this mirror cannot."""
     source = wanted.source
     cuts = 0
@@ -263,9 +256,7 @@ def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Pat
             raise _MirrorError(f"what came in {cuts} pieces is another content than wanted")
 
 
-def _stream(
-    session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: "_Progress"
-) -> tuple[bool, str]:
+def _stream(session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: Download) -> tuple[bool, str]:
     """One request: add what comes to `part`, up to the end. Returns whether all of it is from this request, and its
     SHA-256. Raises _CutError when the end did not come, _MirrorError when the answer is not the file."""
     source, limit = wanted.source, wanted.limit
@@ -409,46 +400,3 @@ def _answers(url: str, deadline_s: float) -> bool:
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError):
             continue
     return False
-
-
-class _Progress:
-    """Tells how far a download is: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, name: str, total: int | None, say: Callable[[str], None]) -> None:
-        self._name = name
-        self._total = total
-        self._say = say
-        self._told_at = 0.0
-        self._told = 0
-
-    @contextmanager
-    def over(self, start: int, url: str) -> Iterator[Callable[[int], None]]:
-        """Tell of one request that goes on at byte `start`; call what it gives with each new position."""
-        size = f"{self._total / 1e6:.1f} MB" if self._total is not None else "a file of unknown size"
-        self._say(
-            f"{self._name}: {size} from {web.shown(url)}" + (f", going on at {start / 1e6:.1f} MB" if start else "")
-        )
-        if sys.stderr.isatty():
-            with tqdm(total=self._total, initial=start, desc=self._name, unit="B", unit_scale=True, leave=False) as bar:
-
-                def move(position: int) -> None:
-                    bar.update(position - bar.n)
-
-                yield move
-        else:
-            self._told_at, self._told = time.monotonic(), start
-            yield self._line
-
-    def done(self, length: int, seconds: float) -> None:
-        """Tell that the end has come, after so many bytes over so many seconds."""
-        speed = length / 1e6 / max(seconds, 1e-3)
-        self._say(f"{self._name}: {length / 1e6:.1f} MB in {seconds:.1f} s ({speed:.1f} MB/s)")
-
-    def _line(self, position: int) -> None:
-        silent = time.monotonic() - self._told_at
-        little = self._total is not None and position - self._told < LINE_SHARE * self._total
-        if silent < LINE_S or (little and silent < LINE_LATEST_S):
-            return
-        of = f" of {self._total / 1e6:.1f} MB ({100 * position // self._total} %)" if self._total else " MB"
-        self._say(f"{self._name}: {position / 1e6:.1f}{of}")
-        self._told_at, self._told = time.monotonic(), position

@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line that moves on a terminal, and now and then a plain line elsewhere."""
+"""How far a long work is: one line that moves on a terminal, and now and then a plain line elsewhere."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
-# Seconds between plain lines where there is no terminal.
+from minguest.util.errors import shown_url
+
+# Seconds between plain lines of steps where there is no terminal.
 QUIET = 30.0
-# Seconds between redraws on a terminal.
+# Seconds between their redraws on a terminal.
 REDRAW = 0.2
+# A line of a download where there is no terminal: not more often than this, and then when so much more is there or so
+# long nothing was said.
+LINE_S = 10
+LINE_SHARE = 0.1
+LINE_LATEST_S = 60
 
 
-class Progress:
+class Steps:
     """Counts steps of unknown number. Use as a context manager; the line is cleared at the end."""
 
     def __init__(self, label: str, stream: TextIO | None = None) -> None:
@@ -20,7 +29,7 @@ class Progress:
         self.count = 0
         self.start = self.last = time.monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Steps":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,3 +48,48 @@ class Progress:
         line = f"{self.label}: {self.count} steps, {now - self.start:.0f} s"
         self.stream.write(f"\r\x1b[K{line}  {text:.60}" if terminal else f"{line}\n")
         self.stream.flush()
+
+
+class Download:
+    """Tells how far a download is: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, name: str, total: int | None, say: Callable[[str], None]) -> None:
+        self._name = name
+        self._total = total
+        self._say = say
+        self._told_at = 0.0
+        self._told = 0
+
+    @contextmanager
+    def over(self, start: int, url: str) -> Iterator[Callable[[int], None]]:
+        """Tell of one request that goes on at byte `start`; call what it gives with each new position."""
+        size = f"{self._total / 1e6:.1f} MB" if self._total is not None else "a file of unknown size"
+        self._say(
+            f"{self._name}: {size} from {shown_url(url)}" + (f", going on at {start / 1e6:.1f} MB" if start else "")
+        )
+        if sys.stderr.isatty():
+            from tqdm import tqdm  # noqa: PLC0415 - slow, and most commands download nothing
+
+            with tqdm(total=self._total, initial=start, desc=self._name, unit="B", unit_scale=True, leave=False) as bar:
+
+                def move(position: int) -> None:
+                    bar.update(position - bar.n)
+
+                yield move
+        else:
+            self._told_at, self._told = time.monotonic(), start
+            yield self._line
+
+    def done(self, length: int, seconds: float) -> None:
+        """Tell that the end has come, after so many bytes over so many seconds."""
+        speed = length / 1e6 / max(seconds, 1e-3)
+        self._say(f"{self._name}: {length / 1e6:.1f} MB in {seconds:.1f} s ({speed:.1f} MB/s)")
+
+    def _line(self, position: int) -> None:
+        silent = time.monotonic() - self._told_at
+        little = self._total is not None and position - self._told < LINE_SHARE * self._total
+        if silent < LINE_S or (little and silent < LINE_LATEST_S):
+            return
+        of = f" of {self._total / 1e6:.1f} MB ({100 * position // self._total} %)" if self._total else " MB"
+        self._say(f"{self._name}: {position / 1e6:.1f}{of}")
+        self._told_at, self._told = time.monotonic(), position

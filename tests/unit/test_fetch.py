@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from minguest.model import Source
-from minguest.util import fetch, web
+from minguest.util import fetch, progress, web
 from minguest.util.errors import ToolError, UserError
 from tests import small_disk
 
@@ -551,7 +551,7 @@ def test_lines_of_progress_are_few(cache: Cache, monkeypatch: pytest.MonkeyPatch
     assert len(cache.said) == 2  # begin and end: all was there within LINE_S
     cache.whole.unlink()
     cache.said.clear()
-    monkeypatch.setattr(fetch, "LINE_S", 0)
+    monkeypatch.setattr(progress, "LINE_S", 0)
     cache.fetch(pieces)
     between = [line for line in cache.said[1:-1] if re.fullmatch(r"thing: 0\.\d of 0\.3 MB \(\d+ %\)", line)]
     assert 3 <= len(between) == len(cache.said) - 2 <= 10
