@@ -27,7 +27,7 @@ VFIO = "vfio-pci"
 
 
 class FakeHost:
-    """Made in `root`; `write` is hostbind's writer. Its files are all that it remembers of devices."""
+    """Made in `root`; `write` is host.vfio's writer. Its files are all that it remembers of devices."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

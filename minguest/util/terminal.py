@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a command owes to whoever started it: streams that fail without ending its work, and signals that end it.
 
-Standard library alone: hostbind needs it where nothing but python3 is.
+Standard library alone: host.vfio needs it where nothing but python3 is.
 """
 
 import contextlib

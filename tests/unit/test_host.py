@@ -222,7 +222,7 @@ def test_the_command_for_root_works_without_the_users_path(fake: FakeHost, state
     words = ["--gpu", GPU, "--root", str(fake.root), "--state", str(state)]
     for argv, verb in (
         ([str(program), "host-bind"], f"'{program}' host-bind"),
-        ([sys.executable, "-m", "minguest.hostbind", "bind"], f"{sys.executable} -m minguest.hostbind bind"),
+        ([sys.executable, "-m", "minguest.host.vfio", "bind"], f"{sys.executable} -m minguest.host.vfio bind"),
     ):
         dry = subprocess.run([*argv, *words], env=here, capture_output=True, text=True, check=True).stdout
         told = dry.splitlines()[-1].partition("this does it: ")[2]
@@ -242,7 +242,7 @@ def test_who_is_not_root_is_given_the_command(
     program.chmod(0o755)
     for name, begins in (
         (str(program), f"sudo {program} host-unbind"),
-        ("/usr/bin/doit", f"sudo {sys.executable} -m minguest.hostbind unbind"),
+        ("/usr/bin/doit", f"sudo {sys.executable} -m minguest.host.vfio unbind"),
     ):
         monkeypatch.setattr(sys, "argv", [name])
         with pytest.raises(UserError) as refused:
@@ -830,7 +830,7 @@ def test_host_check_names_what_is_wrong(
 
 def test_binding_needs_nothing_but_python(fake: FakeHost) -> None:
     found = subprocess.run(
-        [sys.executable, "-S", "-m", "minguest.hostbind", "bind", "--gpu", GPU, "--root", str(fake.root)],
+        [sys.executable, "-S", "-m", "minguest.host.vfio", "bind", "--gpu", GPU, "--root", str(fake.root)],
         cwd=ROOT,
         env={"PATH": os.defpath},
         capture_output=True,
