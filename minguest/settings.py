@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from minguest.model import Guest, Sources
+from minguest.util import units
 from minguest.util.errors import UserError
 
 T = TypeVar("T")
@@ -40,7 +41,6 @@ ELSEWHERE = {
     **dict.fromkeys(("ceph_conf", "config", "config_file"), "conf"),
     **dict.fromkeys(("ro", "readonly"), "read_only"),
 }
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def decode(path: Path, kind: type[T]) -> T:
@@ -109,11 +109,10 @@ def integer(text: str, where: str) -> int:
 
 def size(text: str, where: str) -> int:
     """Bytes of `512M`, `2G`, `1.5G`; UserError names `where`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
-    count = float(match[1]) * UNITS[match[2].upper()] if match else 0
-    if not match or count < 1 or count % UNITS["M"]:
+    count = units.read(text)
+    if not count or count % units.MIB:
         raise UserError(f"{where} = {text!r} is not a size in whole MiB", "write for example 512M or 2G")
-    return int(count)
+    return count
 
 
 def cache_folder() -> Path:

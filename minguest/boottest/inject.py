@@ -46,7 +46,7 @@ CONTROLS = (
 # The modules that dig and judge: what they found is not kept when they change.
 CODE = (
     "vm/cards", "kernel/contract", "boottest/inject", "vm/disks", "diagnose/facts", "vm/launch", "diagnose/catalogue",
-    "vm/bar_window", "vm/qemu", "vm/report", "boottest/faults", "boottest/verdict",
+    "vm/bar_window", "vm/qemu", "vm/report", "boottest/faults", "boottest/verdict", "util/units",
 )  # fmt: skip
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]

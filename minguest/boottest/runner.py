@@ -17,7 +17,7 @@ from minguest.bundle import manifests
 from minguest.diagnose import catalogue
 from minguest.kernel import contract, kconfig
 from minguest.model import Accel, Launch, Machine
-from minguest.util import files
+from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.util.run import run as run_tool
 from minguest.vm import bar_window, kvm, launch, qemu, report
@@ -309,7 +309,7 @@ def check_memory(spec: launch.Spec, meminfo: str) -> None:
     asked = max(spec.memory, spec.plug_memory)
     if asked > there:
         why = "are available, and all of the guest's memory is locked" if locked else "are all that this host has"
-        raise UserError(f"memory {launch.short(asked)}: {there >> 20} MiB {why}", "--memory or launch.memory with less")
+        raise UserError(f"memory {units.whole(asked)}: {there >> 20} MiB {why}", "--memory or launch.memory with less")
 
 
 def attempt(

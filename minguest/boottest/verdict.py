@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from minguest.diagnose.facts import Fact, of_report
+from minguest.util import units
 from minguest.vm import bar_window, cards, console
 from minguest.vm.launch import Gpu, Spec
 from minguest.vm.qemu import DEAD_ENDS, Run, functions
@@ -234,13 +235,13 @@ def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
     asked = max(spec.memory, spec.plug_memory)
     enough = asked - RESERVED_MAX <= ram <= asked
     ok = made == asked and enough
-    in_qemu = "not answered" if made is None else _size(made)
-    why = f"{_size(ram)} of {_size(asked)}" if not enough else f"QEMU has {in_qemu}"
+    in_qemu = "not answered" if made is None else units.rounded(made)
+    why = f"{units.rounded(ram)} of {units.rounded(asked)}" if not enough else f"QEMU has {in_qemu}"
     return Check(
         "memory",
-        f"{_size(spec.memory)} → {_size(asked)}" if spec.plug_memory else _size(asked),
+        f"{units.rounded(spec.memory)} → {units.rounded(asked)}" if spec.plug_memory else units.rounded(asked),
         in_qemu,
-        f"{_size(ram)} RAM",
+        f"{units.rounded(ram)} RAM",
         ok,
         "" if ok else why,
     )
@@ -262,17 +263,9 @@ def _nodes(spec: Spec, report: Report) -> Check:
             wrong.append(f"node {number}'s distances are {view.get('distances')}")
         asked, there = node.memory + (0 if number else plugged), view.get("memory_bytes") or 0
         if not asked * 0.9 - kept <= there <= asked * 1.01 + RESERVED_MAX:
-            wrong.append(f"node {number} has {_size(there)} of {_size(asked)}")
+            wrong.append(f"node {number} has {units.rounded(there)} of {units.rounded(asked)}")
     guest = "; ".join(f"CPUs {view.get('cpus')}" for view in seen) or "none"
     return Check("NUMA nodes", str(len(spec.numa)), "", guest, not wrong, "; ".join(wrong))
-
-
-def _size(count: int) -> str:
-    """Bytes for a person; memory up to some GiB stays in MiB, as its differences are of some MiB."""
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << shift and (shift != 30 or (count % (1 << 30) == 0 and count >= 8 << 30)):
-            return f"{count / (1 << shift):.0f} {unit}"
-    return f"{count} bytes"
 
 
 def _all_devices(made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
@@ -309,18 +302,18 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     if gpu.node is not None and view.numa_node != gpu.node:
         wrong.append(f"near node {view.numa_node}, not {gpu.node}")
     dead = [index for index in sorted(regions) if index not in bars or not bars[index].assigned]
-    wrong += [f"BAR {index} ({_size(regions[index]['size'])}) has no address" for index in dead]
+    wrong += [f"BAR {index} ({units.rounded(regions[index]['size'])}) has no address" for index in dead]
     for index, region in sorted(regions.items()):
         if dead:
             break  # Linux does not enable such a device, so QEMU knows the addresses of none of its BARs
         bar = bars[index]
         if region["address"] == UNMAPPED:
             off = f"the device does not decode (command {view.command})"
-            wrong.append(f"BAR {index} ({_size(region['size'])}): guest {bar.start}, and {off}")
+            wrong.append(f"BAR {index} ({units.rounded(region['size'])}): guest {bar.start}, and {off}")
         elif int(bar.start or "0", 16) != region["address"]:
             wrong.append(f"BAR {index}: guest {bar.start}, QEMU {region['address']:#x}")
         elif bar.size != region["size"]:
-            wrong.append(f"BAR {index}: guest {_size(bar.size or 0)}, QEMU {_size(region['size'])}")
+            wrong.append(f"BAR {index}: guest {units.rounded(bar.size or 0)}, QEMU {units.rounded(region['size'])}")
     if not regions:
         wrong.append("QEMU tells no BARs")
     placed = sum(bar.assigned for bar in bars.values())
@@ -380,7 +373,7 @@ def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
     wrong = [] if here == there else [f"{here}, on the host {there}"]
     own = {bar.index: bar.size for bar in host.bars if bar.index != ROM}
     wrong += [
-        f"BAR {index} has {_size(sizes.get(index, 0))}, on the host {_size(size)}"
+        f"BAR {index} has {units.rounded(sizes.get(index, 0))}, on the host {units.rounded(size)}"
         for index, size in own.items()
         if sizes.get(index) != size
     ]

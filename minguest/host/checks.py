@@ -11,9 +11,9 @@ from minguest import settings
 from minguest.host import survey
 from minguest.host.survey import UNLIMITED, VFIO, Facts
 from minguest.model import Launch
+from minguest.util import units
 from minguest.util.errors import ToolError
 from minguest.vm import qemu
-from minguest.vm.launch import short
 
 State = Literal["ok", "WRONG", "not known"]
 # What QEMU maps for a guest's DMA beside its memory; libvirt allows for as much (qemuDomainGetMemLockLimitBytes).
@@ -230,11 +230,11 @@ def _memlock(facts: Facts, wanted: Wish) -> Row:
         return Row(name, "not known", "nothing in /proc/self/limits")
     if limit == UNLIMITED:
         return Row(name, "ok", "no limit")
-    found = f"at most {short(limit)}; VFIO locks all of the guest's {short(wanted.most)}"
+    found = f"at most {units.whole(limit)}; VFIO locks all of the guest's {units.whole(wanted.most)}"
     if limit < wanted.most:
         return Row(name, "WRONG", found, remedy)
     if limit < wanted.most + BESIDE:
-        return Row(name, "not known", f"{found} and some beside; libvirt allows for {short(BESIDE)} more", remedy)
+        return Row(name, "not known", f"{found} and some beside; libvirt allows for {units.whole(BESIDE)} more", remedy)
     return Row(name, "ok", found)
 
 
@@ -242,9 +242,8 @@ def _memory(facts: Facts, wanted: Wish) -> Row:
     if facts.available is None:
         return Row("free memory", "not known", "no MemAvailable in /proc/meminfo")
     # In whole MiB, it is never a round number.
-    found = (
-        f"{short(facts.available >> 20 << 20)} available; the guest has {short(wanted.memory)}, locked from its start"
-    )
+    available, asked = units.whole(facts.available >> 20 << 20), units.whole(wanted.memory)
+    found = f"{available} available; the guest has {asked}, locked from its start"
     if facts.available < wanted.memory:
         return Row("free memory", "WRONG", found, "end something, or give the guest less: launch.memory")
     return Row("free memory", "ok", found)
@@ -254,7 +253,7 @@ def _pages(facts: Facts) -> Row:
     name = "huge pages"
     if facts.pages is None:
         return Row(name, "not known", "neither /sys/kernel/mm/hugepages nor /proc/meminfo", needed=False)
-    found = ", ".join(f"{each.free} of {each.total} free of {short(each.size)}" for each in facts.pages)
+    found = ", ".join(f"{each.free} of {each.total} free of {units.whole(each.size)}" for each in facts.pages)
     return Row(name, "ok", f"{found or 'this kernel has none'}; the launch asks for none", needed=False)
 
 

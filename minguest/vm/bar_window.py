@@ -14,9 +14,9 @@ import msgspec
 
 from minguest.model import Accel
 from minguest.util.errors import UserError
+from minguest.util.units import GIB, MIB, TIB, exact
 from minguest.vm.cards import ROM, Bar, Card
 
-MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 BASE_4G = 4 * GIB
 # The least memory of which a q35 has some above 4 GiB (hw/i386/pc_q35.c: pc_q35_init).
 LOW_MAX = 0xB000_0000
@@ -372,26 +372,26 @@ def _warnings(made: Plan) -> list[str]:
     elif made.need and made.window.size - made.need < ROOM:
         left = made.window.size - made.need
         said.append(
-            f"the window has {amount(left)} left: one more 64-bit BAR (a virtio device's is 16 KiB) may push a card "
+            f"the window has {exact(left)} left: one more 64-bit BAR (a virtio device's is 16 KiB) may push a card "
             f"out; -fw_cfg name=opt/ovmf/X-PciMmio64Mb,string={made.window_mib} gives room, if phys-bits are enough"
         )
     if made.given_bits > BITS_USED:
         said.append(
             f"OVMF uses {BITS_USED} of {made.given_bits} physical address bits (with 4-level paging): what is above "
-            f"{amount(1 << BITS_USED)} is not planned with"
+            f"{exact(1 << BITS_USED)} is not planned with"
         )
     low, aperture = sum(port.low for port in made.ports), _aperture(made.memory)
     for port in made.ports:
         large = [bar for bar in port.card.bars if bar.bits == 64 and not bar.prefetchable and bar.size > PORT_LOW]
         said += [
-            f"{port.card.name}: BAR {bar.index} ({amount(bar.size)}) is 64-bit but not prefetchable: behind a root "
+            f"{port.card.name}: BAR {bar.index} ({exact(bar.size)}) is 64-bit but not prefetchable: behind a root "
             "port it must lie below 4 GiB"
             for bar in large
         ]
     if low > aperture:
         said.append(
-            f"below 4 GiB the ports want {amount(low)}, and {amount(aperture)} are there with "
-            f"{amount(made.memory.low)} of low memory: fewer cards, or put the large ones on other bridges"
+            f"below 4 GiB the ports want {exact(low)}, and {exact(aperture)} are there with "
+            f"{exact(made.memory.low)} of low memory: fewer cards, or put the large ones on other bridges"
         )
     return list(dict.fromkeys(said))
 
@@ -400,15 +400,15 @@ def _why_not(made: Plan) -> str:
     limit = 1 << min(made.given_bits, BITS_USED)
     bits = f"{min(made.given_bits, BITS_USED)} bits"
     if not _starts(made.memory, made.given_bits):
-        return f"memory ends at {amount(made.memory.end)}, and QEMU wants 32 GiB more below {amount(limit)} ({bits})"
+        return f"memory ends at {exact(made.memory.end)}, and QEMU wants 32 GiB more below {exact(limit)} ({bits})"
     told = opened(made.memory, made.given_bits, made.vendor, made.window_mib * MIB)
-    text = f"{amount(made.need)} are needed, OVMF opens {amount(made.alone.size)}"
+    text = f"{exact(made.need)} are needed, OVMF opens {exact(made.alone.size)}"
     if made.window_mib * MIB > TOLD_MAX:
         return f"{text}, and takes no word for more than 16 TiB"
     if told.end > limit:
         hang = "would hang without a word" if trusted(made.given_bits, made.vendor) else "would not be used by Linux"
         return (
-            f"{text}; a window told to be larger would end at {amount(told.end)}, {bits} end at {amount(limit)}: {hang}"
+            f"{text}; a window told to be larger would end at {exact(told.end)}, {bits} end at {exact(limit)}: {hang}"
         )
     return f"{text}, and a window told to be larger would lie on memory or on HyperTransport's addresses"
 
@@ -440,21 +440,21 @@ def describe(made: Plan, again: Callable[[int], Plan] | None = None) -> str:
     stacked = _stacking(made)
     if made.need:
         text += [
-            f"window: {stacked}" + (f" = {amount(made.need)}" if stacked != amount(made.need) else ""),
-            f"  with room for other devices, in whole GiB: {amount(made.window_mib * MIB)}",
+            f"window: {stacked}" + (f" = {exact(made.need)}" if stacked != exact(made.need) else ""),
+            f"  with room for other devices, in whole GiB: {exact(made.window_mib * MIB)}",
         ]
     else:
         text.append("window: no 64-bit prefetchable BAR, so none is needed above 4 GiB")
     text += [
         f"memory, and what can be plugged in: free addresses from {place(memory.end)} on",
-        f"CPU: {made.given_bits} physical address bits ({made.vendor}), that is {amount(1 << made.given_bits)}; "
+        f"CPU: {made.given_bits} physical address bits ({made.vendor}), that is {exact(1 << made.given_bits)}; "
         + ("OVMF trusts that" if trusted(made.given_bits, made.vendor) else "OVMF does not trust that"),
-        f"OVMF alone: {made.alone.rule}, {amount(made.alone.size)} at {place(made.alone.base)}: "
+        f"OVMF alone: {made.alone.rule}, {exact(made.alone.size)} at {place(made.alone.base)}: "
         + ("enough" if made.fits and not made.fw_cfg else "too little" if made.alone.size < made.need else "no use"),
     ]
     if made.fw_cfg:
         text += [
-            f"OVMF told: {amount(window.size)} at {place(window.base)}, ends at {place(window.end)}",
+            f"OVMF told: {exact(window.size)} at {place(window.base)}, ends at {place(window.end)}",
             f"  {' '.join(made.fw_cfg)}",
         ]
     if made.fits and made.need:
@@ -473,26 +473,26 @@ def _card_lines(port: Port, count: int) -> list[str]:
     card = port.card
     high = sorted((bar.size for bar in card.bars if bar.high), reverse=True)
     bars = [
-        f"{'ROM' if bar.index == ROM else f'BAR {bar.index}'} {amount(bar.size)} "
+        f"{'ROM' if bar.index == ROM else f'BAR {bar.index}'} {exact(bar.size)} "
         f"({bar.bits}-bit{', prefetchable' * bar.prefetchable})"
         for bar in card.bars
     ]
     lines = [f"{count} x {card.name} ({card.vendor}:{card.device}, class {card.pci_class}): {', '.join(bars)}"]
     if not high:
-        lines.append(f"  a root port each: nothing above 4 GiB, {amount(port.low)} below")
+        lines.append(f"  a root port each: nothing above 4 GiB, {exact(port.low)} below")
     elif port.pref64_reserve:
         lines.append(
-            f"  a root port each, empty at first: {' + '.join(map(amount, high))}, as a power of two "
-            f"{amount(port.high)}, aligned to that; below 4 GiB {amount(port.low)}"
+            f"  a root port each, empty at first: {' + '.join(map(exact, high))}, as a power of two "
+            f"{exact(port.high)}, aligned to that; below 4 GiB {exact(port.low)}"
         )
     else:
         length, alignment = _sum(bar for bar in card.bars if bar.high)
         lines.append(
-            f"  a root port each: {' + '.join(map(amount, high))}, in whole MiB {amount(length)}, aligned to "
-            f"{amount(alignment)}; below 4 GiB {amount(port.low)}"
+            f"  a root port each: {' + '.join(map(exact, high))}, in whole MiB {exact(length)}, aligned to "
+            f"{exact(alignment)}; below 4 GiB {exact(port.low)}"
         )
     if port.share:
-        lines.append(f"  OVMF gives a hot-plug port 1/{PORT_SHARE} of the window at least: {amount(port.share)}")
+        lines.append(f"  OVMF gives a hot-plug port 1/{PORT_SHARE} of the window at least: {exact(port.share)}")
     return lines
 
 
@@ -500,14 +500,12 @@ def _stacking(made: Plan) -> str:
     """The arithmetic of the packing, port by port where they differ."""
     highs = [port for port in made.ports if port.high]
     if len(highs) < 2:
-        return amount(made.need)
+        return exact(made.need)
     one = highs[0]
     step = _up(one.high, one.alignment)
     if all((port.high, port.alignment) == (one.high, one.alignment) for port in highs):
-        return (
-            f"{len(highs) - 1} x {amount(step)} (the next is aligned to {amount(one.alignment)}) + {amount(one.high)}"
-        )
-    return " and ".join(f"{amount(port.high)} aligned to {amount(port.alignment)}" for port in highs)
+        return f"{len(highs) - 1} x {exact(step)} (the next is aligned to {exact(one.alignment)}) + {exact(one.high)}"
+    return " and ".join(f"{exact(port.high)} aligned to {exact(port.alignment)}" for port in highs)
 
 
 def _reserve_lines(made: Plan) -> list[str]:
@@ -516,7 +514,7 @@ def _reserve_lines(made: Plan) -> list[str]:
     if not any(port.pref64_reserve or port.mem_reserve for port in made.ports):
         empty = [_port(port.card, True) for port in made.ports]
         words = ", ".join(dict.fromkeys(_reserve(port) for port in empty))
-        whole = amount(_packed(empty)[0])
+        whole = exact(_packed(empty)[0])
         return [
             "root ports: no pref64-reserve: the cards are there when OVMF looks, and it sizes each port by its card",
             f"  to plug the cards in later instead: {words} each, {whole} in all",
@@ -545,19 +543,7 @@ def _table(made: Plan, again: Callable[[int], Plan] | None) -> list[str]:
 
 def place(address: int) -> str:
     """An address for a person: in hex, and as an amount."""
-    return f"{address:#x} ({amount(address)})"
-
-
-def amount(count: int) -> str:
-    """Bytes for a person, whole: `128 GiB 48 MiB`; TiB only where nothing is left over."""
-    if count and count % TIB == 0:
-        return f"{count // TIB} TiB"
-    parts = []
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10), ("bytes", 0)):
-        if whole := count >> shift:
-            parts.append(f"{whole} {unit}")
-            count -= whole << shift
-    return " ".join(parts) or "0 bytes"
+    return f"{address:#x} ({exact(address)})"
 
 
 def _up(count: int, step: int) -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from minguest import settings
+from minguest.util import units
 from minguest.util.errors import UserError
 
 # Bus, slot and function, with or without the domain, as lspci prints them.
@@ -184,10 +185,10 @@ def _checked(card: Card, where: str) -> Card:
 
 
 def _size(bar: _Bar, path: Path) -> int:
-    match = re.fullmatch(r"(\d+)\s*([KMGT]?)(?:iB|B)?", bar.size.strip(), re.IGNORECASE)
-    if not match:
+    count = units.read(bar.size)
+    if count is None:
         raise UserError(f"{path}: BAR {bar.index}: size = {bar.size!r} is not a size", "write for example 16M or 128G")
-    return int(match[1]) * settings.UNITS[match[2].upper()]
+    return count
 
 
 def _line(path: Path) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from minguest import model, settings
 from minguest.model import Accel, Launch, Machine
-from minguest.util import run
+from minguest.util import run, units
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import bar_window, cards, disks
 from minguest.vm.disks import comma
@@ -67,7 +67,7 @@ class Gpu(msgspec.Struct, frozen=True):
     """The NUMA node that it is near; None: none in particular."""
 
     def __str__(self) -> str:
-        return self.model or (f"BAR {short(self.bar)}" if self.bar else f"vfio-pci {self.host}")
+        return self.model or (f"BAR {units.whole(self.bar)}" if self.bar else f"vfio-pci {self.host}")
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -249,14 +249,14 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
     plugged = settings.size(plug, "--plug-memory") if plug else 0
     if plugged and plugged <= memory:
         raise UserError(
-            f"--plug-memory {plug}: the guest starts with {short(memory)}, and nothing is left to plug in",
+            f"--plug-memory {plug}: the guest starts with {units.whole(memory)}, and nothing is left to plug in",
             "say how much there is to be in the end",
         )
     # A boot test that plugs memory in makes the room for it.
     most = max(most, plugged)
     if most and most <= memory:
         raise UserError(
-            f"memory {short(memory)}, at most {short(most)}: nothing can be plugged in",
+            f"memory {units.whole(memory)}, at most {units.whole(most)}: nothing can be plugged in",
             "max_memory counts the memory that is there in the end: make it more than memory",
         )
     if most and not 1 <= launch.slots <= SLOTS_MAX:
@@ -264,7 +264,7 @@ def _room(launch: Launch, memory: int, plug: str) -> tuple[int, int]:
             f"launch.slots = {launch.slots}: memory is plugged in by DIMMs, and a machine has 1 to {SLOTS_MAX} slots"
         )
     if plugged and (plugged - memory) % DIMM:
-        raise UserError(f"--plug-memory {plug}: {short(plugged - memory)} is no multiple of {short(DIMM)}")
+        raise UserError(f"--plug-memory {plug}: {units.whole(plugged - memory)} is no multiple of {units.whole(DIMM)}")
     return most, plugged
 
 
@@ -275,7 +275,7 @@ def _nodes(wanted: Sequence[model.Node], max_cpus: int, memory: int) -> tuple[No
     sizes = [settings.size(node.memory, f"launch.numa[{n}].memory") for n, node in enumerate(wanted)]
     if sum(sizes) != memory:
         raise UserError(
-            f"launch.numa: the nodes have {short(sum(sizes))}, the launch has {short(memory)}",
+            f"launch.numa: the nodes have {units.whole(sum(sizes))}, the launch has {units.whole(memory)}",
             "let the nodes' memory come to launch.memory",
         )
     lists = []
@@ -317,9 +317,9 @@ def _near(gpus: Sequence[Gpu], nodes: Sequence[model.Node], machine: Machine) ->
 
 def room_told(spec: Spec, made: bar_window.Plan) -> str:
     """One line of what with_room came to."""
-    need = f"64-bit window: {short(made.window_mib << 20)} are needed"
+    need = f"64-bit window: {units.whole(made.window_mib << 20)} are needed"
     if spec.window:
-        return f"{need}, OVMF is told to open {short(spec.window << 20)} (-cpu {cpu(spec)})"
+        return f"{need}, OVMF is told to open {units.whole(spec.window << 20)} (-cpu {cpu(spec)})"
     return f"{need}, OVMF opens enough by itself" if made.fits else f"{need}; {'; '.join(made.warnings)}"
 
 
@@ -609,11 +609,3 @@ def _gpu_argv(spec: Spec, gpu: Gpu, number: int) -> list[str]:
         first = ",multifunction=on" if n == 0 else ""
         command += ["-device", f"{device}{port},addr={at}.{n}{first}"]
     return command
-
-
-def short(count: int) -> str:
-    """Bytes for a person, in the largest unit that they are whole in."""
-    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << shift and count % (1 << shift) == 0:
-            return f"{count >> shift} {unit}"
-    return f"{count} bytes"

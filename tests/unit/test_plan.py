@@ -341,20 +341,6 @@ def test_the_arithmetic_is_printed() -> None:
     assert bar_window.describe(bar_window.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no telling")
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 bytes"),
-        (16384, "16 KiB"),
-        (128 * G + 48 * M, "128 GiB 48 MiB"),
-        (8 * T, "8 TiB"),
-        (T + M, "1024 GiB 1 MiB"),
-    ],
-)
-def test_amounts_are_exact(count: int, text: str) -> None:
-    assert bar_window.amount(count) == text
-
-
 def test_a_plan_is_quick() -> None:
     begun = time.perf_counter()
     bar_window.plan([H100] * 16, 512 * G, 46)
