@@ -19,7 +19,7 @@ from minguest.model import Launch
 from minguest.release import sshsig
 from minguest.util import terminal
 from minguest.util.errors import MinguestError, UserError, printable, shown_url
-from minguest.vm import launch
+from minguest.vm import cards, launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,9 +219,9 @@ def _host_check(words: argparse.Namespace) -> int:
         proof = folder.with_name(f"{folder.name}.boot-test") / "kvm.json"
     if words.memory:
         wanted = msgspec.structs.replace(wanted, memory=words.memory, max_memory="")
-    cards = list(filter(None, words.gpu.split(","))) or [name for name in wanted.gpus if launch.BDF.fullmatch(name)]
-    facts = survey.read(cards=[survey.address(card, "--gpu") for card in cards])
-    rows = checks.checks(facts, checks.wish(wanted, cards, proof, ovmf, facts.release))
+    named = list(filter(None, words.gpu.split(","))) or [name for name in wanted.gpus if cards.BDF.fullmatch(name)]
+    facts = survey.read(cards=[survey.address(card, "--gpu") for card in named])
+    rows = checks.checks(facts, checks.wish(wanted, named, proof, ovmf, facts.release))
     _say(checks.table(rows))
     if wrong := checks.missing(rows):
         print(f"minguest: this host cannot give a card to a guest yet: {', '.join(wrong)}", file=sys.stderr)

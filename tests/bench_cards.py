@@ -28,7 +28,7 @@ from minguest.bundle import manifests
 from minguest.model import Launch
 from minguest.util import files
 from minguest.util.errors import GuestError, ToolError
-from minguest.vm import launch, qemu
+from minguest.vm import emulator, launch
 
 ROOT = Path(__file__).parents[1]
 CARDS = (1, 2, 4, 8)
@@ -240,7 +240,7 @@ def main() -> None:
     manifest = manifests.load(work / "bundle")
     wanted = [(int(cards), bar) for cards in words.cards.split(",") for bar in words.bars.split(",")]
     place = work / "boot-time/boots.json"
-    record = Record(manifest.files, qemu.version(), machine())
+    record = Record(manifest.files, emulator.version(), machine())
     if place.exists():
         kept = msgspec.json.decode(place.read_bytes(), type=Record)
         if msgspec.structs.replace(kept, boots=()) == record:

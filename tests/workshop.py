@@ -17,7 +17,7 @@ from minguest.model import Launch, Machine
 from minguest.paths import Layout
 from minguest.release import assemble, layout
 from minguest.util import files
-from minguest.vm import launch, report, scripts
+from minguest.vm import cards, launch, report, scripts
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = Launch()
@@ -105,7 +105,7 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
     """Evidence that a boot test left, of the bundle as it is."""
     manifest = manifests.load(at.bundle)
     spec = launch.Spec(
-        machine, "tcg", "max", cpus, 64, 1 << 30, (launch.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60
+        machine, "tcg", "max", cpus, 64, 1 << 30, (cards.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60
     )
     judged = verdict.Verdict(
         result=result,  # type: ignore[arg-type]

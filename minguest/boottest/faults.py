@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minguest.bundle import cpio, firmware
 from minguest.util import archive
-from minguest.vm import launch
+from minguest.vm import arguments
 
 
 @dataclass
@@ -140,7 +140,7 @@ POWERS_OFF = bytes.fromhex("b8a9000000 bfaddee1fe be69191228 badcfe2143 0f05 ebf
 EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 4531c9 b809000000 0f05 ebdb")
 
 SABOTAGE: Mapping[str, Callable[[Parts], None]] = {
-    "console=elsewhere": _word(f"console={launch.CONSOLE}", "console=ttyS1"),
+    "console=elsewhere": _word(f"console={arguments.CONSOLE}", "console=ttyS1"),
     "firmware=odd-size": _file("code", lambda code: code[:-1000]),
     "firmware=seabios": _cut("if=pflash"),
     "firmware=secure-boot": _secure_boot,

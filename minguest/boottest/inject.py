@@ -24,7 +24,7 @@ from minguest.kernel import kconfig
 from minguest.model import Launch
 from minguest.util import files, templates
 from minguest.util.errors import MinguestError, UserError
-from minguest.vm import launch, qemu
+from minguest.vm import arguments, emulator, launch
 
 # Seconds after which a guest that says nothing more counts as lost; a healthy one is done in four to ten.
 TIMEOUT = 40
@@ -45,8 +45,9 @@ CONTROLS = (
 )
 # The modules that dig and judge: what they found is not kept when they change.
 CODE = (
-    "vm/cards", "kernel/contract", "boottest/inject", "vm/disks", "diagnose/facts", "vm/launch", "diagnose/catalogue",
-    "vm/bar_window", "vm/qemu", "vm/report", "boottest/faults", "boottest/verdict", "util/units",
+    "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "kernel/contract",
+    "util/units", "vm/arguments", "vm/bar_window", "vm/cards", "vm/disks", "vm/emulator", "vm/launch", "vm/qemu",
+    "vm/report",
 )  # fmt: skip
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]
@@ -225,7 +226,7 @@ def _dig(site: Site, name: str, each: catalogue.Dig, manifest: manifests.Manifes
         why=why,
         diagnosis=catalogue.describe(trial.diagnosis),
         seconds=time.monotonic() - start,
-        qemu=qemu.version(),
+        qemu=emulator.version(),
     )
 
 
@@ -237,8 +238,10 @@ def _try(
     words = launch.Words(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
     # The kernel may be for fewer CPUs than are asked for: that is what is tried.
     line = manifest.kernel.line
-    spec = launch.settle(wanted, words, wanted.max_cpus, launch.display_models(), runner.SYSFS, line)
-    healthy, why = runner.accelerator(site.bench, msgspec.structs.replace(spec, accel="auto"), qemu.version(), manifest)
+    spec = launch.settle(wanted, words, wanted.max_cpus, emulator.display_models(), runner.SYSFS, line)
+    healthy, why = runner.accelerator(
+        site.bench, msgspec.structs.replace(spec, accel="auto"), emulator.version(), manifest
+    )
     if each.needs == "broken-kvm" and "/dev/kvm opens, but" not in why:
         return None, f"needs {NEEDS[each.needs]}"
     if spec.accel == "auto":
@@ -252,7 +255,7 @@ def _try(
     for word in each.sabotage:
         SABOTAGE[word](parts)
     files.copy(parts.variables, folder / "OVMF_VARS.fd")
-    argv = launch.argv(
+    argv = arguments.argv(
         spec,
         code=os.path.relpath(parts.code, folder),
         variables="OVMF_VARS.fd",

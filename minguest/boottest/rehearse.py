@@ -25,7 +25,7 @@ from minguest.host.survey import VFIO
 from minguest.model import Launch
 from minguest.util import files, templates
 from minguest.util.errors import GuestFailed, GuestLost, UserError
-from minguest.vm import bar_window, cards, console, launch, qemu, report, scripts
+from minguest.vm import arguments, bar_window, cards, console, emulator, launch, qemu, report, scripts
 from minguest.vm.launch import Spec
 
 # A card's second function, as a GPU has one for sound: it has a driver in host and guest, writes to the guest's memory
@@ -196,7 +196,7 @@ def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str
         bundle=manifest.files,
         host=host.files,
         words=words,
-        qemu=qemu.version(),
+        qemu=emulator.version(),
         result=kind,
         checks=tuple(checks),
         outcome=outcome,
@@ -245,7 +245,7 @@ def _with_cards(site: Site, manifest: manifests.Manifest, wanted: Launch, addres
     manifests.write(site.folder / "share/bundle", parts, told, started)
 
 
-def given(words: Words) -> list[launch.Gpu]:
+def given(words: Words) -> list[cards.Gpu]:
     """The cards that the host gets; UserError for what it cannot have."""
     names = [name for name in words.gpu.split(",") if name]
     if not names or any(cards.BDF.fullmatch(name) for name in names):
@@ -253,8 +253,8 @@ def given(words: Words) -> list[launch.Gpu]:
             f"--gpu {words.gpu}: a rehearsal is with emulated cards",
             "for example --gpu secondary-vga,bar:1G; a real card is boot-test's: doit boot-test --gpu 0000:01:00.0",
         )
-    models = launch.display_models()
-    return [launch.one_gpu(f"card{number}", name, models, Path("/sys")) for number, name in enumerate(names)]
+    models = emulator.display_models()
+    return [cards.one_gpu(f"card{number}", name, models, Path("/sys")) for number, name in enumerate(names)]
 
 
 def address(number: int) -> str:
@@ -267,7 +267,7 @@ def second(card: str) -> str:
     return f"{card[:-1]}1"
 
 
-def host_spec(found: Sequence[launch.Gpu], memory: int, timeout: float) -> Spec:
+def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float) -> Spec:
     """The launch of the host; the guest's `memory` in bytes."""
     large = [cards.one_bar(gpu.word) for gpu in found if gpu.bar]
     large = [msgspec.structs.replace(card, bars=(*card.bars, SECOND_BAR)) for card in large]
@@ -287,9 +287,9 @@ def host_spec(found: Sequence[launch.Gpu], memory: int, timeout: float) -> Spec:
     )
 
 
-def argv(site: Site, spec: Spec, found: Sequence[launch.Gpu]) -> list[str]:
+def argv(site: Site, spec: Spec, found: Sequence[cards.Gpu]) -> list[str]:
     """QEMU's command for the host; relative paths are the folder's."""
-    command = launch.argv(
+    command = arguments.argv(
         spec,
         code=str(site.host / "OVMF_CODE.fd"),
         variables="OVMF_VARS.fd",
@@ -355,7 +355,7 @@ def _left(share: Path) -> tuple[runner.Outcome | None, report.Report | None]:
 def judge(
     share: Path,
     result: qemu.Run,
-    found: Sequence[launch.Gpu],
+    found: Sequence[cards.Gpu],
     outcome: runner.Outcome | None,
     seen: report.Report | None,
 ) -> list[Check]:

@@ -20,7 +20,7 @@ from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.util.run import run as run_tool
-from minguest.vm import bar_window, kvm, launch, qemu, report
+from minguest.vm import arguments, bar_window, emulator, kvm, launch, qemu, report
 from minguest.vm.launch import Words
 
 SYSFS = Path("/sys")
@@ -58,7 +58,7 @@ KEPT = ("console.log", "report.json", "verdict.json")
 # And in its place of a test that this machine has no room for.
 NO_ROOM = "no-room.json"
 # And all that one makes in its folder.
-MADE = (*KEPT, "OVMF_VARS.fd", launch.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
+MADE = (*KEPT, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
 
 
 # What a user may say of one boot test: the fields of Words.
@@ -176,7 +176,7 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
         return ""
     manifest = manifests.load(bench.bundle)
     spec = launch.settle(wanted, test.words, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.line)
-    accel, _ = accelerator(bench, spec, qemu.version(), manifest)
+    accel, _ = accelerator(bench, spec, emulator.version(), manifest)
     _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text(encoding="utf-8"))
     if made is None or made.fits:
         return ""
@@ -222,8 +222,8 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
         # contract=ignore: the guest is booted as it was meant, to see what comes of its wrong config.
         nr_cpus = max(nr_cpus, wanted.max_cpus)
     line = manifest.kernel.line
-    spec = launch.settle(wanted, words, nr_cpus, launch.display_models(), SYSFS, line)
-    version = qemu.version()
+    spec = launch.settle(wanted, words, nr_cpus, emulator.display_models(), SYSFS, line)
+    version = emulator.version()
     accel, why = accelerator(bench, spec, version, manifest)
     asked = msgspec.structs.replace(spec, accel=accel)
     cpuinfo = CPUINFO.read_text(encoding="utf-8")
@@ -270,7 +270,7 @@ def make_empty(folder: Path, of: Path) -> None:
     made = re.compile(rf"{names}|\.({names})\.\w{{8}}")  # or as files.replacing names it until it is whole
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     others = [path for path in there if not made.fullmatch(path.name) or (path.is_dir() and not path.is_symlink())]
-    link = folder / launch.LINK
+    link = folder / arguments.LINK
     if there and not link.is_symlink():
         others = there  # it comes first, and stays
     if others:
@@ -412,16 +412,16 @@ def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
     """QEMU's command for a boot test in `folder`, which gets what run-guest has in its own: a fresh copy of the
     variables, and the link to the bundle."""
     files.copy(bench.bundle / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
-    _link(folder / launch.LINK, bench.bundle)
-    return launch.argv(spec)
+    _link(folder / arguments.LINK, bench.bundle)
+    return arguments.argv(spec)
 
 
 def script_argv(folder: Path, accel: Accel) -> list[str]:
     """The same by the bundle's own run-guest; `folder` is as `argv` left it."""
     # By sh: a bundle that was copied may have lost the bit that makes it a program.
-    script = [f"{launch.LINK}/{paths.RUN_GUEST}", "--accel", accel, "--show"]
+    script = [f"{arguments.LINK}/{paths.RUN_GUEST}", "--accel", accel, "--show"]
     _, shown = run_tool(["sh", *script], cwd=folder, deadline=SHOW, merge=False)
-    return launch.watching(shown.split("\n"))
+    return arguments.watching(shown.split("\n"))
 
 
 def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifests.Manifest) -> tuple[Accel, str]:

@@ -10,7 +10,8 @@ import msgspec
 from minguest.diagnose.facts import Fact, of_report
 from minguest.util import units
 from minguest.vm import bar_window, cards, console
-from minguest.vm.launch import Gpu, Spec
+from minguest.vm.cards import Gpu
+from minguest.vm.launch import Spec
 from minguest.vm.qemu import DEAD_ENDS, Run, functions
 from minguest.vm.report import ROM, PciDevice, Report, Shutdown, cpu_count, cpu_list
 

@@ -13,7 +13,7 @@ from minguest.host.survey import UNLIMITED, VFIO, Facts
 from minguest.model import Launch
 from minguest.util import units
 from minguest.util.errors import ToolError
-from minguest.vm import qemu
+from minguest.vm import emulator
 
 State = Literal["ok", "WRONG", "not known"]
 # What QEMU maps for a guest's DMA beside its memory; libvirt allows for as much (qemuDomainGetMemLockLimitBytes).
@@ -55,7 +55,7 @@ def wish(launch: Launch, cards: Sequence[str], proof: Path | None, ovmf: str, re
     memory = settings.size(launch.memory, "launch.memory")
     most = settings.size(launch.max_memory, "launch.max_memory") if launch.max_memory else memory
     try:
-        version = qemu.version()
+        version = emulator.version()
     except ToolError:
         version = ""
     return Wish(

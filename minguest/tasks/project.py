@@ -662,11 +662,11 @@ class Project:
         def make() -> None:
             wanted = self._launch()
             # The emulated cards of a launch ask nothing of the host; a word that names no card is a mistake.
-            cards = [name for name in wanted.gpus if self.words["gpu"] or launch.BDF.fullmatch(name)]
-            facts = survey.read(cards=[survey.address(card) for card in cards])
+            named = [name for name in wanted.gpus if self.words["gpu"] or cards.BDF.fullmatch(name)]
+            facts = survey.read(cards=[survey.address(card) for card in named])
             code = self.at.firmware(self.ovmf.version) / "OVMF_CODE.fd"
             ovmf = f"{self.ovmf.version}{'' if code.exists() else ', not fetched yet'}"
-            rows = checks.checks(facts, checks.wish(wanted, cards, self.at.kvm, ovmf, facts.release))
+            rows = checks.checks(facts, checks.wish(wanted, named, self.at.kvm, ovmf, facts.release))
             say(checks.table(rows))
             if wrong := checks.missing(rows):
                 raise UserError(f"this host cannot give a card to a guest yet: {', '.join(wrong)}")

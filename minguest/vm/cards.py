@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a card asks of the address space: its BARs, from the host's sysfs or from a saved description (TOML).
+"""The cards of a launch by their words, and what each asks of the address space: its BARs, from the host's sysfs or
+from a saved description (TOML).
 
 A BAR takes one index, a 64-bit BAR the next one too; its size is a power of two (PCI Local Bus Specification 3.0,
 6.2.5.1).
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +55,27 @@ class Card(msgspec.Struct, frozen=True):
     bars: tuple[Bar, ...]
 
 
+class Gpu(msgspec.Struct, frozen=True):
+    """A card of the guest: an emulated `model`, or the `host`'s PCI address for vfio-pci."""
+
+    id: str
+    word: str
+    """As the launch names it."""
+    model: str | None = None
+    host: str | None = None
+    bar: int = 0
+    """Bytes of the BAR of a card that is nothing but one: QEMU's pci-testdev."""
+    functions: tuple[str, ...] = ()
+    """PCI addresses of the card's other functions, its sound for one, that go along with it."""
+    card: Card | None = None
+    """What the host's sysfs says of it."""
+    node: int | None = None
+    """The NUMA node that it is near; None: none in particular."""
+
+    def __str__(self) -> str:
+        return self.model or (f"BAR {units.whole(self.bar)}" if self.bar else f"vfio-pci {self.host}")
+
+
 class _Bar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index: int
     size: str
@@ -66,6 +89,52 @@ class _Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str
     pci_class: str
     bar: tuple[_Bar, ...]
+
+
+def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path, here: bool = True) -> Gpu:
+    """A card by its word; UserError for one that this QEMU has not, or this host, unless it need not be `here`."""
+    if BDF.fullmatch(word):
+        host = _bound(word.lower(), sysfs, here)
+        others = sorted(path.name for path in (sysfs / "bus/pci/devices").glob(f"{host.rpartition('.')[0]}.*"))
+        # A virtual function (SR-IOV) is a card of its own: it has no others, and is no other's.
+        virtual = [each for each in (host, *others) if (sysfs / "bus/pci/devices" / each / "physfn").exists()]
+        others = [] if host in virtual else [each for each in others if each != host and each not in virtual]
+        functions = tuple(_bound(each, sysfs, here) for each in others)
+        there = here or (sysfs / "bus/pci/devices" / host).is_dir()
+        return Gpu(name, word, host=host, functions=functions, card=on_host(host, sysfs) if there else None)
+    if word.startswith("bar:"):
+        size = settings.size(word.removeprefix("bar:"), f"--gpu {word}")
+        if size & (size - 1):
+            raise UserError(f"--gpu {word}: a BAR's size is a power of two", "for example bar:64G")
+        return Gpu(name, word, bar=size)
+    if word in models:
+        return Gpu(name, word, model=word)
+    if ":" in word:
+        raise UserError(f"--gpu {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0")
+    near = difflib.get_close_matches(word, models, 1)
+    raise UserError(
+        f"--gpu {word}: this QEMU has no PCI display device of that name",
+        f"did you mean {near[0]}?" if near else f"it has {', '.join(models)}; or give a card's address, 0000:01:00.0",
+    )
+
+
+def _bound(bdf: str, sysfs: Path, here: bool) -> str:
+    """The full address of a card that, where it is started `here`, exists and is vfio-pci's."""
+    bdf = bdf if bdf.count(":") == 2 else f"0000:{bdf}"
+    if not here:
+        return bdf
+    device = sysfs / "bus/pci/devices" / bdf
+    if not device.is_dir():
+        raise UserError(f"--gpu {bdf}: this host has no such PCI device", "lspci -Dd ::0300/ff00 and ::0302 list cards")
+    if (code := (device / "class").read_text().strip() if (device / "class").exists() else "").startswith("0x06"):
+        raise UserError(f"--gpu {bdf}: is a bridge (class {code[2:]})", "name the card behind it: lspci -tv shows it")
+    driver = (device / "driver").resolve().name if (device / "driver").exists() else "no driver"
+    if driver != "vfio-pci":
+        raise UserError(
+            f"--gpu {bdf}: is bound to {driver}; a card can be passed through only while vfio-pci has it",
+            f"doit host-bind gpu={bdf} shows how to give it, with its IOMMU group, to vfio-pci; yes=yes does it",
+        )
+    return bdf
 
 
 def described(word: str, folder: Path) -> Card:

@@ -146,12 +146,6 @@ def start(
         return asyncio.run(_boot(program, list(argv), folder, timeout, deeds, linger, look))
 
 
-def version() -> str:
-    """QEMU's own version, such as `7.2.22 (Debian …)`."""
-    _, text = run.run(["qemu-system-x86_64", "--version"])
-    return text.partition("\n")[0].removeprefix("QEMU emulator version ")
-
-
 def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every PCI function that query-pci tells, by address, bridges' too."""
     found = {}

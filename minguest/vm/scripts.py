@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a bundle's own launch to the files that start it: run-guest for QEMU, domain.xml for libvirt. Pure.
 
-What is in both is launch.Spec's; how QEMU is told of it is launch.groups' alone, and run-guest prints just that.
+What is in both is launch.Spec's; how QEMU is told of it is arguments.groups' alone, and run-guest prints just that.
 The domain's words: https://libvirt.org/formatdomain.html
 """
 
@@ -18,7 +18,7 @@ from minguest.model import Accel, Launch
 from minguest.paths import DOMAIN, RUN_GUEST
 from minguest.util import templates
 from minguest.util.errors import UserError
-from minguest.vm import disks, launch
+from minguest.vm import arguments, disks, emulator, launch
 
 # What stands in domain.xml for the bundle's folder, of which libvirt wants the whole path.
 FOLDER = "/path/to/bundle"
@@ -58,7 +58,7 @@ def _check(about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> 
     for what, text in msgspec.structs.asdict(about).items():
         if CONTROL.search(text):
             raise UserError(f"{what} {text!r} has a control character, which would end a line of run-guest")
-    for word in (word for spec in specs.values() for group in launch.groups(spec) for word in group.words):
+    for word in (word for spec in specs.values() for group in arguments.groups(spec) for word in group.words):
         if CONTROL.search(word):
             raise UserError(
                 f"launch: {word!r} has a control character, which no line of a script and no XML can have",
@@ -80,7 +80,7 @@ def _check(about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> 
 
 def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
     """Each group's rows: alike for every accelerator, or by accelerator."""
-    made = {accel: launch.groups(specs[accel]) for accel in launch.ACCELS}
+    made = {accel: arguments.groups(specs[accel]) for accel in launch.ACCELS}
     groups = []
     for alike in zip(*made.values(), strict=True):
         rows = {accel: _rows(group.words) for accel, group in zip(made, alike, strict=True)}
@@ -89,11 +89,11 @@ def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
             groups.append({"why": alike[0].why, "rows": {"": rows[launch.ACCELS[0]]} if same else rows})
     machine = specs["kvm"].machine
     return {
-        "qemu": launch.QEMU,
-        "link": launch.LINK,
+        "qemu": emulator.QEMU,
+        "link": arguments.LINK,
         "folder": FOLDER,
         "groups": groups,
-        "ending": _rows(launch.ATTENDED),
+        "ending": _rows(arguments.ATTENDED),
         "probe": f"{shlex.quote(f'{machine},accel=kvm')} -cpu {shlex.quote(launch.cpu(specs['kvm']))}",
     }
 
@@ -123,7 +123,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
     disks = [_disk(name, disk, n, _slot(slots) if q35 else None) for n, disk in enumerate(spec.disks)]
     bridges = [
         {"index": index, "node": node, "bus_nr": bus, "slot": _slot(slots)}
-        for index, (node, bus) in enumerate(launch.node_buses(spec).items(), 1)
+        for index, (node, bus) in enumerate(arguments.node_buses(spec).items(), 1)
     ]
     by_node = {bridge["node"]: bridge["index"] for bridge in bridges}
     ports: list[dict[str, Any]] = []
@@ -138,7 +138,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
         at = f",bus=pci.{bus}" if bus else ",bus=pcie.0" if bridges else ""
         if gpu.host:
             functions = [_address(each) for each in (gpu.host, *gpu.functions)]
-            # As in launch._gpu_argv: functions of one card share a slot. A lone one libvirt places itself on a pc.
+            # As in arguments._gpu_argv: functions of one card share a slot. A lone one libvirt places itself on a pc.
             slot = "0x00" if q35 else f"{0x1F - number:#04x}"
             hosts.append({"functions": functions, "bus": bus, "slot": slot if q35 or gpu.functions else None})
         elif gpu.bar:
@@ -152,7 +152,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
     return {
         "folder": FOLDER,
         "spec": spec,
-        "cmdline": " ".join(launch.cmdline(spec)),
+        "cmdline": " ".join(arguments.cmdline(spec)),
         "cpu": cpu,
         "cells": _cells(spec),
         "disks": disks,
@@ -161,7 +161,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
         "ports": ports,
         "hosts": hosts,
         "words": [*flags, *words],
-        "report_index": launch.REPORT_INDEX,
+        "report_index": arguments.REPORT_INDEX,
     }
 
 

@@ -15,7 +15,7 @@ from minguest.bundle import cpio
 from minguest.model import Launch
 from minguest.util.archive import gzip_bytes
 from minguest.util.errors import GuestError, ToolError
-from minguest.vm import kvm, launch, qemu, report
+from minguest.vm import arguments, emulator, kvm, launch, qemu, report
 from minguest.vm.launch import Words
 from tests.integration.conftest import LINE, ROOT, Doit
 
@@ -79,10 +79,10 @@ class Bench:
     def boot(
         self, *cmdline: str, initrd: Path | None = None, drop: tuple[str, ...] = (), timeout: float = 60
     ) -> tuple[verdict.Verdict, qemu.Run]:
-        spec = launch.settle(Launch(cmdline=cmdline), Words(), 64, launch.display_models(), Path("/sys"))
+        spec = launch.settle(Launch(cmdline=cmdline), Words(), 64, emulator.display_models(), Path("/sys"))
         spec = msgspec.structs.replace(spec, accel="tcg", timeout=timeout)
         (self.folder / "OVMF_VARS.fd").write_bytes((self.at.bundle / "OVMF_VARS.fd").read_bytes())
-        argv = launch.argv(
+        argv = arguments.argv(
             spec,
             code=str(self.at.bundle / "OVMF_CODE.fd"),
             variables="OVMF_VARS.fd",

@@ -21,7 +21,7 @@ from minguest import paths
 from minguest.boottest import runner
 from minguest.bundle import manifests
 from minguest.paths import RUN_GUEST
-from minguest.vm import launch, report, scripts
+from minguest.vm import arguments, emulator, launch, report, scripts
 from minguest.vm.launch import Words
 from tests import launches
 from tests.integration.conftest import LINE, Doit
@@ -238,10 +238,10 @@ def test_libvirt_makes_the_machine_that_the_script_makes(home: Path, name: str) 
     made = libvirt(home, *virsh, "domxml-to-native", "qemu-argv", path)
     assert made.returncode == 0, made.stderr
     words = shlex.split(made.stdout)
-    theirs = Seen(words[next(n for n, word in enumerate(words) if word.endswith(launch.QEMU)) + 1 :])
+    theirs = Seen(words[next(n for n, word in enumerate(words) if word.endswith(emulator.QEMU)) + 1 :])
 
     spec = launches.specs(name, home / "sys")["tcg" if name == "tcg" else "kvm"]
-    ours = Seen(launch.argv(spec, watched=False)[1:])
+    ours = Seen(arguments.argv(spec, watched=False)[1:])
     assert theirs.machine() == ours.machine()
     (model, flags), (wanted, asked) = theirs.cpu(), ours.cpu()
     assert model == wanted and flags >= asked
@@ -313,7 +313,7 @@ def test_a_boot_test_of_the_guests_own_launch_is_the_scripts(
     shown = subprocess.run(
         ["sh", awkward / RUN_GUEST, "--accel", "tcg", "--show"], check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    assert (list(outcome.argv) == launch.watching(shown)) is by_it
+    assert (list(outcome.argv) == arguments.watching(shown)) is by_it
 
 
 def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
@@ -350,7 +350,7 @@ def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
             said = process.stdout.read().decode()
     assert "reason=shutdown" in log.read_text(), said
     seen = report.parse(told.read_bytes())
-    assert seen.complete and seen.record("begin")["cmdline"] == " ".join([*launch.cmdline(specs["tcg"]), OVMFS])
+    assert seen.complete and seen.record("begin")["cmdline"] == " ".join([*arguments.cmdline(specs["tcg"]), OVMFS])
     assert report.cpu_count(seen.record("cpus")["online"]) == wanted.cpus
     assert [each.address for each in seen.pci if each.gpu] and (bundle_copy / "OVMF_VARS.fd").read_bytes() == (
         built.bundle / "OVMF_VARS.fd"

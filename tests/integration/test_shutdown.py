@@ -15,7 +15,7 @@ from minguest.boottest import runner
 from minguest.bundle import initrd
 from minguest.model import Disk, Launch
 from minguest.util.run import require
-from minguest.vm import launch, qemu, report
+from minguest.vm import arguments, launch, qemu, report
 from tests.integration.conftest import LINE, ROOT
 from tests.integration.test_cards import checks
 from tests.integration.test_wait import LINES
@@ -117,7 +117,7 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         )
         spec = launch.settle(wanted, launch.Words(accel="tcg"), 64, (), Path("/sys"))
         (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
-        argv = launch.argv(
+        argv = arguments.argv(
             spec,
             code=str(bundle / "OVMF_CODE.fd"),
             variables="OVMF_VARS.fd",

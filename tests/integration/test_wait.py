@@ -11,7 +11,7 @@ import pytest
 from minguest import paths
 from minguest.bundle import initrd
 from minguest.model import Launch
-from minguest.vm import launch, qemu, report
+from minguest.vm import arguments, launch, qemu, report
 from tests.integration.conftest import LINE, ROOT
 
 GIB = 1 << 30
@@ -45,7 +45,7 @@ def boot(request: pytest.FixtureRequest, other_initrd: Path, tmp_path: Path) -> 
         wanted = Launch(cpus=2, max_cpus=8, memory="1G", max_memory="4G", slots=4, gpus=(), cmdline=words)
         spec = launch.settle(wanted, launch.Words(accel="tcg"), 64, (), Path("/sys"))
         (tmp_path / "OVMF_VARS.fd").write_bytes((at.bundle / "OVMF_VARS.fd").read_bytes())
-        argv = launch.argv(
+        argv = arguments.argv(
             spec,
             code=str(at.bundle / "OVMF_CODE.fd"),
             variables="OVMF_VARS.fd",

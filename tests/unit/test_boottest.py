@@ -22,13 +22,13 @@ from minguest.paths import Layout
 from minguest.release import evidence
 from minguest.util import files
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
-from minguest.vm import kvm, launch, qemu, report
+from minguest.vm import arguments, cards, emulator, kvm, launch, report
 from tests import fake_qmp, launches, workshop
 from tests.fake_qmp import WELL
 
 LAUNCH = Launch(cmdline=("a=b",))
 OWN = launch.Spec(
-    "q35", "tcg", "max", 4, 64, 1 << 30, (launch.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), ("a=b",), 60
+    "q35", "tcg", "max", 4, 64, 1 << 30, (cards.Gpu("gpu0", "secondary-vga", model="secondary-vga"),), ("a=b",), 60
 )
 
 
@@ -49,7 +49,7 @@ def counts_as(spec: launch.Spec, wanted: Launch = LAUNCH) -> list[str]:
 
 
 HOT = {"cpus": 2, "plug_cpus": 8, "plug_memory": 3 << 30, "max_memory": 3 << 30}
-BARS = tuple(launch.Gpu(f"gpu{n}", "bar:128G", bar=128 << 30) for n in range(8))
+BARS = tuple(cards.Gpu(f"gpu{n}", "bar:128G", bar=128 << 30) for n in range(8))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ BARS = tuple(launch.Gpu(f"gpu{n}", "bar:128G", bar=128 << 30) for n in range(8))
         ({"cpu": "host"}, []),
         ({"max_cpus": 8}, []),
         ({"disks": (Disk(file="/x"),)}, []),
-        ({"gpus": (launch.Gpu("gpu0", "SECONDARY-VGA", model="secondary-vga"),)}, ["boot-test-q35-4"]),
+        ({"gpus": (cards.Gpu("gpu0", "SECONDARY-VGA", model="secondary-vga"),)}, ["boot-test-q35-4"]),
         ({"cpu": "max,phys-bits=43"}, ["boot-test-q35-4"]),
         ({"plug_cpus": 8}, []),
         (HOT, ["hotplug"]),
@@ -85,7 +85,7 @@ def test_a_run_counts_only_with_the_launch_of_a_test(changes: dict[str, object],
 
 @pytest.mark.parametrize("word", ["bar:16G", "0000:01:00.0", "01:00.0"])
 def test_every_kind_of_card_counts(word: str) -> None:
-    card = launch.Gpu("gpu0", word, bar=1 << 34) if "bar" in word else launch.Gpu("gpu0", word, host="0000:01:00.0")
+    card = cards.Gpu("gpu0", word, bar=1 << 34) if "bar" in word else cards.Gpu("gpu0", word, host="0000:01:00.0")
     spec = msgspec.structs.replace(OWN, gpus=(card,))
     assert counts_as(spec, msgspec.structs.replace(LAUNCH, gpus=(word,))) == ["boot-test-q35-4"]
     assert counts_as(spec) == []
@@ -109,7 +109,7 @@ def test_more_memory_than_the_host_has_is_refused() -> None:
     with pytest.raises(UserError, match="memory 5 GiB"):
         runner.check_memory(msgspec.structs.replace(OWN, plug_memory=5 << 30), MEMINFO)
     # A card of the host's locks all of it from the start.
-    passed = msgspec.structs.replace(OWN, memory=3 << 30, gpus=(launch.Gpu("gpu0", "01:00.0", host="0000:01:00.0"),))
+    passed = msgspec.structs.replace(OWN, memory=3 << 30, gpus=(cards.Gpu("gpu0", "01:00.0", host="0000:01:00.0"),))
     with pytest.raises(UserError, match=r"memory 3 GiB: 2048 MiB are available, and all .* is locked"):
         runner.check_memory(passed, MEMINFO)
 
@@ -231,7 +231,7 @@ def large_bars(at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str) -> tup
     (at.root / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(runner, "CPUINFO", at.root / "cpuinfo")
     monkeypatch.setattr(runner, "accelerator", lambda *_: ("kvm", "kvm (as a test)"))
-    monkeypatch.setattr(qemu, "version", lambda: "7.2")
+    monkeypatch.setattr(emulator, "version", lambda: "7.2")
     bench = runner.Bench("it", at.bundle, at.boot_test, at.kvm, evidence=at.evidence)
     return bench, next(test for test in runner.tests(workshop.LAUNCH) if test.name == "large-bars")
 
@@ -321,9 +321,9 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
     (of / "kept").write_text("")
     for _ in range(2):
         runner.make_empty(folder, of)
-        assert [path.name for path in folder.iterdir()] == [launch.LINK]
+        assert [path.name for path in folder.iterdir()] == [arguments.LINK]
         for name in runner.MADE:
-            if name != launch.LINK:
+            if name != arguments.LINK:
                 (folder / name).write_text("old")
         (folder / ".report.json.abcd_123").write_text("half")
     (folder / "console.log.bak").write_text("mine")
@@ -339,7 +339,7 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     runner.make_empty(folder, other)
-    assert (folder / launch.LINK).resolve() == other
+    assert (folder / arguments.LINK).resolve() == other
 
 
 def test_every_word_is_explained() -> None:

@@ -16,7 +16,7 @@ from minguest.host.checks import Row, Wish
 from minguest.host.vfio import Before, Write
 from minguest.model import Launch
 from minguest.util.errors import ToolError, UserError
-from minguest.vm import qemu
+from minguest.vm import emulator
 from tests.fake_sysfs import FakeHost
 
 ROOT = Path(__file__).parents[2]
@@ -791,7 +791,7 @@ def test_kvm_is_believed_in_only_when_it_ran(fake: FakeHost, tmp_path: Path) -> 
 
 
 def test_a_launch_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qemu, "version", lambda: "7.2")
+    monkeypatch.setattr(emulator, "version", lambda: "7.2")
     made = checks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], None, "x", "6.1")
     assert (made.cards, made.memory, made.most, made.kvm) == ((GPU,), 2 * GIB, 4 * GIB, True)
 
@@ -817,7 +817,7 @@ def test_host_check_names_what_is_wrong(
     fake: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ready(fake)
-    monkeypatch.setattr(qemu, "version", lambda: "7.2")
+    monkeypatch.setattr(emulator, "version", lambda: "7.2")
     real = survey.read
     monkeypatch.setattr(survey, "read", lambda cards=(): real(fake.root, cards))
     assert cli.main(["host-check", "--gpu", GPU]) == 1

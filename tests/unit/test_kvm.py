@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from minguest.model import Disk
-from minguest.vm import kvm, launch
+from minguest.vm import arguments, cards, kvm, launch
 from tests import fake_qmp
 from tests.fake_qmp import REPORT, WELL
 
@@ -42,7 +42,7 @@ def test_the_probe_is_a_launch_of_its_own() -> None:
         hugepages="1G",
         lock_memory=True,
         disks=(Disk(file="/nowhere"),),
-        gpus=(launch.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0"),),
+        gpus=(cards.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0"),),
         window=1024,
         hide_kvm=False,
     )
@@ -51,7 +51,7 @@ def test_the_probe_is_a_launch_of_its_own() -> None:
         "q35", "kvm", "EPYC,+x2apic", 1, 1, 1 << 30, (), (), kvm.TIME, line_words=("nokaslr",), hide_kvm=False
     )
     assert kvm.probe(SPEC, Path("/sys")).hide_kvm
-    assert not [word for word in launch.argv(made) if "wait-" in word or "numa" in word or "disk" in word]
+    assert not [word for word in arguments.argv(made) if "wait-" in word or "numa" in word or "disk" in word]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from minguest.model import Disk, Launch, Node
 from minguest.util.errors import UserError
-from minguest.vm import bar_window, disks, launch
+from minguest.vm import arguments, bar_window, disks, emulator, launch
 from minguest.vm.launch import Words, settle
 
 SERIAL = "isa-serial,chardev=report,index=3"
@@ -35,7 +35,7 @@ def sysfs(tmp_path: Path) -> Path:
 
 
 def argv(spec: launch.Spec) -> list[str]:
-    return launch.argv(spec, code="c", variables="v", kernel="k", initrd="i")
+    return arguments.argv(spec, code="c", variables="v", kernel="k", initrd="i")
 
 
 def value(command: list[str], option: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_no_gpu_when_asked(sysfs: Path) -> None:
 
 
 def test_this_qemu_knows_its_display_models() -> None:
-    models = launch.display_models()
+    models = emulator.display_models()
     assert {"secondary-vga", "bochs-display"} <= set(models)
     assert "e1000" not in models
 
@@ -227,7 +227,7 @@ def test_a_card_that_is_one_large_bar(sysfs: Path) -> None:
 
 
 def test_a_launch_that_is_only_planned_needs_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "display_models", lambda: MODELS)
+    monkeypatch.setattr(emulator, "display_models", lambda: MODELS)
     spec = launch.planned(Launch(gpus=("secondary-vga", "0000:41:00.0")))
     assert [str(gpu) for gpu in spec.gpus] == ["secondary-vga", "vfio-pci 0000:41:00.0"]
     with pytest.raises(UserError, match="did you mean secondary-vga"):

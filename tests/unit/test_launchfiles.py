@@ -12,7 +12,7 @@ import pytest
 from minguest.model import Accel, Disk, Launch
 from minguest.paths import DOMAIN, RUN_GUEST
 from minguest.util.errors import UserError
-from minguest.vm import launch, scripts
+from minguest.vm import arguments, emulator, launch, scripts
 from tests import launches
 
 ROOT = Path(__file__).parents[2]
@@ -47,14 +47,14 @@ def show(text: str, folder: Path, *words: str) -> list[str]:
 def test_the_script_starts_what_a_boot_test_starts(name: str, accel: Accel, sysfs: Path, tmp_path: Path) -> None:
     spec = launches.specs(name, sysfs)[accel]
     shown = show(launches.files(name, sysfs)[RUN_GUEST], tmp_path, "--accel", accel)
-    assert shown == launch.argv(spec, watched=False)
-    assert launch.watching(shown) == launch.argv(spec)
+    assert shown == arguments.argv(spec, watched=False)
+    assert arguments.watching(shown) == arguments.argv(spec)
 
 
 def test_the_launches_are_of_every_kind(sysfs: Path) -> None:
     """What the test above is worth: that its launches ask for all that there is."""
     made = {name: launches.specs(name, sysfs) for name in launches.LAUNCHES}
-    words = " ".join(word for specs in made.values() for spec in specs.values() for word in launch.argv(spec))
+    words = " ".join(word for specs in made.values() for spec in specs.values() for word in arguments.argv(spec))
     for part in (
         "pc,accel=kvm", "q35,accel=tcg", "memory-backend-memfd", "mem-lock=on", "-numa dist", "maxmem=", "-fw_cfg",
         "phys-bits=43", "qcow2", "driver=host_device", "key-secret=", "multifunction=on", "addr=1f.1", "nokaslr",
@@ -76,10 +76,10 @@ def test_no_word_is_the_shells_own(word: str, accel: Accel, sysfs: Path, tmp_pat
     wanted = Launch(cpu=word, gpus=(word,), cmdline=(word,), disks=(Disk(file=f"/{word}", serial=word),))
     script = render(wanted, sysfs)[RUN_GUEST]
     shown = show(script, tmp_path, "--accel", accel)
-    assert shown == launch.argv(launch.shipped(wanted, "6.12", sysfs, "")[accel], watched=False)
+    assert shown == arguments.argv(launch.shipped(wanted, "6.12", sysfs, "")[accel], watched=False)
     # Nor where it looks whether KVM can be used, with the words of the launch.
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / launch.QEMU).symlink_to("/bin/false")
+    (tmp_path / "bin" / emulator.QEMU).symlink_to("/bin/false")
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     probed = script.replace("[ -w /dev/kvm ]", "true").replace(">/dev/null 2>&1; then", "; then", 1)
     (tmp_path / "probed").write_text(probed)
@@ -154,7 +154,7 @@ def test_the_domain_keeps_every_word_whole(name: str, sysfs: Path) -> None:
     spec = launches.specs(name, sysfs)["tcg" if name == "tcg" else "kvm"]
     found = domain(name, sysfs)
     assert found.get("type") == ("qemu" if name == "tcg" else "kvm")
-    assert found.findtext("os/cmdline") == " ".join(launch.cmdline(spec))
+    assert found.findtext("os/cmdline") == " ".join(arguments.cmdline(spec))
     sources = [each.get("file") or each.get("dev") or each.get("name") for each in found.findall(".//disk/source")]
     assert sources == [disk.file or disk.rbd for disk in spec.disks]
 
@@ -272,5 +272,5 @@ def test_what_cannot_be_written_down_is_refused(wanted: Launch, why: str, sysfs:
 def test_a_command_of_another_kind_is_not_watched() -> None:
     spec = launch.settle(Launch(), launch.Words(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
     with pytest.raises(UserError, match=r"(?s)run-guest --show ends with .*another minguest"):
-        launch.watching([*launch.argv(spec, watched=False), "-S"])
-    assert launch.argv(msgspec.structs.replace(spec, memory=2 << 30)) != launch.argv(spec)
+        arguments.watching([*arguments.argv(spec, watched=False), "-S"])
+    assert arguments.argv(msgspec.structs.replace(spec, memory=2 << 30)) != arguments.argv(spec)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from minguest.util.errors import ToolError
-from minguest.vm import qemu, qmp, report
+from minguest.vm import emulator, qemu, qmp, report
 from tests import fake_qmp
 from tests.fake_qmp import POWER_OFF, REPORT, WELL
 
@@ -500,9 +500,9 @@ def in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 
 def test_the_version_is_qemus_own(in_path: Callable[..., Path]) -> None:
     program = in_path()
-    assert qemu.version() == "7.2.22 (fake)"
+    assert emulator.version() == "7.2.22 (fake)"
     program.write_text("#!/bin/sh\n")
-    assert qemu.version() == ""
+    assert emulator.version() == ""
 
 
 def test_a_report_of_the_fake_is_one() -> None:

@@ -12,13 +12,13 @@ from minguest.boottest import rehearse, runner, verdict
 from minguest.boottest.records import Rehearsal, Words
 from minguest.model import Disk, Launch, Node
 from minguest.util.errors import UserError
-from minguest.vm import launch, report
+from minguest.vm import cards, launch, report
 from minguest.vm.qemu import Ending, Run
 
 ROOT = Path(__file__).parents[2]
-CARDS = (launch.Gpu("card0", "secondary-vga", model="secondary-vga"), launch.Gpu("card1", "bar:64G", bar=64 << 30))
+CARDS = (cards.Gpu("card0", "secondary-vga", model="secondary-vga"), cards.Gpu("card1", "bar:64G", bar=64 << 30))
 SPEC = launch.Spec(
-    "q35", "kvm", "max", 2, 64, 512 << 20, (launch.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0"),), (), 240
+    "q35", "kvm", "max", 2, 64, 512 << 20, (cards.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0"),), (), 240
 )
 OWNERS = {
     "before": "0000:01:00.0  (null)\n0000:01:00.1 virtio-pci (null)\n",
@@ -100,7 +100,7 @@ def test_only_a_guest_under_kvm_that_passed_with_all_cards_counts(share: Path) -
     assert "boot-test" in judged(share, of=msgspec.structs.replace(outcome(), run_guest=False))
     assert "boot-test" in judged(share, of=without(accel="tcg"))
     assert "boot-test" in judged(share, of=without(gpus=()))
-    assert "boot-test" in judged(share, of=without(gpus=(launch.Gpu("gpu0", "bochs-display", model="bochs-display"),)))
+    assert "boot-test" in judged(share, of=without(gpus=(cards.Gpu("gpu0", "bochs-display", model="bochs-display"),)))
 
 
 def test_a_second_function_that_never_answered_is_no_pass(share: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
     # 64 GiB behind OVMF's window of an eighth: 2**40 / 8 is enough.
     assert spec.cpu == "max,+svm,+npt,phys-bits=40"
     # An eighth of 2**41 is 256 GiB, and the second function's BAR wants room beside that.
-    assert rehearse.host_spec([launch.Gpu("card0", "bar:256G", bar=256 << 30)], 1 << 30, 9).cpu.endswith("=42")
+    assert rehearse.host_spec([cards.Gpu("card0", "bar:256G", bar=256 << 30)], 1 << 30, 9).cpu.endswith("=42")
     assert command[command.index("-accel") + 1] == "tcg,thread=single"
     devices = [command[at + 1] for at, word in enumerate(command) if word == "-device"]
     assert devices[-6:] == [

@@ -21,7 +21,7 @@ from minguest.diagnose import catalogue
 from minguest.paths import Layout
 from minguest.release import assemble, attest, evidence, layout, sbom, sshsig, verify
 from minguest.util.errors import UserError
-from minguest.vm import launch
+from minguest.vm import cards, launch
 from tests import small_disk, workshop
 
 
@@ -361,7 +361,7 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
 def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     """What a rehearsal comes to as evidence; `changes` to one that passed."""
     files = manifests.load(at.bundle).files
-    gpu = launch.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0")
+    gpu = cards.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0")
     spec = launch.Spec("q35", "kvm", "max", 2, 64, 512 << 20, (gpu,), (), 240)
     phases = verdict.Phases(None, None, None, 20.0)
     judged = verdict.Verdict(str(changes.pop("inner", "pass")), "", (), phases, "power-off")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from minguest.boottest.faults import CRASHES, EATS, ENDS, POWERS_OFF, SABOTAGE, 
 from minguest.bundle import cpio
 from minguest.model import Launch
 from minguest.util import archive
-from minguest.vm import launch
+from minguest.vm import arguments, launch
 
 INITD = b"\x7fELF\x02\x01\x01" + bytes(11) + b"\x3e\0" + b"initd"
 ENTRIES = [cpio.Entry("dev", 0o40755), cpio.Entry("init", 0o100755, INITD), cpio.Entry("etc", 0o100644, b"x")]
@@ -38,7 +38,7 @@ def command(parts: Parts, *words: str) -> list[str]:
     for word in words:
         SABOTAGE[word](parts)
     spec = launch.settle(Launch(), launch.Words(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
-    argv = launch.argv(spec, code="c", variables="v", kernel="k", initrd="i")
+    argv = arguments.argv(spec, code="c", variables="v", kernel="k", initrd="i")
     for edit in parts.edits:
         argv = edit(argv)
     return argv

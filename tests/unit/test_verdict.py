@@ -12,7 +12,8 @@ import pytest
 from minguest.boottest import verdict
 from minguest.diagnose.facts import NAMES
 from minguest.vm import bar_window, cards, report
-from minguest.vm.launch import Gpu, Node, Spec
+from minguest.vm.cards import Gpu
+from minguest.vm.launch import Node, Spec
 from minguest.vm.qemu import Ending, Run
 
 SPEC = Spec("q35", "tcg", "max", 4, 8, 1 << 30, (Gpu("gpu0", "secondary-vga", model="secondary-vga"),), (), 60)
