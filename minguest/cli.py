@@ -17,9 +17,9 @@ from minguest.diagnose import catalogue
 from minguest.host import checks, survey, vfio
 from minguest.model import Launch
 from minguest.release import sshsig
-from minguest.util import terminal
+from minguest.util import pci, terminal
 from minguest.util.errors import MinguestError, UserError, printable, shown_url
-from minguest.vm import cards, launch
+from minguest.vm import launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,8 +219,8 @@ def _host_check(words: argparse.Namespace) -> int:
         proof = folder.with_name(f"{folder.name}.boot-test") / "kvm.json"
     if words.memory:
         wanted = msgspec.structs.replace(wanted, memory=words.memory, max_memory="")
-    named = list(filter(None, words.gpu.split(","))) or [name for name in wanted.gpus if cards.BDF.fullmatch(name)]
-    facts = survey.read(cards=[survey.address(card, "--gpu") for card in named])
+    named = list(filter(None, words.gpu.split(","))) or [name for name in wanted.gpus if pci.is_address(name)]
+    facts = survey.read(cards=[pci.address(card, "--gpu") for card in named])
     rows = checks.checks(facts, checks.wish(wanted, named, proof, ovmf, facts.release))
     _say(checks.table(rows))
     if wrong := checks.missing(rows):

@@ -23,7 +23,7 @@ from minguest.boottest.records import REHEARSAL_SCHEMA, Check, Rehearsal, Words
 from minguest.bundle import manifests
 from minguest.host.survey import VFIO
 from minguest.model import Launch
-from minguest.util import files, templates
+from minguest.util import files, pci, templates
 from minguest.util.errors import GuestFailed, GuestLost, UserError
 from minguest.vm import arguments, bar_window, cards, console, emulator, launch, qemu, report, scripts
 from minguest.vm.launch import Spec
@@ -248,7 +248,7 @@ def _with_cards(site: Site, manifest: manifests.Manifest, wanted: Launch, addres
 def given(words: Words) -> list[cards.Gpu]:
     """The cards that the host gets; UserError for what it cannot have."""
     names = [name for name in words.gpu.split(",") if name]
-    if not names or any(cards.BDF.fullmatch(name) for name in names):
+    if not names or any(pci.is_address(name) for name in names):
         raise UserError(
             f"--gpu {words.gpu}: a rehearsal is with emulated cards",
             "for example --gpu secondary-vga,bar:1G; a real card is boot-test's: doit boot-test --gpu 0000:01:00.0",

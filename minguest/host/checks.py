@@ -11,7 +11,7 @@ from minguest import settings
 from minguest.host import survey
 from minguest.host.survey import UNLIMITED, VFIO, Facts
 from minguest.model import Launch
-from minguest.util import units
+from minguest.util import pci, units
 from minguest.util.errors import ToolError
 from minguest.vm import emulator
 
@@ -59,7 +59,7 @@ def wish(launch: Launch, cards: Sequence[str], proof: Path | None, ovmf: str, re
     except ToolError:
         version = ""
     return Wish(
-        cards=tuple(dict.fromkeys(survey.address(card) for card in cards)),
+        cards=tuple(dict.fromkeys(pci.address(card) for card in cards)),
         memory=memory,
         most=max(memory, most),
         kvm=launch.accel == "kvm",

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from minguest.util.errors import UserError
+from minguest.util import pci
 
 VFIO = "vfio-pci"
 MODULES = ("vfio", "vfio_pci", "vfio_iommu_type1")
-_BDF = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
 # Class codes of "PCI Code and ID Assignment Specification": base class and subclass.
 CLASSES = {
     0x0106: "SATA controller",
@@ -137,17 +136,6 @@ class Facts:
         return tuple(name for name in self.members(card) if name in self.devices and not self.devices[name].bridge)
 
 
-def address(word: str, where: str = "gpu") -> str:
-    """A PCI address in full and as sysfs writes it; UserError for what is none."""
-    match = _BDF.fullmatch(word.strip())
-    if not match:
-        raise UserError(
-            f"{where} {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0"
-        )
-    domain, bus, slot, function = match.groups()
-    return f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
-
-
 def obstacles(facts: Facts, card: str) -> list[str]:
     """Why the group of a card cannot be given to a guest as a whole."""
     found = []
@@ -181,7 +169,7 @@ def claimed(node: Path) -> bool:
 def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path], bool] = claimed) -> Facts:
     """Look at a host; at what is in use only in the IOMMU groups of `cards`. `busy` is asked of their disks."""
     sys, proc, dev = root / "sys", root / "proc", root / "dev"
-    devices = {path.name: _device(path) for path in _entries(sys / "bus/pci/devices") if _BDF.fullmatch(path.name)}
+    devices = {path.name: _device(path) for path in _entries(sys / pci.DEVICES) if pci.is_address(path.name)}
     groups = _groups(sys)
     facts = Facts(
         devices=devices,
@@ -223,7 +211,7 @@ def _device(path: Path) -> Device:
         kind=kind,
         ids=f"{_hex(path / 'vendor') or 0:04x}:{_hex(path / 'device') or 0:04x}",
         header=header,
-        driver=_link(path / "driver"),
+        driver=pci.driver(path),
         override=None if override in ("(null)", "") else override,
         group=_link(path / "iommu_group"),
         boot_vga=_text(path / "boot_vga") == "1",
@@ -375,10 +363,10 @@ class _Look:
     def _nodes(self, device: Device) -> set[str]:
         """Device files of a function: those of everything below it in sysfs, VFIO's and NVIDIA's own."""
         nodes = set()
-        top = (self.sys / "bus/pci/devices" / device.bdf).resolve()
+        top = pci.function(self.sys, device.bdf).resolve()
         for folder, below, names in os.walk(top):
             # What is behind a bridge is not the bridge's.
-            below[:] = [each for each in below if not _BDF.fullmatch(each)]
+            below[:] = [each for each in below if not pci.is_address(each)]
             if "uevent" in names and (name := _value(Path(folder) / "uevent", "DEVNAME", "=")):
                 nodes.add(f"/dev/{name}")
         if device.driver == VFIO and device.group is not None:
@@ -477,7 +465,7 @@ def _disk_owners(sys: Path, block: Path, seen: set[str]) -> set[str]:
 def _owner(path: Path) -> str | None:
     """The PCI function that something in sysfs is below: the last address in its real path, or its device's."""
     for place in (path.resolve(), (path / "device").resolve()):
-        found = [part for part in place.parts if _BDF.fullmatch(part)]
+        found = [part for part in place.parts if pci.is_address(part)]
         if found:
             return found[-1]
     return None

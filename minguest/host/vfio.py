@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minguest.host import survey
-from minguest.host.survey import VFIO, Device, Facts, address
-from minguest.util import files, terminal
+from minguest.host.survey import VFIO, Device, Facts
+from minguest.util import files, pci, terminal
 from minguest.util.errors import MinguestError, ToolError, UserError, printable
 
 # Of this boot: /run is empty after the next, as the devices are.
@@ -179,7 +179,7 @@ class Host:
         for record in records:
             names = (record.driver or "-", record.override or "-")
             # They become parts of paths that root writes to.
-            if address(record.bdf, str(self.state)) != record.bdf or not all(map(_is_name, names)):
+            if pci.address(record.bdf, str(self.state)) != record.bdf or not all(map(_is_name, names)):
                 raise UserError(f"{self.state}: not what host-bind writes: {record}", "look, and remove it")
         return records
 
@@ -357,7 +357,7 @@ def _was(record: Before) -> str:
 
 
 def _cards(words: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(address(word) for word in words))
+    return list(dict.fromkeys(pci.address(word) for word in words))
 
 
 def command(host: Host, verb: str, cards: Sequence[str]) -> str:

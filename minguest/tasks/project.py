@@ -30,7 +30,7 @@ from minguest.paths import DOMAIN, RUN_GUEST, Layout, Store
 from minguest.release import evidence
 from minguest.tasks import reporter
 from minguest.tasks.reporter import say
-from minguest.util import files
+from minguest.util import files, pci
 from minguest.util.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
 from minguest.vm import bar_window, cards, launch, scripts
 from minguest.vm.launch import Words
@@ -646,13 +646,13 @@ class Project:
         hosts = [name for name in (self.words["gpu"] or "").split(",") if name]
         saved = [name for name in (self.words["card"] or "").split(",") if name]
         if not hosts and not saved:
-            hosts = [name for name in self.guest.launch.gpus if cards.BDF.fullmatch(name) or name.startswith("bar:")]
+            hosts = [name for name in self.guest.launch.gpus if pci.is_address(name) or name.startswith("bar:")]
         if not hosts and not saved:
             raise UserError(
                 f"no card: {self._shown(self.guest_file)} names none by its address",
                 "doit plan gpu=BDF,… for cards of this host; card=FILE or card=NAME, a name in configs/cards/",
             )
-        if count > 1 and any(cards.BDF.fullmatch(name) for name in hosts):
+        if count > 1 and any(pci.is_address(name) for name in hosts):
             raise UserError(f"--count {count}: gpu= names each card of this host by its own address", "name them all")
         folder = self.at.configs / "cards"
         found = cards.of_words(hosts, runner.SYSFS) + [cards.described(name, folder) for name in saved]
@@ -662,8 +662,8 @@ class Project:
         def make() -> None:
             wanted = self._launch()
             # The emulated cards of a launch ask nothing of the host; a word that names no card is a mistake.
-            named = [name for name in wanted.gpus if self.words["gpu"] or cards.BDF.fullmatch(name)]
-            facts = survey.read(cards=[survey.address(card) for card in named])
+            named = [name for name in wanted.gpus if self.words["gpu"] or pci.is_address(name)]
+            facts = survey.read(cards=[pci.address(card) for card in named])
             code = self.at.firmware(self.ovmf.version) / "OVMF_CODE.fd"
             ovmf = f"{self.ovmf.version}{'' if code.exists() else ', not fetched yet'}"
             rows = checks.checks(facts, checks.wish(wanted, named, self.at.kvm, ovmf, facts.release))

@@ -15,11 +15,9 @@ from typing import Literal
 import msgspec
 
 from minguest import settings
-from minguest.util import units
+from minguest.util import pci, units
 from minguest.util.errors import UserError
 
-# Bus, slot and function, with or without the domain, as lspci prints them.
-BDF = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.IGNORECASE)
 # The index of the expansion ROM, and how many lines of `resource` are a device's own.
 ROM, OWN = 6, 7
 # Linux, include/linux/ioport.h: what the third column of `resource` says.
@@ -93,14 +91,14 @@ class _Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path, here: bool = True) -> Gpu:
     """A card by its word; UserError for one that this QEMU has not, or this host, unless it need not be `here`."""
-    if BDF.fullmatch(word):
-        host = _bound(word.lower(), sysfs, here)
-        others = sorted(path.name for path in (sysfs / "bus/pci/devices").glob(f"{host.rpartition('.')[0]}.*"))
+    if pci.is_address(word):
+        host = _bound(pci.address(word), sysfs, here)
+        others = sorted(path.name for path in (sysfs / pci.DEVICES).glob(f"{host.rpartition('.')[0]}.*"))
         # A virtual function (SR-IOV) is a card of its own: it has no others, and is no other's.
-        virtual = [each for each in (host, *others) if (sysfs / "bus/pci/devices" / each / "physfn").exists()]
+        virtual = [each for each in (host, *others) if (pci.function(sysfs, each) / "physfn").exists()]
         others = [] if host in virtual else [each for each in others if each != host and each not in virtual]
         functions = tuple(_bound(each, sysfs, here) for each in others)
-        there = here or (sysfs / "bus/pci/devices" / host).is_dir()
+        there = here or pci.function(sysfs, host).is_dir()
         return Gpu(name, word, host=host, functions=functions, card=on_host(host, sysfs) if there else None)
     if word.startswith("bar:"):
         size = settings.size(word.removeprefix("bar:"), f"--gpu {word}")
@@ -110,7 +108,7 @@ def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path, here: bool
     if word in models:
         return Gpu(name, word, model=word)
     if ":" in word:
-        raise UserError(f"--gpu {word}: not a PCI address", "write it as lspci -D prints it, for example 0000:01:00.0")
+        pci.address(word, "--gpu")  # it is none, and this says how one is written
     near = difflib.get_close_matches(word, models, 1)
     raise UserError(
         f"--gpu {word}: this QEMU has no PCI display device of that name",
@@ -119,16 +117,15 @@ def one_gpu(name: str, word: str, models: Sequence[str], sysfs: Path, here: bool
 
 
 def _bound(bdf: str, sysfs: Path, here: bool) -> str:
-    """The full address of a card that, where it is started `here`, exists and is vfio-pci's."""
-    bdf = bdf if bdf.count(":") == 2 else f"0000:{bdf}"
+    """The address, in full, of a card that, where it is started `here`, exists and is vfio-pci's."""
     if not here:
         return bdf
-    device = sysfs / "bus/pci/devices" / bdf
+    device = pci.function(sysfs, bdf)
     if not device.is_dir():
         raise UserError(f"--gpu {bdf}: this host has no such PCI device", "lspci -Dd ::0300/ff00 and ::0302 list cards")
     if (code := (device / "class").read_text().strip() if (device / "class").exists() else "").startswith("0x06"):
         raise UserError(f"--gpu {bdf}: is a bridge (class {code[2:]})", "name the card behind it: lspci -tv shows it")
-    driver = (device / "driver").resolve().name if (device / "driver").exists() else "no driver"
+    driver = pci.driver(device) or "no driver"
     if driver != "vfio-pci":
         raise UserError(
             f"--gpu {bdf}: is bound to {driver}; a card can be passed through only while vfio-pci has it",
@@ -160,13 +157,13 @@ def on_host(word: str, sysfs: Path) -> Card:
 
     What `resource` tells is Documentation/ABI/testing/sysfs-bus-pci of Linux: start, end and flags a line.
     """
-    if not BDF.fullmatch(word):
+    if not pci.is_address(word):
         raise UserError(
             f"gpu={word}: not a PCI address, so its BARs cannot be read",
             "write it as lspci -D prints it, for example 0000:01:00.0; or bar:SIZE; or card=FILE for a card elsewhere",
         )
-    bdf = word.lower() if word.count(":") == 2 else f"0000:{word.lower()}"
-    device = sysfs / "bus/pci/devices" / bdf
+    bdf = pci.address(word)
+    device = pci.function(sysfs, bdf)
     if not device.is_dir():
         raise UserError(
             f"gpu={bdf}: {device} is not there: this host has no such PCI device",
@@ -178,7 +175,7 @@ def on_host(word: str, sysfs: Path) -> Card:
 
 def bars_on_host(bdf: str, sysfs: Path) -> tuple[Bar, ...]:
     """The memory BARs of a function, by its address in full; it may have none."""
-    resource = sysfs / "bus/pci/devices" / bdf / "resource"
+    resource = pci.function(sysfs, bdf) / "resource"
     bars = []
     lines = _text(resource).splitlines()[:OWN]
     for index, line in enumerate(lines):
@@ -198,7 +195,7 @@ def bars_on_host(bdf: str, sysfs: Path) -> tuple[Bar, ...]:
 def of_words(words: Sequence[str], sysfs: Path) -> list[Card]:
     """The cards that gpu= names, by address or as bar:SIZE; UserError where one is named twice."""
     found = [one_bar(word) if word.startswith("bar:") else on_host(word, sysfs) for word in words]
-    named = [card.name for card in found if BDF.fullmatch(card.name)]
+    named = [card.name for card in found if pci.is_address(card.name)]
     if twice := [name for name in named if named.count(name) > 1]:
         raise UserError(f"gpu={','.join(words)}: {twice[0]} is there twice", "a card can be passed through once")
     return found

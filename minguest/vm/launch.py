@@ -9,7 +9,7 @@ import msgspec
 
 from minguest import model, settings
 from minguest.model import Accel, Launch, Machine
-from minguest.util import units
+from minguest.util import pci, units
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import bar_window, cards, disks, emulator
 from minguest.vm.cards import Gpu
@@ -305,7 +305,7 @@ def shipped(launch: Launch, line: str, sysfs: Path, cpuinfo: str) -> dict[Accel,
 
 def absent(spec: Spec, sysfs: Path) -> list[str]:
     """Addresses of the cards that this machine does not have."""
-    return [gpu.host for gpu in spec.gpus if gpu.host and not (sysfs / "bus/pci/devices" / gpu.host).is_dir()]
+    return [gpu.host for gpu in spec.gpus if gpu.host and not pci.function(sysfs, gpu.host).is_dir()]
 
 
 def one_of(where: str, word: str, choices: Any) -> Any:

@@ -16,7 +16,7 @@ import msgspec
 from minguest import model
 from minguest.model import Accel, Launch
 from minguest.paths import DOMAIN, RUN_GUEST
-from minguest.util import templates
+from minguest.util import pci, templates
 from minguest.util.errors import UserError
 from minguest.vm import arguments, disks, emulator, launch
 
@@ -137,7 +137,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
         # libvirt calls the bus of its controller N pci.N. A device with no bus takes the first that fits, a node's too.
         at = f",bus=pci.{bus}" if bus else ",bus=pcie.0" if bridges else ""
         if gpu.host:
-            functions = [_address(each) for each in (gpu.host, *gpu.functions)]
+            functions = [pci.parts(each) for each in (gpu.host, *gpu.functions)]
             # As in arguments._gpu_argv: functions of one card share a slot. A lone one libvirt places itself on a pc.
             slot = "0x00" if q35 else f"{0x1F - number:#04x}"
             hosts.append({"functions": functions, "bus": bus, "slot": slot if q35 or gpu.functions else None})
@@ -173,11 +173,6 @@ def _slot(slots: Iterator[int]) -> str:
             "put several images into one disk, or take fewer",
         )
     return f"{slot:#04x}"
-
-
-def _address(bdf: str) -> dict[str, str]:
-    domain, bus, slot, function = re.split("[:.]", bdf)
-    return {"domain": domain, "bus": bus, "slot": slot, "function": function}
 
 
 def _cpu(spec: launch.Spec) -> tuple[dict[str, str], list[str]]:
