@@ -46,8 +46,8 @@ CONTROLS = (
 # The modules that dig and judge: what they found is not kept when they change.
 CODE = (
     "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "kernel/contract",
-    "util/pci", "util/units", "vm/arguments", "vm/bar_window", "vm/cards", "vm/disks", "vm/emulator", "vm/launch",
-    "vm/qemu", "vm/report",
+    "util/pci", "util/units", "vm/arguments", "vm/bar_window", "vm/bar_window_text", "vm/cards", "vm/disks",
+    "vm/emulator", "vm/launch", "vm/qemu", "vm/report",
 )  # fmt: skip
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]

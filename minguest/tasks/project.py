@@ -32,7 +32,7 @@ from minguest.tasks import reporter
 from minguest.tasks.reporter import say
 from minguest.util import files, pci
 from minguest.util.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
-from minguest.vm import bar_window, cards, launch, scripts
+from minguest.vm import bar_window, bar_window_text, cards, launch, scripts
 from minguest.vm.launch import Words
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
@@ -616,7 +616,7 @@ class Project:
                 )
 
             made = at(bits)
-            say(bar_window.describe(made, at))
+            say(bar_window_text.describe(made, at))
             if not made.fits:
                 raise UserError(f"the cards do not fit at {bits} physical address bits", "the warning says what helps")
 

@@ -7,7 +7,7 @@ keeps what they did. Real boots of OVMF 2025.02 under QEMU 7.2 agree; tests/unit
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from minguest.model import Accel
 from minguest.util.errors import UserError
 from minguest.util.units import GIB, MIB, TIB, exact
-from minguest.vm.cards import ROM, Bar, Card
+from minguest.vm.cards import Bar, Card
 
 BASE_4G = 4 * GIB
 # The least memory of which a q35 has some above 4 GiB (hw/i386/pc_q35.c: pc_q35_init).
@@ -129,14 +129,14 @@ def plan(
     """
     if not BITS_MIN <= phys_bits <= BITS_MAX:
         raise UserError(f"phys-bits = {phys_bits}: QEMU takes {BITS_MIN} to {BITS_MAX}", "46 is what OVMF uses at most")
-    ports = [_port(card, hotplug) for card in cards]
+    ports = [root_port(card, hotplug) for card in cards]
     memory = layout(memory_bytes, max_memory, slots, vendor)
     asked = _asked(ports, ROOM)
     alone, window, fits = _best(memory, phys_bits, vendor, ports)
     fitting = {bits: _best(memory, bits, vendor, ports) for bits in range(BITS_MIN, BITS_USED + 1)}
     if asked:
         ports = _padded(ports, window.size if fits else asked)
-    need, offsets = _packed(ports)
+    need, offsets = packed(ports)
     fewest = next((bits for bits, found in fitting.items() if found[2]), None)
     by_itself = next((bits for bits, found in fitting.items() if found[2] and found[1] == found[0]), None)
     fw_cfg: tuple[str, ...] = ()
@@ -199,11 +199,11 @@ def layout(memory: int, max_memory: int, slots: int, vendor: Vendor) -> Memory:
     def end(start: int) -> int:
         above = start + memory - low
         if max_memory > memory:
-            above = _up(above, GIB) + max_memory - memory + slots * GIB
+            above = rounded_up(above, GIB) + max_memory - memory + slots * GIB
         return above
 
     top = end(BASE_4G)
-    if vendor == "AuthenticAMD" and _up(top, GIB) + HOLE64 > HT[0]:
+    if vendor == "AuthenticAMD" and rounded_up(top, GIB) + HOLE64 > HT[0]:
         top = end(TIB)
     return Memory(low, top)
 
@@ -218,8 +218,8 @@ def opened(memory: Memory, bits: int, vendor: Vendor, told: int = 0) -> Window:
     which Debian's 2025.02 has, as a boot showed; before, the larger of the two was taken. From August 2026 on edk2 has
     a quarter in place of the eighth (pull request 12997): what fits here fits there too, but at other addresses.
     """
-    size = _up(told, GIB) if told else CLASSIC
-    base = _up(_up(max(memory.end, BASE_4G), GIB), 1 << (size.bit_length() - 1))
+    size = rounded_up(told, GIB) if told else CLASSIC
+    base = rounded_up(rounded_up(max(memory.end, BASE_4G), GIB), 1 << (size.bit_length() - 1))
     if told:
         return Window(base, size, "as told")
     space = 1 << min(bits, BITS_USED)
@@ -243,7 +243,7 @@ def _best(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> t
     asked = _asked(ports, ROOM)
 
     def fits(window: Window) -> bool:
-        need = _packed(_padded(ports, window.size))[0]
+        need = packed(_padded(ports, window.size))[0]
         end = window.base + need
         return (
             need <= window.size
@@ -275,7 +275,7 @@ def _asked(ports: Sequence[Port], spare: int) -> int:
         return 0
     size = 0
     while size <= TOLD_MAX:
-        wanted = _up(_packed(_padded(ports, size))[0] + spare, GIB)
+        wanted = rounded_up(packed(_padded(ports, size))[0] + spare, GIB)
         if wanted <= size:
             break
         size = wanted
@@ -295,21 +295,21 @@ def _padded(ports: Sequence[Port], window: int) -> list[Port]:
 
 def _starts(memory: Memory, bits: int) -> bool:
     """QEMU refuses memory that leaves no room for its own reserve (pc_memory_init: `phys-bits too low`)."""
-    return bits <= 32 or _up(memory.end, GIB) + HOLE64 <= 1 << bits
+    return bits <= 32 or rounded_up(memory.end, GIB) + HOLE64 <= 1 << bits
 
 
 def _crosses(start: int, end: int, bits: int, vendor: Vendor) -> bool:
     return vendor == "AuthenticAMD" and bits >= 40 and start < HT[1] and end > HT[0]
 
 
-def _port(card: Card, hotplug: bool) -> Port:
+def root_port(card: Card, hotplug: bool) -> Port:
     """What a root port's windows come to (PciBusDxe: CalculateResourceAperture, DegradeResource): the sum of the BARs,
     each aligned to its size, the largest first; rounded to 1 MiB, and aligned as its largest BAR is.
 
     A port that a card is plugged into later gets what it was told to keep, as a power of two (GetResourcePadding).
     """
-    high, alignment = _sum(bar for bar in card.bars if bar.high)
-    low, _ = _sum(bar for bar in card.bars if not bar.high)
+    high, alignment = bridge_window(bar for bar in card.bars if bar.high)
+    low, _ = bridge_window(bar for bar in card.bars if not bar.high)
     if not hotplug:
         return Port(card, high, alignment, max(low, PORT_LOW))
     reserve = _power(high) if high else 0
@@ -317,13 +317,13 @@ def _port(card: Card, hotplug: bool) -> Port:
     return Port(card, reserve, max(reserve, 1), mem_reserve or PORT_LOW, reserve, mem_reserve)
 
 
-def _sum(bars: Iterable[Bar]) -> tuple[int, int]:
+def bridge_window(bars: Iterable[Bar]) -> tuple[int, int]:
     """Length and alignment of a bridge's window. Powers of two, the largest first, leave no gap."""
     sizes = [bar.size for bar in bars]
-    return _up(sum(sizes), GRAIN), max([GRAIN, *sizes])
+    return rounded_up(sum(sizes), GRAIN), max([GRAIN, *sizes])
 
 
-def _packed(ports: Sequence[Port]) -> tuple[int, list[int]]:
+def packed(ports: Sequence[Port]) -> tuple[int, list[int]]:
     """How much the ports fill together, and each one's offset.
 
     PciBusDxe sorts by alignment; of equals, an order that depends on who comes first decides (InsertResourceNode).
@@ -340,7 +340,7 @@ def _packed(ports: Sequence[Port]) -> tuple[int, list[int]]:
         _insert(order, number, ports)
     offsets, end = [0] * len(ports), 0
     for number in order:
-        offsets[number] = _up(end, ports[number].alignment)
+        offsets[number] = rounded_up(end, ports[number].alignment)
         end = offsets[number] + ports[number].high
     return end, offsets
 
@@ -422,7 +422,7 @@ def _mend(made: Plan) -> str:
             made.memory,
             made.phys_bits,
             made.vendor,
-            [_port(port.card, bool(port.pref64_reserve)) for port in made.ports],
+            [root_port(port.card, bool(port.pref64_reserve)) for port in made.ports],
         )[1]
         ways.append(f"-cpu …,phys-bits={made.phys_bits} with X-PciMmio64Mb={told.size // MIB}")
     if made.alone_bits is not None:
@@ -430,123 +430,7 @@ def _mend(made: Plan) -> str:
     return "; or ".join(ways)
 
 
-def describe(made: Plan, again: Callable[[int], Plan] | None = None) -> str:
-    """For a person, with the arithmetic. `again` plans for other phys-bits, for the table of them."""
-    text = []
-    for name in dict.fromkeys(port.card.name for port in made.ports):
-        several = [port for port in made.ports if port.card.name == name]
-        text += _card_lines(several[0], len(several))
-    memory, window = made.memory, made.window
-    stacked = _stacking(made)
-    if made.need:
-        text += [
-            f"window: {stacked}" + (f" = {exact(made.need)}" if stacked != exact(made.need) else ""),
-            f"  with room for other devices, in whole GiB: {exact(made.window_mib * MIB)}",
-        ]
-    else:
-        text.append("window: no 64-bit prefetchable BAR, so none is needed above 4 GiB")
-    text += [
-        f"memory, and what can be plugged in: free addresses from {place(memory.end)} on",
-        f"CPU: {made.given_bits} physical address bits ({made.vendor}), that is {exact(1 << made.given_bits)}; "
-        + ("OVMF trusts that" if trusted(made.given_bits, made.vendor) else "OVMF does not trust that"),
-        f"OVMF alone: {made.alone.rule}, {exact(made.alone.size)} at {place(made.alone.base)}: "
-        + ("enough" if made.fits and not made.fw_cfg else "too little" if made.alone.size < made.need else "no use"),
-    ]
-    if made.fw_cfg:
-        text += [
-            f"OVMF told: {exact(window.size)} at {place(window.base)}, ends at {place(window.end)}",
-            f"  {' '.join(made.fw_cfg)}",
-        ]
-    if made.fits and made.need:
-        placed = [f"{number}: {port.base:#x}" for number, port in enumerate(made.ports) if port.base is not None]
-        text.append("ports: " + ", ".join(placed))
-    text += _reserve_lines(made)
-    text += _table(made, again)
-    text += [f"warning: {warning}" for warning in made.warnings]
-    if not made.fits:
-        return "\n".join(text)
-    how = f"with X-PciMmio64Mb={window.size // MIB}" if made.fw_cfg else "OVMF needs no telling"
-    return "\n".join([*text, f"fits at {made.given_bits} bits: {how}"])
-
-
-def _card_lines(port: Port, count: int) -> list[str]:
-    card = port.card
-    high = sorted((bar.size for bar in card.bars if bar.high), reverse=True)
-    bars = [
-        f"{'ROM' if bar.index == ROM else f'BAR {bar.index}'} {exact(bar.size)} "
-        f"({bar.bits}-bit{', prefetchable' * bar.prefetchable})"
-        for bar in card.bars
-    ]
-    lines = [f"{count} x {card.name} ({card.vendor}:{card.device}, class {card.pci_class}): {', '.join(bars)}"]
-    if not high:
-        lines.append(f"  a root port each: nothing above 4 GiB, {exact(port.low)} below")
-    elif port.pref64_reserve:
-        lines.append(
-            f"  a root port each, empty at first: {' + '.join(map(exact, high))}, as a power of two "
-            f"{exact(port.high)}, aligned to that; below 4 GiB {exact(port.low)}"
-        )
-    else:
-        length, alignment = _sum(bar for bar in card.bars if bar.high)
-        lines.append(
-            f"  a root port each: {' + '.join(map(exact, high))}, in whole MiB {exact(length)}, aligned to "
-            f"{exact(alignment)}; below 4 GiB {exact(port.low)}"
-        )
-    if port.share:
-        lines.append(f"  OVMF gives a hot-plug port 1/{PORT_SHARE} of the window at least: {exact(port.share)}")
-    return lines
-
-
-def _stacking(made: Plan) -> str:
-    """The arithmetic of the packing, port by port where they differ."""
-    highs = [port for port in made.ports if port.high]
-    if len(highs) < 2:
-        return exact(made.need)
-    one = highs[0]
-    step = _up(one.high, one.alignment)
-    if all((port.high, port.alignment) == (one.high, one.alignment) for port in highs):
-        return f"{len(highs) - 1} x {exact(step)} (the next is aligned to {exact(one.alignment)}) + {exact(one.high)}"
-    return " and ".join(f"{exact(port.high)} aligned to {exact(port.alignment)}" for port in highs)
-
-
-def _reserve_lines(made: Plan) -> list[str]:
-    if not made.need:
-        return []
-    if not any(port.pref64_reserve or port.mem_reserve for port in made.ports):
-        empty = [_port(port.card, True) for port in made.ports]
-        words = ", ".join(dict.fromkeys(_reserve(port) for port in empty))
-        whole = exact(_packed(empty)[0])
-        return [
-            "root ports: no pref64-reserve: the cards are there when OVMF looks, and it sizes each port by its card",
-            f"  to plug the cards in later instead: {words} each, {whole} in all",
-        ]
-    words = ", ".join(dict.fromkeys(_reserve(port) for port in made.ports))
-    return [f"root ports: {words}, since OVMF sees no card behind them"]
-
-
-def _reserve(port: Port) -> str:
-    words = [f"pref64-reserve={port.pref64_reserve // MIB}M"] * bool(port.pref64_reserve)
-    words += [f"mem-reserve={port.mem_reserve // MIB}M"] * bool(port.mem_reserve)
-    return "pcie-root-port," + ",".join(words) if words else "pcie-root-port without a reserve"
-
-
-def _table(made: Plan, again: Callable[[int], Plan] | None) -> list[str]:
-    if again is None or not made.need:
-        return []
-    lines = ["at other phys-bits (with KVM, -cpu host and max have the host's):"]
-    for bits in (36, 39, 40, 42, 44, BITS_USED):
-        if bits != made.given_bits:
-            other = again(bits)
-            how = f"X-PciMmio64Mb={other.window.size // MIB}" if other.fw_cfg else "OVMF needs no telling"
-            lines.append(f"  {bits}: {how if other.fits else 'does not fit'}")
-    return lines
-
-
-def place(address: int) -> str:
-    """An address for a person: in hex, and as an amount."""
-    return f"{address:#x} ({exact(address)})"
-
-
-def _up(count: int, step: int) -> int:
+def rounded_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 

@@ -14,7 +14,7 @@ import pytest
 from minguest.model import Accel
 from minguest.tasks import project
 from minguest.util.errors import UserError
-from minguest.vm import bar_window, cards
+from minguest.vm import bar_window, bar_window_text, cards
 from minguest.vm.bar_window import Memory, opened
 from minguest.vm.cards import Bar, Card
 
@@ -136,10 +136,10 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
      (256 * G, 1024), (300 * G, 2048), (T, 4096), (8 * T, 32768)],
 )  # fmt: skip
 def test_a_hot_plug_port_gets_its_share_of_a_large_window(window: int, share: int) -> None:
-    (port,) = bar_window._padded([bar_window._port(bar(16 * M), False)], window)
+    (port,) = bar_window._padded([bar_window.root_port(bar(16 * M), False)], window)
     assert (port.high, port.alignment) == (share * M, share * M)
     assert (
-        bar_window._padded([bar_window._port(bar(16 * M), True)], window)[0].high == 16 * M
+        bar_window._padded([bar_window.root_port(bar(16 * M), True)], window)[0].high == 16 * M
     )  # it was told what to keep
 
 
@@ -234,9 +234,9 @@ def test_a_port_for_later_keeps_a_power_of_two() -> None:
     assert [(port.pref64_reserve, port.mem_reserve) for port in made.ports] == [(256 * G, 0)] * 2
     assert bases(made) == [56 * T, 56 * T + 256 * G]
     assert made.need == 512 * G
-    text = bar_window.describe(made)
+    text = bar_window_text.describe(made)
     assert "pref64-reserve=262144M" in text and "OVMF sees no card" in text
-    assert "no pref64-reserve" in bar_window.describe(bar_window.plan([H100], G, 46))
+    assert "no pref64-reserve" in bar_window_text.describe(bar_window.plan([H100], G, 46))
 
 
 def test_what_must_lie_below_4_gib() -> None:
@@ -272,7 +272,7 @@ def test_bits_that_qemu_does_not_take() -> None:
 def test_no_card_is_no_window() -> None:
     made = bar_window.plan([], G, 40)
     assert (made.need, made.window_mib, made.fw_cfg, made.ports, made.fits) == (0, 0, (), (), True)
-    assert "none is needed above 4 GiB" in bar_window.describe(made)
+    assert "none is needed above 4 GiB" in bar_window_text.describe(made)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,9 @@ def test_under_kvm_the_vendor_is_the_hosts() -> None:
 
 
 def test_the_arithmetic_is_printed() -> None:
-    text = bar_window.describe(bar_window.plan([H100] * 8, G, 40), lambda bits: bar_window.plan([H100] * 8, G, bits))
+    text = bar_window_text.describe(
+        bar_window.plan([H100] * 8, G, 40), lambda bits: bar_window.plan([H100] * 8, G, bits)
+    )
     for line in (
         "  a root port each: 128 GiB + 32 MiB + 16 MiB, in whole MiB 128 GiB 48 MiB, aligned to 128 GiB; "
         "below 4 GiB 2 MiB",
@@ -337,8 +339,10 @@ def test_the_arithmetic_is_printed() -> None:
         "-cpu …,phys-bits=44, and OVMF needs no telling",
     ):
         assert line in text.splitlines()
-    assert bar_window.describe(bar_window.plan([H100], G, 40)).endswith("fits at 40 bits: with X-PciMmio64Mb=132096")
-    assert bar_window.describe(bar_window.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no telling")
+    assert bar_window_text.describe(bar_window.plan([H100], G, 40)).endswith(
+        "fits at 40 bits: with X-PciMmio64Mb=132096"
+    )
+    assert bar_window_text.describe(bar_window.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no telling")
 
 
 def test_a_plan_is_quick() -> None:
