@@ -20,7 +20,7 @@ from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.util.run import run as run_tool
-from minguest.vm import arguments, bar_window, emulator, kvm, launch, qemu, report
+from minguest.vm import arguments, bar_window, bar_window_text, emulator, kvm, launch, qemu, report
 from minguest.vm.launch import Words
 
 SYSFS = Path("/sys")
@@ -180,7 +180,7 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
     _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text(encoding="utf-8"))
     if made is None or made.fits:
         return ""
-    said = [line.strip() for warning in made.warnings for line in warning.splitlines()]
+    said = [line.strip() for warning in bar_window_text.warnings(made) for line in warning.splitlines()]
     why = f"no room on this machine under {accel}: {'; '.join(said)}"
     if bench.evidence is not None:
         with files.replacing_tree(bench.evidence / test.name) as kept:

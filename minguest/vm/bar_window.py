@@ -14,7 +14,7 @@ import msgspec
 
 from minguest.model import Accel
 from minguest.util.errors import UserError
-from minguest.util.units import GIB, MIB, TIB, exact
+from minguest.util.units import GIB, MIB, TIB
 from minguest.vm.cards import Bar, Card
 
 BASE_4G = 4 * GIB
@@ -109,7 +109,6 @@ class Plan(msgspec.Struct, frozen=True):
     ports: tuple[Port, ...]
     fw_cfg: tuple[str, ...]
     """Words for QEMU; empty: OVMF does it alone, or nothing helps at `given_bits`."""
-    warnings: tuple[str, ...]
 
 
 def plan(
@@ -132,8 +131,8 @@ def plan(
     ports = [root_port(card, hotplug) for card in cards]
     memory = layout(memory_bytes, max_memory, slots, vendor)
     asked = _asked(ports, ROOM)
-    alone, window, fits = _best(memory, phys_bits, vendor, ports)
-    fitting = {bits: _best(memory, bits, vendor, ports) for bits in range(BITS_MIN, BITS_USED + 1)}
+    alone, window, fits = best_window(memory, phys_bits, vendor, ports)
+    fitting = {bits: best_window(memory, bits, vendor, ports) for bits in range(BITS_MIN, BITS_USED + 1)}
     if asked:
         ports = _padded(ports, window.size if fits else asked)
     need, offsets = packed(ports)
@@ -147,7 +146,7 @@ def plan(
             msgspec.structs.replace(port, base=window.base + offset if port.high else None)
             for port, offset in zip(ports, offsets, strict=True)
         ]
-    made = Plan(
+    return Plan(
         need=need,
         window_mib=asked // MIB,
         phys_bits=fewest,
@@ -160,9 +159,7 @@ def plan(
         fits=fits,
         ports=tuple(ports),
         fw_cfg=fw_cfg,
-        warnings=(),
     )
-    return msgspec.structs.replace(made, warnings=tuple(_warnings(made)))
 
 
 def cpu(words: str, accel: Accel, cpuinfo: str = "") -> tuple[int, Vendor]:
@@ -238,7 +235,7 @@ def trusted(bits: int, vendor: Vendor) -> bool:
     return bits >= 41 or bits in {"GenuineIntel": (36, 39), "AuthenticAMD": (40,), "other": ()}[vendor]
 
 
-def _best(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:
+def best_window(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:
     """What OVMF opens alone, what it should open, and whether the ports fit then."""
     asked = _asked(ports, ROOM)
 
@@ -254,7 +251,7 @@ def _best(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> t
         )
 
     alone = opened(memory, bits, vendor)
-    starts = _starts(memory, bits)
+    starts = qemu_starts(memory, bits)
     if not asked or (starts and fits(alone)):
         return alone, alone, starts
     # As little as will do; or a power of two, which begins at a multiple of itself and may so clear an obstacle; or
@@ -293,7 +290,7 @@ def _padded(ports: Sequence[Port], window: int) -> list[Port]:
     ]
 
 
-def _starts(memory: Memory, bits: int) -> bool:
+def qemu_starts(memory: Memory, bits: int) -> bool:
     """QEMU refuses memory that leaves no room for its own reserve (pc_memory_init: `phys-bits too low`)."""
     return bits <= 32 or rounded_up(memory.end, GIB) + HOLE64 <= 1 << bits
 
@@ -358,76 +355,11 @@ def _insert(order: list[int], number: int, ports: Sequence[Port]) -> None:
     order.insert(next((at for at, other in enumerate(order) if before(ports[other])), len(order)), number)
 
 
-def _aperture(memory: Memory) -> int:
+def low_aperture(memory: Memory) -> int:
     """Bytes for 32-bit BARs: from where MTRRs end the low memory, up to ECAM (PlatformQemuUc32BaseInitialization,
     PlatformMemMapInitialization)."""
     hole = BASE_4G - memory.low
     return ECAM - (BASE_4G - (1 << (hole.bit_length() - 1)))
-
-
-def _warnings(made: Plan) -> list[str]:
-    said = []
-    if not made.fits:
-        said.append(f"does NOT fit: {_why_not(made)}\n  what would make it fit: {_mend(made)}")
-    elif made.need and made.window.size - made.need < ROOM:
-        left = made.window.size - made.need
-        said.append(
-            f"the window has {exact(left)} left: one more 64-bit BAR (a virtio device's is 16 KiB) may push a card "
-            f"out; -fw_cfg name=opt/ovmf/X-PciMmio64Mb,string={made.window_mib} gives room, if phys-bits are enough"
-        )
-    if made.given_bits > BITS_USED:
-        said.append(
-            f"OVMF uses {BITS_USED} of {made.given_bits} physical address bits (with 4-level paging): what is above "
-            f"{exact(1 << BITS_USED)} is not planned with"
-        )
-    low, aperture = sum(port.low for port in made.ports), _aperture(made.memory)
-    for port in made.ports:
-        large = [bar for bar in port.card.bars if bar.bits == 64 and not bar.prefetchable and bar.size > PORT_LOW]
-        said += [
-            f"{port.card.name}: BAR {bar.index} ({exact(bar.size)}) is 64-bit but not prefetchable: behind a root "
-            "port it must lie below 4 GiB"
-            for bar in large
-        ]
-    if low > aperture:
-        said.append(
-            f"below 4 GiB the ports want {exact(low)}, and {exact(aperture)} are there with "
-            f"{exact(made.memory.low)} of low memory: fewer cards, or put the large ones on other bridges"
-        )
-    return list(dict.fromkeys(said))
-
-
-def _why_not(made: Plan) -> str:
-    limit = 1 << min(made.given_bits, BITS_USED)
-    bits = f"{min(made.given_bits, BITS_USED)} bits"
-    if not _starts(made.memory, made.given_bits):
-        return f"memory ends at {exact(made.memory.end)}, and QEMU wants 32 GiB more below {exact(limit)} ({bits})"
-    told = opened(made.memory, made.given_bits, made.vendor, made.window_mib * MIB)
-    text = f"{exact(made.need)} are needed, OVMF opens {exact(made.alone.size)}"
-    if made.window_mib * MIB > TOLD_MAX:
-        return f"{text}, and takes no word for more than 16 TiB"
-    if told.end > limit:
-        hang = "would hang without a word" if trusted(made.given_bits, made.vendor) else "would not be used by Linux"
-        return (
-            f"{text}; a window told to be larger would end at {exact(told.end)}, {bits} end at {exact(limit)}: {hang}"
-        )
-    return f"{text}, and a window told to be larger would lie on memory or on HyperTransport's addresses"
-
-
-def _mend(made: Plan) -> str:
-    if made.phys_bits is None:
-        return "nothing, up to the 46 bits that OVMF uses: fewer cards a guest, or less memory"
-    ways = []
-    if made.phys_bits != made.alone_bits:
-        told = _best(
-            made.memory,
-            made.phys_bits,
-            made.vendor,
-            [root_port(port.card, bool(port.pref64_reserve)) for port in made.ports],
-        )[1]
-        ways.append(f"-cpu …,phys-bits={made.phys_bits} with X-PciMmio64Mb={told.size // MIB}")
-    if made.alone_bits is not None:
-        ways.append(f"-cpu …,phys-bits={made.alone_bits}, and OVMF needs no telling")
-    return "; or ".join(ways)
 
 
 def rounded_up(count: int, step: int) -> int:

@@ -11,7 +11,7 @@ from minguest import model, settings
 from minguest.model import Accel, Launch, Machine
 from minguest.util import pci, units
 from minguest.util.errors import ToolError, UserError
-from minguest.vm import bar_window, cards, disks, emulator
+from minguest.vm import bar_window, bar_window_text, cards, disks, emulator
 from minguest.vm.cards import Gpu
 from minguest.vm.report import cpu_list
 
@@ -276,7 +276,9 @@ def room_told(spec: Spec, made: bar_window.Plan) -> str:
     need = f"64-bit window: {units.whole(made.window_mib << 20)} are needed"
     if spec.window:
         return f"{need}, OVMF is told to open {units.whole(spec.window << 20)} (-cpu {cpu(spec)})"
-    return f"{need}, OVMF opens enough by itself" if made.fits else f"{need}; {'; '.join(made.warnings)}"
+    if made.fits:
+        return f"{need}, OVMF opens enough by itself"
+    return f"{need}; {'; '.join(bar_window_text.warnings(made))}"
 
 
 def planned(launch: Launch) -> Spec:

@@ -16,6 +16,7 @@ from minguest.tasks import project
 from minguest.util.errors import UserError
 from minguest.vm import bar_window, bar_window_text, cards
 from minguest.vm.bar_window import Memory, opened
+from minguest.vm.bar_window_text import warnings
 from minguest.vm.cards import Bar, Card
 
 ROOT = Path(__file__).parents[2]
@@ -120,12 +121,12 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
     for vendor, what in (("GenuineIntel", "hang without a word"), ("AuthenticAMD", "not be used by Linux")):
         made = bar_window.plan([bar(64 * G)], G, 36, vendor=vendor)  # type: ignore[arg-type]
         assert not made.fits and not made.fw_cfg and bases(made) == [None]
-        assert what in made.warnings[0]
+        assert what in warnings(made)[0]
         # 64 GiB at 64 GiB end at 128 GiB: 37 bits, with nothing to spare.
-        assert made.phys_bits == 37 and "phys-bits=37 with X-PciMmio64Mb=65536" in made.warnings[0]
+        assert made.phys_bits == 37 and "phys-bits=37 with X-PciMmio64Mb=65536" in warnings(made)[0]
     # With 65 GiB, aligned to 64 GiB, they end at 129 GiB: 38 bits.
     assert bar_window.plan([bar(64 * G)], G, 38).fw_cfg[1].endswith("string=66560")
-    (warning,) = bar_window.plan([bar(64 * G)], G, 37).warnings
+    (warning,) = warnings(bar_window.plan([bar(64 * G)], G, 37))
     assert "0 bytes left" in warning
 
 
@@ -222,9 +223,9 @@ def test_hypertransports_range_is_kept_clear() -> None:
 
 def test_a_full_window_is_warned_of() -> None:
     # Booted: beside virtio-gpu-pci (a 64-bit BAR of 16 KiB) the card of 128 GiB had no address.
-    (warning,) = bar_window.plan([bar(128 * G)], G, 40).warnings
+    (warning,) = warnings(bar_window.plan([bar(128 * G)], G, 40))
     assert "0 bytes left" in warning and "X-PciMmio64Mb,string=132096" in warning
-    assert bar_window.plan([bar(64 * G)], G, 40).warnings == ()
+    assert warnings(bar_window.plan([bar(64 * G)], G, 40)) == ()
 
 
 def test_a_port_for_later_keeps_a_power_of_two() -> None:
@@ -245,9 +246,9 @@ def test_what_must_lie_below_4_gib() -> None:
     # 1 GiB + 16 MiB + 1 MiB; the aperture is 2 GiB to 3.5 GiB with 1 GiB of memory.
     assert made.ports[0].low == G + 17 * M
     assert (made.need, made.fw_cfg, made.ports[0].base) == (0, (), None)
-    assert ["is 64-bit but not prefetchable" in warning for warning in made.warnings] == [True]
+    assert ["is 64-bit but not prefetchable" in warning for warning in warnings(made)] == [True]
     # 3 GiB to 3.5 GiB with 2.5 GiB of it; booted: the first 32-bit BAR was at 0xc0000000.
-    assert any("512 MiB are there" in warning for warning in bar_window.plan([low], 5 * G // 2, 46).warnings)
+    assert any("512 MiB are there" in warning for warning in warnings(bar_window.plan([low], 5 * G // 2, 46)))
     # Small ones share the 2 MiB that OVMF gives every hot-plug port; booted.
     assert bar_window.plan([bar(G)], G, 46).ports[0].low == 2 * M
     assert bar_window.plan([low], G, 46, hotplug=True).ports[0].mem_reserve == 2 * G
@@ -255,12 +256,12 @@ def test_what_must_lie_below_4_gib() -> None:
 
 def test_memory_that_qemu_refuses_at_these_bits() -> None:
     made = bar_window.plan([bar(G)], 40 * G, 36)
-    assert not made.fits and "QEMU wants 32 GiB more" in made.warnings[0]
+    assert not made.fits and "QEMU wants 32 GiB more" in warnings(made)[0]
     assert made.phys_bits == 37
     # Both booted: "Address space limit 0xfffffffff < 0x13bfffffff phys-bits too low (36)": 79 GiB are 47 and 32.
-    assert "QEMU wants 32 GiB more" in bar_window.plan([bar(G)], G, 36, max_memory=40 * G, slots=4).warnings[0]
+    assert "QEMU wants 32 GiB more" in warnings(bar_window.plan([bar(G)], G, 36, max_memory=40 * G, slots=4))[0]
     # "0x7ffffffff < 0x8ffffffff phys-bits too low (35)": 36 GiB are 4 and 32.
-    assert "QEMU wants 32 GiB more" in bar_window.plan([bar(G)], G, 35).warnings[0]
+    assert "QEMU wants 32 GiB more" in warnings(bar_window.plan([bar(G)], G, 35))[0]
 
 
 def test_bits_that_qemu_does_not_take() -> None:
