@@ -47,7 +47,7 @@ CONTROLS = (
 CODE = (
     "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "kernel/contract",
     "util/pci", "util/units", "vm/arguments", "vm/bar_window", "vm/bar_window_text", "vm/cards", "vm/disks",
-    "vm/emulator", "vm/launch", "vm/qemu", "vm/report",
+    "vm/emulator", "vm/launch", "vm/qemu", "vm/qmp", "vm/report",
 )  # fmt: skip
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]

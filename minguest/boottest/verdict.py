@@ -12,7 +12,8 @@ from minguest.util import units
 from minguest.vm import bar_window, cards, console
 from minguest.vm.cards import Gpu
 from minguest.vm.launch import Spec
-from minguest.vm.qemu import DEAD_ENDS, Run, functions
+from minguest.vm.qemu import DEAD_ENDS, Run
+from minguest.vm.qmp import functions
 from minguest.vm.report import ROM, PciDevice, Report, Shutdown, cpu_count, cpu_list
 
 # A guest never sees all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.

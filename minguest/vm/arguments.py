@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a Spec to QEMU's argv: pure, one option and its value a line, the reason beside what is not obvious."""
 
+import shlex
 from collections.abc import Sequence
 
 import msgspec
@@ -59,6 +60,22 @@ def watching(attended: Sequence[str]) -> list[str]:
             "the bundle is of another minguest, or was changed: build it again, or take the minguest that made it",
         )
     return [*attended[: -len(ATTENDED)], *WATCHED]
+
+
+def script(argv: Sequence[str]) -> str:
+    """The command as a script, an option and its value a line, that runs the same guest again."""
+    lines = [shlex.quote(argv[0])]
+    for word in argv[1:]:
+        if word.startswith("-"):
+            lines.append(shlex.quote(word))  # it may be a value that the user wrote
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    command = " \\\n  ".join(lines)
+    return f"""#!/bin/sh
+# Console on this terminal, report in report.jsonl, QMP on qmp.sock.
+cd "$(dirname "$0")" || exit
+exec {command}
+"""
 
 
 def groups(

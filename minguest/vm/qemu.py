@@ -7,7 +7,6 @@ Every wait is bounded. QEMU runs in a process group of its own that is gone when
 import asyncio
 import contextlib
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import msgspec
 
 from minguest.util import files, run
 from minguest.util.errors import ToolError
-from minguest.vm import qmp
+from minguest.vm import arguments, qmp
 from minguest.vm.report import BEGIN, END, IN_USE, READY
 
 # Seconds between two looks at the report file and at QEMU.
@@ -140,37 +139,10 @@ def start(
     for name in ("report.jsonl", "qmp.sock"):
         (folder / name).unlink(missing_ok=True)
     (folder / "report.jsonl").touch()
-    files.write(folder / "qemu.sh", script(argv))
+    files.write(folder / "qemu.sh", arguments.script(argv))
     (folder / "qemu.sh").chmod(0o755)
     with files.disk_errors(folder):
         return asyncio.run(_boot(program, list(argv), folder, timeout, deeds, linger, look))
-
-
-def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every PCI function that query-pci tells, by address, bridges' too."""
-    found = {}
-    pending = [device for bus in buses for device in bus["devices"]]
-    while pending:
-        device = pending.pop(0)
-        found[f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}"] = device
-        pending += device.get("pci_bridge", {}).get("devices", [])
-    return found
-
-
-def script(argv: Sequence[str]) -> str:
-    """The command as a script, an option and its value a line, that runs the same guest again."""
-    lines = [shlex.quote(argv[0])]
-    for word in argv[1:]:
-        if word.startswith("-"):
-            lines.append(shlex.quote(word))  # it may be a value that the user wrote
-        else:
-            lines[-1] += f" {shlex.quote(word)}"
-    command = " \\\n  ".join(lines)
-    return f"""#!/bin/sh
-# Console on this terminal, report in report.jsonl, QMP on qmp.sock.
-cd "$(dirname "$0")" || exit
-exec {command}
-"""
 
 
 async def _boot(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,6 +154,17 @@ class Connection:
         except NoAnswerError as error:
             return views, str(error)
         return views, ""
+
+
+def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every PCI function that query-pci tells, by address, bridges' too."""
+    found = {}
+    pending = [device for bus in buses for device in bus["devices"]]
+    while pending:
+        device = pending.pop(0)
+        found[f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}"] = device
+        pending += device.get("pci_bridge", {}).get("devices", [])
+    return found
 
 
 def reason(event: Message) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from minguest.util.errors import ToolError
-from minguest.vm import emulator, qemu, qmp, report
+from minguest.vm import arguments, emulator, qemu, qmp, report
 from tests import fake_qmp
 from tests.fake_qmp import POWER_OFF, REPORT, WELL
 
@@ -473,20 +473,20 @@ def test_the_script_runs_the_same_words(tmp_path: Path) -> None:
     show.write_text("#!/usr/bin/env python3\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     show.chmod(0o755)
     argv = [str(show), "-cpu", "-x;touch y", "-append", "a=\"b c\" 'd' $(touch y) \\", "-S", "--", ""]
-    (tmp_path / "qemu.sh").write_text(qemu.script(argv))
+    (tmp_path / "qemu.sh").write_text(arguments.script(argv))
     text = os.popen(f"sh '{tmp_path / 'qemu.sh'}'").read()
     assert json.loads(text) == argv[1:]
     assert not (tmp_path / "y").exists()
-    assert "\\\n  -append " in qemu.script(argv)
+    assert "\\\n  -append " in arguments.script(argv)
 
 
 def test_every_function_has_its_address() -> None:
-    found = qemu.functions(fake_qmp.ANSWERS["query-pci"])
+    found = qmp.functions(fake_qmp.ANSWERS["query-pci"])
     assert {address: each["qdev_id"] for address, each in found.items()} == {
         "0000:00:00.0": "", "0000:00:01.0": "port0", "0000:01:00.0": "gpu0",
     }  # fmt: skip
     odd = {"bus": 0xAB, "slot": 0x1F, "function": 7}
-    assert list(qemu.functions([{"devices": [odd]}])) == ["0000:ab:1f.7"]
+    assert list(qmp.functions([{"devices": [odd]}])) == ["0000:ab:1f.7"]
 
 
 @pytest.fixture

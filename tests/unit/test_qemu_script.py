@@ -4,14 +4,14 @@
 import subprocess
 from pathlib import Path
 
-from minguest.vm import qemu
+from minguest.vm import arguments
 
 WORDS = ["%s\\n", "-cpu", "-x;touch evil", "-$(touch evil)", "a b", "-", "--", "", "it's", "-m", "1G", "-nodefaults"]
 
 
 def test_every_word_is_quoted(tmp_path: Path) -> None:
     script = tmp_path / "qemu.sh"
-    script.write_text(qemu.script(["printf", *WORDS]))
+    script.write_text(arguments.script(["printf", *WORDS]))
     shown = subprocess.run(["sh", script], check=True, capture_output=True, text=True).stdout
     assert shown.split("\n")[:-1] == WORDS[1:]
     assert not (tmp_path / "evil").exists()
