@@ -62,15 +62,20 @@ def watching(attended: Sequence[str]) -> list[str]:
     return [*attended[: -len(ATTENDED)], *WATCHED]
 
 
+def rows(words: Sequence[str]) -> list[str]:
+    """An option and its value a row, quoted for a POSIX shell; a program's name is a row too."""
+    made: list[str] = []
+    for word in words:
+        if word.startswith("-") or not made:
+            made.append(shlex.quote(word))  # it may be a value that the user wrote
+        else:
+            made[-1] += f" {shlex.quote(word)}"
+    return made
+
+
 def script(argv: Sequence[str]) -> str:
     """The command as a script, an option and its value a line, that runs the same guest again."""
-    lines = [shlex.quote(argv[0])]
-    for word in argv[1:]:
-        if word.startswith("-"):
-            lines.append(shlex.quote(word))  # it may be a value that the user wrote
-        else:
-            lines[-1] += f" {shlex.quote(word)}"
-    command = " \\\n  ".join(lines)
+    command = " \\\n  ".join(rows(argv))
     return f"""#!/bin/sh
 # Console on this terminal, report in report.jsonl, QMP on qmp.sock.
 cd "$(dirname "$0")" || exit

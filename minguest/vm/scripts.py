@@ -99,18 +99,9 @@ def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
 
 
 def _rows(words: Sequence[str]) -> list[str]:
-    """An option and its value a row, quoted for a POSIX shell."""
-    rows: list[str] = []
-    option = ""
-    for word in words:
-        if word.startswith("-"):
-            # Quoted too: it may be a value that the user wrote.
-            option = word
-            rows.append(shlex.quote(word))
-        else:
-            # The user's own words for the kernel come last and win.
-            rows[-1] += f" {shlex.quote(word)}" + ('"${append:+ $append}"' if option == "-append" else "")
-    return rows
+    """The rows of arguments.rows; the user's own words for the kernel come last and win."""
+    append = '"${append:+ $append}"'
+    return [row + append if row.startswith("-append ") else row for row in arguments.rows(words)]
 
 
 # ── domain.xml ──
