@@ -193,10 +193,23 @@ def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path
     if not wanted:
         return facts
     look = _Look(root, wanted, busy)
-    held, hidden = look.held(devices)
-    uses = look.uses(devices)
-    seen = {name: replace(devices[name], uses=tuple(uses[name]), held=tuple(held[name])) for name in wanted}
+    held, hidden = look.held({name: devices[name].group for name in wanted if devices[name].driver == VFIO})
+    uses = look.uses()
+    seen = {
+        name: replace(devices[name], uses=(*_own_uses(devices[name]), *uses[name]), held=tuple(held[name]))
+        for name in wanted
+    }
     return replace(facts, devices={**devices, **seen}, hidden=hidden)
+
+
+def _own_uses(device: Device) -> list[str]:
+    """What the host does with a function, as far as its own folder tells."""
+    found = []
+    if device.boot_vga:
+        found.append("is the display that the firmware started on (boot_vga)")
+    if device.vfs:
+        found.append(f"has {device.vfs} virtual functions, which would go with its driver")
+    return found
 
 
 def _device(path: Path) -> Device:
@@ -315,7 +328,7 @@ def _kvm(dev: Path) -> Kvm | None:
 
 
 class _Look:
-    """Looks for what the host does with some PCI functions."""
+    """Looks for what the host does with some PCI functions, named by their addresses."""
 
     def __init__(self, root: Path, wanted: set[str], busy: Callable[[Path], bool]) -> None:
         self.root = root
@@ -323,24 +336,21 @@ class _Look:
         self.wanted = wanted
         self.busy = busy
 
-    def uses(self, devices: Mapping[str, Device]) -> dict[str, list[str]]:
+    def uses(self) -> dict[str, list[str]]:
+        """Displays, disks and networks that the host has on the functions."""
         found: dict[str, list[str]] = {name: [] for name in self.wanted}
-        for name in self.wanted:
-            if devices[name].boot_vga:
-                found[name].append("is the display that the firmware started on (boot_vga)")
-            if devices[name].vfs:
-                found[name].append(f"has {devices[name].vfs} virtual functions, which would go with its driver")
         for search in (self._displays, self._disks, self._networks):
             for name, use in search():
                 if name in found and use not in found[name]:
                     found[name].append(use)
         return found
 
-    def held(self, devices: Mapping[str, Device]) -> tuple[dict[str, list[str]], bool]:
-        """Who has device files of the functions open; and whether some processes did not tell."""
+    def held(self, groups: Mapping[str, str | None]) -> tuple[dict[str, list[str]], bool]:
+        """Who has device files of the functions open; and whether some processes did not tell. `groups`: the IOMMU
+        groups of those that vfio-pci has."""
         owners: dict[str, list[str]] = {}
         for name in self.wanted:
-            for node in self._nodes(devices[name]):
+            for node in self._nodes(name, groups.get(name)):
                 owners.setdefault(node, []).append(name)
         found: dict[str, list[str]] = {name: [] for name in self.wanted}
         hidden = False
@@ -360,18 +370,18 @@ class _Look:
                     found[name].append(f"is open: {node}, by process {who}")
         return found, hidden
 
-    def _nodes(self, device: Device) -> set[str]:
+    def _nodes(self, name: str, group: str | None) -> set[str]:
         """Device files of a function: those of everything below it in sysfs, VFIO's and NVIDIA's own."""
         nodes = set()
-        top = pci.function(self.sys, device.bdf).resolve()
+        top = pci.function(self.sys, name).resolve()
         for folder, below, names in os.walk(top):
             # What is behind a bridge is not the bridge's.
             below[:] = [each for each in below if not pci.is_address(each)]
-            if "uevent" in names and (name := _value(Path(folder) / "uevent", "DEVNAME", "=")):
-                nodes.add(f"/dev/{name}")
-        if device.driver == VFIO and device.group is not None:
-            nodes.add(f"/dev/vfio/{device.group}")
-        if minor := _value(self.proc / "driver/nvidia/gpus" / device.bdf / "information", "Device Minor"):
+            if "uevent" in names and (node := _value(Path(folder) / "uevent", "DEVNAME", "=")):
+                nodes.add(f"/dev/{node}")
+        if group is not None:
+            nodes.add(f"/dev/vfio/{group}")
+        if minor := _value(self.proc / "driver/nvidia/gpus" / name / "information", "Device Minor"):
             nodes.add(f"/dev/nvidia{minor}")
         return nodes
 
