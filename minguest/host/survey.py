@@ -6,15 +6,14 @@ Sources: Linux' Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_grou
 """
 
 import contextlib
-import errno
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from minguest.host import inuse, sysfs
 from minguest.util import pci
 
 VFIO = "vfio-pci"
@@ -155,44 +154,33 @@ def obstacles(facts: Facts, card: str) -> list[str]:
     return found
 
 
-def claimed(node: Path) -> bool:
-    """Whether somebody in the kernel has a block device to himself: a file system, swap, md, ZFS."""
-    try:
-        if not stat.S_ISBLK(node.stat().st_mode):
-            return False
-        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
-        return error.errno == errno.EBUSY
-    return False
-
-
-def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path], bool] = claimed) -> Facts:
+def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path], bool] = inuse.claimed) -> Facts:
     """Look at a host; at what is in use only in the IOMMU groups of `cards`. `busy` is asked of their disks."""
     sys, proc, dev = root / "sys", root / "proc", root / "dev"
-    devices = {path.name: _device(path) for path in _entries(sys / pci.DEVICES) if pci.is_address(path.name)}
+    devices = {path.name: _device(path) for path in sysfs.entries(sys / pci.DEVICES) if pci.is_address(path.name)}
     groups = _groups(sys)
     facts = Facts(
         devices=devices,
         groups=groups,
-        drivers=frozenset(path.name for path in _entries(sys / "bus/pci/drivers")),
+        drivers=frozenset(path.name for path in sysfs.entries(sys / "bus/pci/drivers")),
         iommus=_iommus(sys),
         remapping=_remapping(proc),
-        unsafe=_text(sys / "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y",
+        unsafe=sysfs.text(sys / "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y",
         modules=_modules(root),
         memlock=_memlock(proc),
         available=_meminfo(proc).get("MemAvailable"),
         pages=_pages(sys, proc),
         kvm=_kvm(dev),
-        nodes={path.name: os.access(path, os.R_OK | os.W_OK) for path in _entries(dev / "vfio")},
-        vendor=_value(proc / "cpuinfo", "vendor_id"),
-        cmdline=_text(proc / "cmdline") or "",
-        release=_text(proc / "sys/kernel/osrelease") or "",
-        boot=_text(proc / "sys/kernel/random/boot_id") or "",
+        nodes={path.name: os.access(path, os.R_OK | os.W_OK) for path in sysfs.entries(dev / "vfio")},
+        vendor=sysfs.value(proc / "cpuinfo", "vendor_id"),
+        cmdline=sysfs.text(proc / "cmdline") or "",
+        release=sysfs.text(proc / "sys/kernel/osrelease") or "",
+        boot=sysfs.text(proc / "sys/kernel/random/boot_id") or "",
     )
     wanted = {name for card in cards for name in facts.endpoints(card)}
     if not wanted:
         return facts
-    look = _Look(root, wanted, busy)
+    look = inuse.Look(root, wanted, busy)
     held, hidden = look.held({name: devices[name].group for name in wanted if devices[name].driver == VFIO})
     uses = look.uses()
     seen = {
@@ -213,23 +201,23 @@ def _own_uses(device: Device) -> list[str]:
 
 
 def _device(path: Path) -> Device:
-    kind = _hex(path / "class") or 0
+    kind = sysfs.hexadecimal(path / "class") or 0
     try:
         header = path.joinpath("config").read_bytes()[0x0E] & 0x7F  # bit 7: has more functions
     except (OSError, IndexError):
         header = _HEADERS.get(kind >> 8, 0)
-    override = _text(path / "driver_override")
+    override = sysfs.text(path / "driver_override")
     return Device(
         bdf=path.name,
         kind=kind,
-        ids=f"{_hex(path / 'vendor') or 0:04x}:{_hex(path / 'device') or 0:04x}",
+        ids=f"{sysfs.hexadecimal(path / 'vendor') or 0:04x}:{sysfs.hexadecimal(path / 'device') or 0:04x}",
         header=header,
         driver=pci.driver(path),
         override=None if override in ("(null)", "") else override,
-        group=_link(path / "iommu_group"),
-        boot_vga=_text(path / "boot_vga") == "1",
-        physfn=_link(path / "physfn"),
-        vfs=_number(path / "sriov_numvfs"),
+        group=sysfs.link(path / "iommu_group"),
+        boot_vga=sysfs.text(path / "boot_vga") == "1",
+        physfn=sysfs.link(path / "physfn"),
+        vfs=sysfs.number(path / "sriov_numvfs"),
     )
 
 
@@ -239,17 +227,17 @@ def _groups(sys: Path) -> dict[str, tuple[str, ...]] | None:
         # The kernel makes it at its start, if it knows IOMMUs at all.
         return {} if (sys / "kernel").is_dir() else None
     return {
-        group.name: tuple(sorted(path.name for path in _entries(group / "devices")))
-        for group in _entries(folder)
+        group.name: tuple(sorted(path.name for path in sysfs.entries(group / "devices")))
+        for group in sysfs.entries(folder)
         # VFIO's own, without an IOMMU behind it: it protects nobody.
-        if _text(group / "name") != "vfio-noiommu"
+        if sysfs.text(group / "name") != "vfio-noiommu"
     }
 
 
 def _iommus(sys: Path) -> dict[str, int | None] | None:
     if not (sys / "class").is_dir():
         return None
-    return {path.name: _hex(path / "intel-iommu/ecap") for path in _entries(sys / "class/iommu")}
+    return {path.name: sysfs.hexadecimal(path / "intel-iommu/ecap") for path in sysfs.entries(sys / "class/iommu")}
 
 
 def _remapping(proc: Path) -> bool | None:
@@ -270,8 +258,8 @@ def _remapping(proc: Path) -> bool | None:
 def _modules(root: Path) -> dict[str, Module]:
     if not (root / "sys/module").is_dir():
         return {}
-    folder = root / "lib/modules" / (_text(root / "proc/sys/kernel/osrelease") or "none")
-    builtin, disk = (_text(folder / name) for name in ("modules.builtin", "modules.dep"))
+    folder = root / "lib/modules" / (sysfs.text(root / "proc/sys/kernel/osrelease") or "none")
+    builtin, disk = (sysfs.text(folder / name) for name in ("modules.builtin", "modules.dep"))
 
     def named(text: str | None, name: str) -> bool:
         # A line is kernel/drivers/vfio/pci/vfio-pci.ko.xz: …; file names have - or _.
@@ -290,9 +278,9 @@ def _modules(root: Path) -> dict[str, Module]:
 def _memlock(proc: Path) -> int | None:
     with contextlib.suppress(ValueError):
         # VFIO asks no limit of who may lock as he likes.
-        if int(_value(proc / "self/status", "CapEff"), 16) >> CAP_IPC_LOCK & 1:
+        if int(sysfs.value(proc / "self/status", "CapEff"), 16) >> CAP_IPC_LOCK & 1:
             return UNLIMITED
-    match = re.search(r"^Max locked memory\s+(\d+|unlimited)", _text(proc / "self/limits") or "", re.MULTILINE)
+    match = re.search(r"^Max locked memory\s+(\d+|unlimited)", sysfs.text(proc / "self/limits") or "", re.MULTILINE)
     if not match:
         return None
     return UNLIMITED if match[1] == "unlimited" else int(match[1])
@@ -300,16 +288,16 @@ def _memlock(proc: Path) -> int | None:
 
 def _meminfo(proc: Path) -> dict[str, int]:
     """Bytes, and plain counts of pages."""
-    found = re.findall(r"^(\w+):\s+(\d+)( kB)?$", _text(proc / "meminfo") or "", re.MULTILINE)
+    found = re.findall(r"^(\w+):\s+(\d+)( kB)?$", sysfs.text(proc / "meminfo") or "", re.MULTILINE)
     return {name: int(number) << (10 if unit else 0) for name, number, unit in found}
 
 
 def _pages(sys: Path, proc: Path) -> tuple[Pages, ...] | None:
     folder = sys / "kernel/mm/hugepages"
     if folder.is_dir():
-        sizes = [(path, re.fullmatch(r"hugepages-(\d+)kB", path.name)) for path in _entries(folder)]
+        sizes = [(path, re.fullmatch(r"hugepages-(\d+)kB", path.name)) for path in sysfs.entries(folder)]
         found = [
-            Pages(int(match[1]) << 10, _number(path / "nr_hugepages"), _number(path / "free_hugepages"))
+            Pages(int(match[1]) << 10, sysfs.number(path / "nr_hugepages"), sysfs.number(path / "free_hugepages"))
             for path, match in sizes
             if match
         ]
@@ -325,207 +313,3 @@ def _kvm(dev: Path) -> Kvm | None:
         return None
     node = dev / "kvm"
     return "absent" if not node.exists() else "open" if os.access(node, os.R_OK | os.W_OK) else "closed"
-
-
-class _Look:
-    """Looks for what the host does with some PCI functions, named by their addresses."""
-
-    def __init__(self, root: Path, wanted: set[str], busy: Callable[[Path], bool]) -> None:
-        self.root = root
-        self.sys, self.proc = root / "sys", root / "proc"
-        self.wanted = wanted
-        self.busy = busy
-
-    def uses(self) -> dict[str, list[str]]:
-        """Displays, disks and networks that the host has on the functions."""
-        found: dict[str, list[str]] = {name: [] for name in self.wanted}
-        for search in (self._displays, self._disks, self._networks):
-            for name, use in search():
-                if name in found and use not in found[name]:
-                    found[name].append(use)
-        return found
-
-    def held(self, groups: Mapping[str, str | None]) -> tuple[dict[str, list[str]], bool]:
-        """Who has device files of the functions open; and whether some processes did not tell. `groups`: the IOMMU
-        groups of those that vfio-pci has."""
-        owners: dict[str, list[str]] = {}
-        for name in self.wanted:
-            for node in self._nodes(name, groups.get(name)):
-                owners.setdefault(node, []).append(name)
-        found: dict[str, list[str]] = {name: [] for name in self.wanted}
-        hidden = False
-        for process in _entries(self.proc):
-            if not process.name.isdigit() or process.name == str(os.getpid()):
-                continue
-            try:
-                links = {_target(path) for path in (process / "fd").iterdir()}
-            except PermissionError:
-                hidden = True
-                continue
-            except OSError:
-                continue  # it ended meanwhile
-            for node in sorted(links & owners.keys()):
-                who = f"{process.name} ({_text(process / 'comm') or '?'})"
-                for name in owners[node]:
-                    found[name].append(f"is open: {node}, by process {who}")
-        return found, hidden
-
-    def _nodes(self, name: str, group: str | None) -> set[str]:
-        """Device files of a function: those of everything below it in sysfs, VFIO's and NVIDIA's own."""
-        nodes = set()
-        top = pci.function(self.sys, name).resolve()
-        for folder, below, names in os.walk(top):
-            # What is behind a bridge is not the bridge's.
-            below[:] = [each for each in below if not pci.is_address(each)]
-            if "uevent" in names and (node := _value(Path(folder) / "uevent", "DEVNAME", "=")):
-                nodes.add(f"/dev/{node}")
-        if group is not None:
-            nodes.add(f"/dev/vfio/{group}")
-        if minor := _value(self.proc / "driver/nvidia/gpus" / name / "information", "Device Minor"):
-            nodes.add(f"/dev/nvidia{minor}")
-        return nodes
-
-    def _displays(self) -> Iterator[tuple[str, str]]:
-        for path in _entries(self.sys / "class/drm"):
-            if _text(path / "status") == "connected" and (owner := _owner(path)):
-                yield owner, f"has a display connected ({path.name})"
-        consoles = _entries(self.sys / "class/vtconsole")
-        if any(_text(each / "bind") == "1" and "frame buffer" in (_text(each / "name") or "") for each in consoles):
-            for path in _entries(self.sys / "class/graphics"):
-                if re.fullmatch(r"fb\d+", path.name) and (owner := _owner(path)):
-                    yield owner, f"has the host's text console on it ({path.name})"
-
-    def _disks(self) -> Iterator[tuple[str, str]]:
-        told: set[str] = set()
-        for what, block in self._blocks_in_use():
-            for owner in _disk_owners(self.sys, block, set()):
-                told.add(owner)
-                yield owner, f"has a disk in use behind it: {what}"
-        for disk in _entries(self.sys / "block"):
-            for owner in _disk_owners(self.sys, disk, set()) & self.wanted - told:
-                parts = [path.name for path in _entries(disk) if (path / "partition").exists()]
-                for name in (disk.name, *parts):
-                    if _entries(disk / name / "holders" if name in parts else disk / "holders") or self.busy(
-                        self.root / "dev" / name.replace("!", "/")
-                    ):
-                        yield owner, f"has a disk in use behind it: {name} is claimed"
-
-    def _blocks_in_use(self) -> Iterator[tuple[str, Path]]:
-        """What is on them, and the block devices' folders in sysfs."""
-        # This program's own mounts, and those of PID 1, where it may look.
-        for who in ("self", "1"):
-            for line in (_text(self.proc / who / "mountinfo") or "").splitlines():
-                head, _, tail = line.partition(" - ")
-                words, source = head.split(), tail.split()[1:2]
-                if len(words) < 5:
-                    continue
-                what = f"{_plain(words[4])} is mounted"
-                block = self.sys / "dev/block" / words[2]
-                if block.exists():
-                    yield what, block
-                elif source and (named := self._named(_plain(source[0]))):
-                    yield what, named
-        # btrfs shows no device of its own: one that is mounted is here, with all its disks.
-        for path in self.sys.glob("fs/btrfs/*/devices/*"):
-            yield "btrfs is mounted", path
-        for line in (_text(self.proc / "swaps") or "").splitlines()[1:]:
-            if line.split() and (named := self._named(_plain(line.split()[0]))):
-                yield f"swap on {named.name}", named
-
-    def _named(self, source: str) -> Path | None:
-        """The block device of a path such as /dev/mapper/root; a swap file is in a file system that is mounted."""
-        if not source.startswith("/dev/"):
-            return None
-        name = (self.root / source[1:]).resolve().name
-        block = self.sys / "class/block" / name
-        return block if block.exists() else None
-
-    def _networks(self) -> Iterator[tuple[str, str]]:
-        routes = [line.split() for line in (_text(self.proc / "net/route") or "").splitlines()[1:]]
-        default = {words[0] for words in routes if len(words) > 7 and int(words[1], 16) == int(words[7], 16) == 0}
-        routes = [line.split() for line in (_text(self.proc / "net/ipv6_route") or "").splitlines()]
-        default |= {words[9] for words in routes if len(words) > 9 and words[0] == "0" * 32 and words[1] == "00"}
-        for path in _entries(self.sys / "class/net"):
-            if (owner := _owner(path)) is None:
-                continue
-            if path.name in default:
-                yield owner, f"carries the host's default route ({path.name})"
-            if (_hex(path / "flags") or 0) & 1:  # IFF_UP
-                yield owner, f"has a network interface that is up ({path.name})"
-
-
-def _disk_owners(sys: Path, block: Path, seen: set[str]) -> set[str]:
-    """The PCI functions below a block device: through partitions, device mapper, md and NVMe multipath."""
-    place = block.resolve()
-    if place.name in seen:
-        return set()
-    seen.add(place.name)
-    whole = place.parent if (place / "partition").exists() else place
-    found = {owner for owner in (_owner(whole),) if owner}
-    for lower in _entries(place / "slaves") + (_entries(whole / "slaves") if whole != place else []):
-        found |= _disk_owners(sys, lower, seen)
-    # With native multipath an NVMe disk hangs off a subsystem, which has links to its controllers.
-    for part in {*whole.parts, (whole / "device").resolve().name}:
-        if re.fullmatch(r"nvme-subsys\d+", part):
-            controllers = _entries(sys / "class/nvme-subsystem" / part)
-            found |= {owner for each in controllers if re.fullmatch(r"nvme\d+", each.name) and (owner := _owner(each))}
-    return found
-
-
-def _owner(path: Path) -> str | None:
-    """The PCI function that something in sysfs is below: the last address in its real path, or its device's."""
-    for place in (path.resolve(), (path / "device").resolve()):
-        found = [part for part in place.parts if pci.is_address(part)]
-        if found:
-            return found[-1]
-    return None
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _value(path: Path, name: str, mark: str = ":") -> str:
-    """What a file of `name: value` lines says of a name; empty if nothing."""
-    match = re.search(rf"^{re.escape(name)}[ \t]*{mark}[ \t]*(.*)$", _text(path) or "", re.MULTILINE)
-    return match[1].strip() if match else ""
-
-
-def _hex(path: Path) -> int | None:
-    try:
-        return int(_text(path) or "", 16)
-    except ValueError:
-        return None
-
-
-def _number(path: Path) -> int:
-    text = _text(path) or ""
-    return int(text) if text.isdigit() else 0
-
-
-def _target(path: Path) -> str:
-    """Where a link leads, as it is written; empty if it is none any more."""
-    try:
-        return str(path.readlink())
-    except OSError:
-        return ""
-
-
-def _link(path: Path) -> str | None:
-    """The last name of where a link leads."""
-    return Path(_target(path)).name or None
-
-
-def _plain(word: str) -> str:
-    """Without the octal escapes of mountinfo and swaps."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

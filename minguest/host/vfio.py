@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minguest.host import survey
+from minguest.host import inuse, survey
 from minguest.host.survey import VFIO, Device, Facts
 from minguest.util import files, pci, terminal
 from minguest.util.errors import MinguestError, ToolError, UserError, printable
@@ -153,7 +153,7 @@ class Host:
         state: Path = STATE,
         *,
         writer: Writer = sysfs_write,
-        busy: Callable[[Path], bool] = survey.claimed,
+        busy: Callable[[Path], bool] = inuse.claimed,
         user: int | None = None,
     ) -> None:
         self.root = root
