@@ -24,7 +24,7 @@ from minguest.util.errors import MinguestError, ToolError, UserError, printable
 
 # Of this boot: /run is empty after the next, as the devices are.
 STATE = Path("/run/minguest/host-bind.json")
-DEVICES = "/sys/bus/pci/devices"
+DEVICES = f"/sys/{pci.DEVICES}"
 DRIVERS = "/sys/bus/pci/drivers"
 PROBE = "/sys/bus/pci/drivers_probe"
 
