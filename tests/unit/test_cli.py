@@ -24,7 +24,7 @@ STRANGE = "\x1bc\x07\x9b2J\u202e\x08\u2028"
 
 def test_the_command_needs_none_of_the_builds_packages() -> None:
     # pull and verify are imported by their commands only.
-    late = "from minguest import cli, pull, verify"
+    late = "from minguest import cli; from minguest.publish import pull; from minguest.release import verify"
     program = f"import sys; sys.modules.update(dict.fromkeys({NOT_THERE})); {late}; cli.main(['-h'])"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
@@ -32,7 +32,7 @@ def test_the_command_needs_none_of_the_builds_packages() -> None:
 
 
 def test_a_command_starts_without_the_slow_libraries() -> None:
-    program = f"import sys, minguest.cli, minguest.steps; print(*sys.modules.keys() & {SLOW})"
+    program = f"import sys, minguest.cli, minguest.tasks.project; print(*sys.modules.keys() & {SLOW})"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout.split()) == (0, [])
 
