@@ -112,11 +112,11 @@ KILLED = """
 import sys
 from pathlib import Path
 import msgspec
-from minguest import kernel, source
+from minguest.kernel import kbuild, source
 from minguest.paths import Store
 tree = msgspec.json.decode(sys.argv[1], type=source.Prepared)
-kernel.through_ccache = list
-kernel.build(tree, sys.argv[2], Store(Path(sys.argv[3])), log=Path(sys.argv[4]), say=print)
+kbuild.through_ccache = list
+kbuild.build(tree, sys.argv[2], Store(Path(sys.argv[3])), log=Path(sys.argv[4]), say=print)
 """
 
 

@@ -271,7 +271,8 @@ def test_a_bundle_without_what_starts_it_is_refused(at: Layout, key: Path, monke
 
 FULL = """
 import shutil
-from minguest import paths, release
+from minguest import paths
+from minguest.release import layout
 from tests import workshop
 at = workshop.build(folder / "project")
 workshop.tested(at)
@@ -281,7 +282,7 @@ try:
     workshop.make(at, Path(sys.argv[3]), "1.1")
 except ToolError as error:
     print(error)
-print(release.released.load(at.release).facts.version, sorted(path.name for path in at.work.iterdir()))
+print(layout.load(at.release).facts.version, sorted(path.name for path in at.work.iterdir()))
 """
 
 

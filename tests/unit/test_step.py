@@ -10,22 +10,23 @@ import pytest
 
 DODO = """
 from pathlib import Path
-from minguest import files, reporter, steps
+from minguest.tasks import project, reporter
+from minguest.util import files
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": steps.ByContent,
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": project.ByContent,
                "default_tasks": ["second"]}
 HERE = Path(__file__).parent
 
 def task_first():
     def make():
         files.write(HERE / "first", (HERE / "input").read_text().upper())
-    return steps.step(make, doc="one", file_dep=[HERE / "input"], targets=[HERE / "first"],
+    return project.step(make, doc="one", file_dep=[HERE / "input"], targets=[HERE / "first"],
                       facts=lambda: {"fact": (HERE / "fact").read_text()})
 
 def task_second():
     def make():
         files.write(HERE / "second", (HERE / "first").read_text() * 2)
-    return steps.step(make, doc="two", file_dep=[HERE / "first"], targets=[HERE / "second"])
+    return project.step(make, doc="two", file_dep=[HERE / "first"], targets=[HERE / "second"])
 """
 
 

@@ -104,8 +104,8 @@ def test_doit_and_nohup(at: Layout) -> None:
 def test_ctrl_c_while_doit_reads_its_tasks(at: Layout) -> None:
     """An interrupt may come at any time; here, while dodo.py is read."""
     dodo = at.root / "dodo.py"
-    marked = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\nfrom minguest import reporter"
-    dodo.write_text(dodo.read_text().replace("from minguest import reporter", marked))
+    marked = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\nfrom minguest.tasks import project, reporter"
+    dodo.write_text(dodo.read_text().replace("from minguest.tasks import project, reporter", marked))
     done = shell('exec "$@"', workshop.doit_argv("publish", "to=to"), at.root)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", INTERRUPTED)
 
@@ -118,11 +118,12 @@ def test_the_command_and_signals(tmp_path: Path, number: int, ignored: bool, sta
     """`diagnose` reads a pipe that is opened, and then a signal comes."""
     program = f"""
 import os, sys
-from minguest import cli, pits
+from minguest import cli
+from minguest.diagnose import catalogue
 def read(log):
     os.kill(os.getpid(), {int(number)})
     return b""
-pits.read_log = read
+catalogue.read_log = read
 sys.exit(cli.main(["diagnose", "x", "--report", "none"]))
 """
     line = 'trap "" HUP; exec "$@"' if ignored else 'exec "$@"'

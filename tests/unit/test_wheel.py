@@ -35,7 +35,7 @@ def test_a_wheel_has_every_pit_and_nothing_beside_the_package(wheel: Path) -> No
         packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     data = {name: raw for name, raw in packed.items() if not name.endswith(".py")}
     assert data == {f"minguest/data/pits/{path.name}": path.read_bytes() for path in PITS.glob("*.toml")}
-    modules = {f"minguest/{path.name}" for path in (ROOT / "minguest").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minguest").rglob("*.py")}
     assert packed.keys() - data.keys() == modules
 
 
