@@ -269,7 +269,9 @@ def test_a_memory_that_another_doit_writes_is_not_damaged(at: Layout) -> None:
     writer = sqlite3.connect(memory)
     writer.execute("begin exclusive")
     try:
-        program = f"import pathlib, minguest.reporter as it; print(it.forget_damaged(pathlib.Path({str(memory)!r})))"
+        program = (
+            f"import pathlib, minguest.tasks.reporter as it; print(it.forget_damaged(pathlib.Path({str(memory)!r})))"
+        )
         assert shell('exec "$@"', [sys.executable, "-c", program], at.root).stdout == "False\n"
     finally:
         writer.close()
