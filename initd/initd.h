@@ -17,15 +17,12 @@
 /* Raise it when a reader of the old report would misread the new one. */
 #define REPORT_PROTOCOL 1
 
-/* initd.c: the console, and the one failure path */
+#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
+
+/* say.c: the console, the clock, and the one failure path */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void die(const char *what) __attribute__((noreturn));
 long long uptime_us(void);
-
-/* mounts.c */
-void open_console(void);
-void mount_filesystems(void);
-void enter_root(const char *root, const char *share);
 
 /* files.c: small files of /proc and /sys; dir is a directory or AT_FDCWD */
 #define TEXT_MAX 8192	/* a file of sysfs is a page at most */
@@ -55,13 +52,12 @@ void json_seconds(struct json *j, const char *key, long long us);
 void json_string(struct json *j, const char *key, const char *value);
 void json_free(struct json *j);
 
-/* report.c, pci.c */
-void report_all(struct json *j, long long started_us);
-void report_pci(struct json *j);
+/* fields.c: of the report; null for a file that cannot be read */
 void put_text(struct json *j, const char *key, int dir, const char *path);
 void put_number(struct json *j, const char *key, int dir, const char *path);
 void put_bytes(struct json *j, const char *key, long long bytes);	/* < 0: null */
 
+/* blocks.c: the memory that can be plugged in */
 struct blocks {
 	long long bytes;	/* of each */
 	int present;
@@ -85,16 +81,32 @@ void port_more(struct port *port, const struct json *j);
 void port_close_file(struct port *port);
 void port_drain(struct port *port);
 
-/* orders.c, shutdown.c: how it ends */
-struct ending {
-	const char *why;	/* as the report has it */
-	int how;		/* RB_..., of sys/reboot.h */
+/* mounts.c */
+void open_console(void);
+void mount_filesystems(void);
+void enter_root(const char *root, const char *share);
+
+/* words.c: the kernel's command line */
+struct wait {
+	long long cpus;		/* initd.wait-cpus=, or 0 */
+	long long memory;	/* initd.wait-memory=, bytes, or 0 */
+	long long cpus_left;	/* initd.wait-cpus-left=, or 0 */
+	long long seconds;	/* initd.wait-seconds= */
 };
 
-void take_orders(void);
-void free_signals(void);
-const struct ending *order_given(void);
-void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));
+enum then { WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT };
+
+struct words {
+	char line[TEXT_MAX];	/* the command line, cut into words in place */
+	const char *report;	/* initd.report=, a device, or NULL */
+	enum then then;		/* initd.then= */
+	const char *program;
+	const char *root;	/* initd.root=, a 9p share, or NULL */
+	const char *share;	/* initd.share=, likewise */
+	struct wait wait;	/* initd.wait-...= */
+};
+
+void read_words(struct words *words);
 
 /* hotplug.c */
 #define NO_HURRY LLONG_MAX
@@ -104,14 +116,32 @@ void hotplug_all_online(long long until_us);
 void hotplug_handle(int uevents, struct port *port, long long until_us);
 
 /* await.c: until what the host plugs in is in use */
-struct wait {
-	long long cpus;		/* initd.wait-cpus=, or 0 */
-	long long memory;	/* initd.wait-memory=, bytes, or 0 */
-	long long cpus_left;	/* initd.wait-cpus-left=, or 0 */
-	long long seconds;	/* initd.wait-seconds= */
-};
-
 bool await_plugged(const struct wait *wait, struct port *port, int uevents);
 void await_unplugged(const struct wait *wait, struct port *port, int uevents);
+
+/* pci.c */
+void report_pci(struct json *j);
+
+/* report.c */
+void report_all(struct json *j, long long started_us);
+
+/* program.c: initd as an ordinary program */
+int as_program(int argc, char **argv, long long started_us);
+
+/* orders.c: how it ends, and who says so */
+struct ending {
+	const char *why;	/* as the report has it */
+	int how;		/* RB_..., of sys/reboot.h */
+};
+
+void take_orders(void);
+void free_signals(void);
+const struct ending *order_given(void);
+
+/* shutdown.c */
+void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));
+
+/* supervise.c: what comes after the report */
+struct ending do_as_asked(const struct words *words, struct port *port, int uevents);
 
 #endif

@@ -35,8 +35,6 @@ static const struct {
 	{ SIGPWR, { "SIGPWR", RB_POWER_OFF } },
 };
 
-#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
-
 static volatile sig_atomic_t order = -1;	/* the last one, in orders[] */
 
 static void on_signal(int number)

@@ -18,27 +18,9 @@
 
 #define CPUS	"/sys/devices/system/cpu/"
 #define NODES	"/sys/devices/system/node"
-#define MEMORY	"/sys/devices/system/memory"
 #define DMI	"/sys/class/dmi/id/"
 #define EFI	"/sys/firmware/efi"
 #define TABLES	"/sys/firmware/acpi/tables"
-
-void put_text(struct json *j, const char *key, int dir, const char *path)
-{
-	char text[TEXT_MAX];
-
-	json_string(j, key, read_text(dir, path, text, sizeof(text)));
-}
-
-void put_number(struct json *j, const char *key, int dir, const char *path)
-{
-	long long value;
-
-	if (read_number(dir, path, 10, &value))
-		json_int(j, key, value);
-	else
-		json_null(j, key);
-}
 
 /* The bytes that a meminfo file calls MemTotal, or -1. */
 static long long memory_total(int dir, const char *path)
@@ -49,14 +31,6 @@ static long long memory_total(int dir, const char *path)
 		return -1;
 	row = strstr(text, "MemTotal:");
 	return row ? strtoll(row + strlen("MemTotal:"), NULL, 10) * 1024 : -1;
-}
-
-void put_bytes(struct json *j, const char *key, long long bytes)
-{
-	if (bytes >= 0)
-		json_int(j, key, bytes);
-	else
-		json_null(j, key);
 }
 
 static void report_begin(struct json *j, long long started_us)
@@ -182,32 +156,6 @@ static long long ram_bytes(void)
 	free(line);
 	fclose(f);
 	return hidden ? -1 : sum;
-}
-
-/* False without memory hotplug in the kernel. */
-bool count_blocks(struct blocks *blocks)
-{
-	struct dirent *entry;
-	char path[64], state[32];
-	DIR *folder = NULL;
-
-	*blocks = (struct blocks){ 0 };
-	/* In hexadecimal with no 0x: drivers/base/memory.c, block_size_bytes_show */
-	if (read_number(AT_FDCWD, MEMORY "/block_size_bytes", 16, &blocks->bytes))
-		folder = opendir(MEMORY);
-	if (!folder)
-		return false;
-	while ((entry = readdir(folder))) {
-		if (!numbered(entry->d_name, "memory"))
-			continue;
-		blocks->present++;
-		snprintf(path, sizeof(path), "%.40s/state", entry->d_name);
-		if (read_text(dirfd(folder), path, state, sizeof(state)) &&
-		    !strcmp(state, "online"))
-			blocks->online++;
-	}
-	closedir(folder);
-	return true;
 }
 
 static void put_blocks(struct json *j)

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Not PID 1: an ordinary program, which mounts nothing and changes nothing. */
+#include <stdio.h>
+#include <string.h>
+
+#include "initd.h"
+
+static int print_report(long long started_us)
+{
+	struct json report = { 0 };
+
+	report_all(&report, started_us);
+	if (fwrite(report.text, 1, report.len, stdout) != report.len || fflush(stdout))
+		die("write");
+	json_free(&report);
+	return 0;
+}
+
+int as_program(int argc, char **argv, long long started_us)
+{
+	static const char usage[] =
+		"usage: initd --report | --help | --version\n"
+		"\n"
+		"As PID 1 initd starts a guest. As a program it only looks:\n"
+		"  --report   print the report of this machine, as JSON lines\n"
+		"\n"
+		"Words on the guest kernel's command line:\n"
+		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS3\n"
+		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
+		"                        reboot, halt, or a program's /PATH\n"
+		"  initd.root=TAG        the root of that program or shell: a 9p share\n"
+		"                        of the host's, read-only\n"
+		"  initd.share=TAG       its /run/share: another one, writable\n"
+		"Before the report, wait until as much is in use:\n"
+		"  initd.wait-cpus=N         so many CPUs\n"
+		"  initd.wait-cpus-left=N    then no more CPUs than that\n"
+		"  initd.wait-memory=BYTES   so much memory, in whole blocks\n"
+		"  initd.wait-seconds=S      but no longer than that (1 to 600; 10)\n";
+
+	if (argc == 2 && !strcmp(argv[1], "--report"))
+		return print_report(started_us);
+	if (argc == 2 && !strcmp(argv[1], "--version"))
+		return puts("initd " INITD_VERSION) < 0;
+	if (argc == 2 && !strcmp(argv[1], "--help"))
+		return fputs(usage, stdout) < 0;
+	fputs(usage, stderr);
+	return 2;
+}

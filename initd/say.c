@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The console, the clock, and the one failure path. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+/* One write() a message, so that printk can only come between messages. */
+void say(const char *format, ...)
+{
+	char text[1024] = "initd: ";
+	size_t len = strlen(text);
+	va_list args;
+	int n;
+
+	va_start(args, format);
+	n = vsnprintf(text + len, sizeof(text) - len - 1, format, args);
+	va_end(args);
+	if (n < 0)
+		return;
+	len += (size_t)n;
+	if (len > sizeof(text) - 2)
+		len = sizeof(text) - 2;
+	text[len++] = '\n';
+	if (write(STDERR_FILENO, text, len) < 0)
+		return;		/* no console, and nobody else to tell */
+}
+
+long long uptime_us(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_BOOTTIME, &now))
+		die("clock_gettime");
+	return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+}
+
+void die(const char *what)
+{
+	static const struct ending failed = { "error", RB_POWER_OFF };
+	struct port port = CLOSED_PORT;
+
+	say("%s: %s", what, strerror(errno));
+	if (getpid() != 1)
+		_exit(1);	/* a child of ours: not its parent's buffers and handlers */
+	shut_down(&port, &failed);
+}

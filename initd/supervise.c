@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What comes after the report: a program on the console, or waiting, until an order or the program's end. */
+#define _GNU_SOURCE	/* ppoll */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/reboot.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+#define SHELL "/bin/sh"
+
+/*
+ * /dev/console cannot be a controlling terminal; the tty behind it can. The
+ * last name in "active" is the one that /dev/console stands for.
+ */
+static void take_terminal(void)
+{
+	char active[256], path[300] = "/dev/console", *name;
+	int fd;
+
+	if (read_text(AT_FDCWD, "/sys/class/tty/console/active",
+		      active, sizeof(active)) && *active) {
+		name = strrchr(active, ' ');
+		snprintf(path, sizeof(path), "/dev/%s", name ? name + 1 : active);
+	}
+	setsid();
+	fd = open(path, O_RDWR);
+	if (fd < 0)
+		return;		/* then with what PID 1 has */
+	ioctl(fd, TIOCSCTTY, 1);
+	dup2(fd, STDIN_FILENO);
+	dup2(fd, STDOUT_FILENO);
+	dup2(fd, STDERR_FILENO);
+	if (fd > STDERR_FILENO)
+		close(fd);
+}
+
+static pid_t start(const char *path, const struct words *words)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid)
+		return pid;
+
+	take_terminal();
+	if (words->root)
+		enter_root(words->root, words->share);
+	free_signals();
+	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 0);
+	execl(path, path, (char *)NULL);
+	say("%s: %s", path, strerror(errno));
+	_exit(127);
+}
+
+/* What the program on the console did; the power goes off after it. */
+static void report_exit(struct port *port, const char *program, int status)
+{
+	struct json j = { 0 };
+
+	json_begin(&j, "exit");
+	json_seconds(&j, "uptime", uptime_us());
+	json_string(&j, "program", program);
+	if (WIFEXITED(status))
+		json_int(&j, "status", WEXITSTATUS(status));
+	else
+		json_null(&j, "status");
+	if (WIFSIGNALED(status))
+		json_int(&j, "signal", WTERMSIG(status));
+	else
+		json_null(&j, "signal");
+	json_end(&j);
+	port_more(port, &j);
+	json_free(&j);
+}
+
+/* Reaps whatever has ended; true if the program was among it. */
+static bool reap(pid_t program, int *program_status)
+{
+	bool ended = false;
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		if (pid == program) {
+			*program_status = status;
+			ended = true;
+		}
+	return ended;
+}
+
+/* Until the program ends, if there is one, or an order comes. */
+static struct ending supervise(const struct words *words, struct port *port, int uevents,
+			       const char *path)
+{
+	struct pollfd ready = { .fd = uevents, .events = POLLIN };
+	pid_t program = path ? start(path, words) : 0;
+	sigset_t none;
+	int status = 0;
+
+	sigemptyset(&none);
+	for (;;) {
+		if (ppoll(&ready, 1, NULL, &none) < 0 && errno != EINTR)
+			die("ppoll");
+		if (ready.revents)
+			hotplug_handle(uevents, port, NO_HURRY);
+		if (reap(program, &status)) {
+			report_exit(port, path, status);
+			return (struct ending){ "exit", RB_POWER_OFF };
+		}
+		if (!order_given())
+			continue;
+		if (words->then == SHELL_ON_CONSOLE && program)
+			kill(program, SIGHUP);	/* interactive, it ignores SIGTERM */
+		return *order_given();
+	}
+}
+
+struct ending do_as_asked(const struct words *words, struct port *port, int uevents)
+{
+	switch (words->then) {
+	case POWEROFF:
+		return (struct ending){ "initd.then", RB_POWER_OFF };
+	case REBOOT:
+		return (struct ending){ "initd.then", RB_AUTOBOOT };
+	case HALT:
+		return (struct ending){ "initd.then", RB_HALT_SYSTEM };
+	case PROGRAM:
+		return supervise(words, port, uevents, words->program);
+	case SHELL_ON_CONSOLE:
+		if (words->root || !access(SHELL, X_OK))
+			return supervise(words, port, uevents, SHELL);
+		say("initd.then=shell: %s: %s; waiting instead", SHELL, strerror(errno));
+		break;
+	case WAIT:
+		break;
+	}
+	return supervise(words, port, uevents, NULL);
+}
