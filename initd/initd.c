@@ -30,12 +30,14 @@ static void send_report(struct port *port, const char *device, long long started
 
 int main(int argc, char **argv)
 {
-	long long started_us = uptime_us();
-	struct words words;
 	struct port port = CLOSED_PORT;
+	long long started_us;
+	struct words words;
 	struct ending ending;
 	int uevents;
 
+	die_by(shut_down_failed);
+	started_us = uptime_us();
 	if (getpid() != 1)
 		return as_program(argc, argv, started_us);
 

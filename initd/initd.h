@@ -2,6 +2,9 @@
 /*
  * initd: PID 1 of a minguest guest. docs/report.md is the contract with the
  * host: what initd writes to its port, field by field.
+ *
+ * The files stand here in their order: each one uses what is declared above
+ * its own part, and nothing below it. initd.c, with main(), is the last.
  */
 #ifndef INITD_H
 #define INITD_H
@@ -22,6 +25,7 @@
 /* say.c: the console, the clock, and the one failure path */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void die(const char *what) __attribute__((noreturn));
+void die_by(void (*leave)(void));	/* as PID 1, which must not end */
 long long uptime_us(void);
 
 /* files.c: small files of /proc and /sys; dir is a directory or AT_FDCWD */
@@ -140,6 +144,7 @@ const struct ending *order_given(void);
 
 /* shutdown.c */
 void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));
+void shut_down_failed(void) __attribute__((noreturn));
 
 /* supervise.c: what comes after the report */
 struct ending do_as_asked(const struct words *words, struct port *port, int uevents);

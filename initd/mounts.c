@@ -67,7 +67,7 @@ void mount_filesystems(void)
 	char what[64];
 	size_t i;
 
-	for (i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {
+	for (i = 0; i < COUNT(mounts); i++) {
 		mkdir(mounts[i].target, 0755);
 		if (!mount(mounts[i].source, mounts[i].target, mounts[i].type,
 			   mounts[i].flags, mounts[i].data))
@@ -126,7 +126,7 @@ void enter_root(const char *root, const char *share)
 
 	mkdir(ROOT, 0755);
 	must_mount(root, ROOT, "9p", MS_RDONLY, TRANSPORT ",cache=loose");
-	for (i = 0; i < sizeof(within) / sizeof(within[0]); i++)
+	for (i = 0; i < COUNT(within); i++)
 		must_mount(within[i].source, within[i].target, within[i].type,
 			   within[i].type ? MS_NOSUID | MS_NODEV : MS_BIND | MS_REC,
 			   NULL);

@@ -300,3 +300,11 @@ void shut_down(struct port *port, const struct ending *ending)
 	port_drain(port);
 	leave(ending->how);
 }
+
+void shut_down_failed(void)
+{
+	static const struct ending failed = { "error", RB_POWER_OFF };
+	struct port port = CLOSED_PORT;
+
+	shut_down(&port, &failed);
+}

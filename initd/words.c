@@ -69,9 +69,8 @@ static void read_then(struct words *words, const char *value)
 	words->then = WAIT;
 }
 
-static void read_count(long long *count, const char *word, size_t name, long long most)
+static void read_count(long long *count, const char *word, const char *value, long long most)
 {
-	const char *value = word + name;
 	long long number;
 	char *end;
 
@@ -85,33 +84,42 @@ static void read_count(long long *count, const char *word, size_t name, long lon
 		*count = number;
 }
 
+/* What comes after the name in a word that begins with it, or NULL. */
+static const char *after(const char *word, const char *name)
+{
+	size_t len = strlen(name);
+
+	return strncmp(word, name, len) ? NULL : word + len;
+}
+
 /* The kernel hands no word with a dot to PID 1, so it is read from /proc. */
 void read_words(struct words *words)
 {
 	char *rest = words->line, *word;
+	const char *value;
 
 	*words = (struct words){ .then = WAIT, .wait.seconds = WAIT_S };
 	if (!read_text(AT_FDCWD, "/proc/cmdline", words->line, sizeof(words->line)))
 		die("/proc/cmdline");
 
 	while ((word = next_word(&rest))) {
-		if (!strncmp(word, "initd.report=", 13))
-			read_report(words, word + 13);
-		else if (!strncmp(word, "initd.then=", 11))
-			read_then(words, word + 11);
-		else if (!strncmp(word, "initd.root=", 11))
-			words->root = word + 11;
-		else if (!strncmp(word, "initd.share=", 12))
-			words->share = word + 12;
-		else if (!strncmp(word, "initd.wait-cpus=", 16))
-			read_count(&words->wait.cpus, word, 16, CPUS_MAX);
-		else if (!strncmp(word, "initd.wait-cpus-left=", 21))
-			read_count(&words->wait.cpus_left, word, 21, CPUS_MAX);
-		else if (!strncmp(word, "initd.wait-memory=", 18))
-			read_count(&words->wait.memory, word, 18, MEMORY_MAX);
-		else if (!strncmp(word, "initd.wait-seconds=", 19))
-			read_count(&words->wait.seconds, word, 19, WAIT_MAX_S);
-		else if (!strncmp(word, "initd.", 6))
+		if ((value = after(word, "initd.report=")))
+			read_report(words, value);
+		else if ((value = after(word, "initd.then=")))
+			read_then(words, value);
+		else if ((value = after(word, "initd.root=")))
+			words->root = value;
+		else if ((value = after(word, "initd.share=")))
+			words->share = value;
+		else if ((value = after(word, "initd.wait-cpus=")))
+			read_count(&words->wait.cpus, word, value, CPUS_MAX);
+		else if ((value = after(word, "initd.wait-cpus-left=")))
+			read_count(&words->wait.cpus_left, word, value, CPUS_MAX);
+		else if ((value = after(word, "initd.wait-memory=")))
+			read_count(&words->wait.memory, word, value, MEMORY_MAX);
+		else if ((value = after(word, "initd.wait-seconds=")))
+			read_count(&words->wait.seconds, word, value, WAIT_MAX_S);
+		else if (after(word, "initd."))
 			say("%s: not known; known: initd.report=, initd.then=, "
 			    "initd.root=, initd.share=, initd.wait-cpus=, "
 			    "initd.wait-cpus-left=, initd.wait-memory=, "

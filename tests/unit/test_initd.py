@@ -93,6 +93,22 @@ def test_the_kernel_sends_the_signal_that_is_taken_for_the_power_button() -> Non
     assert sent == taken and len(sent) == 1
 
 
+def test_each_file_uses_only_what_stands_above_it(tmp_path: Path) -> None:
+    sources = sorted((ROOT / "initd").glob("*.c"))
+    order = re.findall(r"^/\* (\w+)\.c\b", (ROOT / "initd/initd.h").read_text(), re.MULTILINE)
+    order.append("initd")
+    assert sorted(order) == [path.stem for path in sources]
+    subprocess.run(["musl-gcc", "-std=gnu11", "-c", *sources], check=True, cwd=tmp_path)
+    symbols = {}
+    for name in order:
+        listed = subprocess.run(["nm", "-P", tmp_path / f"{name}.o"], capture_output=True, text=True, check=True).stdout
+        symbols[name] = [line.split()[:2] for line in listed.splitlines()]
+    home = {symbol: name for name, found in symbols.items() for symbol, kind in found if kind == "T"}
+    used = {(name, home[symbol]) for name, found in symbols.items() for symbol, kind in found if symbol in home}
+    assert ("json", "say") in used
+    assert [(name, other) for name, other in used if order.index(other) > order.index(name)] == []
+
+
 INCLUDES = """
 #define _GNU_SOURCE
 #include <errno.h>
