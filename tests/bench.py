@@ -19,9 +19,7 @@ from pathlib import Path
 from minguest import settings
 from minguest.kernel import kbuild
 from minguest.util.run import run
-from tests import workshop
-
-ROOT = Path(__file__).parents[1]
+from tests import ROOT, workshop
 
 
 def seconds(*argv: str) -> float:

@@ -29,8 +29,8 @@ from minguest.model import Launch
 from minguest.util import files
 from minguest.util.errors import GuestError, ToolError
 from minguest.vm import emulator, launch
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 CARDS = (1, 2, 4, 8)
 BARS = ("16M", "256M", "4G", "16G", "64G", "128G", "256G")
 # Of middle brightness, to be read on white and on black: an SVG in a page is not told which theme GitHub shows.

@@ -26,8 +26,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from minguest.util import files
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 # What is taken away before a trial: of the copy's out/ (with its name GUEST-LINE as *), and of the store.
 STAGES = {
     "kernel": (("*/kernel",), ("kernels",)),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from minguest.model import Accel, Disk, Launch, Node
 from minguest.vm import launch, scripts
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 ABOUT = scripts.About("default-6.12", "6.12.94", "2025.02-8+deb13u1")
 KEY = "AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA=="
 # A card with its sound, and one alone.

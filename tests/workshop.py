@@ -18,8 +18,8 @@ from minguest.paths import Layout
 from minguest.release import assemble, layout
 from minguest.util import files
 from minguest.vm import cards, launch, report, scripts
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = Launch()
 REPORT = report.Report(
     complete=True,

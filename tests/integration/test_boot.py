@@ -17,7 +17,8 @@ from minguest.util.archive import gzip_bytes
 from minguest.util.errors import GuestError, ToolError
 from minguest.vm import arguments, emulator, kvm, launch, qemu, report
 from minguest.vm.launch import Words
-from tests.integration.conftest import LINE, ROOT, Doit
+from tests import ROOT
+from tests.integration.conftest import LINE, Doit
 
 INIT = "init"
 

@@ -15,7 +15,8 @@ from minguest.bundle import manifests
 from minguest.kernel import binary, kconfig
 from minguest.util import files
 from minguest.util.errors import UserError
-from tests.integration.conftest import LINE, ROOT, Doit
+from tests import ROOT
+from tests.integration.conftest import LINE, Doit
 
 
 def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:

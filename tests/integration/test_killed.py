@@ -13,7 +13,8 @@ import pytest
 
 from minguest import paths
 from minguest.boottest import runner
-from tests.integration.conftest import LINE, ROOT, Doit
+from tests import ROOT
+from tests.integration.conftest import LINE, Doit
 
 # Seconds: a boot takes at least as long; and until nothing is left of what was ended.
 BOOT_S = 2.5

@@ -13,7 +13,8 @@ from minguest.boottest.records import HEALTHY, Cell
 from minguest.diagnose import catalogue
 from minguest.model import Launch
 from minguest.util import fetch
-from tests.integration.conftest import LINE, ROOT, Doit
+from tests import ROOT
+from tests.integration.conftest import LINE, Doit
 
 KNOWN = catalogue.load(ROOT / "configs/pits")
 NO_KERNEL = [name for name, pit in KNOWN.items() if pit.dig and not any(each.options for each in pit.dig)]

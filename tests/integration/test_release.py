@@ -14,7 +14,7 @@ import pytest
 from minguest import paths
 from minguest.release import layout
 from minguest.vm import report
-from tests import registry, workshop
+from tests import ROOT, registry, workshop
 from tests.integration.conftest import LINE, Doit
 
 MINGUEST = Path(sys.executable).with_name("minguest")
@@ -145,8 +145,8 @@ def test_the_papers_name_no_machine(made: Path) -> None:
     """What is published tells nothing of the machine that made it."""
     for path in made.iterdir():
         content = path.read_bytes()
-        for word in (str(Path.home()), str(workshop.ROOT), os.uname().nodename):
+        for word in (str(Path.home()), str(ROOT), os.uname().nodename):
             if len(word) > 4:
                 assert word.encode() not in content, f"{path.name} names {word}"
     verdict = json.loads((made.parent / "boot-test/verdict.json").read_bytes())
-    assert str(workshop.ROOT) not in json.dumps(verdict)
+    assert str(ROOT) not in json.dumps(verdict)

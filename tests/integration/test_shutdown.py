@@ -16,7 +16,8 @@ from minguest.bundle import initrd
 from minguest.model import Disk, Launch
 from minguest.util.run import require
 from minguest.vm import arguments, launch, qemu, report
-from tests.integration.conftest import LINE, ROOT
+from tests import ROOT
+from tests.integration.conftest import LINE
 from tests.integration.test_cards import checks
 from tests.integration.test_wait import LINES
 

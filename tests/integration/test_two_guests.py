@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 from minguest import paths
-from tests.integration.conftest import LINE, ROOT, Doit
+from tests import ROOT
+from tests.integration.conftest import LINE, Doit
 
 STEPS = ("config", "initrd", "firmware")
 

@@ -12,7 +12,8 @@ from minguest import paths
 from minguest.bundle import initrd
 from minguest.model import Launch
 from minguest.vm import arguments, launch, qemu, report
-from tests.integration.conftest import LINE, ROOT
+from tests import ROOT
+from tests.integration.conftest import LINE
 
 GIB = 1 << 30
 NO_DEEDS = qemu.Deeds()

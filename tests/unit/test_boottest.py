@@ -23,7 +23,7 @@ from minguest.release import evidence
 from minguest.util import files
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.vm import arguments, cards, emulator, kvm, launch, report
-from tests import fake_qmp, launches, workshop
+from tests import ROOT, fake_qmp, launches, workshop
 from tests.fake_qmp import WELL
 
 LAUNCH = Launch(cmdline=("a=b",))
@@ -365,7 +365,7 @@ def test_a_test_needs_no_more_than_it_says() -> None:
 
 
 def test_breaches_are_of_what_is_launched(tmp_path: Path) -> None:
-    known = catalogue.load(workshop.ROOT / "configs/pits")
+    known = catalogue.load(ROOT / "configs/pits")
     (tmp_path / "kernel.config").write_text(sound(ACPI_HOTPLUG_MEMORY="n", NUMA="n", NR_CPUS="8"))
 
     def broken(**changes: Any) -> set[str]:
@@ -413,7 +413,7 @@ class Host:
 def sound(**changes: str) -> str:
     """A kernel's config that keeps the contract, memory hotplug's too, but for the changes."""
     wanted = msgspec.structs.replace(workshop.LAUNCH, max_memory="4G")
-    rules = catalogue.rules(catalogue.load(workshop.ROOT / "configs/pits"))
+    rules = catalogue.rules(catalogue.load(ROOT / "configs/pits"))
     meant: dict[str, str] = {"NR_CPUS": "64"}
     while broken := contract.check(rules, meant, wanted, "4.12"):
         meant |= {each.option: each.wanted.removeprefix("at least ") for each in broken}

@@ -11,9 +11,9 @@ import pytest
 from minguest import cli
 from minguest.boottest import runner
 from minguest.bundle import manifests
+from tests import ROOT
 
-CONSOLES = Path(__file__).parents[1] / "data" / "consoles"
-ROOT = Path(__file__).parents[2]
+CONSOLES = ROOT / "tests/data" / "consoles"
 # What the extras `build`, `s3` and `test` bring, by the names that are imported.
 NOT_THERE = ("doit", "jinja2", "elftools", "debian", "pefile", "kconfiglib", "cyclonedx", "boto3", "pytest", "oras")
 # What takes 5 to 60 ms each to import, and is imported where it is used: `doit list` shall not wait for it.

@@ -10,8 +10,8 @@ from minguest.kernel import contract
 from minguest.kernel.contract import Breach, Rule
 from minguest.model import Launch, Node
 from minguest.util.errors import UserError
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 OWN = catalogue.rules(catalogue.load(ROOT / "configs/pits"))
 
 

@@ -15,9 +15,8 @@ from minguest.diagnose.catalogue import Dig
 from minguest.model import Launch
 from minguest.util.errors import UserError
 from minguest.vm import report
-from tests import workshop
+from tests import ROOT, workshop
 
-ROOT = Path(__file__).parents[2]
 KNOWN = catalogue.load(ROOT / "configs/pits")
 PHASES = verdict.Phases(1.0, 1.0, 0.1, 2.1)
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of a kernel before its first boot, and how sure that is."""
 
-from pathlib import Path
-
 import msgspec
 import pytest
 
@@ -10,8 +8,8 @@ from minguest.diagnose import catalogue, doctor
 from minguest.kernel import kconfig
 from minguest.kernel.image import Image
 from minguest.model import Launch
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 PITS = catalogue.load(ROOT / "configs/pits")
 WHOLE = frozenset(doctor.look_for())
 

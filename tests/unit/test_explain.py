@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from minguest.kernel import explain
+from tests import ROOT
 
-TREE = Path(__file__).parents[1] / "data" / "kconfig" / "tree"
+TREE = ROOT / "tests/data" / "kconfig" / "tree"
 BROKEN = TREE.with_name("broken")
 
 BARE = """\

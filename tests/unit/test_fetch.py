@@ -23,9 +23,8 @@ import pytest
 from minguest.model import Source
 from minguest.util import fetch, progress, web
 from minguest.util.errors import ToolError, UserError
-from tests import small_disk
+from tests import ROOT, small_disk
 
-ROOT = Path(__file__).parents[2]
 CONTENT = random.Random(4).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2

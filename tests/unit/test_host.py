@@ -17,9 +17,9 @@ from minguest.host.vfio import Before, Write
 from minguest.model import Launch
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import emulator
+from tests import ROOT
 from tests.fake_sysfs import FakeHost
 
-ROOT = Path(__file__).parents[2]
 VGA, THREE_D, AUDIO, PCI_BRIDGE, HOST_BRIDGE, ISA_BRIDGE = 0x030000, 0x030200, 0x040300, 0x060400, 0x060000, 0x060100
 NVME, ETHERNET = 0x010802, 0x020000
 PORT, GPU, SOUND = "0000:00:01.0", "0000:01:00.0", "0000:01:00.1"
@@ -217,7 +217,7 @@ def test_the_command_for_root_works_without_the_users_path(fake: FakeHost, state
     program.parent.mkdir(parents=True)
     program.write_text(f"#!{sys.executable}\nimport sys\nfrom minguest.cli import main\nsys.exit(main())\n")
     program.chmod(0o755)
-    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
     bare = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": here["PYTHONPATH"]}
     words = ["--gpu", GPU, "--root", str(fake.root), "--state", str(state)]
     for argv, verb in (

@@ -14,8 +14,7 @@ from minguest.bundle import initrd
 from minguest.kernel import binary
 from minguest.util.errors import ToolError
 from minguest.vm import report
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pytest
 
 from minguest.bundle import initrd
 from minguest.util.errors import UserError
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "configs/templates/initrd.list.j2"
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from minguest.kernel import kconfig
 from minguest.kernel.kconfig import Option
 from minguest.util.errors import UserError
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 TREE = ROOT / "tests" / "data" / "kconfig" / "tree"
 
 GOOD = """\

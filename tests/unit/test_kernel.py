@@ -17,8 +17,9 @@ from minguest.kernel import kbuild, linked, source
 from minguest.paths import Store
 from minguest.util import files
 from minguest.util.errors import ToolError
+from tests import ROOT
 
-TREE = Path(__file__).parents[1] / "data/fakelinux"
+TREE = ROOT / "tests/data/fakelinux"
 CONFIG = "CONFIG_PACKET=y\n"
 # Shell: the word behind -o.
 FIND_OUT = 'OUT=; last=; for word; do [ "$last" = -o ] && OUT=$word; last=$word; done'

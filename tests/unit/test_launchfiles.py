@@ -13,9 +13,7 @@ from minguest.model import Accel, Disk, Launch
 from minguest.paths import DOMAIN, RUN_GUEST
 from minguest.util.errors import UserError
 from minguest.vm import arguments, emulator, launch, scripts
-from tests import launches
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT, launches
 
 
 @pytest.fixture

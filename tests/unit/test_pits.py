@@ -15,8 +15,8 @@ import pytest
 from minguest.diagnose import catalogue
 from minguest.util.errors import UserError
 from minguest.vm import report
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 CONSOLES = ROOT / "tests/data/consoles"
 # What was done, and the pit that it is.
 DUG = {

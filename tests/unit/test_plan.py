@@ -18,8 +18,8 @@ from minguest.vm import bar_window, bar_window_text, cards
 from minguest.vm.bar_window import Memory, opened
 from minguest.vm.bar_window_text import warnings
 from minguest.vm.cards import Bar, Card
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/cards"
 M, G, T = 2**20, 2**30, 2**40
 H100 = cards.described("nvidia-h100", FOLDER)

@@ -22,7 +22,7 @@ from minguest.publish import destination, pull
 from minguest.release import layout, sshsig
 from minguest.util import fetch, files, web
 from minguest.util.errors import MinguestError, ToolError, UserError
-from tests import faults, forgery, small_disk, workshop
+from tests import ROOT, faults, forgery, small_disk, workshop
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -252,7 +252,7 @@ def test_ended_from_outside_it_leaves_nothing(server: faults.Proxy, key: Path, t
     waiting = threading.Event()
     server.fault = lambda number, seen: waiting.wait(20) and None if seen.path.endswith("bzImage") else None
     argv = [sys.executable, "-m", "minguest.cli", "pull", f"http://{server.address}/1.0", "--key", f"{key}.pub"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(workshop.ROOT), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         end = time.monotonic() + 20
         while not any(seen.path.endswith("OVMF_VARS.fd") for seen in server.seen) and time.monotonic() < end:
@@ -398,7 +398,7 @@ def test_what_a_killed_run_left_is_cleared_and_a_running_one_is_not(
         argv = [sys.executable, "-m", "minguest.cli", "pull", f"http://{server.address}/1.0", "--key", f"{key}.pub"]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(workshop.ROOT), *sys.path]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
             "MINGUEST_CACHE": str(tmp_path / f"cache-{time.monotonic()}"),
         }
         before = len(server.seen)

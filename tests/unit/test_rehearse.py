@@ -14,8 +14,8 @@ from minguest.model import Disk, Launch, Node
 from minguest.util.errors import UserError
 from minguest.vm import cards, launch, report
 from minguest.vm.qemu import Ending, Run
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 CARDS = (cards.Gpu("card0", "secondary-vga", model="secondary-vga"), cards.Gpu("card1", "bar:64G", bar=64 << 30))
 SPEC = launch.Spec(
     "q35", "kvm", "max", 2, 64, 512 << 20, (cards.Gpu("gpu0", "0000:01:00.0", host="0000:01:00.0"),), (), 240

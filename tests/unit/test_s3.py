@@ -22,9 +22,8 @@ import pytest
 from minguest.publish import s3, versions
 from minguest.release import layout
 from minguest.util.errors import ToolError, UserError
-from tests import fake_release, faults
+from tests import ROOT, fake_release, faults
 
-ROOT = Path(__file__).parents[2]
 BUCKET = "releases"
 NEW_SESSION = boto3.session.Session
 # A session reads a large description of S3 from the disk: once is enough.

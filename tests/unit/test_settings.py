@@ -10,8 +10,8 @@ import pytest
 from minguest import settings
 from minguest.model import Disk, Guest, Launch, Node, Source
 from minguest.util.errors import UserError
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 GOOD = 'name = "x"\nkernel = ["6.12"]\n'
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from minguest.kernel import pgp
 from minguest.util.errors import ToolError, UserError
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data/signature"
 SIGNED = (DATA / "tiny.tar.sign").read_bytes()
 FINGERPRINT = "B048441603F47044AE4CD880B65865C5E77CDE4B"

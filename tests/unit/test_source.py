@@ -16,6 +16,7 @@ import pytest
 from minguest.kernel import source
 from minguest.model import Choice, Guest, Signature, Source, Sources
 from minguest.util.errors import ToolError, UserError
+from tests import ROOT
 
 OLD = Source("4.12.14", ("https://a/x", "https://b/x"), "1" * 64, "GPL-2.0-only")
 NEW = Source("6.12.94", ("https://c/x",), "2" * 64, "GPL-2.0-only")
@@ -276,7 +277,7 @@ def test_a_patch_that_does_not_fit_leaves_no_tree(tmp_path: Path, patches: Path)
 
 # ── a pinned source, from a server ──
 
-SIGNED = Path(__file__).parents[1] / "data/signature"
+SIGNED = ROOT / "tests/data/signature"
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 DODO = """
 from pathlib import Path
 from minguest.tasks import project, reporter
@@ -42,7 +44,7 @@ def place(tmp_path: Path) -> Path:
 
 def doit(place: Path) -> list[str]:
     """The steps that ran."""
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     argv = [sys.executable, "-m", "doit", "--backend", "sqlite3", "--db-file", ".db"]
     result = subprocess.run(
         argv, cwd=place, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False

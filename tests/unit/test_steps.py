@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from minguest.paths import Layout
-from tests import workshop
+from tests import ROOT, workshop
 
-ROOT = Path(__file__).parents[2]
 CONSOLE = ROOT / "tests/data/consoles/6.12-efi-off.log"
 NOTHING = "nothing to do: everything is up to date"
 YEAR = 365 * 24 * 3600

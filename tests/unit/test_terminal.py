@@ -19,9 +19,8 @@ from minguest.paths import Layout
 from minguest.release import layout
 from minguest.tasks import reporter
 from minguest.util import files, terminal
-from tests import workshop
+from tests import ROOT, workshop
 
-ROOT = Path(__file__).parents[2]
 CONSOLE = ROOT / "tests/data/consoles/6.12-efi-off.log"
 MINGUEST = [sys.executable, "-m", "minguest.cli"]
 # Seconds until a command that waits for a lock has said so.

@@ -8,8 +8,9 @@ import pytest
 from minguest.kernel import source, variants
 from minguest.paths import Store
 from minguest.util.errors import UserError
+from tests import ROOT
 
-TREE = Path(__file__).parents[1] / "data/fakelinux"
+TREE = ROOT / "tests/data/fakelinux"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from minguest.release import layout, sshsig
-from tests import workshop
+from tests import ROOT, workshop
 from tests.forgery import change_statement, sign_again
 
 # Bytes of memory that the whole program may have, and seconds that it may take here.
@@ -69,7 +69,7 @@ def look(folder: Path, key: Path, *, holds: bool = False) -> str:
         [sys.executable, "-c", WATCH, str(MEMORY), str(SECONDS), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(workshop.ROOT), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         check=True,
     )
     said, _, used = done.stdout.decode().rstrip("\n").rpartition("\n")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from minguest import paths
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 PITS = ROOT / "configs" / "pits"
 
 
