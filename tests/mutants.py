@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do the tests of a module notice when it is wrong? Changes it in one place at a time, and looks.
 
-    python -m tests.mutants minguest/boottest/verdict.py --tests tests/unit/test_verdict.py [--count 22] [--seed N]
+    python -m tests.mutants minguest/boottest/verdict.py --tests tests/unit/boottest/test_verdict.py
 
 A mutant is the module with one small fault: another comparison, a negated condition, a changed number, operator or
 key, a statement or a call left out, a branch removed. Docstrings, messages and types stay. The mutants are spread over

@@ -3,7 +3,7 @@
 
 A model of three programs, each rule beside its function. QEMU lays out memory; OVMF's PlatformInitLib (MemDetect.c)
 opens one window for all 64-bit BARs; edk2's PciBusDxe (PciResourceSupport.c) packs root ports and BARs into it. Linux
-keeps what they did. Real boots of OVMF 2025.02 under QEMU 7.2 agree; tests/unit/test_plan.py lists them.
+keeps what they did. Real boots of OVMF 2025.02 under QEMU 7.2 agree; tests/unit/vm/test_bar_window.py lists them.
 """
 
 import re

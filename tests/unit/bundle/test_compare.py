@@ -20,7 +20,7 @@ from minguest.bundle import compare, cpio, openers
 from minguest.bundle.reproduction import Difference
 from minguest.util import run
 from minguest.util.errors import ToolError, UserError
-from tests.unit.test_binary import header, with_pe
+from tests.unit.kernel.test_binary import header, with_pe
 
 Compare = Callable[[bytes, bytes], list[Difference]]
 

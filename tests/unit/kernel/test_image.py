@@ -22,9 +22,9 @@ from minguest.bundle import cpio
 from minguest.kernel import binary, image
 from minguest.kernel.image import Image
 from minguest.util.errors import UserError
-from tests.unit.test_binary import header, with_pe
-from tests.unit.test_compare import image as bzimage
-from tests.unit.test_compare import with_size, zstd
+from tests.unit.bundle.test_compare import image as bzimage
+from tests.unit.bundle.test_compare import with_size, zstd
+from tests.unit.kernel.test_binary import header, with_pe
 
 Read = Callable[..., Image]
 VERSION = "6.1.0-9-foreign (me@host) #1 SMP Debian 6.1.1 (2026-01-01)"
