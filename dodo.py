@@ -131,7 +131,7 @@ def task_rehearse():
 
 
 def task_pits():
-    """the sabotage matrix: dig every known pit, and see that its first boot names it; only=ID,…"""
+    """the fault matrix: injects every known pit, and checks that its first boot names it; only=ID,…"""
     return PROJECT.pits_step()
 
 

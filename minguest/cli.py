@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("folder", type=Path, help="a release or bundle")
     command.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict; else FOLDER.boot-test")
-    for name, text in runner.WORDS.items():
+    for name, text in runner.OPTIONS.items():
         command.add_argument(f"--{name}", default="", help=text)
     for name, text in runner.FLAGS.items():
         command.add_argument(f"--{name}", action="store_true", help=text)
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whether this host can give a card to a guest, and what to do",
         description="Reads, never writes. Exit status 0 when nothing that a passthrough needs is wrong.",
     )
-    command.add_argument("folder", type=Path, nargs="?", help="a release or bundle: its launch is what is asked for")
+    command.add_argument("folder", type=Path, nargs="?", help="a release or bundle: its launch is what is requested")
     command.add_argument("--gpu", default="", metavar="BDF,…", help="the host's cards; else those of the launch")
     command.add_argument("--memory", default="", metavar="SIZE", help="of the guest, such as 2G; else the launch's")
     command.set_defaults(run=_host_check)
@@ -198,8 +198,8 @@ def _boot_test(words: argparse.Namespace) -> int:
     work: Path = (words.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
     work.mkdir(parents=True, exist_ok=True)
     bench = runner.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
-    asked = launch.Words(**{name: getattr(words, name) for name in launch.Words.__struct_fields__})
-    runner.run(bench, asked, manifest.guest.launch, _say)
+    requested = launch.Options(**{name: getattr(words, name) for name in launch.Options.__struct_fields__})
+    runner.run(bench, requested, manifest.guest.launch, _say)
     print(f"console, report and verdict: {bench.folder}")
     return 0
 

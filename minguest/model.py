@@ -36,7 +36,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """configs/sources.toml: kernels by line, firmware by name."""
+    """configs/sources.toml: kernels by series, firmware by name."""
 
     kernel: Mapping[str, Source]
     firmware: Mapping[str, Source]
@@ -116,7 +116,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     kernel: tuple[str, ...]
-    """Lines in the order of preference."""
+    """Series in the order of preference."""
     fragments: tuple[str, ...] = ("*",)
     """Globs over the names in configs/kernel/ (`20-efi`, `*`), or paths of fragments from the project's root."""
     options: Mapping[str, str | int | bool] = {}
@@ -131,8 +131,8 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which kernel is built, and why: kept in out/ until the user changes it."""
 
     wanted: tuple[str, ...]
-    """The guest's list, or the one line that the user insisted on."""
-    line: str
+    """The guest's list, or the one series that the user insisted on."""
+    series: str
     version: str
     reason: str
     source: str | None = None

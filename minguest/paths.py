@@ -32,7 +32,7 @@ class Store:
 
     @property
     def configs(self) -> Path:
-        """What Kconfig answered, by what it was asked."""
+        """What Kconfig answered, by what it was requested."""
         return self.folder / "configs"
 
     @property
@@ -58,11 +58,11 @@ class Store:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths below the project's `root`, for one `guest` and one `line`. All of out/ can be deleted at any time."""
+    """Paths below the project's `root`, for one `guest` and one `series`. All of out/ can be deleted at any time."""
 
     root: Path
     guest: str
-    line: str
+    series: str
 
     @property
     def configs(self) -> Path:
@@ -110,7 +110,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        return f"{self.guest}-{self.line}"
+        return f"{self.guest}-{self.series}"
 
     @property
     def work(self) -> Path:
@@ -160,7 +160,7 @@ class Layout:
 
     @property
     def matrices(self) -> Path:
-        """The sabotage matrices of all guests and lines, and their page."""
+        """The fault matrices of all guests and series, and their page."""
         return self.out / "pits"
 
     @property

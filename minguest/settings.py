@@ -18,6 +18,8 @@ from minguest.util.errors import UserError
 
 T = TypeVar("T")
 
+# Former names of keys, and what they are called now.
+RENAMED = {"mend": "fix", "dig": "inject", "sabotage": "fault", "line": "series", "lines": "series"}
 # What other programs call a key, and what it is called here: QEMU, libvirt, Ceph, Proxmox.
 ELSEWHERE = {
     **dict.fromkeys(("ram", "mem", "memory_size"), "memory"),
@@ -69,7 +71,7 @@ def guest(path: Path) -> Guest:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9_.]+)*", found.name):
         raise UserError(f"{path}: name = {found.name!r} becomes a folder's name: use a-z, 0-9, '-', '_' and '.'")
     if not found.kernel:
-        raise UserError(f"{path}: kernel = [] names no line", 'for example kernel = ["4.12", "6.12"]')
+        raise UserError(f"{path}: kernel = [] names no series", 'for example kernel = ["4.12", "6.12"]')
     check_cpus(launch.cpus, f"{path}: launch.cpus")
     if launch.max_cpus < launch.cpus:
         raise UserError(
@@ -189,6 +191,8 @@ def _explain(message: str, document: dict[str, Any], kind: type) -> str:
     key, where = unknown[1], (unknown[2] or "").lstrip(".")
     known = _fields_at(kind, where)
     full = f"{where}.{key}" if where else key
+    if (new := RENAMED.get(key)) in known:
+        return f"unknown key `{full}`; it is called `{new}` now"
     meant = ELSEWHERE.get(key.lower().replace("-", "_"))
     if meant in known:
         return f"unknown key `{full}`; nearest known key: `{meant}`"

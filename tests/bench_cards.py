@@ -84,7 +84,7 @@ def missing(found: Found, times: int) -> list[Combination]:
 def boot(work: Path, folder: Path, wanted: Launch, cards: int, bar: str) -> Boot:
     """One boot test of the bundle in `work` with the launch `wanted`; `folder` gets what it saw."""
     bench = runner.Bench(work.name, work / "bundle", folder, work / "kvm.json", paths.known_pits())
-    words = launch.Words(gpu=",".join([f"bar:{bar}"] * cards), accel="tcg")
+    words = launch.Options(gpu=",".join([f"bar:{bar}"] * cards), accel="tcg")
     try:
         runner.run(bench, words, wanted, lambda _: None)
     except GuestError:

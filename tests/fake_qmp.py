@@ -9,7 +9,7 @@ As a module it installs itself; as a program it plays `scene.json`, which lies b
 - `answers`, by command: a value; {"error": text}; {"raw": line}, where ID stands for the command's; "hang", "close" or
   "die" in place of an answer. `greeting` is a line likewise; null: there is no socket.
 
-What it was asked is in heard.jsonl, a line a command. It needs no package and starts fast.
+What it was requested is in heard.jsonl, a line a command. It needs no package and starts fast.
 """
 
 import json

@@ -43,7 +43,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Proxy(ThreadingHTTPServer):
-    """`fault` is asked for each request, by its number from 0 and with half of its body; `change` may alter the
+    """`fault` is requested each request, by its number from 0 and with half of its body; `change` may alter the
     server's answer."""
 
     daemon_threads = True

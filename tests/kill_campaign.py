@@ -154,13 +154,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="a folder to work in that stays; else a temporary one")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     # In the background a shell lets SIGINT be ignored, which what is started here would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    words = [f"kernel={asked.kernel}", *([f"source={asked.source}"] if asked.source else [])]
-    chance = random.Random(asked.seed)
+    words = [f"kernel={requested.kernel}", *([f"source={requested.source}"] if requested.source else [])]
+    chance = random.Random(requested.seed)
     with ExitStack() as at_end:
-        place = asked.work or at_end.enter_context(
+        place = requested.work or at_end.enter_context(
             tempfile.TemporaryDirectory(prefix="minguest-campaign-", dir="/var/tmp")
         )
         site = Site(Path(place).absolute(), words)
@@ -174,7 +174,7 @@ def main() -> int:
         _, usual = site.build()
         print(f"with ccache: {usual:.0f} s; the same: {site.bundle() == clean}", flush=True)
         results: Counter[str] = Counter()
-        while results["killed"] < asked.kills:
+        while results["killed"] < requested.kills:
             was_killed, what, fault = trial(site, clean, usual, chance)
             results["wrong" if fault else "right"] += 1
             results["killed"] += was_killed
@@ -183,7 +183,7 @@ def main() -> int:
                 flush=True,
             )
         killed, right, wrong = (results[key] for key in ("killed", "right", "wrong"))
-        print(f"linux {asked.kernel}, seed {asked.seed}: {killed} killed; {right} right, {wrong} wrong")
+        print(f"linux {requested.kernel}, seed {requested.seed}: {killed} killed; {right} right, {wrong} wrong")
         return 1 if wrong else 0
 
 

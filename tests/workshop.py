@@ -55,7 +55,7 @@ def facts(**kernel: Any) -> dict[str, Any]:
     return {
         "guest": {"name": "default", "kernel": ["4.12"], "launch": msgspec.to_builtins(LAUNCH)},
         "kernel": {
-            "wanted": ["4.12"], "line": "4.12", "version": "4.12.14", "reason": "in the cache",
+            "wanted": ["4.12"], "series": "4.12", "version": "4.12.14", "reason": "in the cache",
             "origin": "sha256:" + "a" * 64, "urls": ["https://example.org/linux-4.12.14.tar.xz"],
             "licence": "GPL-2.0-only WITH Linux-syscall-note", "signature": "not verified: a test",
             "patches": [{"file": patch(), "sha256": files.sha256(ROOT / "configs/kernel/patches" / patch()),
@@ -98,7 +98,7 @@ def build(
 def launch_files(at: Layout, told: Mapping[str, Any], sysfs: Path = Path("/sys")) -> dict[str, str]:
     """run-guest and domain.xml of LAUNCH, as a machine with this /sys makes them."""
     about = scripts.About(at.name, told["kernel"]["version"], told["firmware"]["version"])
-    return scripts.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.line, sysfs, ""))
+    return scripts.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.series, sysfs, ""))
 
 
 def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "pass") -> None:
@@ -114,7 +114,7 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
         phases=verdict.Phases(2.0, 1.0, 0.01, 3.1),
         ending="power-off",
     )
-    outcome = runner.Outcome(manifest.files, LAUNCH, spec, "7.2", "tcg as asked", ("qemu",), judged)
+    outcome = runner.Outcome(manifest.files, LAUNCH, spec, "7.2", "tcg as requested", ("qemu",), judged)
     folder = at.evidence / f"boot-test-{machine}-{cpus}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "console.log").write_text("Linux version 4.12\n<b>no markup</b>\n")
@@ -123,7 +123,7 @@ def tested(at: Layout, machine: Machine = "q35", cpus: int = 4, result: str = "p
 
 
 def make(at: Layout, signing: Path | None, version: str = "1.0", since: Path | None = None) -> layout.Release:
-    """doit release, quietly; without a key an unsigned one, as asked."""
+    """doit release, quietly; without a key an unsigned one, as requested."""
     return assemble.make(at, version, signing, since, unsigned=signing is None, say=quiet)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be done to a healthy guest beside its config, command line and launch: by name, for the [[dig]] of a pit."""
+"""Faults that are no change of config, command line or launch: what the `fault` of a pit's [[inject]] can name."""
 
 import gzip
 import hashlib
@@ -139,7 +139,7 @@ POWERS_OFF = bytes.fromhex("b8a9000000 bfaddee1fe be69191228 badcfe2143 0f05 ebf
 # mmap(NULL, 1 MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0), for ever
 EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 4531c9 b809000000 0f05 ebdb")
 
-SABOTAGE: Mapping[str, Callable[[Parts], None]] = {
+FAULTS: Mapping[str, Callable[[Parts], None]] = {
     "console=elsewhere": _word(f"console={arguments.CONSOLE}", "console=ttyS1"),
     "firmware=odd-size": _file("code", lambda code: code[:-1000]),
     "firmware=seabios": _cut("if=pflash"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digs pits: starts a guest with one thing wrong, and compares what its verdict names with what was done to it.
+"""Injects faults: starts a guest with one thing wrong, and compares what its verdict names with what was done to it.
 
-The cells of all pits on one line, healthy guests among them, are the matrix.
+The cells of all pits on one series, healthy guests among them, are the matrix.
 """
 
 import difflib
@@ -16,7 +16,7 @@ import msgspec
 
 from minguest import paths
 from minguest.boottest import runner
-from minguest.boottest.faults import SABOTAGE, Parts
+from minguest.boottest.faults import FAULTS, Parts
 from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
@@ -28,22 +28,22 @@ from minguest.vm import arguments, emulator, launch
 
 # Seconds after which a guest that says nothing more counts as lost; a healthy one is done in four to ten.
 TIMEOUT = 40
-# What a dig may need of the machine.
+# What an injection may need of the machine.
 NEEDS = {"broken-kvm": "a /dev/kvm that opens and cannot run this guest"}
 NODES = [{"cpus": "0-1", "memory": "512M"}, {"cpus": "2-3", "memory": "512M"}]
 # Guests with nothing wrong, in the same run: they must pass, and no pit may be named.
 CONTROLS = (
-    catalogue.Dig("as-built"),
-    catalogue.Dig("1-cpu", launch={"cpus": 1}),
-    catalogue.Dig("pc-8-cpus", launch={"machine": "pc", "cpus": 8}),
-    catalogue.Dig("256M", launch={"memory": "256M"}),
-    catalogue.Dig("two-other-cards", launch={"gpus": ["virtio-gpu-pci", "bochs-display"]}),
-    catalogue.Dig("bar-16G", launch={"gpus": ["bar:16G"]}),
-    catalogue.Dig("bar-256G", launch={"gpus": ["bar:256G"]}),
-    catalogue.Dig("two-nodes", launch={"numa": NODES}),
-    catalogue.Dig("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
+    catalogue.Injection("as-built"),
+    catalogue.Injection("1-cpu", launch={"cpus": 1}),
+    catalogue.Injection("pc-8-cpus", launch={"machine": "pc", "cpus": 8}),
+    catalogue.Injection("256M", launch={"memory": "256M"}),
+    catalogue.Injection("two-other-cards", launch={"gpus": ["virtio-gpu-pci", "bochs-display"]}),
+    catalogue.Injection("bar-16G", launch={"gpus": ["bar:16G"]}),
+    catalogue.Injection("bar-256G", launch={"gpus": ["bar:256G"]}),
+    catalogue.Injection("two-nodes", launch={"numa": NODES}),
+    catalogue.Injection("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
 )
-# The modules that dig and judge: what they found is not kept when they change.
+# The modules that inject and judge: what they found is not kept when they change.
 CODE = (
     "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "kernel/contract",
     "util/pci", "util/units", "vm/arguments", "vm/bar_window", "vm/bar_window_text", "vm/cards", "vm/disks",
@@ -54,27 +54,27 @@ Kernels = Callable[[Mapping[str, str | int | bool]], Path]
 
 
 class Site(msgspec.Struct, frozen=True):
-    """Where is dug."""
+    """Where faults are injected."""
 
     bench: runner.Bench
     """Of the guest that is healthy."""
     launch: Launch
     known: Mapping[str, catalogue.Pit]
     folder: Path
-    """Gets matrix.json and, in runs/, a folder a dig."""
+    """Gets matrix.json and, in runs/, a folder an injection."""
     package: Path
     """Debian's package of OVMF."""
     kernels: Kernels
 
 
 def verify(known: Mapping[str, catalogue.Pit]) -> None:
-    """Check that every dig can be understood; UserError names pit and value."""
+    """Check that every injection can be understood; UserError names pit and value."""
     for name, pit in known.items():
-        for each in pit.dig:
-            where = f"{name}.toml: [[dig]] {each.name}".rstrip()
-            for word in each.sabotage:
-                if word not in SABOTAGE:
-                    raise UserError(f"{where}: sabotage = {word!r}: not known", f"known: {', '.join(SABOTAGE)}")
+        for each in pit.inject:
+            where = f"{name}.toml: [[inject]] {each.name}".rstrip()
+            for word in each.fault:
+                if word not in FAULTS:
+                    raise UserError(f"{where}: fault = {word!r}: not known", f"known: {', '.join(FAULTS)}")
             if each.needs and each.needs not in NEEDS:
                 raise UserError(f"{where}: needs = {each.needs!r}: not known", f"known: {', '.join(NEEDS)}")
             if bool(each.cannot) == _changes(each):
@@ -85,23 +85,25 @@ def verify(known: Mapping[str, catalogue.Pit]) -> None:
                 raise UserError(f"{where}: launch: {error}") from error
 
 
-def plan(known: Mapping[str, catalogue.Pit], line: str, only: Sequence[str]) -> list[tuple[str, catalogue.Dig]]:
-    """What is dug, in this order: controls, what needs no other kernel, the rest. UserError for an unknown id."""
-    names = [HEALTHY, *(name for name, pit in known.items() if pit.dig)]
+def plan(known: Mapping[str, catalogue.Pit], series: str, only: Sequence[str]) -> list[tuple[str, catalogue.Injection]]:
+    """What is injected, in this order: controls, what needs no other kernel, the rest. UserError for an unknown id."""
+    names = [HEALTHY, *(name for name, pit in known.items() if pit.inject)]
     if unknown := [name for name in only if name not in names]:
         near = difflib.get_close_matches(unknown[0], names, 1)
         raise UserError(
-            f"only={unknown[0]}: no pit that can be dug",
+            f"only={unknown[0]}: no pit that can be brought about",
             f"nearest: {near[0]}" if near else f"known: {', '.join(names)}",
         )
-    digs = [(HEALTHY, each) for each in CONTROLS]
-    digs += [(name, each) for name, pit in known.items() for each in pit.dig if not each.lines or line in each.lines]
-    chosen = [(name, each) for name, each in digs if not only or name in only]
+    injections = [(HEALTHY, each) for each in CONTROLS]
+    injections += [
+        (name, each) for name, pit in known.items() for each in pit.inject if not each.series or series in each.series
+    ]
+    chosen = [(name, each) for name, each in injections if not only or name in only]
     return sorted(chosen, key=lambda pair: bool(pair[1].options))
 
 
 def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
-    """Dig, and write matrix.json after every cell. Cells of an earlier run on the same bytes and pits are kept."""
+    """Inject, and write matrix.json after every cell. Cells of an earlier run on the same bytes and pits are kept."""
     with files.lock(site.folder / ".run", lambda: say("waiting for another matrix")):
         return _run(site, only, say)
 
@@ -109,17 +111,17 @@ def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
 def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
     verify(site.known)
     manifest = manifests.load(site.bench.bundle)
-    line = manifest.kernel.line
-    chosen = plan(site.known, line, only)
+    series = manifest.kernel.series
+    chosen = plan(site.known, series, only)
     key = key_of(manifest, site.launch, site.known)
     kept = load(site.folder)
     cells = {cell.id: cell for cell in kept.cells} if kept and kept.key == key else {}
-    order = [_cell(site, name, each).id for name, each in plan(site.known, line, ())]
+    order = [_cell(site, name, each).id for name, each in plan(site.known, series, ())]
 
     def keep() -> Matrix:
         made = tuple(cells[each] for each in order if each in cells)
         whole = len(made) == len(order)
-        matrix = Matrix(MATRIX_SCHEMA, line, manifest.kernel.version, manifest.files, key, whole, made)
+        matrix = Matrix(MATRIX_SCHEMA, series, manifest.kernel.version, manifest.files, key, whole, made)
         files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
         return matrix
 
@@ -127,15 +129,15 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
         # Forgotten first: its console is about to go.
         cells.pop(_cell(site, name, each).id, None)
         keep()
-        cell = _dig(site, name, each, manifest)
+        cell = _inject(site, name, each, manifest)
         say(row(cell))
         cells[cell.id] = cell
     return keep()
 
 
 def key_of(manifest: manifests.Manifest, wanted: Launch, known: Mapping[str, catalogue.Pit]) -> str:
-    """What a matrix must have been dug with to tell of this bundle, launch and these pits."""
-    judged = [(name, pit.layer, pit.symptom, pit.require, pit.leads_to, pit.dig) for name, pit in known.items()]
+    """What a matrix must have been made with to tell of this bundle, launch and these pits."""
+    judged = [(name, pit.layer, pit.symptom, pit.require, pit.leads_to, pit.inject) for name, pit in known.items()]
     code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in CODE]
     return hashlib.sha256(
         msgspec.json.encode([MATRIX_SCHEMA, manifest.files, wanted, CONTROLS, judged, code])
@@ -166,12 +168,12 @@ def summary(cells: Iterable[Cell]) -> str:
 
 
 def page(template: Path, matrices: Sequence[Matrix], folders: Sequence[str]) -> str:
-    """The page of all lines: a row a dig, a cell a line. `folders` are the matrices' own, relative to the page."""
+    """The page: a row for each injection, a column for each series. `folders` are relative to the page."""
     by_line = [{cell.id: cell for cell in matrix.cells} for matrix in matrices]
     names = list(dict.fromkeys(name for cells in by_line for name in cells))
     return templates.render(
         template,
-        lines=list(zip(matrices, folders, strict=True)),
+        all_series=list(zip(matrices, folders, strict=True)),
         rows=[
             (next(cells[name] for cells in by_line if name in cells), [c.get(name) for c in by_line]) for name in names
         ],
@@ -180,20 +182,20 @@ def page(template: Path, matrices: Sequence[Matrix], folders: Sequence[str]) -> 
     )
 
 
-def _changes(each: catalogue.Dig) -> bool:
-    return bool(each.options or each.cmdline or each.launch or each.plug or each.sabotage)
+def _changes(each: catalogue.Injection) -> bool:
+    return bool(each.options or each.cmdline or each.launch or each.plug or each.fault)
 
 
-def _launch(base: Launch, each: catalogue.Dig) -> Launch:
-    """The healthy guest's launch with what the dig changes."""
+def _launch(base: Launch, each: catalogue.Injection) -> Launch:
+    """The healthy guest's launch with what the injection changes."""
     changed = {**msgspec.to_builtins(base), "timeout": TIMEOUT, **each.launch}
     return msgspec.convert({**changed, "cmdline": [*base.cmdline, *each.cmdline]}, Launch)
 
 
-def _cell(site: Site, name: str, each: catalogue.Dig) -> Cell:
+def _cell(site: Site, name: str, each: catalogue.Injection) -> Cell:
     title = site.known[name].title if name in site.known else "a guest with nothing wrong"
     done = [f"CONFIG_{option}={kconfig.spell(value)}" for option, value in each.options.items()]
-    done += [*each.cmdline, *each.sabotage]
+    done += [*each.cmdline, *each.fault]
     done += [f"{key}={value}" for key, value in each.launch.items()]
     done += [f"plugged: {key} {value}" for key, value in each.plug.items()]
     if name == HEALTHY:
@@ -203,7 +205,7 @@ def _cell(site: Site, name: str, each: catalogue.Dig) -> Cell:
     return Cell(name, each.name, title, ", ".join(done) or "nothing", wanted, "", "NOT RUN", each.cannot)
 
 
-def _dig(site: Site, name: str, each: catalogue.Dig, manifest: manifests.Manifest) -> Cell:
+def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifests.Manifest) -> Cell:
     """Bring one pit about and see what is named. An error is a cell that is wrong, not an exception."""
     cell = _cell(site, name, each)
     folder = site.folder / "runs" / cell.id
@@ -231,14 +233,14 @@ def _dig(site: Site, name: str, each: catalogue.Dig, manifest: manifests.Manifes
 
 
 def _try(
-    site: Site, each: catalogue.Dig, manifest: manifests.Manifest, folder: Path
+    site: Site, each: catalogue.Injection, manifest: manifests.Manifest, folder: Path
 ) -> tuple[runner.Trial | None, str]:
     """What came of it; or None, and why it cannot be tried on this machine."""
     wanted = _launch(site.launch, each)
-    words = launch.Words(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
-    # The kernel may be for fewer CPUs than are asked for: that is what is tried.
-    line = manifest.kernel.line
-    spec = launch.settle(wanted, words, wanted.max_cpus, emulator.display_models(), runner.SYSFS, line)
+    words = launch.Options(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
+    # The kernel may be for fewer CPUs than are requested: that is what is tried.
+    series = manifest.kernel.series
+    spec = launch.settle(wanted, words, wanted.max_cpus, emulator.display_models(), runner.SYSFS, series)
     healthy, why = runner.accelerator(
         site.bench, msgspec.structs.replace(spec, accel="auto"), emulator.version(), manifest
     )
@@ -252,8 +254,8 @@ def _try(
     parts = Parts(
         folder, site.package, base / "OVMF_CODE.fd", base / "OVMF_VARS.fd", own / "bzImage", base / "initrd.img"
     )
-    for word in each.sabotage:
-        SABOTAGE[word](parts)
+    for word in each.fault:
+        FAULTS[word](parts)
     files.copy(parts.variables, folder / "OVMF_VARS.fd")
     argv = arguments.argv(
         spec,
@@ -264,7 +266,7 @@ def _try(
     )
     for edit in parts.edits:
         argv = edit(argv)
-    breaches = runner.breaches_of(site.known, own / "kernel.config", wanted, spec, line)
+    breaches = runner.breaches_of(site.known, own / "kernel.config", wanted, spec, series)
     trial = runner.attempt(spec, argv, folder, site.known, breaches, nmi=parts.nmi)
     if trial.verdict:
         files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(trial.verdict)))
@@ -286,14 +288,14 @@ def _got(trial: runner.Trial) -> str:
     return f"{text}; pit {named}" if named else text
 
 
-def _blind(site: Site, name: str, each: catalogue.Dig) -> str:
+def _blind(site: Site, name: str, each: catalogue.Injection) -> str:
     """What must be named where the kernel's config is not known."""
     if each.blind is not None:
         return each.blind
     return name if name in site.known and site.known[name].symptom else ""
 
 
-def against(name: str, each: catalogue.Dig, trial: runner.Trial, blind: str) -> str:
+def against(name: str, each: catalogue.Injection, trial: runner.Trial, blind: str) -> str:
     """What of the trial is not as it must be; empty if all is."""
     against = []
     results = ("pass",) if name == HEALTHY else each.result

@@ -15,12 +15,12 @@ HEALTHY = "healthy"
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One dig on one line: what was done, what must follow, what came of it."""
+    """One injection on one series: what was done, what must follow, what came of it."""
 
     pit: str
     """Its id; HEALTHY for a control."""
     name: str
-    """Tells the digs of a pit apart."""
+    """Tells the injections of a pit apart."""
     title: str
     done: str
     wanted: str
@@ -41,18 +41,18 @@ class Matrix(msgspec.Struct, frozen=True):
     """matrix.json: the cells of one line."""
 
     schema: int
-    line: str
+    series: str
     version: str
     """Of the kernel."""
     bundle: dict[str, File]
     key: str
-    """Of all that a cell hangs on: bundle, launch, how pits are seen and dug, and this program's code."""
+    """Of all that a cell hangs on: bundle, launch, how pits are recognised and injected, and this program's code."""
     whole: bool
     """Whether every pit has all of its cells, and every control."""
     cells: tuple[Cell, ...]
 
 
-class Words(msgspec.Struct, frozen=True):
+class Options(msgspec.Struct, frozen=True):
     """What the user typed after rehearse."""
 
     gpu: str = "secondary-vga"
@@ -76,7 +76,7 @@ class Rehearsal(msgspec.Struct, frozen=True):
     schema: int
     bundle: dict[str, File]
     host: dict[str, File]
-    words: Words
+    words: Options
     qemu: str
     result: Literal["pass", "failed", "lost"]
     checks: tuple[Check, ...]

@@ -19,7 +19,7 @@ import msgspec
 
 from minguest import settings
 from minguest.boottest import runner, verdict
-from minguest.boottest.records import REHEARSAL_SCHEMA, Check, Rehearsal, Words
+from minguest.boottest.records import REHEARSAL_SCHEMA, Check, Options, Rehearsal
 from minguest.bundle import manifests
 from minguest.host.survey import VFIO
 from minguest.model import Launch
@@ -60,7 +60,7 @@ SCRIPT, STEP_FILE = "rehearse", "steps"
 OWNERS = ("before", "during", "after")
 
 # What a user may say of one rehearsal.
-WORDS = {
+OPTIONS = {
     "gpu": "the emulated cards, with commas: models, or bar:SIZE; secondary-vga if left out",
     "cpus": "how many CPUs the guest has; 2 if left out",
     "memory": "how much memory the guest has; 512M if left out",
@@ -91,7 +91,7 @@ class Step(msgspec.Struct, frozen=True):
     uptime: float
 
 
-def run(site: Site, words: Words, say: Callable[[str], None]) -> None:
+def run(site: Site, words: Options, say: Callable[[str], None]) -> None:
     """Rehearse, and write the record. GuestFailed, GuestLost or ToolError for anything but a pass."""
 
     def waiting() -> None:
@@ -150,7 +150,7 @@ def _used() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Rehearsal, str]:
+def _run(site: Site, words: Options, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Rehearsal, str]:
     manifest, host = manifests.load(site.bundle), manifests.load(site.host)
     found = given(words)
     timeout = settings.integer(words.timeout, "--timeout")
@@ -207,7 +207,7 @@ def _run(site: Site, words: Words, say: Callable[[str], None], before: tuple[str
     return record, late
 
 
-def guest_launch(own: Launch, words: Words, addresses: Sequence[str], timeout: int) -> Launch:
+def guest_launch(own: Launch, words: Options, addresses: Sequence[str], timeout: int) -> Launch:
     """The guest's launch, with the host's cards in place of its own; UserError for what cannot be.
 
     Of its memory only the size is rehearsed, and its disks stay: the host has none of this machine's.
@@ -233,7 +233,7 @@ def guest_launch(own: Launch, words: Words, addresses: Sequence[str], timeout: i
 def _with_cards(site: Site, manifest: manifests.Manifest, wanted: Launch, addresses: Sequence[str]) -> None:
     """Put a bundle into the share: the guest's own, but for the launch, and so for what starts it."""
     specs = {}
-    for accel, spec in launch.shipped(wanted, manifest.kernel.line, NO_SYSFS, "").items():
+    for accel, spec in launch.shipped(wanted, manifest.kernel.series, NO_SYSFS, "").items():
         gpus = [msgspec.structs.replace(gpu, functions=(second(gpu.host or ""),)) for gpu in spec.gpus]
         specs[accel] = msgspec.structs.replace(spec, gpus=tuple(gpus))
     about = scripts.About(site.name, manifest.kernel.version, manifest.firmware.version)
@@ -245,7 +245,7 @@ def _with_cards(site: Site, manifest: manifests.Manifest, wanted: Launch, addres
     manifests.write(site.folder / "share/bundle", parts, told, started)
 
 
-def given(words: Words) -> list[cards.Gpu]:
+def given(words: Options) -> list[cards.Gpu]:
     """The cards that the host gets; UserError for what it cannot have."""
     names = [name for name in words.gpu.split(",") if name]
     if not names or any(pci.is_address(name) for name in names):

@@ -21,7 +21,7 @@ from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.util.run import run as run_tool
 from minguest.vm import arguments, bar_window, bar_window_text, emulator, kvm, launch, qemu, report
-from minguest.vm.launch import Words
+from minguest.vm.launch import Options
 
 SYSFS = Path("/sys")
 CPUINFO = Path("/proc/cpuinfo")
@@ -35,7 +35,7 @@ class Test(msgspec.Struct, frozen=True):
 
     name: str
     title: str
-    words: Words
+    words: Options
 
 
 # What a release is expected to have been tested with, beside the guest's own launch.
@@ -46,10 +46,10 @@ EXTRA = [
     Test(
         "hotplug",
         "2 CPUs become 8, and 1 GiB of memory 3 GiB, while the guest runs",
-        Words(cpus="2", plug_cpus="8", memory="1G", plug_memory="3G"),
+        Options(cpus="2", plug_cpus="8", memory="1G", plug_memory="3G"),
     ),
-    Test("power-button", "the power button is pressed, and the guest shuts down in order", Words(power_button=True)),
-    Test("large-bars", "8 cards with a BAR of 128 GiB each", Words(machine="q35", gpu=",".join(["bar:128G"] * 8))),
+    Test("power-button", "the power button is pressed, and the guest shuts down in order", Options(power_button=True)),
+    Test("large-bars", "8 cards with a BAR of 128 GiB each", Options(machine="q35", gpu=",".join(["bar:128G"] * 8))),
 ]
 # What launch.with_room appends to an emulated CPU.
 WIDENED = r",phys-bits=\d+$"
@@ -62,7 +62,7 @@ MADE = (*KEPT, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.sock"
 
 
 # What a user may say of one boot test: the fields of Words.
-WORDS = {
+OPTIONS = {
     "cpus": "how many CPUs",
     "memory": "how much memory, such as 2G",
     "gpu": "emulated cards or PCI addresses of the host's, with commas; none for none",
@@ -144,7 +144,7 @@ def tests(launch: Launch) -> list[Test]:
     for machine, cpus in sorted(cells, key=lambda cell: (MACHINES.index(cell[0]), cell[1])):
         title = f"boot test: {machine}, {cpus} CPU{'s' * (cpus > 1)}"
         title += ", the guest's own launch" * ((machine, cpus) == own)
-        found.append(Test(f"boot-test-{machine}-{cpus}", title, Words(cpus=str(cpus), machine=machine)))
+        found.append(Test(f"boot-test-{machine}-{cpus}", title, Options(cpus=str(cpus), machine=machine)))
     return found + EXTRA
 
 
@@ -175,7 +175,7 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
     if not test.words.gpu:
         return ""
     manifest = manifests.load(bench.bundle)
-    spec = launch.settle(wanted, test.words, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.line)
+    spec = launch.settle(wanted, test.words, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.series)
     accel, _ = accelerator(bench, spec, emulator.version(), manifest)
     _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text(encoding="utf-8"))
     if made is None or made.fits:
@@ -188,7 +188,7 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
     return why
 
 
-def run(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]) -> None:
+def run(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]) -> None:
     """Boot the bundle and write console.log, report.json, verdict.json and qemu.sh.
 
     Raises GuestFailed, GuestLost or ToolError for anything but a pass. A second run waits for the first.
@@ -215,20 +215,20 @@ def _pit(trial: Trial) -> str:
     return catalogue.describe(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
-def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]) -> Trial:
+def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
     manifest = manifests.load(bench.bundle)
     nr_cpus = nr_cpus_of(bench.bundle)
     if manifest.config.problems:
         # contract=ignore: the guest is booted as it was meant, to see what comes of its wrong config.
         nr_cpus = max(nr_cpus, wanted.max_cpus)
-    line = manifest.kernel.line
-    spec = launch.settle(wanted, words, nr_cpus, emulator.display_models(), SYSFS, line)
+    series = manifest.kernel.series
+    spec = launch.settle(wanted, words, nr_cpus, emulator.display_models(), SYSFS, series)
     version = emulator.version()
     accel, why = accelerator(bench, spec, version, manifest)
-    asked = msgspec.structs.replace(spec, accel=accel)
+    requested = msgspec.structs.replace(spec, accel=accel)
     cpuinfo = CPUINFO.read_text(encoding="utf-8")
-    spec, made = launch.with_room(asked, SYSFS, cpuinfo)
-    own = scripted(manifest, wanted, asked, cpuinfo)
+    spec, made = launch.with_room(requested, SYSFS, cpuinfo)
+    own = scripted(manifest, wanted, requested, cpuinfo)
     check_memory(spec, MEMINFO.read_text(encoding="utf-8"))
     folder = bench.folder
     make_empty(folder, bench.bundle)
@@ -236,7 +236,7 @@ def _boot(bench: Bench, words: Words, wanted: Launch, say: Callable[[str], None]
     if made is not None:
         say(launch.room_told(spec, made))
     known = catalogue.load(bench.pits) if bench.pits else {}
-    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, line)
+    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, series)
     command = argv(bench, spec, folder)
     if own is not None:
         scripts = script_argv(folder, accel)
@@ -306,10 +306,12 @@ def check_memory(spec: launch.Spec, meminfo: str) -> None:
     locked = spec.lock_memory or any(gpu.host for gpu in spec.gpus)
     name = "MemAvailable" if locked else "MemTotal"
     there = next(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith(f"{name}:"))
-    asked = max(spec.memory, spec.plug_memory)
-    if asked > there:
+    requested = max(spec.memory, spec.plug_memory)
+    if requested > there:
         why = "are available, and all of the guest's memory is locked" if locked else "are all that this host has"
-        raise UserError(f"memory {units.whole(asked)}: {there >> 20} MiB {why}", "--memory or launch.memory with less")
+        raise UserError(
+            f"memory {units.whole(requested)}: {there >> 20} MiB {why}", "--memory or launch.memory with less"
+        )
 
 
 def attempt(
@@ -348,7 +350,7 @@ def attempt(
 
 
 def breaches_of(
-    known: Mapping[str, catalogue.Pit], config: Path, wanted: Launch, spec: launch.Spec, line: str
+    known: Mapping[str, catalogue.Pit], config: Path, wanted: Launch, spec: launch.Spec, series: str
 ) -> list[contract.Breach]:
     """Where a kernel's config breaks the contract of what is launched in fact."""
     launched = msgspec.structs.replace(
@@ -361,7 +363,7 @@ def breaches_of(
         numa=tuple(model.Node("") for _ in spec.numa),
     )
     return contract.check(
-        catalogue.rules(known), kconfig.parse_config(config.read_text(encoding="utf-8")), launched, line
+        catalogue.rules(known), kconfig.parse_config(config.read_text(encoding="utf-8")), launched, series
     )
 
 
@@ -398,14 +400,14 @@ def _short(word: str) -> str:
     return word.lower().removeprefix("0000:")
 
 
-def scripted(manifest: manifests.Manifest, wanted: Launch, asked: launch.Spec, cpuinfo: str) -> launch.Spec | None:
-    """The launch that the bundle's run-guest is for, if it is what is asked for; the time that it may take is the
+def scripted(manifest: manifests.Manifest, wanted: Launch, requested: launch.Spec, cpuinfo: str) -> launch.Spec | None:
+    """The launch that the bundle's run-guest is for, if it is what is requested; the time that it may take is the
     asker's. None: it is another, or the bundle is of a minguest that made no run-guest."""
     if paths.RUN_GUEST not in manifest.files or wanted != manifest.guest.launch:
         return None
-    own = launch.shipped(wanted, manifest.kernel.line, SYSFS, cpuinfo)[asked.accel]
-    own = msgspec.structs.replace(own, timeout=asked.timeout)
-    return own if msgspec.structs.replace(own, cpu=asked.cpu, window=asked.window) == asked else None
+    own = launch.shipped(wanted, manifest.kernel.series, SYSFS, cpuinfo)[requested.accel]
+    own = msgspec.structs.replace(own, timeout=requested.timeout)
+    return own if msgspec.structs.replace(own, cpu=requested.cpu, window=requested.window) == requested else None
 
 
 def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
@@ -428,7 +430,7 @@ def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifes
     """KVM or TCG, and why. What KVM answered is kept until QEMU, the bundle's bytes, the CPU or the host's kernel
     change; where it gave no answer, it is asked again the next time."""
     if spec.accel != "auto":
-        return spec.accel, f"{spec.accel} as asked"
+        return spec.accel, f"{spec.accel} as requested"
     if shut := kvm.closed():
         return "tcg", f"software emulation ({shut})"
     parts = (manifest.files["bzImage"], manifest.files["OVMF_CODE.fd"])
@@ -436,7 +438,7 @@ def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifes
     proof = _kept(bench.kvm, key)
     if proof is None:
         folder = bench.folder.with_name("kvm-proof")
-        proof = kvm.prove(argv(bench, kvm.probe(spec, SYSFS, manifest.kernel.line), folder), folder)
+        proof = kvm.prove(argv(bench, kvm.probe(spec, SYSFS, manifest.kernel.series), folder), folder)
         if proof.sure:
             files.write(bench.kvm, msgspec.json.encode((key, proof.works, proof.why)))
     return ("kvm", f"kvm ({proof.why})") if proof.works else ("tcg", f"software emulation ({proof.why})")

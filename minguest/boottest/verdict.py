@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares three views of one guest: what was asked, what QEMU made, what initd saw. Pure."""
+"""Compares three views of one guest: what was requested, what QEMU made, what initd saw. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class Check(msgspec.Struct, frozen=True):
     """One row: the same fact in three views."""
 
     name: str
-    asked: str
+    requested: str
     qemu: str
     guest: str
     ok: bool
@@ -139,7 +139,7 @@ def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
             "panic": "it panicked",
             "internal error": run.detail,
             "qemu died": f"QEMU died ({run.detail})",
-            "no answer": f"QEMU could not be asked what it made ({run.detail})",
+            "no answer": f"QEMU could not be asked what it has ({run.detail})",
             "console flood": run.detail,
             "report flood": run.detail,
         }[run.ending]
@@ -208,8 +208,8 @@ def _firmware(report: Report, shipped: Shipped | None) -> Check:
     why = "" if kind == "uefi" else f"the guest saw {kind}, not UEFI"
     if not why and shipped is not None and version != shipped.firmware:
         why = f"the guest saw {version or 'no version'}, the bundle has {shipped.firmware}"
-    asked = f"UEFI {shipped.firmware}" if shipped is not None else "UEFI"
-    return Check("firmware", asked, "", f"{kind} {version}".strip(), not why, why)
+    requested = f"UEFI {shipped.firmware}" if shipped is not None else "UEFI"
+    return Check("firmware", requested, "", f"{kind} {version}".strip(), not why, why)
 
 
 def _kernel(report: Report, shipped: Shipped) -> Check:
@@ -220,10 +220,10 @@ def _kernel(report: Report, shipped: Shipped) -> Check:
     )
 
 
-def _equal(name: str, asked: int, qemu: int | None, guest: int, before: str = "") -> Check:
-    ok = asked == qemu == guest
-    why = f"{guest} of {asked}" if guest != asked else f"QEMU has {_shown(qemu)}, {asked} were asked for"
-    return Check(name, f"{before}{asked}", _shown(qemu), str(guest), ok, "" if ok else why)
+def _equal(name: str, requested: int, qemu: int | None, guest: int, before: str = "") -> Check:
+    ok = requested == qemu == guest
+    why = f"{guest} of {requested}" if guest != requested else f"QEMU has {_shown(qemu)}, {requested} were requested"
+    return Check(name, f"{before}{requested}", _shown(qemu), str(guest), ok, "" if ok else why)
 
 
 def _shown(value: int | None) -> str:
@@ -234,14 +234,14 @@ def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
     facts = views.get("memory", {})
     made = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
     ram = report.record("memory").get("ram_bytes") or 0
-    asked = max(spec.memory, spec.plug_memory)
-    enough = asked - RESERVED_MAX <= ram <= asked
-    ok = made == asked and enough
+    requested = max(spec.memory, spec.plug_memory)
+    enough = requested - RESERVED_MAX <= ram <= requested
+    ok = made == requested and enough
     in_qemu = "not answered" if made is None else units.rounded(made)
-    why = f"{units.rounded(ram)} of {units.rounded(asked)}" if not enough else f"QEMU has {in_qemu}"
+    why = f"{units.rounded(ram)} of {units.rounded(requested)}" if not enough else f"QEMU has {in_qemu}"
     return Check(
         "memory",
-        f"{units.rounded(spec.memory)} → {units.rounded(asked)}" if spec.plug_memory else units.rounded(asked),
+        f"{units.rounded(spec.memory)} → {units.rounded(requested)}" if spec.plug_memory else units.rounded(requested),
         in_qemu,
         f"{units.rounded(ram)} RAM",
         ok,
@@ -263,9 +263,9 @@ def _nodes(spec: Spec, report: Report) -> Check:
             wrong.append(f"node {number} has CPUs {view.get('cpus')}")
         if tuple(view.get("distances") or ()) != node.distances:
             wrong.append(f"node {number}'s distances are {view.get('distances')}")
-        asked, there = node.memory + (0 if number else plugged), view.get("memory_bytes") or 0
-        if not asked * 0.9 - kept <= there <= asked * 1.01 + RESERVED_MAX:
-            wrong.append(f"node {number} has {units.rounded(there)} of {units.rounded(asked)}")
+        requested, there = node.memory + (0 if number else plugged), view.get("memory_bytes") or 0
+        if not requested * 0.9 - kept <= there <= requested * 1.01 + RESERVED_MAX:
+            wrong.append(f"node {number} has {units.rounded(there)} of {units.rounded(requested)}")
     guest = "; ".join(f"CPUs {view.get('cpus')}" for view in seen) or "none"
     return Check("NUMA nodes", str(len(spec.numa)), "", guest, not wrong, "; ".join(wrong))
 
@@ -326,16 +326,16 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
 
 def _button(shutdown: Shutdown | None) -> Check:
     """Whether the guest shut down because of its power button, and in order."""
-    name, asked = "power button", "shut down in order"
+    name, requested = "power button", "shut down in order"
     if shutdown is None:
-        return Check(name, asked, "", "nothing", False, "the guest did not shut down when it was pressed")
+        return Check(name, requested, "", "nothing", False, "the guest did not shut down when it was pressed")
     wrong = [f"it was {shutdown.why} that ended it"] * (shutdown.why != "power-button")
     wrong += [f"it went for {shutdown.how}"] * (shutdown.how != "power-off")
     wrong += [f"{shutdown.killed} programs had to be killed, {shutdown.left} are left"] * bool(shutdown.killed)
     wrong += ["not all was written to the disks"] * (not shutdown.synced)
     if shutdown.busy != 0:
         wrong.append(f"{'some' if shutdown.busy is None else shutdown.busy} file systems stayed writable")
-    return Check(name, asked, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
+    return Check(name, requested, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
 
 
 def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:
@@ -359,9 +359,9 @@ def _window(
         start = int(bar.start or "0", 16) if bar else 0
         if not bar or not window.base <= start <= start + (bar.size or 0) <= window.end:
             outside.append(f"{name} BAR {index} at {start:#x}" if start else f"{name} BAR {index}")
-    asked = f"{window.base:#x} to {window.end:#x}"
-    why = f"not where it was planned, {asked}: {', '.join(outside)}" if outside else ""
-    return Check("BAR window", asked, "", f"{len(high) - len(outside)} of {len(high)} BARs", not outside, why)
+    requested = f"{window.base:#x} to {window.end:#x}"
+    why = f"not where it was planned, {requested}: {', '.join(outside)}" if outside else ""
+    return Check("BAR window", requested, "", f"{len(high) - len(outside)} of {len(high)} BARs", not outside, why)
 
 
 def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
@@ -383,15 +383,15 @@ def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
 
 
 def facts_of_launch(spec: Spec) -> dict[str, Fact]:
-    """What was asked, by the names in facts.NAMES."""
+    """What was requested, by the names in facts.NAMES."""
     return {
-        "cpus.asked": spec.last_cpus,
-        "cpus.max_asked": spec.max_cpus,
+        "cpus.requested": spec.last_cpus,
+        "cpus.max_requested": spec.max_cpus,
         "cpus.plugged": max(0, spec.plug_cpus - spec.cpus),
-        "memory.asked": max(spec.memory, spec.plug_memory),
+        "memory.requested": max(spec.memory, spec.plug_memory),
         "memory.plugged": max(0, spec.plug_memory - spec.memory),
-        "nodes.asked": len(spec.numa) or 1,
-        "gpus.asked": len(spec.gpus),
+        "nodes.requested": len(spec.numa) or 1,
+        "gpus.requested": len(spec.gpus),
     }
 
 
@@ -415,8 +415,8 @@ def facts(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
 
 def table(verdict: Verdict) -> str:
     """The verdict for a person: a row a check, the times, the result last."""
-    rows = [("", "asked", "QEMU made", "guest saw", "")]
-    rows += [(c.name, c.asked, c.qemu, c.guest, "ok" if c.ok else f"WRONG: {c.why}") for c in verdict.checks]
+    rows = [("", "requested", "QEMU", "guest", "")]
+    rows += [(c.name, c.requested, c.qemu, c.guest, "ok" if c.ok else f"WRONG: {c.why}") for c in verdict.checks]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     text = [
         "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()

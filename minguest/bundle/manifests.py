@@ -14,7 +14,7 @@ from minguest.paths import RUN_GUEST
 from minguest.util import files, strictjson
 from minguest.util.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
 # What every bundle has beside its manifest; those that are made today have launch files too (vm/scripts.py).
 PARTS = ("bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map")
@@ -40,7 +40,7 @@ class Kernel(msgspec.Struct, frozen=True):
     """The kernel, from its choice to what inspection found."""
 
     wanted: tuple[str, ...]
-    line: str
+    series: str
     version: str
     reason: str
     urls: tuple[str, ...]
@@ -144,11 +144,9 @@ def parse(content: bytes, path: Path) -> Manifest:
     """A manifest that was read from `path`; UserError for one that cannot be. Of its files only the names are looked
     at."""
     try:
-        manifest = strictjson.decode(content, Manifest)
+        manifest = strictjson.decode(content, Manifest, SCHEMA)
     except ValueError as error:
         raise UserError(f"{path}: no bundle's manifest: {error}", AGAIN) from error
-    if manifest.schema != SCHEMA:
-        raise UserError(f"{path}: schema {manifest.schema}, this minguest knows {SCHEMA}", "get a newer minguest")
     if missing := [name for name in PARTS if name not in manifest.files]:
         raise UserError(f"{path}: names no {', '.join(missing)}", AGAIN)
     for name in manifest.files:

@@ -90,13 +90,13 @@ class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Conditions of which none is known to hold."""
 
 
-class Dig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to bring a pit about: the smallest change of a healthy guest, and the verdict that must follow."""
 
     name: str = ""
-    """Tells the digs of one pit apart."""
-    lines: tuple[str, ...] = ()
-    """Only on these; else on every line."""
+    """Tells the injections of one pit apart."""
+    series: tuple[str, ...] = ()
+    """Only of these; else of every series."""
     options: Mapping[str, str | int | bool] = {}
     """Options of another kernel."""
     cmdline: tuple[str, ...] = ()
@@ -105,12 +105,12 @@ class Dig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fields of the guest's launch."""
     plug: Mapping[str, int | str] = {}
     """`cpus` and `memory` that are there in the end, plugged in while the guest runs."""
-    sabotage: tuple[str, ...] = ()
-    """Keys of dig.SABOTAGE."""
+    fault: tuple[str, ...] = ()
+    """Keys of faults.FAULTS."""
     result: tuple[Literal["failed", "lost", "not started"], ...] = ("failed",)
     """Any of these."""
     needs: str = ""
-    """A key of dig.NEEDS; where the machine has not what it names, this is NOT RUN."""
+    """A key of inject.NEEDS; where the machine has not what it names, this is NOT RUN."""
     blind: str | None = None
     """What is named where the kernel's config is not known; left out: the pit itself if it has a symptom, else none."""
     wrong: tuple[str, ...] = ()
@@ -130,12 +130,12 @@ class Pit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require: tuple[contract.Rule, ...] = ()
     """What of the kernel's config it rests on: any of them broken is enough, where the config is known."""
     cause: str = ""
-    mend: str = ""
+    fix: str = ""
     """The exact change."""
     leads_to: tuple[str, ...] = ()
     """Pits and effects that are seen because of this one."""
     links: tuple[str, ...] = ()
-    dig: tuple[Dig, ...] = ()
+    inject: tuple[Injection, ...] = ()
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -198,10 +198,10 @@ def load(folder: Path) -> dict[str, Pit]:
 def _verify(where: str, pit: Pit) -> None:
     if not (pit.symptom or pit.require):
         raise UserError(f"{where}: no [[symptom]] and no [[require]]: nothing would ever tell of it")
-    if pit.layer != "effect" and not (pit.cause and pit.mend):
-        raise UserError(f"{where}: cause or mend is missing", 'only a pit with layer = "effect" has none')
-    if pit.layer != "effect" and not pit.dig:
-        raise UserError(f"{where}: no [[dig]]: how is it brought about?", "if it cannot be: [[dig]] cannot = WHY")
+    if pit.layer != "effect" and not (pit.cause and pit.fix):
+        raise UserError(f"{where}: cause or fix is missing", 'only a pit with layer = "effect" has none')
+    if pit.layer != "effect" and not pit.inject:
+        raise UserError(f"{where}: no [[inject]]: how is it brought about?", "if it cannot be: [[inject]] cannot = WHY")
     for rule in pit.require:
         contract.verify(rule, where)
     for symptom in pit.symptom:
@@ -220,9 +220,9 @@ def _verify(where: str, pit: Pit) -> None:
                 condition(text)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-    names = [dig.name for dig in pit.dig]
+    names = [injection.name for injection in pit.inject]
     if len(set(names)) != len(names):
-        raise UserError(f"{where}: two [[dig]] of one name", "name = tells them apart")
+        raise UserError(f"{where}: two [[inject]] of one name", "name = tells them apart")
 
 
 def rules(pits: Mapping[str, Pit]) -> tuple[contract.Rule, ...]:
@@ -313,12 +313,12 @@ def _ruled_out(
 
 
 def describe(diagnosis: Diagnosis) -> str:
-    """A diagnosis for a person: the root, its cause and mend, the lines that tell, what follows, what it is not."""
+    """A diagnosis for a person: the root, its cause and fix, the lines that tell, what follows, what it is not."""
     text = [] if diagnosis.roots else ["no known pit"]
     for hit in diagnosis.roots:
         text.append(f"{hit.id}: {hit.pit.title}")
         text += _evidence(hit)
-        text += [f"  cause: {hit.pit.cause}", f"  mend:  {hit.pit.mend}"]
+        text += [f"  cause: {hit.pit.cause}", f"  fix:   {hit.pit.fix}"]
     for hit in diagnosis.follows:
         text.append(f"follows from {', '.join(hit.follows)}: {hit.pit.title}")
         text += _evidence(hit)
@@ -487,12 +487,12 @@ def page(pits: Mapping[str, Pit]) -> str:
         text += ["", f"## {title}"]
         for name, pit in of_layer.items():
             text += ["", f"### {name}", f"**{pit.title[0].upper()}{pit.title[1:]}.** {pit.cause}", ""]
-            text += [f"Mend: {pit.mend}.", ""]
+            text += [f"Fix: {pit.fix}.", ""]
             text += [f"- {_told(symptom)}" for symptom in pit.symptom]
             text += [f"- config: {_required(rule)}" for rule in pit.require]
             if effects := [pits[other].title for other in pit.leads_to if pits[other].layer == "effect"]:
                 text.append(f"- seen because of it: {'; '.join(effects)}")
-            text += [f"- dug by: {_dug(dig)}" for dig in pit.dig]
+            text += [f"- reproduced by: {_reproduced(injection)}" for injection in pit.inject]
             text += [f"- <{link}>" for link in pit.links]
     return "\n".join(text) + "\n"
 
@@ -522,12 +522,12 @@ def _required(rule: contract.Rule) -> str:
     return f"`CONFIG_{rule.option}` not {wanted}{when}: {rule.without}"
 
 
-def _dug(dig: Dig) -> str:
-    if dig.cannot:
-        return f"cannot be: {dig.cannot}"
-    parts = [f"`CONFIG_{option}={kconfig.spell(value)}`" for option, value in dig.options.items()]
-    parts += [f"`{word}`" for word in (*dig.cmdline, *dig.sabotage)]
-    parts += [f"launch `{key} = {value}`" for key, value in dig.launch.items()]
-    parts += [f"plugging in, up to `{key} = {value}`" for key, value in dig.plug.items()]
-    lines = f" ({', '.join(dig.lines)})" if dig.lines else ""
-    return ", ".join(parts) + lines
+def _reproduced(injection: Injection) -> str:
+    if injection.cannot:
+        return f"cannot be: {injection.cannot}"
+    parts = [f"`CONFIG_{option}={kconfig.spell(value)}`" for option, value in injection.options.items()]
+    parts += [f"`{word}`" for word in (*injection.cmdline, *injection.fault)]
+    parts += [f"launch `{key} = {value}`" for key, value in injection.launch.items()]
+    parts += [f"plugging in, up to `{key} = {value}`" for key, value in injection.plug.items()]
+    series = f" ({', '.join(injection.series)})" if injection.series else ""
+    return ", ".join(parts) + series

@@ -18,7 +18,7 @@ from minguest.model import Launch
 Sure = Literal["certain", "likely", "not known"]
 # Words that a kernel with the option prints, as 4.12, 6.1 and 6.12 have them: any one of them will do. Of a kernel
 # without a config these are all that its payload tells.
-WORDS: Mapping[str, tuple[str, ...]] = {
+STRINGS: Mapping[str, tuple[str, ...]] = {
     "EFI": ("efi: EFI v", "efi: Can't find", "efivars: Registered efivars operations", "Registered efivars operations"),
     "ACPI": ("ACPI: Interpreter enabled", "Interpreter enabled"),
     "SMP": ("smpboot: Allowing", "CPU topo: Allowing", "Allowing %u present CPUs", "Brought up %d node"),
@@ -44,7 +44,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def look_for() -> tuple[str, ...]:
     """The words to look for in an image."""
-    return tuple(word for words in WORDS.values() for word in words)
+    return tuple(word for words in STRINGS.values() for word in words)
 
 
 def examine(
@@ -59,15 +59,15 @@ def examine(
     `config` is given beside the image, and wins over its own.
     """
     rules = catalogue.rules(known_pits)
-    line = ".".join((image.version or "").split(".")[:2])
+    series = ".".join((image.version or "").split(".")[:2])
     known = config if config is not None else image.config
     if known is not None:
         found = [
             Finding(each.pit, each.option, "certain", str(each), each.without)
-            for each in contract.check(rules, known, launch, line)
+            for each in contract.check(rules, known, launch, series)
         ]
     else:
-        found = _by_words(image, rules, launch, line)
+        found = _by_words(image, rules, launch, series)
     header = image.bzimage
     if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
         without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
@@ -78,14 +78,14 @@ def examine(
     return sorted(found, key=lambda each: order.index(each.sure))
 
 
-def _by_words(image: Image, rules: Sequence[contract.Rule], launch: Launch, line: str) -> list[Finding]:
-    breached = {each.option: each for each in contract.check(rules, {}, launch, line)}
+def _by_words(image: Image, rules: Sequence[contract.Rule], launch: Launch, series: str) -> list[Finding]:
+    breached = {each.option: each for each in contract.check(rules, {}, launch, series)}
     found = []
     for option, each in breached.items():
         if option == "EFI_STUB" and image.bzimage is not None:
             continue  # its header says
-        if option in WORDS and image.opened:
-            if not image.strings & set(WORDS[option]):
+        if option in STRINGS and image.opened:
+            if not image.strings & set(STRINGS[option]):
                 why = "nothing that it would print is in the kernel"
                 found.append(Finding(each.pit, option, "likely", why, each.without))
         else:

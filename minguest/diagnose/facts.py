@@ -16,24 +16,24 @@ from minguest.vm.report import ROM, Report, cpu_count
 Fact = int | str
 # Every name that a condition may use. Sizes in bytes.
 NAMES: Mapping[str, str] = {
-    "cpus.asked": "CPUs of the launch, plugged ones included",
-    "cpus.max_asked": "CPUs that can be plugged in at most",
+    "cpus.requested": "CPUs of the launch, plugged ones included",
+    "cpus.max_requested": "CPUs that can be plugged in at most",
     "cpus.made": "CPUs that QEMU has",
     "cpus.present": "CPUs that the kernel knows",
     "cpus.online": "CPUs that run",
     "cpus.plugged": "CPUs that were plugged in while the guest ran",
-    "memory.asked": "of the launch, plugged memory included",
+    "memory.requested": "of the launch, plugged memory included",
     "memory.made": "that QEMU has",
     "memory.ram": "that the firmware gave to the kernel",
     "memory.missing": "that QEMU has and the kernel was not given",
     "memory.plugged": "that was plugged in while the guest ran",
     "memory.blocks": "hotplug blocks that the kernel knows",
     "memory.blocks_online": "of these, the ones in use",
-    "nodes.asked": "NUMA nodes of the launch",
+    "nodes.requested": "NUMA nodes of the launch",
     "nodes": "NUMA nodes that the kernel has",
     "firmware.kind": "uefi or bios: what the kernel knows",
     "firmware.vendor": "whose firmware it is, by DMI",
-    "gpus.asked": "cards of the launch",
+    "gpus.requested": "cards of the launch",
     "gpus.made": "of these, the ones that QEMU has",
     "gpus.seen": "display controllers that the kernel sees",
     "pci.devices": "PCI devices that the kernel sees",
@@ -45,7 +45,7 @@ NAMES: Mapping[str, str] = {
     "kernel.speaks": "yes or no: its version is on the console",
 }
 # What the facts that are words may say; the others are numbers.
-WORDS: Mapping[str, set[str] | None] = {
+VALUES: Mapping[str, set[str] | None] = {
     "firmware.kind": {"uefi", "bios"},
     "firmware.vendor": None,
     "interrupts.controllers": None,
@@ -76,7 +76,7 @@ class Condition:
         return bool(OPERATORS[self.operator](own, other))
 
     def told(self, facts: Mapping[str, Fact]) -> str:
-        """What is so: `cpus.online is 1, cpus.asked is 4`."""
+        """What is so: `cpus.online is 1, cpus.requested is 4`."""
         names = [self.name, *([str(self.other)] if self.named else [])]
         return ", ".join(f"{name} is {facts.get(name, 'not known')}" for name in names)
 
@@ -87,16 +87,19 @@ def condition(text: str) -> Condition:
     if not match:
         raise UserError(f"condition {text!r} is not NAME {' | '.join(OPERATORS)} VALUE")
     name, operator, other = match["name"], match["operator"], match["other"]
+    for each in (name, other):
+        if each not in NAMES and (new := each.replace("asked", "requested")) in NAMES:
+            raise UserError(f"condition {text!r}: no fact {each!r}", f"it is called {new!r} now")
     if name not in NAMES:
         raise UserError(f"condition {text!r}: no fact {name!r}", f"known: {', '.join(NAMES)}")
-    if name in WORDS:
-        known = WORDS[name]
+    if name in VALUES:
+        known = VALUES[name]
         if operator not in ("==", "!="):
             raise UserError(f"condition {text!r}: a word has no order", "== or !=")
         if known is not None and other not in known:
             raise UserError(f"condition {text!r}: {name} is never {other!r}", f"known: {', '.join(sorted(known))}")
         return Condition(name, operator, other, False)
-    if other in NAMES and other not in WORDS:
+    if other in NAMES and other not in VALUES:
         return Condition(name, operator, other, True)
     if re.fullmatch(r"\d+", other):
         return Condition(name, operator, int(other), False)

@@ -81,7 +81,7 @@ def proven(place: Path, version: str, release: str) -> tuple[bool, str] | None:
 
 
 def checks(facts: Facts, wanted: Wish) -> list[Row]:
-    """Every check, in the order in which one would mend them. `facts` must have been read for the wish's cards."""
+    """Every check, in the order in which one would fix them. `facts` must have been read for the wish's cards."""
     rows = [_iommu(facts), _remapping(facts), _modules(facts)]
     if not wanted.cards:
         rows.append(_cards(facts))
@@ -242,8 +242,8 @@ def _memory(facts: Facts, wanted: Wish) -> Row:
     if facts.available is None:
         return Row("free memory", "not known", "no MemAvailable in /proc/meminfo")
     # In whole MiB, it is never a round number.
-    available, asked = units.whole(facts.available >> 20 << 20), units.whole(wanted.memory)
-    found = f"{available} available; the guest has {asked}, locked from its start"
+    available, requested = units.whole(facts.available >> 20 << 20), units.whole(wanted.memory)
+    found = f"{available} available; the guest has {requested}, locked from its start"
     if facts.available < wanted.memory:
         return Row("free memory", "WRONG", found, "end something, or give the guest less: launch.memory")
     return Row("free memory", "ok", found)

@@ -65,7 +65,7 @@ class Device:
     vfs: int = 0
     """Of a physical function: how many virtual functions there are."""
     uses: tuple[str, ...] = ()
-    """What the host does with it; read only for the groups that were asked for."""
+    """What the host does with it; read only for the groups that were requested."""
     held: tuple[str, ...] = ()
     """Processes that have its device files open, likewise."""
 

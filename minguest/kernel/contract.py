@@ -34,8 +34,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A number, or the field of the launch that says it."""
     given: str | None = None
     """The row holds only where the config has this option on."""
-    line: str | None = None
-    """The row holds only for this line."""
+    series: str | None = None
+    """The row holds only for this series."""
     pit: str = ""
     """The pit whose file it is in; filled in when that is read."""
 
@@ -84,13 +84,13 @@ def verify(rule: Rule, where: str) -> None:
             raise UserError(f"{where}: {name!r} is written without CONFIG_ here")
 
 
-def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, line: str) -> list[Breach]:
-    """Every row that `config` (kconfig.parse_config) does not meet for this launch of this line."""
+def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, series: str) -> list[Breach]:
+    """Every row that `config` (kconfig.parse_config) does not meet for this launch of this series."""
     true = needs(launch)
     breaches = []
     for rule in rules:
         given = rule.given is None or config.get(rule.given, "n") != "n"
-        if not (true[rule.when] and given and rule.line in (None, line)):
+        if not (true[rule.when] and given and rule.series in (None, series)):
             continue
         found = config.get(rule.option, "n")
         if rule.at_least is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a kernel option is not what was asked: the dependency that is not met, followed down to its roots.
+"""Why a kernel option is not what was requested: the dependency that is not met, followed down to its roots.
 
 Kconfig (`make olddefconfig`) decides; this only puts its answer into words. kconfiglib reads the tree's Kconfig files,
 but every value comes from the final .config, so that the two cannot disagree.

@@ -101,7 +101,7 @@ def through_ccache() -> list[str]:
 
 def configure(
     tree: source.Prepared,
-    line: str,
+    series: str,
     fragments: Sequence[Path],
     overrides: Mapping[str, str | int | bool],
     rules: Sequence[contract.Rule],
@@ -123,12 +123,12 @@ def configure(
     requested = kconfig.merge(kconfig.read(fragments, root), overrides, guest_file)
     symbols = kconfig.known_symbols(Path(tree.path))
     if any(name not in symbols for name in requested):
-        # Trees of other lines tell an option of theirs from a typing error.
-        elsewhere = {other: kconfig.known_symbols(path) for other, path in source.trees(store.trees, line).items()}
-        kconfig.refuse(kconfig.unknown(requested, line, symbols, elsewhere))
+        # Trees of other series tell an option of theirs from a typing error.
+        elsewhere = {other: kconfig.known_symbols(path) for other, path in source.trees(store.trees, series).items()}
+        kconfig.refuse(kconfig.unknown(requested, series, symbols, elsewhere))
     text = resolve(tree, kconfig.render(requested), store, log, say)
     config = kconfig.parse_config(text)
-    breaches = contract.check(rules, config, launch, line)
+    breaches = contract.check(rules, config, launch, series)
     unmet = kconfig.unmet(requested, config)
     problems = [contract.describe(breaches)] if breaches else []
     if unmet:
@@ -138,8 +138,8 @@ def configure(
         problems.append(kconfig.describe(unmet, why))
     if problems and not ignore:
         raise UserError(
-            f"the config of linux {line} is not what was asked for, nothing was compiled\n" + "\n".join(problems),
-            "mend the fragments named above, or the guest's [options]; contract=ignore builds it all the same",
+            f"the config of linux {series} is not what was requested, nothing was compiled\n" + "\n".join(problems),
+            "fix the fragments named above, or the guest's [options]; contract=ignore builds it all the same",
         )
     for problem in problems:
         say(f"contract=ignore: {problem}")

@@ -21,7 +21,7 @@ SET = re.compile(rf"CONFIG_(\w+)=({VALUE})", re.ASCII)
 UNSET = re.compile(r"# CONFIG_(\w+) is not set", re.ASCII)
 # A comment that was meant as an "is not set" line; merge_config.sh would pass over it in silence.
 NEARLY_UNSET = re.compile(r"#+\s*CONFIG_(\w+)\s+is\s+not\s+set\W*", re.ASCII | re.IGNORECASE)
-FRAGMENT_NAME = re.compile(r"(?P<number>\d+)-(?P<name>[A-Za-z0-9_-]+)(?:\.(?P<line>\d+\.\d+))?\.config", re.ASCII)
+FRAGMENT_NAME = re.compile(r"(?P<number>\d+)-(?P<name>[A-Za-z0-9_-]+)(?:\.(?P<series>\d+\.\d+))?\.config", re.ASCII)
 DEFINES = re.compile(r"^[ \t]*(?:menu)?config[ \t]+(\w+)[ \t]*(?:#.*)?$", re.ASCII | re.MULTILINE)
 SOURCES = re.compile(r"^[ \t]*source[ \t]+[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE)
 
@@ -58,7 +58,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that the user has to mend; `refuse` makes an error of all of them together."""
+    """One thing that the user has to fix; `refuse` makes an error of all of them together."""
 
     what: str
     """Begins with the place."""
@@ -96,7 +96,7 @@ def read(paths: Iterable[Path], root: Path) -> list[Fragment]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(Problem(f"{name}: cannot be read: {error}", "mend the file or leave it out of the guest"))
+            problems.append(Problem(f"{name}: cannot be read: {error}", "fix the file or leave it out of the guest"))
             continue
         fragment, wrong = _parse(text, name)
         fragments.append(fragment)
@@ -150,8 +150,8 @@ def merge(
     return merged
 
 
-def select(folder: Path, globs: Iterable[str], line: str, root: Path) -> list[Path]:
-    """Which fragments of `folder` a guest takes for a line, in the order of their numbers.
+def select(folder: Path, globs: Iterable[str], series: str, root: Path) -> list[Path]:
+    """Which fragments of `folder` a guest takes for a series, in the order of their numbers.
 
     A glob matches a fragment's name with its number or without (`20-efi`, `efi`, `*`); one with a slash is the path
     of a fragment from `root`, and comes after those of the folder. UserError with everything that fits nothing.
@@ -160,12 +160,12 @@ def select(folder: Path, globs: Iterable[str], line: str, root: Path) -> list[Pa
     named: list[tuple[int, str, str | None, Path]] = []
     for path in sorted(folder.glob("*.config")):
         if match := FRAGMENT_NAME.fullmatch(path.name):
-            named.append((int(match["number"]), match["name"], match["line"], path))
+            named.append((int(match["number"]), match["name"], match["series"], path))
         else:
             problems.append(
                 Problem(
                     f"{path}: not a fragment's name",
-                    f"name it NN-name.config (every line) or NN-name.LINE.config (as in 60-hotplug.{line}.config)",
+                    f"name it NN-name.config (every series) or NN-name.SERIES.config (60-hotplug.{series}.config, say)",
                 )
             )
     taken: set[Path] = set()
@@ -177,7 +177,7 @@ def select(folder: Path, globs: Iterable[str], line: str, root: Path) -> list[Pa
             if not path.is_file():
                 beside = sorted(path.parent.glob("*.config"))
                 problems.append(_no_match(glob, [str(Path(glob).parent / each.name) for each in beside]))
-            elif path not in given and (match is None or match["line"] in (None, line)):
+            elif path not in given and (match is None or match["series"] in (None, series)):
                 given.append(path)
             continue
         matching = [
@@ -187,7 +187,7 @@ def select(folder: Path, globs: Iterable[str], line: str, root: Path) -> list[Pa
         ]
         if not matching:
             problems.append(_no_match(glob, [each for _, name, _, path in named for each in (name, _numbered(path))]))
-        taken.update(path for owner, path in matching if owner in (None, line))
+        taken.update(path for owner, path in matching if owner in (None, series))
     refuse(problems)
     ordered = [path for _, _, _, path in sorted(named, key=lambda each: (each[0], each[1], each[2] or ""))]
     return [path for path in ordered if path in taken] + [path for path in given if path not in taken]
@@ -224,7 +224,7 @@ def describe(dropped: Iterable[Unmet], why: Mapping[str, str] | None = None) -> 
     for each in dropped:
         option = each.option
         reason = " ".join(option.reason.split())
-        text = f"CONFIG_{option.name}: asked for {option.value}, got {each.found} ({option.place}: {reason})"
+        text = f"CONFIG_{option.name}: requested {option.value}, got {each.found} ({option.place}: {reason})"
         blocks.append("\n  ".join([text, *(why or {}).get(option.name, "").splitlines()]))
     return "\n".join(blocks)
 
@@ -259,11 +259,11 @@ def known_symbols(tree: Path) -> frozenset[str]:
 
 def unknown(
     requested: Mapping[str, Option],
-    line: str,
+    series: str,
     symbols: frozenset[str],
     others: Mapping[str, frozenset[str]] | None = None,
 ) -> list[Problem]:
-    """Wishes for options that `line` does not have: typing errors, and options of another line (`others`, by line)."""
+    """Wishes for options that `series` does not have: typing errors, and options that only `others` have."""
     problems = []
     for option in requested.values():
         if option.name in symbols:
@@ -276,7 +276,7 @@ def unknown(
         else:
             near = difflib.get_close_matches(option.name, symbols, 1)
             remedy = f"nearest: CONFIG_{near[0]}" if near else "nothing is spelled like it: remove it"
-        problems.append(Problem(f"{option.place}: linux {line} knows no CONFIG_{option.name}", remedy))
+        problems.append(Problem(f"{option.place}: linux {series} knows no CONFIG_{option.name}", remedy))
     return problems
 
 
@@ -287,7 +287,7 @@ def refuse(problems: Iterable[Problem]) -> None:
         raise UserError(found[0].what, found[0].remedy)
     if found:
         each = [f"{problem.what}\n    remedy: {problem.remedy}" for problem in found]
-        raise UserError("\n  ".join([f"{len(found)} things to mend in the kernel's options:", *each]))
+        raise UserError("\n  ".join([f"{len(found)} things to fix in the kernel's options:", *each]))
 
 
 # Details
@@ -375,12 +375,12 @@ def _numbered(path: Path) -> str:
     return path.name.partition(".")[0]
 
 
-def _move(option: Option, line: str) -> str:
-    """How to give an option to one line."""
+def _move(option: Option, series: str) -> str:
+    """How to give an option to one series."""
     match = FRAGMENT_NAME.fullmatch(Path(option.fragment).name)
     if match is None:
-        return f"take it out of {option.fragment} where that is built for another line"
-    target = Path(option.fragment).with_name(f"{match['number']}-{match['name']}.{line}.config")
+        return f"take it out of {option.fragment} where that is built for another series"
+    target = Path(option.fragment).with_name(f"{match['number']}-{match['name']}.{series}.config")
     return f"move it into {target}"
 
 

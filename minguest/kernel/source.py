@@ -26,7 +26,7 @@ from minguest.util.errors import ToolError, UserError
 STAMP = ".minguest.json"
 PINNED = "pinned"
 AUTO = "auto"
-# Seconds that all mirrors of one line get, together, to answer whether they have it.
+# Seconds that all mirrors of one series get, together, to answer whether they have it.
 ANSWER = 8.0
 
 
@@ -34,7 +34,7 @@ class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One row of configs/kernel/patches/series.toml."""
 
     file: str
-    line: str
+    series: str
     versions: str
     """Kernel versions that it is for, as PEP 440 specifiers."""
     reason: str
@@ -63,7 +63,7 @@ class Applied(msgspec.Struct, frozen=True):
 class Tree(msgspec.Struct, frozen=True):
     """What a prepared tree is made of: the stamp inside of it."""
 
-    line: str
+    series: str
     version: str
     origin: str
     """`sha256:…` of the pinned tarball, or `own:` and the SHA-256 of what is in the user's tree (`content`)."""
@@ -98,19 +98,19 @@ def choose(
     """Decide which kernel is built, from the user's words `kernel=` and `source=`, what was kept, and the guest's list.
 
     `available` says where a pinned source can be had (`cached`, a mirror's URL), or None.
-    Raises UserError for words that cannot be, ToolError where a line cannot be had.
+    Raises UserError for words that cannot be, ToolError where a series cannot be had.
     """
     if kernel is not None and kernel != AUTO and kernel not in sources.kernel:
-        raise UserError(f"kernel={kernel}: no such line", f"known lines: {', '.join(sources.kernel)}")
+        raise UserError(f"kernel={kernel}: no such series", f"known series: {', '.join(sources.kernel)}")
     if own is not None and own != PINNED:
         return _own(own, sources, kernel)
-    if kept is not None and own is None and kept.line in sources.kernel:
+    if kept is not None and own is None and kept.series in sources.kernel:
         if kernel is None and (kept.fixed or kept.wanted == guest.kernel):
             return kept
-        if kernel == kept.line:
+        if kernel == kept.series:
             return msgspec.structs.replace(kept, wanted=(kernel,), fixed=True)
     if kept is not None and own == PINNED and kernel is None:
-        kernel = kept.line
+        kernel = kept.series
     if kernel is None or kernel == AUTO:
         return _first(guest, sources, available)
     return _insist(kernel, sources.kernel[kernel], available)
@@ -119,33 +119,33 @@ def choose(
 def _own(own: str, sources: Sources, kernel: str | None) -> Choice:
     path = Path(own).expanduser().absolute()
     version = own_version(path)
-    line = ".".join(version.split(".")[:2])
-    if line not in sources.kernel:
+    series = ".".join(version.split(".")[:2])
+    if series not in sources.kernel:
         raise UserError(f"source={own} is linux {version}", f"this project can build {', '.join(sources.kernel)}")
-    if kernel not in (None, AUTO, line):
-        raise UserError(f"source={own} is linux {version}, but kernel={kernel} was asked for", f"say kernel={line}")
-    return Choice((line,), line, version, "your own tree", source=str(path), fixed=True)
+    if kernel not in (None, AUTO, series):
+        raise UserError(f"source={own} is linux {version}, but kernel={kernel} was requested", f"say kernel={series}")
+    return Choice((series,), series, version, "your own tree", source=str(path), fixed=True)
 
 
-def _insist(line: str, source: Source, available: Callable[[Source], str | None]) -> Choice:
+def _insist(series: str, source: Source, available: Callable[[Source], str | None]) -> Choice:
     where = available(source)
     if where is None:
         raise ToolError(
-            f"kernel={line}: linux {source.version} cannot be had: not in the cache, {_mirrors(source)}",
-            f"source=DIR or source=TARBALL builds a {line}.y tree of yours; without kernel= the guest's list decides",
+            f"kernel={series}: linux {source.version} cannot be had: not in the cache, {_mirrors(source)}",
+            f"source=DIR or source=TARBALL builds a {series}.y tree of yours; without kernel= the guest's list decides",
         )
-    return Choice((line,), line, source.version, f"kernel={line}, {where}", fixed=True)
+    return Choice((series,), series, source.version, f"kernel={series}, {where}", fixed=True)
 
 
 def _first(guest: Guest, sources: Sources, available: Callable[[Source], str | None]) -> Choice:
     missed: list[str] = []
-    for line in guest.kernel:
-        if line not in sources.kernel:
-            raise UserError(f"guest {guest.name}: no line {line!r}", f"known lines: {', '.join(sources.kernel)}")
-        source = sources.kernel[line]
+    for series in guest.kernel:
+        if series not in sources.kernel:
+            raise UserError(f"guest {guest.name}: no series {series!r}", f"known series: {', '.join(sources.kernel)}")
+        source = sources.kernel[series]
         where = available(source)
         if where is not None:
-            return Choice(guest.kernel, line, source.version, "; ".join([*missed, where]))
+            return Choice(guest.kernel, series, source.version, "; ".join([*missed, where]))
         missed.append(f"linux {source.version}: {_mirrors(source)}")
     raise ToolError(
         "no kernel can be had: " + "; ".join(missed),
@@ -172,7 +172,7 @@ def availability(cache: Path) -> Callable[[Source], str | None]:
 
 
 def sentence(choice: Choice) -> str:
-    """The one line that says which kernel is built, and why."""
+    """One line that says which kernel is built, and why."""
     *missed, reason = choice.reason.split("; ")
     if missed:
         return "; ".join([*missed, f"building {choice.version} ({reason})"])
@@ -255,14 +255,14 @@ def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def wanted_patches(
-    series: Path, line: str, version: str, tools: Mapping[str, str], guest: str | None = None
+    table: Path, series: str, version: str, tools: Mapping[str, str], guest: str | None = None
 ) -> list[Patch]:
     """Rows of series.toml that are for this kernel version, these versions of `tools`, and all guests or this one."""
     found = []
-    for patch in settings.decode(series, Series).patch:
+    for patch in settings.decode(table, Series).patch:
         try:
             applies = (
-                patch.line == line
+                patch.series == series
                 and number(version) in SpecifierSet(patch.versions)
                 and patch.guest in (None, guest)
                 and (patch.tool is None or number(tools[patch.tool]) in SpecifierSet(patch.tools))
@@ -309,10 +309,10 @@ def prepare(
     `source` is the pinned download, None for the user's own tree, which is only read. A tree has its content in its
     name, so nothing that was built from another one is ever next to it.
     """
-    wanted = wanted_patches(patches / "series.toml", choice.line, choice.version, compiler_tools(), guest)
+    wanted = wanted_patches(patches / "series.toml", choice.series, choice.version, compiler_tools(), guest)
     applied = tuple(Applied(each.file, files.sha256(patches / each.file), each.reason) for each in wanted)
     origin = f"sha256:{source.sha256}" if source else f"own:{_content(Path(choice.source or ''), folder)}"
-    tree = Tree(choice.line, choice.version, origin, "", applied)
+    tree = Tree(choice.series, choice.version, origin, "", applied)
     target = folder / f"linux-{choice.version}-{hashlib.sha256(tree.identity).hexdigest()[:16]}"
     with files.lock(folder / f".{target.name}.busy", lambda: say(f"waiting for another run that makes {target.name}")):
         kept = stamp(target)
@@ -377,9 +377,9 @@ def _content(own: Path, folder: Path) -> str:
 
 
 def trees(folder: Path, but: str) -> dict[str, Path]:
-    """Prepared trees in `folder` by line, without those of the line `but`."""
-    found = {each.line: path for path in sorted(folder.glob("linux-*")) if (each := stamp(path))}
-    return {line: path for line, path in found.items() if line != but}
+    """Prepared trees in `folder` by series, without those of the series `but`."""
+    found = {each.series: path for path in sorted(folder.glob("linux-*")) if (each := stamp(path))}
+    return {series: path for series, path in found.items() if series != but}
 
 
 def _verify(source: Source, tarball: Path, keys: Path, say: Callable[[str], None]) -> str:

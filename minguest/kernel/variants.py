@@ -28,7 +28,7 @@ def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Ca
 
     What Kconfig makes of them is taken as it is. ToolError where the tree cannot be configured or built so.
     """
-    wanted = kconfig.merge(kconfig.read(shop.fragments, shop.root), {**shop.options, **options}, "[dig] of a pit")
+    wanted = kconfig.merge(kconfig.read(shop.fragments, shop.root), {**shop.options, **options}, "[[inject]] of a pit")
     name = "-".join(f"{option}-{kconfig.spell(value)}" for option, value in options.items()).replace("/", "_")[:100]
     log = shop.log / f"{name}.log"
     text = kbuild.resolve(shop.tree, kconfig.render(wanted), shop.store, log.with_suffix(".config.log"), say)

@@ -154,7 +154,7 @@ def render(release: layout.Release) -> bytes:
         "org.opencontainers.image.description": f"guest {facts.guest}: linux {facts.kernel}, firmware {facts.firmware}",
         "vnd.minguest.kernel": facts.kernel,
         "vnd.minguest.firmware": facts.firmware,
-        "vnd.minguest.line": facts.line,
+        "vnd.minguest.series": facts.series,
         "vnd.minguest.signed": "true" if facts.signed else "false",
     }
     return _artifact(ARTIFACT, release.items, None, annotations)

@@ -247,10 +247,10 @@ class Repository:
         # The registry names it, and it is told the password.
         if place.scheme != "https" and not (self._base.startswith("http:") and _loopback(place.hostname)):
             raise ToolError(f"{self.place.registry}: wants a login at {web.shown(realm)!r}, which is not https")
-        asked = {"service": service, "scope": f"repository:{self.place.repository}:{self._actions}"}
+        requested = {"service": service, "scope": f"repository:{self.place.repository}:{self._actions}"}
         known = self._credentials
         if known.token:
-            form = {"grant_type": "refresh_token", "refresh_token": known.token, "client_id": "minguest", **asked}
+            form = {"grant_type": "refresh_token", "refresh_token": known.token, "client_id": "minguest", **requested}
             answer = web.call(
                 self._session,
                 "POST",
@@ -266,7 +266,7 @@ class Repository:
             answer = web.call(
                 self._session,
                 "GET",
-                _with_query(realm, **asked),
+                _with_query(realm, **requested),
                 wanted=(200, 401, 403),
                 auth=web.Authorization(known.basic),
                 limit=TOKEN_LIMIT,

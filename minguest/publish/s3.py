@@ -8,7 +8,7 @@ Below `s3://bucket/prefix`:
     NAME/latest.json            {"version": VERSION}: the newest version that is no pre-release
     NAME/index.json             every version whose SHA256SUMS is there
 
-The two pointers are made from a listing, so a run that was killed before them is mended by the next one, of any
+The two pointers are made from a listing, so a run that was killed before them is fixed by the next one, of any
 version. A store has no transactions: publish one version of a name from one place at a time.
 
 Interface: Amazon S3, API version 2006-03-01 (ListObjectsV2, HeadObject, GetObject, PutObject, DeleteObject). Keys,

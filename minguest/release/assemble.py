@@ -61,7 +61,7 @@ def make(
     if manifest.config.problems:
         raise UserError(
             f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
-            "mend the config and build without contract=ignore",
+            "fix the config and build without contract=ignore",
         )
     if missing := [name for name in (paths.RUN_GUEST, paths.DOMAIN) if name not in manifest.files]:
         raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: it is of an older minguest", manifests.AGAIN)
@@ -79,7 +79,7 @@ def make(
         version=version,
         signed=not unsigned,
         guest=at.guest,
-        line=at.line,
+        series=at.series,
         kernel=manifest.kernel.version,
         firmware=manifest.firmware.version,
         minguest=VERSION,
@@ -114,7 +114,7 @@ def make(
             )
     say(evidence.table(checks))
     if unsigned:
-        say("UNSIGNED, as asked: minguest verify refuses it unless it is told --unsigned")
+        say("UNSIGNED, as requested: minguest verify refuses it unless it is told --unsigned")
     return layout.load(at.release)
 
 

@@ -26,7 +26,7 @@ Result = Literal["PASS", "FAIL", "NOT RUN"]
 
 # The name of a reproduction's record in the packed evidence.
 REPRODUCED = "reproduce.json"
-# And of the sabotage matrix.
+# And of the fault matrix.
 MATRIX = "pits.json"
 # And of a rehearsal.
 REHEARSED = "rehearsal.json"
@@ -72,7 +72,7 @@ def sources(at: Layout) -> dict[str, Path]:
 def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, key: str) -> list[Check]:
     """Every check's result for the bundle of `manifest`.
 
-    `nr_cpus` is what the kernel was built for, `key` inject.key_of: what a matrix must have been dug with.
+    `nr_cpus` is what the kernel was built for, `key` inject.key_of: what a matrix must have been made with.
     """
     found = [of_boot(at.evidence, test, manifest, nr_cpus) for test in runner.tests(manifest.guest.launch)]
     places = sources(at)
@@ -151,7 +151,7 @@ def of_reproduction(place: Path, manifest: manifests.Manifest) -> Check:
 
 def of_matrix(place: Path, manifest: manifests.Manifest, key: str | None = None) -> Check:
     """What matrix.json comes to for the bundle of `manifest`; `key` is inject.key_of, where it can be had."""
-    name, title = "pits", "every known way to fail, dug: its first boot names it, and nothing else"
+    name, title = "pits", "every known way to fail, brought about: its first boot names it, and nothing else"
     try:
         matrix = _load(place, Matrix)
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def of_matrix(place: Path, manifest: manifests.Manifest, key: str | None = None)
     if "wrong" in results:
         return Check(name, title, "FAIL", reason, files, versions)
     if not matrix.whole or "right" not in results:
-        return Check(name, title, "NOT RUN", f"not every pit was dug: {reason or 'none'}")
+        return Check(name, title, "NOT RUN", f"not every pit was brought about: {reason or 'none'}")
     return Check(name, title, "PASS", reason, files, versions)
 
 

@@ -12,7 +12,7 @@ from minguest.paths import DOMAIN, RUN_GUEST
 from minguest.util import files, strictjson
 from minguest.util.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 SUMS = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
 SIZES = "SIZES"
@@ -73,9 +73,9 @@ class Facts(msgspec.Struct, frozen=True):
     """`guest-line`, such as `default-4.12`."""
     version: str
     signed: bool
-    """False only where the release was asked to be unsigned, by name."""
+    """False only where the release was requested to be unsigned, by name."""
     guest: str
-    line: str
+    series: str
     kernel: str
     firmware: str
     minguest: str
@@ -191,13 +191,9 @@ def load(folder: Path, sums: bytes | None = None) -> Release:
 def read_facts(folder: Path) -> Facts:
     """release.json of a folder; UserError where it is missing or of another schema."""
     try:
-        facts = strictjson.decode(read(folder, FACTS, SMALL), Facts)
+        facts = strictjson.decode(read(folder, FACTS, SMALL), Facts, SCHEMA)
     except ValueError as error:
         raise UserError(f"{folder / FACTS}: no release's facts: {error}") from error
-    if facts.schema != SCHEMA:
-        raise UserError(
-            f"{folder / FACTS}: schema {facts.schema}, this minguest knows {SCHEMA}", "get a newer minguest"
-        )
     if not NAME.fullmatch(facts.name) or not VERSION.fullmatch(facts.version):
         raise UserError(f"{folder / FACTS}: name {facts.name!r} or version {facts.version!r} cannot be")
     return facts

@@ -111,7 +111,7 @@ def signed(sums: bytes, signature: bytes | None, trusted: sshsig.Verifier | None
     if trusted is None:
         if signature is not None:
             raise UserError("--unsigned: this release is signed", "verify it with its signer's key: --key FILE.pub")
-        return Row("signature", "UNSIGNED", "accepted as asked: nobody vouches for these files")
+        return Row("signature", "UNSIGNED", "accepted as requested: nobody vouches for these files")
     if signature is None:
         raise UserError(
             f"UNSIGNED: there is no {layout.SIGNATURE}",
@@ -169,13 +169,13 @@ def _manifest(folder: Path, facts: layout.Facts, sums: Mapping[str, str], *, sig
 
 
 def _facts(facts: layout.Facts, manifest: manifests.Manifest) -> str:
-    told = (facts.guest, facts.line, facts.kernel, facts.firmware, facts.name)
+    told = (facts.guest, facts.series, facts.kernel, facts.firmware, facts.name)
     wanted = (
         manifest.guest.name,
-        manifest.kernel.line,
+        manifest.kernel.series,
         manifest.kernel.version,
         manifest.firmware.version,
-        f"{manifest.guest.name}-{manifest.kernel.line}",
+        f"{manifest.guest.name}-{manifest.kernel.series}",
     )
     if told != wanted:
         raise UserError(f"{layout.FACTS} tells of {told}, {layout.MANIFEST} of {wanted}")

@@ -33,7 +33,7 @@ from minguest.tasks.reporter import say
 from minguest.util import files, pci
 from minguest.util.errors import GuestError, GuestFailed, MinguestError, ToolError, UserError
 from minguest.vm import bar_window, bar_window_text, cards, launch, scripts
-from minguest.vm.launch import Words
+from minguest.vm.launch import Options
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 
@@ -42,7 +42,7 @@ Task = dict[str, Any]
 KERNEL = ("bzImage", "System.map", "kernel.json")
 CODE = paths.PACKAGE
 # What the command line may say with an equals sign, before or after the tasks.
-WORDS = (
+OPTIONS = (
     "guest",
     "kernel",
     "source",
@@ -148,12 +148,12 @@ class Project:
         self.cache = settings.cache_folder()
         self.ignore = _contract(words["contract"])
         self.choice = self._first() if pinned else self._choose(words["kernel"], words["source"], idle=idle)
-        self.at = Layout(root, self.guest.name, self.choice.line)
+        self.at = Layout(root, self.guest.name, self.choice.series)
         if self.guest.firmware not in self.sources.firmware:
             known = ", ".join(self.sources.firmware)
             raise UserError(f"{guest_file}: firmware = {self.guest.firmware!r}: not in sources.toml", f"known: {known}")
         self.ovmf: Source = self.sources.firmware[self.guest.firmware]
-        self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.line, root)
+        self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.series, root)
         self.overlays = [self._overlay(name) for name in self.guest.overlays]
         if not idle:
             # What cannot be built in or started is named before anything is unpacked.
@@ -174,7 +174,7 @@ class Project:
         """run-guest and domain.xml by name."""
         try:
             specs = launch.shipped(
-                self.guest.launch, self.choice.line, runner.SYSFS, runner.CPUINFO.read_text(encoding="utf-8")
+                self.guest.launch, self.choice.series, runner.SYSFS, runner.CPUINFO.read_text(encoding="utf-8")
             )
             return scripts.render(
                 self.at.templates,
@@ -187,16 +187,18 @@ class Project:
             raise UserError(f"{self._shown(self.guest_file)}: {error.message}", error.remedy) from error
 
     def _first(self) -> Choice:
-        """The first of the guest's lines, as it is pinned."""
-        line = self.guest.kernel[0]
-        return Choice(self.guest.kernel, line, self.sources.kernel[line].version, "pinned")
+        """The first of the guest's series, as it is pinned."""
+        series = self.guest.kernel[0]
+        return Choice(self.guest.kernel, series, self.sources.kernel[series].version, "pinned")
 
     @functools.cached_property
     def host(self) -> "Project":
         """The rehearsal's host."""
-        return Project(self.root, self.root / "configs/guests/host.toml", dict.fromkeys(WORDS), idle=True, pinned=True)
+        return Project(
+            self.root, self.root / "configs/guests/host.toml", dict.fromkeys(OPTIONS), idle=True, pinned=True
+        )
 
-    def _choose(self, line: str | None, own: str | None, *, idle: bool) -> Choice:
+    def _choose(self, series: str | None, own: str | None, *, idle: bool) -> Choice:
         place = Layout(self.root, self.guest.name, "").choice
         try:
             kept = msgspec.json.decode(place.read_bytes(), type=Choice)
@@ -204,7 +206,7 @@ class Project:
             kept = None
         if idle:
             return kept or Choice(self.guest.kernel, self.guest.kernel[0], "?", "not chosen yet")
-        choice = source.choose(self.guest, self.sources, kept, line, own, source.availability(self.cache))
+        choice = source.choose(self.guest, self.sources, kept, series, own, source.availability(self.cache))
         if choice != kept:
             files.write(place, msgspec.json.encode(choice))
         say(source.sentence(choice))
@@ -221,7 +223,7 @@ class Project:
 
     @property
     def pinned(self) -> Source | None:
-        return None if self.choice.source else self.sources.kernel[self.choice.line]
+        return None if self.choice.source else self.sources.kernel[self.choice.series]
 
     @property
     def contract(self) -> tuple[contract.Rule, ...]:
@@ -275,7 +277,7 @@ class Project:
         def make() -> None:
             result = kbuild.configure(
                 self.prepared(),
-                self.choice.line,
+                self.choice.series,
                 self.fragments,
                 self.guest.options,
                 self.contract,
@@ -288,7 +290,7 @@ class Project:
                 log=self.at.log("config"),
                 say=say,
             )
-            say(f"{result.requested} options asked for, {len(result.problems)} problems")
+            say(f"{result.requested} options requested, {len(result.problems)} problems")
 
         return step(
             make,
@@ -412,7 +414,7 @@ class Project:
             "guest": msgspec.to_builtins(self.guest),
             "kernel": {
                 "wanted": list(self.choice.wanted),
-                "line": self.choice.line,
+                "series": self.choice.series,
                 "version": self.choice.version,
                 "reason": self.choice.reason,
                 "urls": list(pinned.urls) if pinned else [],
@@ -450,7 +452,7 @@ class Project:
 
     def boot_test_step(self) -> Task:
         def test(**words: Any) -> None:
-            runner.run(self.bench, Words(**words), self.guest.launch, say)
+            runner.run(self.bench, Options(**words), self.guest.launch, say)
 
         return step(
             test,
@@ -458,7 +460,7 @@ class Project:
             doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
             file_dep=[self.at.bundle / "manifest.json"],
             facts=_always,
-            params=[*_params(runner.WORDS), *_flags(runner.FLAGS)],
+            params=[*_params(runner.OPTIONS), *_flags(runner.FLAGS)],
         )
 
     def evidence_step(self) -> Task:
@@ -499,7 +501,7 @@ class Project:
             from minguest.bundle import reproduce  # noqa: PLC0415 - see SLOW
 
             words = [f"guest={self.guest_file}", *(["contract=ignore"] if self.ignore else [])]
-            # The choice goes along, as the manifest tells how it came about: line, source and reason.
+            # The choice goes along, as the manifest tells how it came about: series, source and reason.
             record = reproduce.builds(
                 self.root,
                 self.at.work / "reproduce",
@@ -591,7 +593,7 @@ class Project:
             if wrong := dict.fromkeys(each.pit for each in found if each.sure != "not known"):
                 raise UserError(
                     f"under OVMF with this launch it would fall into {', '.join(wrong)}",
-                    "docs/pits.md tells cause and mend of each",
+                    "docs/pits.md tells cause and fix of each",
                 )
 
         return step(
@@ -731,7 +733,7 @@ class Project:
                 record=self.at.rehearsed,
                 templates=self.at.templates,
             )
-            rehearse.run(site, records.Words(**{name: word for name, word in words.items() if word}), say)
+            rehearse.run(site, records.Options(**{name: word for name, word in words.items() if word}), say)
 
         return step(
             make,
@@ -739,7 +741,7 @@ class Project:
             doc="a real VFIO passthrough of emulated cards, in an emulated host",
             file_dep=[self.at.bundle / "manifest.json", self.host.at.bundle / "manifest.json"],
             facts=_always,
-            params=_params(rehearse.WORDS),
+            params=_params(rehearse.OPTIONS),
         )
 
     def pits_step(self) -> Task:
@@ -776,7 +778,7 @@ class Project:
         return step(
             make,
             basename="pits",
-            doc="the sabotage matrix: dig every pit, and see that its first boot names it; only=ID,…",
+            doc="the fault matrix: injects every known pit, and checks that its first boot names it; only=ID,…",
             file_dep=[self.at.bundle / "manifest.json"],
             facts=_always,
         )
@@ -808,7 +810,7 @@ def _flags(words: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _always() -> Mapping[str, Any]:
-    """The facts of a task that runs whenever it is asked for. Not the time: a clock may stand, or be set back."""
+    """The facts of a task that runs whenever it is requested. Not the time: a clock may stand, or be set back."""
     return {"once": os.urandom(16).hex()}
 
 
@@ -842,10 +844,10 @@ def project(root: Path) -> Project:
     try:
         for word in sys.argv[1:]:
             name, equals, _ = word.partition("=")
-            if equals and not name.startswith("-") and name not in WORDS:
-                near = difflib.get_close_matches(name, WORDS, 1)
-                raise UserError(f"{word}: no such word", f"{near[0]}=…" if near else f"known: {'= '.join(WORDS)}=")
-        words = {name: get_var(name) for name in WORDS}
+            if equals and not name.startswith("-") and name not in OPTIONS:
+                near = difflib.get_close_matches(name, OPTIONS, 1)
+                raise UserError(f"{word}: no such word", f"{near[0]}=…" if near else f"known: {'= '.join(OPTIONS)}=")
+        words = {name: get_var(name) for name in OPTIONS}
         return Project(root, _guest_file(root, words["guest"]), words, idle=command in IDLE)
     except MinguestError as error:
         raise InvalidDodoFile(str(error)) from None

@@ -102,7 +102,7 @@ def extract_tar(tarball: Path, target: Path) -> None:
 
 
 def deb_member(deb: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Files out of a Debian package, by the names that were asked for (`./usr/share/OVMF/OVMF_CODE_4M.fd`).
+    """Files out of a Debian package, by the names that were requested (`./usr/share/OVMF/OVMF_CODE_4M.fd`).
 
     Raises UserError when a name is not in it or the file is no Debian package.
     """
@@ -139,7 +139,7 @@ def deb_version(deb: Path) -> str:
 
 def plain_members(stream: IO[bytes], limit: int) -> Iterator[tuple[str, IO[bytes]]]:
     """Names and contents of the members of a tar that a stranger made: plain files with plain headers, and no more
-    than `limit` bytes in all. A content is to be read before the next member is asked for.
+    than `limit` bytes in all. A content is to be read before the next member is requested.
 
     Not by tarfile: it takes headers that speak of other headers (pax, GNU's long names), and one of 160,000 digits
     keeps it busy for 20 s; and a sparse member gives as many bytes as it likes out of none. ValueError (of which

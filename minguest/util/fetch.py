@@ -102,7 +102,7 @@ def fetch(
     except OSError as error:
         raise ToolError(
             f"{error.filename or whole}: the cache cannot be used: {error.strerror}",
-            "give the cache another folder, or mend this one's permissions",
+            "give the cache another folder, or fix this one's permissions",
         ) from error
 
 
@@ -249,7 +249,7 @@ def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Pat
         part.unlink()  # nothing may be built on it
         if pure:
             raise _MirrorError(f"its content is another one (SHA-256 {digest}, wanted {source.sha256.lower()})")
-        # The wrong bytes may be another mirror's or an earlier run's: this one is asked for all of it. That ends, for
+        # The wrong bytes may be another mirror's or an earlier run's: this one is requested all of it. That ends, for
         # one answer from zero to the end is pure, and cuts are counted.
         cuts += 1
         if cuts > RESUMES:
@@ -388,7 +388,7 @@ def _read(response: requests.Response) -> bytes:
 
 
 def _answers(url: str, deadline_s: float) -> bool:
-    """Whether a URL answers with success. A server may refuse HEAD or hang up on it; then it is asked for one byte."""
+    """Whether a URL answers with success. A server may refuse HEAD or hang up on it; then it is requested one byte."""
     for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
         try:
             with (

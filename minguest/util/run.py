@@ -108,7 +108,7 @@ def bare_environment() -> dict[str, str]:
     """What a build's tools get, so that nothing else that the user's shell exports reaches what they make.
 
     PATH is the user's: the tools are found by it. TMPDIR is a folder that can be written to: with one that cannot,
-    compilers fail, and Kconfig takes such a compiler for one that lacks what it was asked for.
+    compilers fail, and Kconfig takes such a compiler for one that lacks what it was requested for.
     """
     return {"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": tempfile.gettempdir(), "LC_ALL": "C", "TZ": "UTC"}
 

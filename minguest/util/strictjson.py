@@ -29,9 +29,14 @@ def loads(content: bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def decode(content: bytes, kind: type[T]) -> T:
-    """The document as `kind`, with msgspec's own words for what does not fit; ValueError as for `loads`."""
-    loads(content)
+def decode(content: bytes, kind: type[T], schema: int | None = None) -> T:
+    """The document as `kind`, which must say that it is of `schema` where one is given.
+
+    ValueError as for `loads`, for another schema, and in msgspec's own words for what does not fit.
+    """
+    found = loads(content)
+    if schema is not None and isinstance(found, dict) and found.get("schema") != schema:
+        raise ValueError(f"schema {str(found.get('schema'))[:20]}, this minguest knows {schema}")
     return msgspec.json.decode(content, type=kind)
 
 

@@ -149,7 +149,7 @@ def cmdline(spec: Spec) -> list[str]:
     # doesn't work!". By itself it leaves that out only where CPUID tells of KVM (arch/x86/kernel/kvm.c).
     then = "wait" if spec.power_button else "poweroff"
     words = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", f"initd.then={then}"]
-    words += [*spec.line_words, *spec.cmdline]
+    words += [*spec.series_options, *spec.cmdline]
     if spec.plug_cpus or spec.plug_memory:
         words += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)
         words += [f"initd.wait-cpus-left={spec.unplug_cpus}"] * bool(spec.unplug_cpus)

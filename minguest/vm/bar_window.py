@@ -130,11 +130,11 @@ def plan(
         raise UserError(f"phys-bits = {phys_bits}: QEMU takes {BITS_MIN} to {BITS_MAX}", "46 is what OVMF uses at most")
     ports = [root_port(card, hotplug) for card in cards]
     memory = layout(memory_bytes, max_memory, slots, vendor)
-    asked = _asked(ports, ROOM)
+    requested = _requested(ports, ROOM)
     alone, window, fits = best_window(memory, phys_bits, vendor, ports)
     fitting = {bits: best_window(memory, bits, vendor, ports) for bits in range(BITS_MIN, BITS_USED + 1)}
-    if asked:
-        ports = _padded(ports, window.size if fits else asked)
+    if requested:
+        ports = _padded(ports, window.size if fits else requested)
     need, offsets = packed(ports)
     fewest = next((bits for bits, found in fitting.items() if found[2]), None)
     by_itself = next((bits for bits, found in fitting.items() if found[2] and found[1] == found[0]), None)
@@ -148,7 +148,7 @@ def plan(
         ]
     return Plan(
         need=need,
-        window_mib=asked // MIB,
+        window_mib=requested // MIB,
         phys_bits=fewest,
         alone_bits=by_itself,
         given_bits=phys_bits,
@@ -237,7 +237,7 @@ def trusted(bits: int, vendor: Vendor) -> bool:
 
 def best_window(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:
     """What OVMF opens alone, what it should open, and whether the ports fit then."""
-    asked = _asked(ports, ROOM)
+    requested = _requested(ports, ROOM)
 
     def fits(window: Window) -> bool:
         need = packed(_padded(ports, window.size))[0]
@@ -252,18 +252,18 @@ def best_window(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]
 
     alone = opened(memory, bits, vendor)
     starts = qemu_starts(memory, bits)
-    if not asked or (starts and fits(alone)):
+    if not requested or (starts and fits(alone)):
         return alone, alone, starts
     # As little as will do; or a power of two, which begins at a multiple of itself and may so clear an obstacle; or
     # nothing to spare.
-    for size in (asked, _power(asked), _asked(ports, 0)):
+    for size in (requested, _power(requested), _requested(ports, 0)):
         window = opened(memory, bits, vendor, size)
         if starts and size <= TOLD_MAX and fits(window):
             return alone, window, True
     return alone, alone, False
 
 
-def _asked(ports: Sequence[Port], spare: int) -> int:
+def _requested(ports: Sequence[Port], spare: int) -> int:
     """The smallest window that the ports fit in with `spare` bytes, in whole GiB; 0 where no card needs one.
 
     Their share grows with the window; of more than a hundred ports it has no end, which TOLD_MAX is then.

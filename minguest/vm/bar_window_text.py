@@ -52,7 +52,7 @@ def warnings(made: Plan) -> tuple[str, ...]:
     """What is wrong with a plan, what would help, and what is near."""
     said = []
     if not made.fits:
-        said.append(f"does NOT fit: {_why_not(made)}\n  what would make it fit: {_mend(made)}")
+        said.append(f"does NOT fit: {_why_not(made)}\n  what would make it fit: {_remedy(made)}")
     elif made.need and made.window.size - made.need < ROOM:
         left = made.window.size - made.need
         said.append(
@@ -97,7 +97,7 @@ def _why_not(made: Plan) -> str:
     return f"{text}, and a window told to be larger would lie on memory or on HyperTransport's addresses"
 
 
-def _mend(made: Plan) -> str:
+def _remedy(made: Plan) -> str:
     if made.phys_bits is None:
         return "nothing, up to the 46 bits that OVMF uses: fewer cards a guest, or less memory"
     ways = []

@@ -35,11 +35,11 @@ def closed() -> str:
     return ""
 
 
-def probe(spec: launch.Spec, sysfs: Path, line: str = "") -> launch.Spec:
+def probe(spec: launch.Spec, sysfs: Path, series: str = "") -> launch.Spec:
     """The guest that is started for it. Of the launch it has the CPU, on which KVM's answer depends, and nothing else:
     no CPUs or memory that are waited for, no nodes, disks, cards, huge pages or words that may fail by themselves."""
     wanted = Launch(cpu=spec.cpu, hide_kvm=spec.hide_kvm, cpus=1, max_cpus=1, gpus=(), accel="kvm", timeout=int(TIME))
-    return launch.settle(wanted, launch.Words(), 1, (), sysfs, line)
+    return launch.settle(wanted, launch.Options(), 1, (), sysfs, series)
 
 
 def prove(argv: Sequence[str], folder: Path) -> Proof:

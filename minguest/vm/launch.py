@@ -21,9 +21,9 @@ ACCELS: tuple[Accel, ...] = ("kvm", "tcg")
 DIMM = 128 << 20
 # QEMU: ACPI_MAX_RAM_SLOTS, include/hw/acpi/acpi.h.
 SLOTS_MAX = 256
-# What a line's kernel is always told. 4.12's KASLR may unpack the kernel over the memory map that the EFI stub left
+# What a series's kernel is always told. 4.12's KASLR may unpack the kernel over the memory map that the EFI stub left
 # in the loader's memory; later kernels take none but free memory (process_efi_entries, boot/compressed/kaslr.c).
-LINE_WORDS = {"4.12": ("nokaslr",)}
+SERIES_OPTIONS = {"4.12": ("nokaslr",)}
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -63,8 +63,8 @@ class Spec(msgspec.Struct, frozen=True):
     """Bytes of memory that are there in the end, likewise."""
     power_button: bool = False
     """The guest waits for its power button in place of powering off by itself."""
-    line_words: tuple[str, ...] = ()
-    """Words for the kernel that its line wants."""
+    series_options: tuple[str, ...] = ()
+    """Words for the kernel that its series wants."""
     window: int = 0
     """MiB of the 64-bit window for BARs that OVMF is told to open; 0: it decides itself."""
 
@@ -74,7 +74,7 @@ class Spec(msgspec.Struct, frozen=True):
         return self.unplug_cpus or max(self.cpus, self.plug_cpus)
 
 
-class Words(msgspec.Struct, frozen=True):
+class Options(msgspec.Struct, frozen=True):
     """What the user typed after boot-test; an empty word leaves the guest's launch as it is."""
 
     cpus: str = ""
@@ -91,17 +91,17 @@ class Words(msgspec.Struct, frozen=True):
 
 def settle(
     launch: Launch,
-    words: Words,
+    words: Options,
     nr_cpus: int,
     models: Sequence[str],
     sysfs: Path,
-    line: str = "",
+    series: str = "",
     *,
     here: bool = True,
 ) -> Spec:
     """Apply the user's words to a launch; UserError for what cannot be.
 
-    `nr_cpus` is what the bundle's kernel was built for and `line` its line, `models` what this QEMU has, `sysfs` is
+    `nr_cpus` is what the bundle's kernel was built for and `series` its series, `models` what this QEMU has, `sysfs` is
     /sys. Of a launch that is not started `here` cards and disks need not be there, nor be free.
     """
     cpus = settings.integer(words.cpus, "--cpus") if words.cpus else launch.cpus
@@ -162,7 +162,7 @@ def settle(
         unplug_cpus=unplug_cpus,
         plug_memory=plugged,
         power_button=words.power_button,
-        line_words=LINE_WORDS.get(line, ()),
+        series_options=SERIES_OPTIONS.get(series, ()),
         window=settings.size(launch.window, "launch.window") >> 20 if launch.window else 0,
     )
 
@@ -287,17 +287,17 @@ def planned(launch: Launch) -> Spec:
         models: Sequence[str] = emulator.display_models()
     except ToolError:
         models = launch.gpus  # without QEMU nobody knows which there are
-    return settle(launch, Words(), launch.cpus, models, Path("/sys"), here=False)
+    return settle(launch, Options(), launch.cpus, models, Path("/sys"), here=False)
 
 
-def shipped(launch: Launch, line: str, sysfs: Path, cpuinfo: str) -> dict[Accel, Spec]:
+def shipped(launch: Launch, series: str, sysfs: Path, cpuinfo: str) -> dict[Accel, Spec]:
     """A bundle's own launch, for KVM and for software emulation, as its run-guest has it.
 
     Cards that are on this machine are planned with its CPU (`cpuinfo`: /proc/cpuinfo). For others there is nothing to
     plan with. Emulated ones come out the same wherever the bundle is built: the host's CPU counts as one of 40 bits.
     Where a host's has others and its plan is another, boot-test takes that.
     """
-    spec = settle(launch, Words(), launch.cpus, launch.gpus, sysfs, line, here=False)
+    spec = settle(launch, Options(), launch.cpus, launch.gpus, sysfs, series, here=False)
     by_accel = {accel: msgspec.structs.replace(spec, accel=accel) for accel in ACCELS}
     if absent(spec, sysfs):
         return by_accel

@@ -16,7 +16,7 @@ from minguest.model import Launch
 from minguest.util.archive import gzip_bytes
 from minguest.util.errors import GuestError, ToolError
 from minguest.vm import arguments, emulator, kvm, launch, qemu, report
-from minguest.vm.launch import Words
+from minguest.vm.launch import Options
 from tests import ROOT
 from tests.integration.conftest import LINE, Doit
 
@@ -32,7 +32,7 @@ def test_boot_test_passes(built: paths.Layout, doit: Doit, cpus: int, machine: s
     found = json.loads((built.boot_test / "verdict.json").read_bytes())
     checks = {check["name"]: check for check in found["verdict"]["checks"]}
     assert checks["CPUs"] == {
-        "name": "CPUs", "asked": str(cpus), "qemu": str(cpus), "guest": str(cpus), "ok": True, "why": "",
+        "name": "CPUs", "requested": str(cpus), "qemu": str(cpus), "guest": str(cpus), "ok": True, "why": "",
     }  # fmt: skip
     assert all(check["ok"] for check in checks.values())
     assert b"Linux version" in (built.boot_test / "console.log").read_bytes()
@@ -80,7 +80,7 @@ class Bench:
     def boot(
         self, *cmdline: str, initrd: Path | None = None, drop: tuple[str, ...] = (), timeout: float = 60
     ) -> tuple[verdict.Verdict, qemu.Run]:
-        spec = launch.settle(Launch(cmdline=cmdline), Words(), 64, emulator.display_models(), Path("/sys"))
+        spec = launch.settle(Launch(cmdline=cmdline), Options(), 64, emulator.display_models(), Path("/sys"))
         spec = msgspec.structs.replace(spec, accel="tcg", timeout=timeout)
         (self.folder / "OVMF_VARS.fd").write_bytes((self.at.bundle / "OVMF_VARS.fd").read_bytes())
         argv = arguments.argv(
@@ -183,7 +183,7 @@ def test_what_auto_says_of_kvm_is_so(built: paths.Layout, tmp_path: Path) -> Non
     """Whatever this machine's KVM can: a guest that asks for it passes where auto takes it, and nowhere else."""
     bench = runner.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
     said: list[str] = []
-    runner.run(bench, Words(cpus="1"), Launch(), said.append)
+    runner.run(bench, Options(cpus="1"), Launch(), said.append)
     takes = json.loads((bench.folder / "verdict.json").read_bytes())["spec"]["accel"] == "kvm"
     assert takes or "software emulation (/dev/kvm " in said[0]
     opens = not kvm.closed()
@@ -192,7 +192,7 @@ def test_what_auto_says_of_kvm_is_so(built: paths.Layout, tmp_path: Path) -> Non
     else:
         assert not opens
     try:
-        runner.run(bench, Words(cpus="1", accel="kvm"), Launch(), said.append)
+        runner.run(bench, Options(cpus="1", accel="kvm"), Launch(), said.append)
     except (ToolError, GuestError) as error:
         assert not takes, error
         assert not opens or "kvm-unusable" in f"{error}{said[-1]}"
@@ -228,4 +228,4 @@ def test_efi_off_built_all_the_same_has_one_cpu_and_ends(built: paths.Layout, do
     assert found["verdict"]["result"] == "failed"
     assert found["verdict"]["ending"] == "no power-off"
     assert found["pits"] == ["efi-off"]
-    assert "mend:  CONFIG_EFI=y" in result.stdout
+    assert "fix:   CONFIG_EFI=y" in result.stdout

@@ -11,7 +11,7 @@ from minguest import paths
 from minguest.boottest import runner
 from minguest.model import Launch, Node
 from minguest.util.errors import GuestFailed
-from minguest.vm.launch import Words
+from minguest.vm.launch import Options
 from tests.integration.conftest import LINE, Doit
 
 EIGHT = ",".join(["bar:128G"] * 8)
@@ -44,15 +44,15 @@ def test_cpus_and_memory_are_plugged_in(built: paths.Layout, doit: Doit) -> None
     result = doit("boot-test", *words, f"kernel={LINE}")
     assert result.returncode == 0, result.stdout
     rows = checks(built.boot_test)
-    assert [rows["CPUs"][view] for view in ("asked", "qemu", "guest")] == ["2 → 8", "8", "8"]
-    assert [rows["memory"][view] for view in ("asked", "qemu")] == ["1024 MiB → 3072 MiB", "3072 MiB"]
+    assert [rows["CPUs"][view] for view in ("requested", "qemu", "guest")] == ["2 → 8", "8", "8"]
+    assert [rows["memory"][view] for view in ("requested", "qemu")] == ["1024 MiB → 3072 MiB", "3072 MiB"]
 
 
 def test_cpus_are_taken_out_again(built: paths.Layout, doit: Doit) -> None:
     words = ["--cpus", "2", "--plug-cpus", "4", "--unplug-cpus", "3"]
     result = doit("boot-test", *words, f"kernel={LINE}")
     assert result.returncode == 0, result.stdout
-    assert [checks(built.boot_test)["CPUs"][view] for view in ("asked", "qemu", "guest")] == ["2 → 4 → 3", "3", "3"]
+    assert [checks(built.boot_test)["CPUs"][view] for view in ("requested", "qemu", "guest")] == ["2 → 4 → 3", "3", "3"]
 
 
 def test_more_is_plugged_in_than_there_is_room_for_is_refused(built: paths.Layout, doit: Doit) -> None:
@@ -67,7 +67,7 @@ def bench(built: paths.Layout, tmp_path: Path) -> runner.Bench:
 
 
 def boot(bench: runner.Bench, wanted: Launch) -> None:
-    runner.run(bench, Words(accel="tcg"), wanted, lambda _: None)
+    runner.run(bench, Options(accel="tcg"), wanted, lambda _: None)
 
 
 def test_a_window_that_is_forced_small_is_its_pit(bench: runner.Bench) -> None:

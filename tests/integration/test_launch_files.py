@@ -22,7 +22,7 @@ from minguest.boottest import runner
 from minguest.bundle import manifests
 from minguest.paths import RUN_GUEST
 from minguest.vm import arguments, emulator, launch, report, scripts
-from minguest.vm.launch import Words
+from minguest.vm.launch import Options
 from tests import launches
 from tests.integration.conftest import LINE, Doit
 
@@ -243,8 +243,8 @@ def test_libvirt_makes_the_machine_that_the_script_makes(home: Path, name: str) 
     spec = launches.specs(name, home / "sys")["tcg" if name == "tcg" else "kvm"]
     ours = Seen(arguments.argv(spec, watched=False)[1:])
     assert theirs.machine() == ours.machine()
-    (model, flags), (wanted, asked) = theirs.cpu(), ours.cpu()
-    assert model == wanted and flags >= asked
+    (model, flags), (wanted, requested) = theirs.cpu(), ours.cpu()
+    assert model == wanted and flags >= requested
     # libvirt names CPUs that can be plugged in too, where QEMU takes them for the first node's.
     if spec.numa:
         there = set(range(spec.cpus))
@@ -301,9 +301,9 @@ def test_the_script_starts_the_bundle(awkward: Path, tmp_path: Path) -> None:
     assert sorted((path.name, path.stat().st_mtime_ns) for path in awkward.iterdir()) == before
 
 
-@pytest.mark.parametrize(("words", "by_it"), [(Words(accel="tcg"), True), (Words(accel="tcg", cpus="2"), False)])
+@pytest.mark.parametrize(("words", "by_it"), [(Options(accel="tcg"), True), (Options(accel="tcg", cpus="2"), False)])
 def test_a_boot_test_of_the_guests_own_launch_is_the_scripts(
-    built: paths.Layout, awkward: Path, tmp_path: Path, words: Words, by_it: bool
+    built: paths.Layout, awkward: Path, tmp_path: Path, words: Options, by_it: bool
 ) -> None:
     bench = runner.Bench("it", awkward, tmp_path / "boot test", tmp_path / "kvm.json", built.pits)
     wanted = manifests.load(awkward).guest.launch
@@ -321,7 +321,7 @@ def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
     manifest = manifests.load(bundle_copy)
     # By software emulation: under KVM this very firmware need not run on every machine.
     wanted = msgspec.structs.replace(manifest.guest.launch, accel="tcg")
-    specs = launch.shipped(wanted, manifest.kernel.line, runner.SYSFS, "")
+    specs = launch.shipped(wanted, manifest.kernel.series, runner.SYSFS, "")
     about = scripts.About(built.name, manifest.kernel.version, manifest.firmware.version)
     made = scripts.render(built.templates, about, wanted, specs)
     (home / "it.xml").write_text(placed(made, bundle_copy))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pits, dug for real: all that need no other kernel, and the one that this project exists for."""
+"""Fault matrix for real: all that need no other kernel, and the one that this project exists for."""
 
 import re
 from pathlib import Path
@@ -17,12 +17,12 @@ from tests import ROOT
 from tests.integration.conftest import LINE, Doit
 
 KNOWN = catalogue.load(ROOT / "configs/pits")
-NO_KERNEL = [name for name, pit in KNOWN.items() if pit.dig and not any(each.options for each in pit.dig)]
+NO_KERNEL = [name for name, pit in KNOWN.items() if pit.inject and not any(each.options for each in pit.inject)]
 CHOSEN = [HEALTHY, *NO_KERNEL, "efi-off"]
 
 
 @pytest.fixture(scope="module")
-def dug(built: paths.Layout, doit: Doit) -> str:
+def injected(built: paths.Layout, doit: Doit) -> str:
     """The screen of one run over all of them."""
     result = doit("pits", f"kernel={LINE}", f"only={','.join(CHOSEN)}")
     assert result.returncode == 0, result.stdout
@@ -30,9 +30,9 @@ def dug(built: paths.Layout, doit: Doit) -> str:
 
 
 @pytest.fixture(scope="module")
-def cells(built: paths.Layout, dug: str) -> dict[str, Cell]:
+def cells(built: paths.Layout, injected: str) -> dict[str, Cell]:
     matrix = inject.load(built.matrix)
-    assert matrix is not None and matrix.line == LINE
+    assert matrix is not None and matrix.series == LINE
     return {cell.id: cell for cell in matrix.cells if cell.pit in CHOSEN}
 
 
@@ -41,7 +41,7 @@ def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, C
     of_pit = [cell for cell in cells.values() if cell.pit == name]
     assert of_pit
     for cell in of_pit:
-        each = next((one for one in (KNOWN[name].dig if name in KNOWN else ()) if one.name == cell.name), None)
+        each = next((one for one in (KNOWN[name].inject if name in KNOWN else ()) if one.name == cell.name), None)
         if each is not None and (each.cannot or each.needs) and cell.result == "NOT RUN":
             assert cell.why
         else:
@@ -49,7 +49,7 @@ def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, C
 
 
 def test_every_cell_has_its_console_and_the_page_leads_there(
-    built: paths.Layout, dug: str, cells: dict[str, Cell]
+    built: paths.Layout, injected: str, cells: dict[str, Cell]
 ) -> None:
     page = built.matrices / "index.html"
     links = set(re.findall(r'href="([^"#]+)"', page.read_text()))
@@ -57,7 +57,7 @@ def test_every_cell_has_its_console_and_the_page_leads_there(
         if cell.result == "right":
             assert f"{built.name}/runs/{cell.id}/console.log" in links
     assert all((page.parent / link).exists() for link in links)
-    assert re.search(rf"linux {LINE}\S*: \d+ right, 0 wrong, \d+ NOT RUN", dug)
+    assert re.search(rf"linux {LINE}\S*: \d+ right, 0 wrong, \d+ NOT RUN", injected)
 
 
 def test_the_story_is_told(cells: dict[str, Cell]) -> None:
@@ -65,7 +65,7 @@ def test_the_story_is_told(cells: dict[str, Cell]) -> None:
     assert told.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
     assert re.search(r"\n +\d+ \| .*A valid RSDP was not found", told)
     assert "CONFIG_EFI is n, wanted y" in told
-    assert "mend:  CONFIG_EFI=y" in told
+    assert "fix:   CONFIG_EFI=y" in told
     assert re.search(r"follows from [\w, -]*efi-off.*: SMP is off", told)
     assert "not acpi-off-cmdline: " in told
 

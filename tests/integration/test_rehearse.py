@@ -56,7 +56,7 @@ def test_cards_go_to_the_guest_and_back(
     rows = {check["name"]: check for check in record["outcome"]["verdict"]["checks"]}
     for number, ids in enumerate(cards):
         row = rows[f"GPU gpu{number}"]
-        assert row["ok"] and row["asked"] == f"vfio-pci 0000:{number + 1:02x}:00.0" and row["guest"].startswith(ids)
+        assert row["ok"] and row["requested"] == f"vfio-pci 0000:{number + 1:02x}:00.0" and row["guest"].startswith(ids)
     # The guest had KVM's help and was not told so.
     assert ",kvm=off" in record["outcome"]["argv"][record["outcome"]["argv"].index("-cpu") + 1]
     # Its own host said what it did.

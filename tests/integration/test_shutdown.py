@@ -116,7 +116,7 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         wanted = Launch(
             cpus=2, max_cpus=2, gpus=(), disks=(Disk(file=str(disk)),), cmdline=("initd.then=/bin/work", *words)
         )
-        spec = launch.settle(wanted, launch.Words(accel="tcg"), 64, (), Path("/sys"))
+        spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
         (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
         argv = arguments.argv(
             spec,
@@ -189,7 +189,7 @@ def test_boot_test_presses_the_power_button(line: str, request: pytest.FixtureRe
         request.getfixturevalue("built")
     at = paths.Layout(ROOT, "default", line)
     bench = runner.Bench("it", at.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", at.pits)
-    runner.run(bench, launch.Words(accel="tcg", power_button=True), Launch(), lambda _: None)
+    runner.run(bench, launch.Options(accel="tcg", power_button=True), Launch(), lambda _: None)
     row = checks(bench.folder)["power button"]
     assert (row["guest"], row["ok"]) == ("power-button, power-off", True)
     outcome = json.loads((bench.folder / "verdict.json").read_bytes())

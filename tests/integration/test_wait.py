@@ -44,7 +44,7 @@ def boot(request: pytest.FixtureRequest, other_initrd: Path, tmp_path: Path) -> 
         # With no lpj= Linux measures each CPU that is added, and where TCG is slow that takes seconds.
         words = ("lpj=2000000", *cmdline)
         wanted = Launch(cpus=2, max_cpus=8, memory="1G", max_memory="4G", slots=4, gpus=(), cmdline=words)
-        spec = launch.settle(wanted, launch.Words(accel="tcg"), 64, (), Path("/sys"))
+        spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
         (tmp_path / "OVMF_VARS.fd").write_bytes((at.bundle / "OVMF_VARS.fd").read_bytes())
         argv = arguments.argv(
             spec,

@@ -42,7 +42,7 @@ def test_diagnose_names_the_pit_of_a_console(capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr()
     assert said.out.startswith("efi-off: ")
     assert "A valid RSDP was not found" in said.out
-    assert "mend: " in said.out
+    assert "fix: " in said.out
     assert not said.err
 
 

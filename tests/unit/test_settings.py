@@ -25,7 +25,7 @@ GOOD = 'name = "x"\nkernel = ["6.12"]\n'
         (GOOD + '[launch]\nmachine = "q36"', r"Invalid enum value 'q36' - at `launch.machine`"),
         ('name = "x"\nkernel = "6.12"', r"Expected `array`, got `str` - at `kernel`"),
         ('name = "x"', r"missing required field `kernel`"),
-        ('name = "x"\nkernel = []', r"kernel = \[\] names no line"),
+        ('name = "x"\nkernel = []', r"kernel = \[\] names no series"),
         ("name = ", r"not TOML"),
         ('name = "../x"\nkernel = ["6.12"]', r"becomes a folder's name"),
         (GOOD + "[launch]\ncpus = 0", r"launch.cpus = 0: a guest has at least one CPU"),

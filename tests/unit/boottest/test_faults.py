@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from minguest.boottest.faults import CRASHES, EATS, ENDS, POWERS_OFF, SABOTAGE, Parts, program
+from minguest.boottest.faults import CRASHES, EATS, ENDS, FAULTS, POWERS_OFF, Parts, program
 from minguest.bundle import cpio
 from minguest.model import Launch
 from minguest.util import archive
@@ -34,10 +34,10 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def command(parts: Parts, *words: str) -> list[str]:
-    """QEMU's argv after the sabotage."""
+    """QEMU's argv after the fault."""
     for word in words:
-        SABOTAGE[word](parts)
-    spec = launch.settle(Launch(), launch.Words(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
+        FAULTS[word](parts)
+    spec = launch.settle(Launch(), launch.Options(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
     argv = arguments.argv(spec, code="c", variables="v", kernel="k", initrd="i")
     for edit in parts.edits:
         argv = edit(argv)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix: what is dug, what counts as right, and what is kept of it. The digging itself needs a guest."""
+"""The matrix: what is injected, what counts as right, and what is kept of it. The injection itself needs a guest."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from minguest.boottest import inject, runner, verdict
 from minguest.boottest.records import HEALTHY, Cell, Matrix
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
-from minguest.diagnose.catalogue import Dig
+from minguest.diagnose.catalogue import Injection
 from minguest.model import Launch
 from minguest.util.errors import UserError
 from minguest.vm import report
@@ -36,8 +36,8 @@ def trial(
     return runner.Trial(judged, report.Report(True, (), ()), found, found, ("qemu",), "QEMU said no")
 
 
-EFI = Dig(options={"EFI": False}, wrong=("CPUs", "firmware"))
-LOST = Dig(sabotage=("initrd=none",), result=("lost", "not started"))
+EFI = Injection(options={"EFI": False}, wrong=("CPUs", "firmware"))
+LOST = Injection(fault=("initrd=none",), result=("lost", "not started"))
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ LOST = Dig(sabotage=("initrd=none",), result=("lost", "not started"))
         ("initrd-missing", LOST, trial("lost", (), ("initrd-missing",)), ""),
         ("initrd-missing", LOST, trial("not started", (), ("initrd-missing",)), ""),
         ("initrd-missing", EFI, trial("not started", (), ("initrd-missing",)), "not started: QEMU said no"),
-        (HEALTHY, Dig(), trial("pass"), ""),
-        (HEALTHY, Dig(), trial("pass", (), ("efi-off",)), "named was efi-off"),
-        (HEALTHY, Dig(), trial("pass", (), (), ("one-cpu",)), "unexplained: one-cpu"),
-        (HEALTHY, Dig(), trial("failed", ("CPUs",)), "the verdict is failed"),
+        (HEALTHY, Injection(), trial("pass"), ""),
+        (HEALTHY, Injection(), trial("pass", (), ("efi-off",)), "named was efi-off"),
+        (HEALTHY, Injection(), trial("pass", (), (), ("one-cpu",)), "unexplained: one-cpu"),
+        (HEALTHY, Injection(), trial("failed", ("CPUs",)), "the verdict is failed"),
     ],
 )  # fmt: skip
-def test_what_is_right(name: str, each: Dig, came: runner.Trial, why: str) -> None:
+def test_what_is_right(name: str, each: Injection, came: runner.Trial, why: str) -> None:
     found = inject.against(name, each, came, ", ".join(came.roots))
     assert why in found
     assert bool(found) == bool(why)
@@ -79,7 +79,7 @@ def test_a_matrix_is_of_its_bundle_launch_and_pits(tmp_path: Path) -> None:
     key = inject.key_of(manifest, Launch(), KNOWN)
     assert key == inject.key_of(manifest, Launch(), dict(KNOWN))
     assert key != inject.key_of(manifest, Launch(memory="2G"), KNOWN)
-    reworded = msgspec.structs.replace(KNOWN["efi-off"], cause="otherwise", mend="otherwise")
+    reworded = msgspec.structs.replace(KNOWN["efi-off"], cause="otherwise", fix="otherwise")
     assert key == inject.key_of(manifest, Launch(), {**KNOWN, "efi-off": reworded})
     other = msgspec.structs.replace(KNOWN["efi-off"], leads_to=())
     assert key != inject.key_of(manifest, Launch(), {**KNOWN, "efi-off": other})
@@ -89,9 +89,9 @@ def test_every_pit_of_the_project_can_be_dug_or_says_why_not() -> None:
     inject.verify(KNOWN)
     assert sum(pit.layer != "effect" for pit in KNOWN.values()) >= 20
     for line in ("4.12", "6.12"):
-        dug = {name for name, _ in inject.plan(KNOWN, line, ())}
-        assert {name for name, pit in KNOWN.items() if pit.layer != "effect"} <= dug
-        assert HEALTHY in dug
+        injected = {name for name, _ in inject.plan(KNOWN, line, ())}
+        assert {name for name, pit in KNOWN.items() if pit.layer != "effect"} <= injected
+        assert HEALTHY in injected
 
 
 def test_the_plan() -> None:
@@ -101,7 +101,7 @@ def test_the_plan() -> None:
     ]
     assert [each.name for name, each in inject.plan(KNOWN, "4.12", ["pci-off"])] == ["without-acpi"]
     assert len(inject.plan(KNOWN, "6.12", ["healthy"])) == len(inject.CONTROLS)
-    with pytest.raises(UserError, match=r"only=efi-of: no pit that can be dug\n.*nearest: efi-off"):
+    with pytest.raises(UserError, match=r"only=efi-of: no pit that can be brought about\n.*nearest: efi-off"):
         inject.plan(KNOWN, "6.12", ["efi-of"])
     with pytest.raises(UserError, match=r"known: healthy, "):
         inject.plan(KNOWN, "6.12", ["zzz"])
@@ -110,24 +110,24 @@ def test_the_plan() -> None:
 @pytest.mark.parametrize(
     ("each", "why"),
     [
-        (Dig(), "changes nothing"),
-        (Dig(cannot="why", cmdline=("a",)), "changes nothing"),
-        (Dig(sabotage=("firmware=gone",)), "sabotage = 'firmware=gone': not known"),
-        (Dig(cmdline=("a",), needs="a-card"), "needs = 'a-card': not known"),
-        (Dig(launch={"cpu": 3}), r"launch: Expected `str`, got `int`"),
-        (Dig(launch={"cpuss": 3}), r"launch: .*unknown field `cpuss`"),
+        (Injection(), "changes nothing"),
+        (Injection(cannot="why", cmdline=("a",)), "changes nothing"),
+        (Injection(fault=("firmware=gone",)), "fault = 'firmware=gone': not known"),
+        (Injection(cmdline=("a",), needs="a-card"), "needs = 'a-card': not known"),
+        (Injection(launch={"cpu": 3}), r"launch: Expected `str`, got `int`"),
+        (Injection(launch={"cpuss": 3}), r"launch: .*unknown field `cpuss`"),
     ],
 )
-def test_a_dig_that_cannot_be_understood_is_named(each: Dig, why: str) -> None:
-    with pytest.raises(UserError, match=rf"efi-off.toml: \[\[dig\]\].*{why}"):
-        inject.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], dig=(each,))})
+def test_a_dig_that_cannot_be_understood_is_named(each: Injection, why: str) -> None:
+    with pytest.raises(UserError, match=rf"efi-off.toml: \[\[inject\]\].*{why}"):
+        inject.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], inject=(each,))})
 
 
 def cell(pit: str, result: str, line_why: str = "") -> Cell:
     return Cell(pit, "", "a title", "EFI <b>", "failed", "got", result, line_why, "it <was>", 1.5, "7.2")  # type: ignore[arg-type]
 
 
-def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> None:
+def test_the_page_has_a_cell_for_each_pit_and_series_with_its_console(tmp_path: Path) -> None:
     cells = (
         cell("efi-off", "right"),
         cell("msi-off", "wrong", "named was no pit"),
@@ -135,11 +135,11 @@ def test_the_page_has_a_cell_a_pit_and_line_with_its_console(tmp_path: Path) -> 
     )
     files = {"bzImage": manifests.File("a" * 64, 1)}
     first = Matrix(1, "4.12", "4.12.14", files, "key", False, cells)
-    second = msgspec.structs.replace(first, line="6.12", version="6.12.94", whole=True, cells=cells[:1])
+    second = msgspec.structs.replace(first, series="6.12", version="6.12.94", whole=True, cells=cells[:1])
     text = inject.page(ROOT / "configs/templates/pits.html.j2", [first, second], ["default-4.12", "default-6.12"])
     for line in ("4.12", "6.12"):
         assert f'href="default-{line}/runs/efi-off/console.log"' in text
-    assert "Linux 4.12.14, QEMU 7.2: 1 right, 1 wrong, 1 NOT RUN; not every pit was dug" in text
+    assert "Linux 4.12.14, QEMU 7.2: 1 right, 1 wrong, 1 NOT RUN; not every pit was brought about" in text
     assert "Linux 6.12.94, QEMU 7.2: 1 right, 0 wrong, 0 NOT RUN<" in text
     assert text.count("no cell") == 2
     assert "NOT RUN: cannot" in text and "named was no pit" in text

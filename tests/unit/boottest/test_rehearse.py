@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from minguest.boottest import rehearse, runner, verdict
-from minguest.boottest.records import Rehearsal, Words
+from minguest.boottest.records import Options, Rehearsal
 from minguest.model import Disk, Launch, Node
 from minguest.util.errors import UserError
 from minguest.vm import cards, launch, report
@@ -30,7 +30,7 @@ STEPS = "host 0 1.01\nhost-bind 0 2.50\nhost-check 0 6.00\nboot-test 0 25.10\nho
 
 def outcome(result: str = "pass", spec: launch.Spec = SPEC) -> runner.Outcome:
     judged = verdict.Verdict(result, "", (), verdict.Phases(None, None, None, 1.0), "power-off")  # type: ignore[arg-type]
-    return runner.Outcome({}, Launch(), spec, "7.2", "kvm as asked", (), judged, run_guest=True)
+    return runner.Outcome({}, Launch(), spec, "7.2", "kvm as requested", (), judged, run_guest=True)
 
 
 def seen(messages: int | None = 2, device: str = "1044") -> report.Report:
@@ -170,7 +170,7 @@ def test_what_is_wrong_for_another_reason_is_not_tried_again() -> None:
 
 
 def record(result: str, before: tuple[str, ...]) -> Rehearsal:
-    return Rehearsal(1, {}, {}, Words(), "7.2", result, (), None, 1.0, before)  # type: ignore[arg-type]
+    return Rehearsal(1, {}, {}, Options(), "7.2", result, (), None, 1.0, before)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -212,20 +212,20 @@ def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path)
 def test_the_guest_is_its_own_but_for_what_the_host_has_not() -> None:
     disk = Disk(file="/disk.img")
     own = Launch(cmdline=("a=b",), disks=(disk,), numa=(Node("1G"),), max_cpus=8, max_memory="4G", window="1G")
-    made = rehearse.guest_launch(own, Words(memory="768M"), ["0000:01:00.0"], 100)
+    made = rehearse.guest_launch(own, Options(memory="768M"), ["0000:01:00.0"], 100)
     assert (made.cpus, made.max_cpus, made.memory, made.gpus) == (2, 8, "768M", ("0000:01:00.0",))
     assert (made.accel, made.timeout, made.cmdline, made.window) == ("kvm", 80, ("a=b",), "1G")
     assert (made.disks, made.numa, made.max_memory, made.hugepages) == ((), (), "", "")
     with pytest.raises(UserError, match="at least one CPU"):
-        rehearse.guest_launch(own, Words(cpus="0"), [], 100)
+        rehearse.guest_launch(own, Options(cpus="0"), [], 100)
 
 
 @pytest.mark.parametrize("gpu", ["0000:01:00.0", "", "secondary-vga,01:00.0"])
 def test_a_real_card_is_not_rehearsed_with(gpu: str) -> None:
     with pytest.raises(UserError, match=r"(?s)a rehearsal is with emulated cards.*boot-test --gpu 0000:01:00\.0"):
-        rehearse.given(Words(gpu=gpu))
+        rehearse.given(Options(gpu=gpu))
 
 
 def test_an_emulated_card_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean secondary-vga"):
-        rehearse.given(Words(gpu="secondary-vgaa"))
+        rehearse.given(Options(gpu="secondary-vgaa"))

@@ -117,7 +117,7 @@ def test_more_memory_than_the_host_has_is_refused() -> None:
 # ── by run-guest ──
 
 
-def asked(words: launch.Words, wanted: Launch = workshop.LAUNCH, accel: Accel = "tcg") -> launch.Spec:
+def requested(words: launch.Options, wanted: Launch = workshop.LAUNCH, accel: Accel = "tcg") -> launch.Spec:
     spec = launch.settle(wanted, words, 64, ["secondary-vga", "virtio-vga"], Path("/sys"), "4.12")
     return msgspec.structs.replace(spec, accel=accel)
 
@@ -147,20 +147,20 @@ def at(tmp_path: Path) -> Layout:
 def test_the_guests_own_launch_is_started_by_its_script(
     at: Layout, words: dict[str, Any], by_it: bool, accel: Accel
 ) -> None:
-    spec = asked(launch.Words(**words), accel=accel)
+    spec = requested(launch.Options(**words), accel=accel)
     assert runner.scripted(manifests.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)
 
 
 def test_a_launch_that_was_edited_since_is_not_the_scripts(at: Layout) -> None:
     manifest = manifests.load(at.bundle)
     for edited in (Launch(cmdline=("a",)), Launch(window="1G"), Launch(cpu="host")):
-        assert runner.scripted(manifest, edited, asked(launch.Words(), edited), "") is None
+        assert runner.scripted(manifest, edited, requested(launch.Options(), edited), "") is None
 
 
 def test_a_bundle_of_before_has_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "launch_files", lambda *_: {})
     manifest = manifests.load(workshop.build(tmp_path / "project").bundle)
-    assert runner.scripted(manifest, workshop.LAUNCH, asked(launch.Words()), "") is None
+    assert runner.scripted(manifest, workshop.LAUNCH, requested(launch.Options()), "") is None
 
 
 @pytest.mark.parametrize("accel", launch.ACCELS)
@@ -169,17 +169,19 @@ def test_the_script_and_the_launch_say_the_same_to_qemu(at: Layout, accel: Accel
     folder.mkdir()
     (at.bundle / "run-guest").chmod(0o644)  # as a copy by way of other file systems
     bench = runner.Bench("it", at.bundle, folder, at.kvm)
-    command = runner.argv(bench, asked(launch.Words(), accel=accel), folder)
+    command = runner.argv(bench, requested(launch.Options(), accel=accel), folder)
     assert runner.script_argv(folder, accel) == command
     assert (folder / "bundle").readlink() == Path("../bundle")
     assert (folder / "bundle/bzImage").read_bytes() == (at.bundle / "bzImage").read_bytes()
     assert (folder / "OVMF_VARS.fd").read_bytes() == (at.bundle / "OVMF_VARS.fd").read_bytes()
-    assert runner.argv(bench, asked(launch.Words(), accel=accel), folder) == command  # once more in the same folder
+    assert (
+        runner.argv(bench, requested(launch.Options(), accel=accel), folder) == command
+    )  # once more in the same folder
 
 
 def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
     at.boot_test.mkdir()
-    runner.argv(runner.Bench("it", at.bundle, at.boot_test, at.kvm), asked(launch.Words()), at.boot_test)
+    runner.argv(runner.Bench("it", at.bundle, at.boot_test, at.kvm), requested(launch.Options()), at.boot_test)
     (at.bundle / "run-guest").write_text("echo something else\n")
     with pytest.raises(UserError, match="run-guest --show ends with 'something else'"):
         runner.script_argv(at.boot_test, "tcg")
@@ -215,7 +217,7 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
     monkeypatch.setattr(runner, "attempt", attempt)
     said: list[str] = []
     with pytest.raises(ToolError, match="not started"):
-        runner.run(runner.Bench("it", at.bundle, at.boot_test, at.kvm), launch.Words(), workshop.LAUNCH, said.append)
+        runner.run(runner.Bench("it", at.bundle, at.boot_test, at.kvm), launch.Options(), workshop.LAUNCH, said.append)
     # Its sound goes along in any case, as this machine has it.
     assert any("host=0000:41:00.1" in word for word in started[0])
     assert ("run-guest: does not know these cards as this machine has them, so it is not used" in said) is not made_here
@@ -343,8 +345,8 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
 
 
 def test_every_word_is_explained() -> None:
-    explained = runner.WORDS | runner.FLAGS
-    assert [name.replace("-", "_") for name in explained] == list(launch.Words.__struct_fields__)
+    explained = runner.OPTIONS | runner.FLAGS
+    assert [name.replace("-", "_") for name in explained] == list(launch.Options.__struct_fields__)
     assert all(explained.values())
 
 
@@ -403,7 +405,7 @@ class Host:
 
     def run(self, wanted: Launch = workshop.LAUNCH, **words: Any) -> runner.Outcome:
         (self.bench.folder / "heard.jsonl").unlink(missing_ok=True)  # the fake's own
-        runner.run(self.bench, launch.Words(**{"accel": "tcg", **words}), wanted, self.said.append)
+        runner.run(self.bench, launch.Options(**{"accel": "tcg", **words}), wanted, self.said.append)
         return self.outcome()
 
     def outcome(self) -> runner.Outcome:
@@ -431,7 +433,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.mark.parametrize("accel", launch.ACCELS)
 def test_what_is_asked_for_is_not_tried(host: Host, accel: str) -> None:
     host.qemu(["exit", 1])
-    assert host.accelerator(accel=accel) == (accel, f"{accel} as asked")
+    assert host.accelerator(accel=accel) == (accel, f"{accel} as requested")
     assert not host.at.kvm.exists()
 
 
@@ -546,12 +548,12 @@ def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
     outcome = host.run()
     assert outcome.verdict.result == "pass", outcome.verdict.reason
     assert outcome.verdict.checks[-1].name == "pits"
-    assert (outcome.run_guest, outcome.qemu, outcome.accel) == (True, "7.2.22 (fake)", "tcg as asked")
+    assert (outcome.run_guest, outcome.qemu, outcome.accel) == (True, "7.2.22 (fake)", "tcg as requested")
     assert (outcome.wanted, outcome.pits) == (workshop.LAUNCH, ())
     assert outcome.bundle == manifests.load(host.at.bundle).files
     assert outcome.argv[0].endswith("qemu-system-x86_64")
     assert outcome.spec.accel == "tcg"
-    assert host.said[0] == "it: linux 4.12.14, OVMF 2025.02-8+deb13u1, q35, tcg as asked"
+    assert host.said[0] == "it: linux 4.12.14, OVMF 2025.02-8+deb13u1, q35, tcg as requested"
     assert host.said[-1] == "PASS: three views agree"
     assert "CPUs at most" in host.said[-2]
     assert "of an earlier run" not in (host.bench.folder / "qemu.log").read_text()
@@ -595,7 +597,7 @@ def test_a_guest_that_says_nothing_is_lost(host: Host) -> None:
 
 def test_a_report_that_cannot_be_compared_is_lost(host: Host) -> None:
     host.qemu(*steps(records()), answers={**made(), "query-pci": {"raw": '{"id": ID, "return": ' + "[" * 9999}})
-    with pytest.raises(GuestLost, match="QEMU could not be asked what it made"):
+    with pytest.raises(GuestLost, match="QEMU could not be asked what it has"):
         host.run()
     host.qemu(*steps(records(), ["wait", 0.2], ["event", "STOP", {}]), answers={**made(), "query-status": "die"})
     with pytest.raises(GuestLost, match=r"QEMU died \(killed by signal 9"):
@@ -674,7 +676,7 @@ def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pyt
     monkeypatch.setattr(runner, "attempt", attempt)
     with pytest.raises(ToolError, match="not started"):
         bench = runner.Bench("it", at.bundle, at.boot_test, at.kvm)
-        runner.run(bench, launch.Words(accel="tcg"), workshop.LAUNCH, lambda _: None)
+        runner.run(bench, launch.Options(accel="tcg"), workshop.LAUNCH, lambda _: None)
     assert asked_for == [verdict.Shipped("4.12.14", "2025.02-8+deb13u1")]
 
 

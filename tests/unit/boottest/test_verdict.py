@@ -104,12 +104,17 @@ SHIPPED = verdict.Shipped("6.12.94", "2025.02")
 def test_no_cell_tells_what_nobody_looked_at() -> None:
     rows = {check.name: check for check in judge(shipped=SHIPPED).checks}
     firmware, kernel, off = rows["firmware"], rows["kernel"], rows["power-off"]
-    assert (firmware.asked, firmware.qemu, firmware.guest, firmware.ok) == ("UEFI 2025.02", "", "uefi 2025.02", True)
-    assert (kernel.asked, kernel.qemu, kernel.guest, kernel.ok) == ("6.12.94", "", "6.12.94", True)
-    assert (off.asked, off.qemu, off.guest, off.ok) == ("yes", "power-off", "", True)
+    assert (firmware.requested, firmware.qemu, firmware.guest, firmware.ok) == (
+        "UEFI 2025.02",
+        "",
+        "uefi 2025.02",
+        True,
+    )
+    assert (kernel.requested, kernel.qemu, kernel.guest, kernel.ok) == ("6.12.94", "", "6.12.94", True)
+    assert (off.requested, off.qemu, off.guest, off.ok) == ("yes", "power-off", "", True)
     # Of a guest whose bundle nobody knows: what it saw, and held against nothing.
     rows = {check.name: check for check in judge().checks}
-    assert (rows["firmware"].asked, rows["firmware"].guest) == ("UEFI", "uefi 2025.02") and "kernel" not in rows
+    assert (rows["firmware"].requested, rows["firmware"].guest) == ("UEFI", "uefi 2025.02") and "kernel" not in rows
 
 
 @pytest.mark.parametrize(
@@ -285,7 +290,7 @@ def test_the_table_of_a_pass_has_a_row_a_check_and_the_times() -> None:
 
 
 def test_what_qemu_made_beside_what_was_asked_is_told() -> None:
-    assert judge(views={**VIEWS, "cpus": [{}] * 6}).reason == "CPUs: QEMU has 6, 4 were asked for"
+    assert judge(views={**VIEWS, "cpus": [{}] * 6}).reason == "CPUs: QEMU has 6, 4 were requested"
     more = {"base-memory": 1 << 30, "plugged-memory": 256 << 20}
     assert judge(views={**VIEWS, "memory": more}).reason == "memory: QEMU has 1280 MiB"
 
@@ -333,7 +338,7 @@ PLUGGED = msgspec.structs.replace(SPEC, cpus=2, plug_cpus=4, memory=512 << 20, p
 def test_what_was_plugged_in_is_asked_for_too() -> None:
     found = judge(spec=PLUGGED)
     assert found.result == "pass"
-    shown = {check.name: check.asked for check in found.checks}
+    shown = {check.name: check.requested for check in found.checks}
     assert (shown["CPUs"], shown["memory"]) == ("2 → 4", "512 MiB → 1024 MiB")
     few = judge(changed("cpus", online="0-1"), spec=PLUGGED)
     assert few.reason == "CPUs: 2 of 4"
@@ -408,7 +413,7 @@ def test_what_was_taken_out_again_is_gone() -> None:
     spec = msgspec.structs.replace(SPEC, cpus=2, plug_cpus=6, unplug_cpus=4)
     judged = judge(spec=spec)
     assert judged.result == "pass"
-    assert judged.checks[0].asked == "2 → 6 → 4"
+    assert judged.checks[0].requested == "2 → 6 → 4"
     kept = judge(spec=msgspec.structs.replace(spec, unplug_cpus=3))
     assert kept.reason == "CPUs: 4 of 3"
 
@@ -431,7 +436,7 @@ def test_a_power_button_ends_the_guest_in_order() -> None:
     judged = pressed()
     assert judged.result == "pass"
     row = next(check for check in judged.checks if check.name == "power button")
-    assert (row.asked, row.qemu, row.guest) == ("shut down in order", "", "power-button, power-off")
+    assert (row.requested, row.qemu, row.guest) == ("shut down in order", "", "power-button, power-off")
     off = judged.checks[-1]
     assert (off.name, off.qemu, off.guest, off.ok) == ("power-off", "power-off", "power-off", True)
     assert pressed(SPEC, how="reboot").checks[-1].guest == "reboot"
@@ -505,8 +510,8 @@ def test_a_window_has_its_ends() -> None:
         window = bar_window.Window(base, size, "as told")
         judged = verdict.judge(of_host(card), run, seen, window=window)
         row = next(check for check in judged.checks if check.name == "BAR window")
-        assert row.ok is ok and row.asked == f"{base:#x} to {base + size:#x}"
-        assert row.why == ("" if ok else f"not where it was planned, {row.asked}: gpu0 BAR 0 at 0xc0000000")
+        assert row.ok is ok and row.requested == f"{base:#x} to {base + size:#x}"
+        assert row.why == ("" if ok else f"not where it was planned, {row.requested}: gpu0 BAR 0 at 0xc0000000")
     # A card that is one large BAR is planned too; an emulated one has none that lies high.
     large = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24), SPEC.gpus[0]))
     window = bar_window.Window(0, 1, "as told")
@@ -517,7 +522,7 @@ def test_a_window_has_its_ends() -> None:
 
 def test_every_cell_is_what_its_view_said() -> None:
     rows = {check.name: check for check in judge().checks}
-    cells = {name: (row.asked, row.qemu, row.guest) for name, row in rows.items()}
+    cells = {name: (row.requested, row.qemu, row.guest) for name, row in rows.items()}
     assert cells == {
         "CPUs": ("4", "4", "4"), "CPUs at most": ("8", "8", "8"),
         "memory": ("1024 MiB", "1024 MiB", "1021 MiB RAM"), "firmware": ("UEFI", "", "uefi 2025.02"),
@@ -529,7 +534,7 @@ def test_every_cell_is_what_its_view_said() -> None:
     near = msgspec.structs.replace(NUMA, gpus=(msgspec.structs.replace(SPEC.gpus[0], node=1),))
     records = [{**each, "numa_node": 1} if each.get("address") == GPU_AT else each for each in nodes()]
     rows = {check.name: check for check in judge(records, spec=near).checks}
-    assert (rows["NUMA nodes"].asked, rows["NUMA nodes"].guest) == ("2", "CPUs 0-1; CPUs 2-3")
+    assert (rows["NUMA nodes"].requested, rows["NUMA nodes"].guest) == ("2", "CPUs 0-1; CPUs 2-3")
     assert rows["GPU gpu0"].guest == "1234:1111, 2 of 2 BARs placed, node 1"
     # Where nobody answered, no view is made up.
     rows = {check.name: check for check in judge(views={}).checks}
@@ -549,10 +554,10 @@ def test_memory_is_right_to_what_the_firmware_keeps() -> None:
 
 
 def test_a_nodes_memory_has_its_limits() -> None:
-    asked, kept = 512 << 20, 32 << 20
+    requested, kept = 512 << 20, 32 << 20
     for there, result in (
-        (int(asked * 0.9) - kept + 1, "pass"), (int(asked * 0.9) - kept - 1, "failed"),
-        (int(asked * 1.01) + kept, "pass"), (int(asked * 1.01) + kept + 1, "failed"),
+        (int(requested * 0.9) - kept + 1, "pass"), (int(requested * 0.9) - kept - 1, "failed"),
+        (int(requested * 1.01) + kept, "pass"), (int(requested * 1.01) + kept + 1, "failed"),
     ):  # fmt: skip
         assert judge(nodes(memory_bytes=there), spec=NUMA).result == result
     # Only where memory may lie above 4 GiB does Linux keep buffers below it.
@@ -637,10 +642,11 @@ def test_facts_are_of_all_three_views() -> None:
     run = Run((), "power-off", "", b"a\n\nb\n", text, VIEWS, 2.0, 2.1, 3.0)
     found = verdict.facts(PLUGGED, run, report.parse(text))
     wanted: dict[str, Any] = {
-        "cpus.asked": 4, "cpus.plugged": 2, "cpus.max_asked": 8, "cpus.made": 4, "cpus.online": 4,
-        "memory.asked": 1 << 30, "memory.made": 1 << 30,
-        "memory.plugged": 512 << 20, "memory.missing": 3 << 20, "nodes.asked": 1, "nodes": 0,
-        "gpus.asked": 1, "gpus.made": 1, "gpus.seen": 1, "ending": "power-off", "console.lines": 2, "report": "whole",
+        "cpus.requested": 4, "cpus.plugged": 2, "cpus.max_requested": 8, "cpus.made": 4, "cpus.online": 4,
+        "memory.requested": 1 << 30, "memory.made": 1 << 30,
+        "memory.plugged": 512 << 20, "memory.missing": 3 << 20, "nodes.requested": 1, "nodes": 0,
+        "gpus.requested": 1, "gpus.made": 1, "gpus.seen": 1, "ending": "power-off", "console.lines": 2,
+        "report": "whole",
     }  # fmt: skip
     assert {name: found.get(name) for name in wanted} == wanted
     assert set(found) <= set(NAMES)
@@ -656,8 +662,8 @@ def test_facts_are_of_all_three_views() -> None:
     more = {**VIEWS, "memory": {"base-memory": 1 << 29, "plugged-memory": 1 << 29}}
     found = verdict.facts(SPEC, Run((), "power-off", "", b"", text, more, 2.0, 2.1, 3.0), report.parse(text))
     assert (found["memory.made"], found["memory.missing"], found["memory.plugged"]) == (1 << 30, 3 << 20, 0)
-    assert (found["cpus.plugged"], found["cpus.asked"], found["nodes.asked"]) == (0, 4, 1)
+    assert (found["cpus.plugged"], found["cpus.requested"], found["nodes.requested"]) == (0, 4, 1)
     bare = Run((), "power-off", "", b"", text, {"memory": {"base-memory": 1 << 30}}, 2.0, 2.1, 3.0)
     assert verdict.facts(SPEC, bare, report.parse(text))["memory.made"] == 1 << 30
     unseen = verdict.facts(SPEC, bare, report.parse(b""))
-    assert "memory.missing" not in unseen and verdict.facts(NUMA, bare, report.parse(b""))["nodes.asked"] == 2
+    assert "memory.missing" not in unseen and verdict.facts(NUMA, bare, report.parse(b""))["nodes.requested"] == 2

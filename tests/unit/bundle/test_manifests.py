@@ -79,7 +79,7 @@ def test_a_manifest_that_is_no_plain_file_does_not_hang(made: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("schema", 2, "schema 2, this minguest knows 1"),
+        ("schema", 1, "schema 1, this minguest knows 2"),
         ("files", {}, "names no bzImage, initrd.img"),
         ("kernel", {}, "missing required field `wanted`"),
         ("guest", {"name": "x", "kernel": [], "launch": {"memori": "1G"}}, "unknown field `memori`"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded consoles of guests that were dug into one pit each, and of healthy ones, on three kernels.
+"""Recorded consoles of guests each with one pit injected, and of healthy ones, on three kernels.
 
 Recorded under QEMU 7.2, software emulation: 4.12.10 and 6.12.94 as this project builds them, and Debian 12's cloud
 kernel (6.1), which it does not. The name of a file is its line and what was done to the guest.
@@ -19,7 +19,7 @@ from tests import ROOT
 
 CONSOLES = ROOT / "tests/data/consoles"
 # What was done, and the pit that it is.
-DUG = {
+INJECTED = {
     "efi-off": "efi-off",
     "acpi-off": "acpi-off-cmdline",
     "acpi-not-built": "acpi-off",
@@ -68,7 +68,7 @@ DUG = {
     "panic-nmi": "nmi-panic",
 }
 # With 64 MiB 6.12 says why it does not start, and 4.12 does not.
-BY_LINE = {"6.12-memory-64M": "memory-too-little", "4.12-memory-64M": "kernel-not-startable"}
+BY_STEM = {"6.12-memory-64M": "memory-too-little", "4.12-memory-64M": "kernel-not-startable"}
 FILES = sorted(CONSOLES.glob("*.log"))
 
 
@@ -85,13 +85,13 @@ def test_every_console_is_one_of_a_pit_or_healthy() -> None:
     assert len(FILES) >= 61
     for path in FILES:
         case = path.stem.split("-", 2 if path.stem.startswith("debian") else 1)[-1]
-        assert case in DUG or path.stem in BY_LINE or case.startswith("healthy"), path.stem
+        assert case in INJECTED or path.stem in BY_STEM or case.startswith("healthy"), path.stem
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_console_names_its_pit_and_no_other(known: dict[str, catalogue.Pit], path: Path) -> None:
     case = path.stem.split("-", 2 if path.stem.startswith("debian") else 1)[-1]
-    wanted = [name for name in [BY_LINE.get(path.stem) or DUG.get(case)] if name]
+    wanted = [name for name in [BY_STEM.get(path.stem) or INJECTED.get(case)] if name]
     raw = path.read_bytes()
     assert roots(known, raw) == wanted
     # As other people's logs are: without times, with carriage returns, behind a collector's prefix, cut at its end.
@@ -158,9 +158,9 @@ def test_words_that_change_nothing_are_no_pit(known: dict[str, catalogue.Pit], w
 
 def test_what_one_cpu_cannot_lose_is_no_pit(known: dict[str, catalogue.Pit]) -> None:
     console = b"[ 0.0] Linux version 6.12.1 (a@b) #1 SMP\n[ 0.0] Kernel command line: nosmp maxcpus=1\n"
-    facts = {"cpus.asked": 1, "cpus.online": 1, "cpus.present": 1}
+    facts = {"cpus.requested": 1, "cpus.online": 1, "cpus.present": 1}
     assert not catalogue.diagnose(known, catalogue.see(console, facts=facts)).roots
-    assert catalogue.diagnose(known, catalogue.see(console, facts={**facts, "cpus.asked": 2})).roots
+    assert catalogue.diagnose(known, catalogue.see(console, facts={**facts, "cpus.requested": 2})).roots
 
 
 @pytest.mark.parametrize("case", ["6.12-initrd-no-init", "6.12-initrd-xz", "6.12-initrd-random", "4.12-nr_cpus-1"])
@@ -224,7 +224,7 @@ def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str,
     assert "acpi-off-cmdline" in dict(found.ruled_out)
     text = catalogue.describe(found)
     assert text.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
-    assert "A valid RSDP was not found" in text and "mend:  CONFIG_EFI=y" in text
+    assert "A valid RSDP was not found" in text and "fix:   CONFIG_EFI=y" in text
     assert text.index("efi-off") < text.index("follows from efi-off")
     number, line = next(
         (number, text) for number, text in enumerate((CONSOLES / "6.12-efi-off.log").read_text().split("\n"), 1)
@@ -250,14 +250,17 @@ def test_what_tells_nothing_is_not_guessed_at(known: dict[str, catalogue.Pit], r
     ("text", "why"),
     [
         ('title = "a"\nlayer = "config"\nsymptom = []', "no \\[\\[symptom\\]\\]"),
-        ('title = "a"\nlayer = "config"\n[[symptom]]\nconsole = ["x"]', "cause or mend is missing"),
+        ('title = "a"\nlayer = "config"\n[[symptom]]\nconsole = ["x"]', "cause or fix is missing"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]', "an empty"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nmissing = ["x"]', "an empty"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nunless = ["bars.dead == 0"]', "an empty"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = [".*"]', "would always be there"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nfacts = ["bars.dead"]', "is not NAME"),
         ('title = "a"\nlayer = "effect"\nleads_to = ["a"]\n[[symptom]]\nconsole = ["x"]', "comes back to itself"),
-        ('title = "a"\nlayer = "config"\ncause = "b"\nmend = "c"\n[[symptom]]\nconsole = ["x"]', "no \\[\\[dig\\]\\]"),
+        (
+            'title = "a"\nlayer = "config"\ncause = "b"\nfix = "c"\n[[symptom]]\nconsole = ["x"]',
+            "no \\[\\[inject\\]\\]",
+        ),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["("]', r"pattern '\('"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["(a)\\\\1"]', "patterns are RE2's"),
         (
@@ -265,6 +268,18 @@ def test_what_tells_nothing_is_not_guessed_at(known: dict[str, catalogue.Pit], r
             "leads_to = 'b': no such pit",
         ),
         ('title = "a"\nlayer = "moon"\n[[symptom]]\nconsole = ["x"]', "layer"),
+        ('title = "a"\nlayer = "config"\nmend = "c"', "unknown key `mend`; it is called `fix` now"),
+        ('title = "a"\nlayer = "config"\n[[dig]]', "unknown key `dig`; it is called `inject` now"),
+        (
+            'title = "a"\nlayer = "config"\n[[inject]]\nsabotage = ["x"]',
+            r"unknown key `inject\[0?\.*\]\.sabotage`; it is called `fault` now",
+        ),
+        ('title = "a"\nlayer = "config"\n[[inject]]\nlines = ["x"]', r"\.lines`; it is called `series` now"),
+        ('title = "a"\nlayer = "config"\n[[require]]\noption="X"\nline = "x"', r"\.line`; it is called `series` now"),
+        (
+            'title = "a"\nlayer = "effect"\n[[symptom]]\nfacts = ["cpus.online < cpus.asked"]',
+            "it is called 'cpus.requested' now",
+        ),
         ('titel = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["x"]', "nearest known key: `title`"),
     ],
 )

@@ -38,13 +38,13 @@ def test_a_config_decides() -> None:
     assert "EFI" not in options(doctor.examine(image(config=config), given, PITS, Launch()), "certain")
 
 
-@pytest.mark.parametrize("option", sorted(doctor.WORDS))
+@pytest.mark.parametrize("option", sorted(doctor.STRINGS))
 def test_without_a_config_the_words_that_it_would_print_tell(option: str) -> None:
-    found = doctor.examine(image(strings=WHOLE - set(doctor.WORDS[option])), None, PITS, Launch())
+    found = doctor.examine(image(strings=WHOLE - set(doctor.STRINGS[option])), None, PITS, Launch())
     assert options(found, "likely") == [option]
     assert options(found, "certain") == []
-    for word in doctor.WORDS[option]:
-        one = WHOLE - set(doctor.WORDS[option]) | {word}
+    for word in doctor.STRINGS[option]:
+        one = WHOLE - set(doctor.STRINGS[option]) | {word}
         assert options(doctor.examine(image(strings=one), None, PITS, Launch()), "likely") == []
 
 
@@ -72,7 +72,7 @@ def test_what_is_wrong_comes_with_what_happens_at_boot() -> None:
 
 
 def test_a_launch_that_no_kernel_mends_is_told_too() -> None:
-    found = doctor.examine(image(), {}, PITS, Launch(), {"memory.asked": 64 << 20})
-    assert [each.why for each in found if each.pit == "memory-too-little"] == ["memory.asked is 67108864"]
-    found = doctor.examine(image(), {}, PITS, Launch(), {"memory.asked": 128 << 20})
+    found = doctor.examine(image(), {}, PITS, Launch(), {"memory.requested": 64 << 20})
+    assert [each.why for each in found if each.pit == "memory-too-little"] == ["memory.requested is 67108864"]
+    found = doctor.examine(image(), {}, PITS, Launch(), {"memory.requested": 128 << 20})
     assert "memory-too-little" not in [each.pit for each in found]

@@ -14,12 +14,12 @@ from minguest.vm import report
 @pytest.mark.parametrize(
     ("text", "known", "holds"),
     [
-        ("cpus.online < cpus.asked", {"cpus.online": 1, "cpus.asked": 4}, True),
-        ("cpus.online < cpus.asked", {"cpus.online": 4, "cpus.asked": 4}, False),
-        ("cpus.online < cpus.asked", {"cpus.online": 1}, None),
-        ("cpus.online < cpus.asked", {"cpus.asked": 4}, None),
-        ("memory.asked < 96M", {"memory.asked": (96 << 20) - 1}, True),
-        ("memory.asked < 96M", {"memory.asked": 96 << 20}, False),
+        ("cpus.online < cpus.requested", {"cpus.online": 1, "cpus.requested": 4}, True),
+        ("cpus.online < cpus.requested", {"cpus.online": 4, "cpus.requested": 4}, False),
+        ("cpus.online < cpus.requested", {"cpus.online": 1}, None),
+        ("cpus.online < cpus.requested", {"cpus.requested": 4}, None),
+        ("memory.requested < 96M", {"memory.requested": (96 << 20) - 1}, True),
+        ("memory.requested < 96M", {"memory.requested": 96 << 20}, False),
         ("bars.dead > 0", {"bars.dead": 0}, False),
         ("bars.dead >= 1", {"bars.dead": 1}, True),
         ("bars.dead <= 1", {"bars.dead": 2}, False),
@@ -33,8 +33,8 @@ def test_a_condition(text: str, known: dict[str, facts.Fact], holds: bool | None
 
 
 def test_what_is_so_is_told() -> None:
-    each = condition("cpus.online < cpus.asked")
-    assert each.told({"cpus.online": 1, "cpus.asked": 4}) == "cpus.online is 1, cpus.asked is 4"
+    each = condition("cpus.online < cpus.requested")
+    assert each.told({"cpus.online": 1, "cpus.requested": 4}) == "cpus.online is 1, cpus.requested is 4"
     assert condition("bars.dead > 0").told({}) == "bars.dead is not known"
 
 
@@ -47,7 +47,7 @@ def test_what_is_so_is_told() -> None:
         ("firmware.vendor < SeaBIOS", "a word has no order"),
         ("cpus.online < cpus.wanted", "is no number"),
         ("cpus.online == two", "is no number"),
-        ("memory.asked == 64MB", "is no number"),
+        ("memory.requested == 64MB", "is no number"),
         ("report == hole", r"report is never 'hole'\n.*whole"),
         ("firmware.vendor < cpus.online", "a word has no order"),
         ("cpus.online < firmware.kind", "is no number"),

@@ -17,8 +17,8 @@ OWN = catalogue.rules(catalogue.load(ROOT / "configs/pits"))
 
 def write(folder: Path, row: str) -> Path:
     path = folder / "a.toml"
-    dug = '[[dig]]\ncannot = "a test"'
-    path.write_text(f'title = "a"\nlayer = "config"\ncause = "b"\nmend = "c"\n{dug}\n[[require]]\n{row}\n')
+    injected = '[[inject]]\ncannot = "a test"'
+    path.write_text(f'title = "a"\nlayer = "config"\ncause = "b"\nfix = "c"\n{injected}\n[[require]]\n{row}\n')
     return path
 
 
@@ -46,8 +46,8 @@ def breached(given: Rule, config: dict[str, str], launch: Launch | None = None, 
         (rule(at_least=2), {}, True),
         (rule(at_least="max_cpus"), {"EFI": "64"}, False),
         (rule(at_least="max_cpus"), {"EFI": "63"}, True),
-        (rule(line="4.12"), {}, True),
-        (rule(line="6.12"), {}, False),
+        (rule(series="4.12"), {}, True),
+        (rule(series="6.12"), {}, False),
         (rule(given="NUMA"), {}, False),
         (rule(given="NUMA"), {"NUMA": "n"}, False),
         (rule(given="NUMA"), {"NUMA": "y"}, True),

@@ -242,18 +242,18 @@ def test_a_config_is_asked_for_once(tmp_path: Path, store: Store) -> None:
 
 def test_two_configs_at_once_do_not_meet(tmp_path: Path, store: Store) -> None:
     prepared(tmp_path)
-    asked = [f"CONFIG_PACKET=y\nCONFIG_NUMBER={number}\n" for number in range(6)]
+    requested = [f"CONFIG_PACKET=y\nCONFIG_NUMBER={number}\n" for number in range(6)]
     got: dict[str, str] = {}
 
     def one(text: str) -> None:
         got[text] = kbuild.resolve(prepared(tmp_path), text, store, tmp_path / f"{len(text)}.log", quiet)
 
-    threads = [threading.Thread(target=one, args=(text,)) for text in asked]
+    threads = [threading.Thread(target=one, args=(text,)) for text in requested]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(got[text].startswith(text) for text in asked)
+    assert all(got[text].startswith(text) for text in requested)
 
 
 def test_a_temporary_folder_that_is_not_there_changes_nothing(

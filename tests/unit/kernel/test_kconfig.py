@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragments, their merge, and what became of each wish: every mistake is named with its place and its mend."""
+"""Fragments, their merge, and what became of each wish: every mistake is named with its place and its fix."""
 
 import string
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         kconfig.read([tmp_path / "a.config", tmp_path / "b.config", tmp_path / "c.config"], tmp_path)
     text = str(caught.value)
-    assert text.startswith("4 things to mend in the kernel's options:")
+    assert text.startswith("4 things to fix in the kernel's options:")
     for part in ("a.config:1: CONFIG_A=y has no reason", "a.config:2: ", "b.config: cannot be", "c.config: cannot be"):
         assert part in text
     assert text.count("remedy: ") == 4
@@ -231,8 +231,8 @@ def test_parse_config() -> None:
     ],
 )
 def test_unmet(wanted: str, config: str, found: str) -> None:
-    asked = option("A", wanted)
-    assert kconfig.unmet(wishes(asked), kconfig.parse_config(config)) == [kconfig.Unmet(asked, found)]
+    requested = option("A", wanted)
+    assert kconfig.unmet(wishes(requested), kconfig.parse_config(config)) == [kconfig.Unmet(requested, found)]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_met(wanted: str, config: str) -> None:
 
 def test_describe() -> None:
     dropped = [kconfig.Unmet(Option("STUB", "y", "20-efi.config", 9, "Two\nlines."), "n")]
-    assert kconfig.describe(dropped) == "CONFIG_STUB: asked for y, got n (20-efi.config:9: Two lines.)"
+    assert kconfig.describe(dropped) == "CONFIG_STUB: requested y, got n (20-efi.config:9: Two lines.)"
     assert kconfig.describe(dropped, {"STUB": "STUB needs EFI=y (is n)\n  EFI can be set"}).splitlines()[1:] == [
         "  STUB needs EFI=y (is n)",
         "    EFI can be set",
@@ -271,20 +271,20 @@ values = st.one_of(
 
 @given(st.dictionaries(names, values))
 def test_what_is_rendered_is_read_back(config: dict[str, str]) -> None:
-    asked = wishes(*(Option(name, value, "f", n, "r") for n, (name, value) in enumerate(config.items())))
-    text = kconfig.render(asked)
+    requested = wishes(*(Option(name, value, "f", n, "r") for n, (name, value) in enumerate(config.items())))
+    text = kconfig.render(requested)
     assert kconfig.parse_config(text) == config
-    assert kconfig.unmet(asked, kconfig.parse_config(text)) == []
+    assert kconfig.unmet(requested, kconfig.parse_config(text)) == []
     # It is a fragment too: each option's reason is the place that it comes from.
     again = kconfig.parse_fragment(text, "merged")
     assert {each.name: (each.value, each.reason) for each in again.options} == {
-        each.name: (each.value, each.place) for each in asked.values()
+        each.name: (each.value, each.place) for each in requested.values()
     }
 
 
 def test_render() -> None:
-    asked = wishes(option("A", "n", "a", 3), option("B", "64", "guest.toml", 0))
-    assert kconfig.render(asked) == "# a:3\n# CONFIG_A is not set\n\n# guest.toml\nCONFIG_B=64\n\n"
+    requested = wishes(option("A", "n", "a", 3), option("B", "64", "guest.toml", 0))
+    assert kconfig.render(requested) == "# a:3\n# CONFIG_A is not set\n\n# guest.toml\nCONFIG_B=64\n\n"
 
 
 # What a tree knows
@@ -314,14 +314,14 @@ def test_no_kernel_tree(tmp_path: Path) -> None:
 
 
 def test_unknown_options() -> None:
-    asked = wishes(
+    requested = wishes(
         option("EFI", "y"),
         option("EFII", "y", "configs/kernel/20-efi.config", 5),
         option("MEMCG_V9", "n", "configs/kernel/60-mem.config", 7),
         option("SLUB", "y", "guest.toml", 0),
         option("QQQQQQQQ", "y", "a", 1),
     )
-    found = kconfig.unknown(asked, "4.12", frozenset({"EFI", "EXT4"}), {"6.12": frozenset({"MEMCG_V9", "SLUB"})})
+    found = kconfig.unknown(requested, "4.12", frozenset({"EFI", "EXT4"}), {"6.12": frozenset({"MEMCG_V9", "SLUB"})})
     assert [(each.what, each.remedy) for each in found] == [
         ("configs/kernel/20-efi.config:5: linux 4.12 knows no CONFIG_EFII", "nearest: CONFIG_EFI"),
         (
@@ -330,11 +330,11 @@ def test_unknown_options() -> None:
         ),
         (
             "guest.toml: linux 4.12 knows no CONFIG_SLUB",
-            "only linux 6.12 has it: take it out of guest.toml where that is built for another line",
+            "only linux 6.12 has it: take it out of guest.toml where that is built for another series",
         ),
         ("a:1: linux 4.12 knows no CONFIG_QQQQQQQQ", "nothing is spelled like it: remove it"),
     ]
-    with pytest.raises(UserError, match="4 things to mend"):
+    with pytest.raises(UserError, match="4 things to fix"):
         kconfig.refuse(found)
     kconfig.refuse([])
 

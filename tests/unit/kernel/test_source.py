@@ -45,9 +45,9 @@ def tree(folder: Path, version: tuple[int, int, int] = (4, 12, 10)) -> Path:
 
 def test_the_first_line_that_is_there_is_taken_and_the_others_are_named() -> None:
     choice = source.choose(GUEST, SOURCES, None, None, None, having(NEW))
-    assert (choice.line, choice.wanted, choice.fixed) == ("6.12", ("4.12", "6.12"), False)
+    assert (choice.series, choice.wanted, choice.fixed) == ("6.12", ("4.12", "6.12"), False)
     assert source.sentence(choice) == "linux 4.12.14: 2 mirrors, none answered; building 6.12.94 (in the cache)"
-    assert source.choose(GUEST, SOURCES, None, None, None, having(OLD, NEW)).line == "4.12"
+    assert source.choose(GUEST, SOURCES, None, None, None, having(OLD, NEW)).series == "4.12"
 
 
 def test_the_choice_stays_and_asks_nobody() -> None:
@@ -58,16 +58,16 @@ def test_the_choice_stays_and_asks_nobody() -> None:
 def test_the_choice_is_made_anew_when_the_guest_or_the_user_says_so() -> None:
     kept = Choice(("4.12", "6.12"), "6.12", "6.12.94", "r")
     other = Guest("g", ("4.12",))
-    assert source.choose(other, SOURCES, kept, None, None, having(OLD)).line == "4.12"
-    assert source.choose(GUEST, SOURCES, kept, "auto", None, having(OLD, NEW)).line == "4.12"
+    assert source.choose(other, SOURCES, kept, None, None, having(OLD)).series == "4.12"
+    assert source.choose(GUEST, SOURCES, kept, "auto", None, having(OLD, NEW)).series == "4.12"
 
 
-def test_a_line_that_is_insisted_on_is_had_or_named() -> None:
+def test_a_series_that_is_insisted_on_is_had_or_named() -> None:
     choice = source.choose(GUEST, SOURCES, None, "6.12", None, having(OLD, NEW))
-    assert (choice.line, choice.wanted, choice.fixed) == ("6.12", ("6.12",), True)
+    assert (choice.series, choice.wanted, choice.fixed) == ("6.12", ("6.12",), True)
     with pytest.raises(ToolError, match=r"(?s)kernel=4\.12: linux 4\.12\.14 cannot be had.*2 mirrors.*source=DIR"):
         source.choose(GUEST, SOURCES, None, "4.12", None, having(NEW))
-    with pytest.raises(UserError, match=r"(?s)kernel=5\.4: no such line.*4\.12, 6\.12"):
+    with pytest.raises(UserError, match=r"(?s)kernel=5\.4: no such series.*4\.12, 6\.12"):
         source.choose(GUEST, SOURCES, None, "5.4", None, having(NEW))
 
 
@@ -79,7 +79,7 @@ def test_no_line_at_all_is_an_error_that_names_each() -> None:
 def test_the_users_tree_tells_its_line_and_stays(tmp_path: Path) -> None:
     own = tree(tmp_path / "t")
     choice = source.choose(GUEST, SOURCES, None, None, str(own), unasked)
-    assert (choice.line, choice.version, choice.source, choice.fixed) == ("4.12", "4.12.10", str(own), True)
+    assert (choice.series, choice.version, choice.source, choice.fixed) == ("4.12", "4.12.10", str(own), True)
     assert source.choose(GUEST, SOURCES, choice, None, None, unasked) == choice
     assert source.choose(GUEST, SOURCES, choice, "4.12", None, unasked).source == str(own)
     assert source.choose(GUEST, SOURCES, choice, "6.12", None, having(NEW)).source is None
@@ -98,7 +98,7 @@ def test_a_tree_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)is linux 5\.4\.1.*can build 4\.12, 6\.12"):
         source.choose(GUEST, SOURCES, None, None, str(own), unasked)
     own = tree(tmp_path / "u")
-    with pytest.raises(UserError, match=r"(?s)is linux 4\.12\.10, but kernel=6\.12 was asked"):
+    with pytest.raises(UserError, match=r"(?s)is linux 4\.12\.10, but kernel=6\.12 was requested"):
         source.choose(GUEST, SOURCES, None, "6.12", str(own), unasked)
     with pytest.raises(UserError, match=r"no kernel tree or tarball"):
         source.own_version(tmp_path / "nowhere")
@@ -113,7 +113,7 @@ def test_a_tree_that_does_not_fit_is_named(tmp_path: Path) -> None:
 SERIES = """
 [[patch]]
 file = "4.12/a.patch"
-line = "4.12"
+series = "4.12"
 versions = ">=4.12, <4.13"
 tool = "gcc"
 tools = ">=8"

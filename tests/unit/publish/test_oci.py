@@ -52,7 +52,7 @@ def release(
 ) -> layout.Release:
     """A release whose files have that content; signed with something."""
     folder.mkdir()
-    facts = layout.Facts(1, name, version, True, "guest", "6.12", "6.12.94", "2025.02-8", "0.1.0", None)
+    facts = layout.Facts(2, name, version, True, "guest", "6.12", "6.12.94", "2025.02-8", "0.1.0", None)
     contents = {**contents, layout.FACTS: msgspec.json.encode(facts)}
     for file, content in contents.items():
         (folder / file).write_bytes(content)
@@ -329,7 +329,7 @@ def test_the_manifest_follows_from_the_release(tmp_path: Path) -> None:
         "org.opencontainers.image.description": "guest guest: linux 6.12.94, firmware 2025.02-8",
         "vnd.minguest.kernel": "6.12.94",
         "vnd.minguest.firmware": "2025.02-8",
-        "vnd.minguest.line": "6.12",
+        "vnd.minguest.series": "6.12",
         "vnd.minguest.signed": "true",
     }
 
@@ -759,18 +759,18 @@ class Tokens:
         self.valid = "none yet"
         self.uses = 10**6
         """Of each token."""
-        self.asked: list[Seen] = []
+        self.requested: list[Seen] = []
         self.field = "token"
         self.realm = f"http://{front.address}/token"
 
     def __call__(self, number: int, seen: Seen) -> Fault | None:
         if urlsplit(seen.path).path == "/token":
-            self.asked.append(seen)
+            self.requested.append(seen)
             fields = parse_qs(seen.sent.decode() or urlsplit(seen.path).query)
             known = fields.get("refresh_token") == ["opaque"] or seen.headers.get("authorization") == LOGIN.basic
             if not known and "push" in fields["scope"][0]:
                 return 401
-            self.valid, self.left = f"token-{len(self.asked)}", self.uses
+            self.valid, self.left = f"token-{len(self.requested)}", self.uses
             return Answer(200, {}, json.dumps({self.field: self.valid}).encode())
         self.left = getattr(self, "left", 0) - 1
         if seen.headers.get("authorization") == f"Bearer {self.valid}" and self.left >= 0:
@@ -787,14 +787,14 @@ def test_tokens(tmp_path: Path, front: Proxy, place: Place) -> None:
     publish(what, place, LOGIN)
     assert whole(what, place)
     # Once for all requests; with the right to both from the start.
-    asked = parse_qs(urlsplit(tokens.asked[-1].path).query)
-    assert asked == {"service": ["here"], "scope": [f"repository:{place.repository}:pull,push"]}
-    assert len(tokens.asked) == 2
+    requested = parse_qs(urlsplit(tokens.requested[-1].path).query)
+    assert requested == {"service": ["here"], "scope": [f"repository:{place.repository}:pull,push"]}
+    assert len(tokens.requested) == 2
 
     tokens.field = "access_token"
     assert same(what, Remote(place, NOBODY), tmp_path / "anybody")
-    assert "authorization" not in tokens.asked[-1].headers
-    assert parse_qs(urlsplit(tokens.asked[-1].path).query)["scope"] == [f"repository:{place.repository}:pull"]
+    assert "authorization" not in tokens.requested[-1].headers
+    assert parse_qs(urlsplit(tokens.requested[-1].path).query)["scope"] == [f"repository:{place.repository}:pull"]
 
     tokens.field = "other"
     with pytest.raises(ToolError, match="/token: gives no token"):
@@ -806,9 +806,9 @@ def test_tokens_for_a_token(tmp_path: Path, front: Proxy, place: Place) -> None:
     tokens = Tokens(front)
     front.fault = tokens
     publish(what, place, Credentials(token="opaque"))
-    assert tokens.asked[0].method == "POST"
-    assert "opaque" not in tokens.asked[0].path
-    assert parse_qs(tokens.asked[0].sent.decode())["grant_type"] == ["refresh_token"]
+    assert tokens.requested[0].method == "POST"
+    assert "opaque" not in tokens.requested[0].path
+    assert parse_qs(tokens.requested[0].sent.decode())["grant_type"] == ["refresh_token"]
     assert whole(what, place)
 
 
@@ -819,7 +819,7 @@ def test_tokens_that_soon_expire(tmp_path: Path, front: Proxy, place: Place) -> 
     front.fault = tokens
     publish(what, place, LOGIN)
     assert whole(what, place)
-    assert len(tokens.asked) > 5
+    assert len(tokens.requested) > 5
 
 
 def test_a_password_goes_to_no_token_server_without_https(front: Proxy, place: Place) -> None:
@@ -850,7 +850,7 @@ def test_another_host_is_not_told_who_we_are(tmp_path: Path, address: str, front
         assert same(what, Remote(place, LOGIN), tmp_path / "back")
         assert {seen.method for seen in other.seen} == {"PUT", "GET"}
         assert all("authorization" not in seen.headers for seen in other.seen)
-        assert len(tokens.asked) == 3
+        assert len(tokens.requested) == 3
 
         # Nor does it get a password by asking for one.
         challenge = {"WWW-Authenticate": f'Bearer realm="http://{other.address}/token"'}

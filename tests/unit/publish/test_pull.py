@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_nothing(server: faults.Proxy, key: Path, tmp_path: P
 def test_an_old_release_under_a_new_address_is_refused(
     server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path
 ) -> None:
-    # Signed and whole, and not what was asked for: NAME/VERSION as it is published, and GitHub's NAME-VERSION.
+    # Signed and whole, and not what was requested for: NAME/VERSION as it is published, and GitHub's NAME-VERSION.
     for path in ("default-4.12/1.1", "releases/download/default-4.12-1.1"):
         shutil.copytree(shelf / "1.0", shelf / path)
         with pytest.raises(UserError, match=r"is default-4\.12 1\.0, and not 1\.1"):

@@ -214,7 +214,7 @@ def test_notes_tell_what_changed_since_the_release_before(at: Layout, key: Path,
     assert "whole: 3.10" not in notes  # the same time is no change
     # Made again, it still compares with 1.0, and not with itself.
     assert workshop.make(at, key, "1.1").items == made.items
-    # And with any other that is asked for.
+    # And with any other that is requested.
     assert workshop.make(at, key, "1.2", since=at.release_before).facts.previous == "1.0"
     assert layout.load(at.release_before).facts.version == "1.1"
 
@@ -325,10 +325,10 @@ def matrix(at: Layout, *results: str, whole: bool = True, files: object = None) 
     [
         (("right", "right", "NOT RUN"), True, "PASS", "2 right, 1 NOT RUN"),
         (("right", "wrong"), True, "FAIL", "1 right, 1 wrong"),
-        (("right",), False, "NOT RUN", "not every pit was dug: 1 right"),
+        (("right",), False, "NOT RUN", "not every pit was brought about: 1 right"),
         (("wrong",), False, "FAIL", "1 wrong"),
-        (("NOT RUN",), True, "NOT RUN", "not every pit was dug: 1 NOT RUN"),
-        ((), True, "NOT RUN", "not every pit was dug: none"),
+        (("NOT RUN",), True, "NOT RUN", "not every pit was brought about: 1 NOT RUN"),
+        ((), True, "NOT RUN", "not every pit was brought about: none"),
     ],
 )
 def test_the_matrix_is_evidence(
@@ -366,9 +366,9 @@ def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     spec = launch.Spec("q35", "kvm", "max", 2, 64, 512 << 20, (gpu,), (), 240)
     phases = verdict.Phases(None, None, None, 20.0)
     judged = verdict.Verdict(str(changes.pop("inner", "pass")), "", (), phases, "power-off")  # type: ignore[arg-type]
-    outcome = runner.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as asked", (), judged)
+    outcome = runner.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as requested", (), judged)
     checks = (records.Check("host", "up"), records.Check("boot-test", "pass"))
-    record = records.Rehearsal(1, files, {}, records.Words(), "7.2", "pass", checks, outcome, 30.0)
+    record = records.Rehearsal(1, files, {}, records.Options(), "7.2", "pass", checks, outcome, 30.0)
     at.rehearsed.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
     (check,) = [
         each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"

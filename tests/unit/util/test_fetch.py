@@ -73,7 +73,7 @@ class Server(ThreadingHTTPServer):
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
 
-    def asked(self, path: str) -> list[str | None]:
+    def requested(self, path: str) -> list[str | None]:
         """The Range of each GET for a path."""
         return [wanted for method, at, wanted in self.seen if method == "GET" and at == path]
 
@@ -171,8 +171,8 @@ class Cache:
         self.part.parent.mkdir(parents=True, exist_ok=True)
         self.part.write_bytes(content)
 
-    def asked(self, number: int = 0) -> list[str | None]:
-        return self.server.asked(f"/{number}")
+    def requested(self, number: int = 0) -> list[str | None]:
+        return self.server.requested(f"/{number}")
 
 
 @pytest.fixture
@@ -186,14 +186,14 @@ def test_a_file_is_fetched_once(cache: Cache, size: int | None) -> None:
     assert path.stat().st_mode & 0o777 == 0o444
     assert re.fullmatch(r"thing: 0\.3 MB in \d+\.\d s \(\d+\.\d MB/s\)", cache.said[-1])
     cache.fetch(good, size=size)
-    assert cache.asked() == [None]
+    assert cache.requested() == [None]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
 def test_a_part_is_resumed(cache: Cache, size: int | None) -> None:
     cache.begin(CONTENT[:HALF])
     cache.fetch(good, size=size)
-    assert cache.asked() == [f"bytes={HALF}-"]
+    assert cache.requested() == [f"bytes={HALF}-"]
     assert "going on at 0.1 MB" in cache.said[0]
 
 
@@ -201,13 +201,13 @@ def test_a_part_is_resumed(cache: Cache, size: int | None) -> None:
 def test_a_part_that_is_whole_asks_nobody(cache: Cache, size: int | None) -> None:
     cache.begin(CONTENT)
     cache.fetch(good, size=size)
-    assert cache.asked() == []
+    assert cache.requested() == []
 
 
 def test_range_ignored_starts_from_zero(cache: Cache) -> None:
     cache.begin(CONTENT[:HALF])
     cache.fetch(plain(CONTENT, Content_Length=len(CONTENT)))
-    assert cache.asked() == [f"bytes={HALF}-"]
+    assert cache.requested() == [f"bytes={HALF}-"]
 
 
 @pytest.mark.parametrize("claim", [f"bytes 7-{len(CONTENT) - 1}/{len(CONTENT)}", "nonsense", None])
@@ -221,7 +221,7 @@ def test_a_range_that_starts_elsewhere_starts_from_zero(cache: Cache, claim: str
 
     cache.begin(CONTENT[:HALF])
     cache.fetch(elsewhere)
-    assert cache.asked() == [f"bytes={HALF}-", None]
+    assert cache.requested() == [f"bytes={HALF}-", None]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
@@ -231,38 +231,38 @@ def test_416_starts_from_zero(cache: Cache, size: int | None) -> None:
 
     cache.begin(CONTENT[:HALF])
     cache.fetch(never_satisfied, size=size)
-    assert cache.asked() == [f"bytes={HALF}-", None]
+    assert cache.requested() == [f"bytes={HALF}-", None]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
 def test_a_part_with_wrong_bytes_costs_one_more_download_not_a_mirror(cache: Cache, size: int | None) -> None:
     cache.begin(b"?" * HALF)
     cache.fetch(good, size=size)
-    assert cache.asked() == [f"bytes={HALF}-", None]
+    assert cache.requested() == [f"bytes={HALF}-", None]
 
 
 @pytest.mark.parametrize("excess", [0, 1000])
 def test_a_part_that_is_full_or_more_and_wrong_starts_from_zero(cache: Cache, excess: int) -> None:
     cache.begin(b"?" * (len(CONTENT) + excess))
     cache.fetch(good)
-    assert cache.asked() == [None]
+    assert cache.requested() == [None]
 
 
 def test_cut_short_is_resumed_with_the_same_mirror(cache: Cache) -> None:
     cache.fetch(in_turn(lambda request: good(request, stop=HALF), good), good)
-    assert cache.asked(0) == [None, f"bytes={HALF}-"]
-    assert cache.asked(1) == []
+    assert cache.requested(0) == [None, f"bytes={HALF}-"]
+    assert cache.requested(1) == []
 
 
 def test_cut_short_without_a_length_is_resumed_too(cache: Cache) -> None:
     cache.fetch(in_turn(plain(CONTENT[:HALF]), good))
-    assert cache.asked() == [None, f"bytes={HALF}-"]
+    assert cache.requested() == [None, f"bytes={HALF}-"]
 
 
 def test_always_cut_short_goes_to_the_next_mirror_which_goes_on(cache: Cache) -> None:
     cache.fetch(lambda request: good(request, stop=max(HALF, request.start())), good)
-    assert len(cache.asked(0)) == fetch.RESUMES + 1
-    assert cache.asked(1) == [f"bytes={HALF}-"]
+    assert len(cache.requested(0)) == fetch.RESUMES + 1
+    assert cache.requested(1) == [f"bytes={HALF}-"]
 
 
 def test_too_many_bytes_stop_at_once(cache: Cache) -> None:
@@ -275,7 +275,7 @@ def test_too_many_bytes_stop_at_once(cache: Cache) -> None:
 
     cache.fetch(endless, good)
     assert sum(sent) < 20_000_000  # what fits in the sockets' buffers, of 200 MB
-    assert cache.asked(1) == [None]  # nothing is built on that
+    assert cache.requested(1) == [None]  # nothing is built on that
     assert any("gives more than the 300000 bytes" in line for line in cache.said)
 
 
@@ -290,28 +290,28 @@ def test_an_unknown_size_is_bounded_too(cache: Cache, monkeypatch: pytest.Monkey
 def test_a_wrong_content_drops_the_part_and_asks_the_next(cache: Cache) -> None:
     wrong = bytes(len(CONTENT))
     cache.fetch(lambda request: good(request, wrong), good)
-    assert (cache.asked(0), cache.asked(1)) == ([None], [None])
+    assert (cache.requested(0), cache.requested(1)) == ([None], [None])
     assert any("its content is another one" in line and DIGEST in line for line in cache.said)
 
 
 def test_wrong_bytes_of_a_cut_mirror_are_not_the_next_ones_fault(cache: Cache) -> None:
     wrong = bytes(len(CONTENT))
     cache.fetch(in_turn(lambda request: good(request, wrong, HALF), status(404)), good)
-    assert cache.asked(1) == [f"bytes={HALF}-", None]
+    assert cache.requested(1) == [f"bytes={HALF}-", None]
 
 
 @pytest.mark.parametrize("length", [len(CONTENT) - 1, len(CONTENT) + 1, 5 << 30])
 def test_a_length_that_disagrees_is_refused_before_a_byte_is_kept(cache: Cache, length: int) -> None:
     cache.begin(CONTENT[:HALF])
     cache.fetch(plain(CONTENT, Content_Length=length), good)
-    assert cache.asked(1) == [f"bytes={HALF}-"]
+    assert cache.requested(1) == [f"bytes={HALF}-"]
     assert any(f"offers {length} bytes where it is 300000" in line for line in cache.said)
 
 
 def test_a_range_of_another_file_is_refused(cache: Cache) -> None:
     cache.begin(CONTENT[:HALF])
     cache.fetch(lambda request: good(request, CONTENT + b"more"), good)
-    assert cache.asked(1) == [f"bytes={HALF}-"]
+    assert cache.requested(1) == [f"bytes={HALF}-"]
 
 
 def test_content_that_is_labelled_as_gzip_is_kept_as_it_is(cache: Cache) -> None:
@@ -331,13 +331,13 @@ def test_chunks(cache: Cache) -> None:
 
 def test_404_asks_the_next_at_once(cache: Cache) -> None:
     cache.fetch(status(404), good)
-    assert len(cache.asked(0)) == 1
+    assert len(cache.requested(0)) == 1
 
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
 def test_a_passing_trouble_is_asked_again(cache: Cache, code: int) -> None:
     cache.fetch(in_turn(status(code), status(code), good))
-    assert len(cache.asked()) == 3
+    assert len(cache.requested()) == 3
 
 
 def test_retry_after_is_kept_to_within_reason(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +352,7 @@ def test_retry_after_is_kept_to_within_reason(cache: Cache, monkeypatch: pytest.
 
 def test_silence_ends_and_is_resumed(cache: Cache) -> None:
     cache.fetch(in_turn(stall, good))
-    assert cache.asked() == [None, "bytes=1000-"]
+    assert cache.requested() == [None, "bytes=1000-"]
 
 
 def test_silence_before_the_headers_asks_the_next(cache: Cache) -> None:
@@ -366,7 +366,7 @@ def test_a_trickle_ends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.fetch(trickle, good)
     assert time.monotonic() - begun < 4
     assert any("too slow: " in line for line in cache.said)
-    assert re.fullmatch(r"bytes=[1-9]\d*-", cache.asked(1)[0] or "")  # what trickled is kept
+    assert re.fullmatch(r"bytes=[1-9]\d*-", cache.requested(1)[0] or "")  # what trickled is kept
 
 
 def test_redirects_are_followed_and_a_loop_ends(cache: Cache) -> None:
@@ -482,7 +482,7 @@ def test_killed_while_it_downloads_leaves_a_part_that_is_resumed(cache: Cache) -
     assert CONTENT.startswith(begun) and not cache.whole.exists()
     assert not fetch.cached(cache.source(good), cache.folder)
     cache.fetch(good)
-    assert cache.asked() == [f"bytes={len(begun)}-"]
+    assert cache.requested() == [f"bytes={len(begun)}-"]
 
 
 def test_two_processes_download_once(cache: Cache) -> None:
@@ -494,14 +494,14 @@ def test_two_processes_download_once(cache: Cache) -> None:
 
     cache.server.routes["/slow"] = when_told
     with other_process(cache, "/slow") as first:
-        wait_for(lambda: bool(cache.server.asked("/slow")))
+        wait_for(lambda: bool(cache.server.requested("/slow")))
         with other_process(cache, "/slow") as second:
             assert second.stdout is not None and first.stdout is not None
             assert "another run is downloading it" in second.stdout.readline()
             go_on.set()
             assert second.stdout.read() == f"{cache.whole}\n"
             assert first.stdout.read().endswith(f"{cache.whole}\n")
-    assert cache.server.asked("/slow") == [None]
+    assert cache.server.requested("/slow") == [None]
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_download(cache: Cache) -> None:
@@ -585,7 +585,7 @@ def test_reachable(cache: Cache) -> None:
     assert fetch.reachable(source, 5) == server.url("/2")
     assert fetch.reachable(cache.source(hangs_up_on_head), 5) == server.url("/0")
     assert fetch.reachable(cache.source(no_head), 5) == server.url("/0")
-    assert server.asked("/0")[-1] == "bytes=0-0"
+    assert server.requested("/0")[-1] == "bytes=0-0"
     nobody = cache.source(status(404), status(500))
     nobody = Source(version="1", urls=(*nobody.urls, refused, "nonsense"), sha256=DIGEST, licence="MIT")
     assert fetch.reachable(nobody, 5) is None

@@ -6,14 +6,27 @@ from pathlib import Path
 
 from minguest.vm import arguments
 
-WORDS = ["%s\\n", "-cpu", "-x;touch evil", "-$(touch evil)", "a b", "-", "--", "", "it's", "-m", "1G", "-nodefaults"]
+ARGUMENTS = [
+    "%s\\n",
+    "-cpu",
+    "-x;touch evil",
+    "-$(touch evil)",
+    "a b",
+    "-",
+    "--",
+    "",
+    "it's",
+    "-m",
+    "1G",
+    "-nodefaults",
+]
 
 
 def test_every_word_is_quoted(tmp_path: Path) -> None:
     script = tmp_path / "qemu.sh"
-    script.write_text(arguments.script(["printf", *WORDS]))
+    script.write_text(arguments.script(["printf", *ARGUMENTS]))
     shown = subprocess.run(["sh", script], check=True, capture_output=True, text=True).stdout
-    assert shown.split("\n")[:-1] == WORDS[1:]
+    assert shown.split("\n")[:-1] == ARGUMENTS[1:]
     assert not (tmp_path / "evil").exists()
     # An option and its value a line, for a person.
     assert {"  -m 1G \\", "  -nodefaults"} <= set(script.read_text().splitlines())

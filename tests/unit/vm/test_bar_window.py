@@ -89,11 +89,11 @@ BOOTED: list[tuple[list[Card], int, bar_window.Vendor, str, list[int | None]]] =
 ]
 
 
-@pytest.mark.parametrize(("asked", "bits", "vendor", "told", "where"), BOOTED)
+@pytest.mark.parametrize(("requested", "bits", "vendor", "told", "where"), BOOTED)
 def test_the_plan_is_what_real_boots_showed(
-    asked: list[Card], bits: int, vendor: bar_window.Vendor, told: str, where: list[int | None]
+    requested: list[Card], bits: int, vendor: bar_window.Vendor, told: str, where: list[int | None]
 ) -> None:
-    made = bar_window.plan(asked, G, bits, vendor=vendor)
+    made = bar_window.plan(requested, G, bits, vendor=vendor)
     assert made.fits
     assert made.fw_cfg == (("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={told}") if told else ())
     assert bases(made) == where
@@ -480,4 +480,4 @@ def test_cards_by_words(sysfs: Path) -> None:
 
 
 def test_the_task_knows_its_word_and_builds_nothing() -> None:
-    assert "card" in project.WORDS and "plan" in project.IDLE
+    assert "card" in project.OPTIONS and "plan" in project.IDLE

@@ -13,7 +13,7 @@ from minguest.vm import arguments, cards, kvm, launch
 from tests import fake_qmp
 from tests.fake_qmp import REPORT, WELL
 
-SPEC = launch.Spec("q35", "auto", "EPYC,+x2apic", 2, 64, 4 << 30, (), ("a=b",), 300, line_words=("nokaslr",))
+SPEC = launch.Spec("q35", "auto", "EPYC,+x2apic", 2, 64, 4 << 30, (), ("a=b",), 300, series_options=("nokaslr",))
 STOP = [["heard", "qmp_capabilities"], ["event", "STOP", {}]]
 INTERNAL = {"query-status": {"status": "internal-error"}}
 SURE = "/dev/kvm opens, but OVMF or the kernel does not run under it: "
@@ -48,7 +48,7 @@ def test_the_probe_is_a_launch_of_its_own() -> None:
     )
     made = kvm.probe(of, Path("/sys"), "4.12")
     assert made == launch.Spec(
-        "q35", "kvm", "EPYC,+x2apic", 1, 1, 1 << 30, (), (), kvm.TIME, line_words=("nokaslr",), hide_kvm=False
+        "q35", "kvm", "EPYC,+x2apic", 1, 1, 1 << 30, (), (), kvm.TIME, series_options=("nokaslr",), hide_kvm=False
     )
     assert kvm.probe(SPEC, Path("/sys")).hide_kvm
     assert not [word for word in arguments.argv(made) if "wait-" in word or "numa" in word or "disk" in word]

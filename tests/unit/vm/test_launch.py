@@ -9,7 +9,7 @@ import pytest
 from minguest.model import Disk, Launch, Node
 from minguest.util.errors import UserError
 from minguest.vm import arguments, bar_window, disks, emulator, launch
-from minguest.vm.launch import Words, settle
+from minguest.vm.launch import Options, settle
 
 SERIAL = "isa-serial,chardev=report,index=3"
 # A 64-bit prefetchable BAR of 16 MiB: include/linux/ioport.h.
@@ -43,7 +43,7 @@ def value(command: list[str], option: str) -> list[str]:
 
 
 def test_words_win_over_the_launch(sysfs: Path) -> None:
-    words = Words(cpus="8", memory="2G", gpu="virtio-gpu-pci", machine="pc", accel="tcg", timeout="9")
+    words = Options(cpus="8", memory="2G", gpu="virtio-gpu-pci", machine="pc", accel="tcg", timeout="9")
     spec = settle(Launch(), words, 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.memory, spec.machine, spec.timeout) == (8, 64, 2 << 30, "pc", 9)
     command = argv(spec)
@@ -54,7 +54,7 @@ def test_words_win_over_the_launch(sysfs: Path) -> None:
 
 
 def test_the_launch_stands_without_words(sysfs: Path) -> None:
-    spec = settle(Launch(cmdline=("a=b",)), Words(), 64, MODELS, sysfs)
+    spec = settle(Launch(cmdline=("a=b",)), Options(), 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.machine) == (4, 64, "q35")
     (append,) = value(argv(msgspec.structs.replace(spec, accel="tcg")), "-append")
     assert append == "no_timer_check console=ttyS0 panic=-1 initd.report=/dev/ttyS3 initd.then=poweroff a=b"
@@ -63,41 +63,41 @@ def test_the_launch_stands_without_words(sysfs: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (Words(cpus="0"), r"--cpus = 0: a guest has at least one CPU"),
-        (Words(cpus="-2"), r"--cpus = -2"),
-        (Words(cpus="four"), r"--cpus = 'four' is not a whole number"),
-        (Words(cpus="65"), r"--cpus 65: .* at most 64 CPUs \(CONFIG_NR_CPUS\)"),
-        (Words(memory="lots"), r"--memory = 'lots' is not a size"),
-        (Words(machine="q36"), r"(?s)--machine q36: not known.*one of q35, pc"),
-        (Words(accel="hvf"), r"(?s)--accel hvf: not known.*auto, kvm, tcg"),
-        (Words(timeout="0"), r"--timeout 0: must be a positive"),
-        (Words(gpu="secondary-vgaa"), r"(?s)no PCI display device of that name.*did you mean secondary-vga"),
-        (Words(gpu="isa-vga:3"), r"(?s)not a PCI address.*0000:01:00\.0"),
-        (Words(gpu="0000:09:00.0"), r"--gpu 0000:09:00.0: this host has no such PCI device"),
-        (Words(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*host-bind gpu=0000:02:00.0"),
-        (Words(gpu="00:01.0"), r"--gpu 0000:00:01.0: is a bridge \(class 060400\)"),
-        (Words(gpu="0000:03:00.0"), r"is bound to no driver"),
+        (Options(cpus="0"), r"--cpus = 0: a guest has at least one CPU"),
+        (Options(cpus="-2"), r"--cpus = -2"),
+        (Options(cpus="four"), r"--cpus = 'four' is not a whole number"),
+        (Options(cpus="65"), r"--cpus 65: .* at most 64 CPUs \(CONFIG_NR_CPUS\)"),
+        (Options(memory="lots"), r"--memory = 'lots' is not a size"),
+        (Options(machine="q36"), r"(?s)--machine q36: not known.*one of q35, pc"),
+        (Options(accel="hvf"), r"(?s)--accel hvf: not known.*auto, kvm, tcg"),
+        (Options(timeout="0"), r"--timeout 0: must be a positive"),
+        (Options(gpu="secondary-vgaa"), r"(?s)no PCI display device of that name.*did you mean secondary-vga"),
+        (Options(gpu="isa-vga:3"), r"(?s)not a PCI address.*0000:01:00\.0"),
+        (Options(gpu="0000:09:00.0"), r"--gpu 0000:09:00.0: this host has no such PCI device"),
+        (Options(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*host-bind gpu=0000:02:00.0"),
+        (Options(gpu="00:01.0"), r"--gpu 0000:00:01.0: is a bridge \(class 060400\)"),
+        (Options(gpu="0000:03:00.0"), r"is bound to no driver"),
     ],
 )
-def test_what_cannot_be_is_refused(sysfs: Path, words: Words, message: str) -> None:
+def test_what_cannot_be_is_refused(sysfs: Path, words: Options, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settle(Launch(), words, 64, MODELS, sysfs)
 
 
 def test_a_real_card_sits_behind_a_root_port_on_q35(sysfs: Path) -> None:
-    spec = settle(Launch(), Words(gpu="01:00.0,secondary-vga"), 64, MODELS, sysfs)
+    spec = settle(Launch(), Options(gpu="01:00.0,secondary-vga"), 64, MODELS, sysfs)
     assert value(argv(spec), "-device") == [
         SERIAL,
         "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",
         "vfio-pci,host=0000:01:00.0,id=gpu0,bus=port0",
         "secondary-vga,id=gpu1",
     ]
-    spec = settle(Launch(), Words(gpu="01:00.0", machine="pc"), 64, MODELS, sysfs)
+    spec = settle(Launch(), Options(gpu="01:00.0", machine="pc"), 64, MODELS, sysfs)
     assert value(argv(spec), "-device") == [SERIAL, "vfio-pci,host=0000:01:00.0,id=gpu0"]
 
 
 def test_no_gpu_when_asked(sysfs: Path) -> None:
-    assert settle(Launch(), Words(gpu="none"), 64, MODELS, sysfs).gpus == ()
+    assert settle(Launch(), Options(gpu="none"), 64, MODELS, sysfs).gpus == ()
 
 
 def test_this_qemu_knows_its_display_models() -> None:
@@ -112,7 +112,7 @@ def test_a_comma_in_a_path_is_doubled() -> None:
 
 def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
     numa = (Node("512M", "0-1"), Node("512M", "3,6-7", (21, 10)))
-    spec = settle(Launch(numa=numa, max_cpus=8), Words(accel="tcg"), 64, MODELS, sysfs)
+    spec = settle(Launch(numa=numa, max_cpus=8), Options(accel="tcg"), 64, MODELS, sysfs)
     assert [node.cpus for node in spec.numa] == [(0, 1, 2, 4, 5), (3, 6, 7)]
     command = argv(spec)
     assert value(command, "-object") == [
@@ -122,7 +122,7 @@ def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
         "node,nodeid=0,memdev=node0-memory,cpus=0-2,cpus=4-5", "node,nodeid=1,memdev=node1-memory,cpus=3,cpus=6-7",
         "dist,src=0,dst=1,val=20", "dist,src=1,dst=0,val=21",
     ]  # fmt: skip
-    assert not value(argv(settle(Launch(), Words(accel="tcg"), 64, MODELS, sysfs)), "-numa")
+    assert not value(argv(settle(Launch(), Options(accel="tcg"), 64, MODELS, sysfs)), "-numa")
 
 
 @pytest.mark.parametrize(
@@ -140,90 +140,90 @@ def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
 )
 def test_nodes_that_do_not_add_up_are_refused(sysfs: Path, numa: tuple[Node, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        settle(Launch(numa=numa), Words(), 64, MODELS, sysfs)
+        settle(Launch(numa=numa), Options(), 64, MODELS, sysfs)
 
 
 def test_what_is_plugged_in_gets_room_and_is_waited_for(sysfs: Path) -> None:
-    words = Words(plug_cpus="8", plug_memory="3G", accel="tcg")
+    words = Options(plug_cpus="8", plug_memory="3G", accel="tcg")
     spec = settle(Launch(), words, 64, MODELS, sysfs)
     assert (spec.plug_cpus, spec.plug_memory, spec.max_memory) == (8, 3 << 30, 3 << 30)
     command = argv(spec)
     assert value(command, "-m") == ["1024M,slots=4,maxmem=3072M"]
     (append,) = value(command, "-append")
     assert "initd.wait-cpus=8 initd.wait-memory=3221225472 initd.wait-seconds=" in append and "lpj=" in append
-    room = argv(settle(Launch(max_memory="8G", slots=2), Words(accel="tcg"), 64, MODELS, sysfs))
+    room = argv(settle(Launch(max_memory="8G", slots=2), Options(accel="tcg"), 64, MODELS, sysfs))
     assert value(room, "-m") == ["1024M,slots=2,maxmem=8192M"]
     assert "initd.wait" not in " ".join(room)
 
 
 def test_a_guest_whose_power_button_is_pressed_waits_for_it(sysfs: Path) -> None:
-    (append,) = value(argv(settle(Launch(), Words(accel="tcg", power_button=True), 64, MODELS, sysfs)), "-append")
+    (append,) = value(argv(settle(Launch(), Options(accel="tcg", power_button=True), 64, MODELS, sysfs)), "-append")
     assert "initd.then=wait" in append and "poweroff" not in append
 
 
 @pytest.mark.parametrize("slots", [1, 256])
 def test_a_machine_has_as_many_slots_as_qemu_takes(slots: int, sysfs: Path) -> None:
-    assert settle(Launch(max_memory="4G", slots=slots), Words(), 64, MODELS, sysfs).slots == slots
+    assert settle(Launch(max_memory="4G", slots=slots), Options(), 64, MODELS, sysfs).slots == slots
 
 
 def test_the_cpus_that_there_are_in_the_end(sysfs: Path) -> None:
     for words, last in (
-        (Words(), 4), (Words(plug_cpus="8"), 8), (Words(cpus="2", plug_cpus="8", unplug_cpus="4"), 4),
+        (Options(), 4), (Options(plug_cpus="8"), 8), (Options(cpus="2", plug_cpus="8", unplug_cpus="4"), 4),
     ):  # fmt: skip
         assert settle(Launch(), words, 64, MODELS, sysfs).last_cpus == last
     # As far as the kernel and the launch go, and to the CPUs that there were.
-    assert settle(Launch(), Words(plug_cpus="64"), 64, MODELS, sysfs).last_cpus == 64
-    assert settle(Launch(), Words(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs).last_cpus == 4
-    (append,) = value(argv(settle(Launch(), Words(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs)), "-append")
+    assert settle(Launch(), Options(plug_cpus="64"), 64, MODELS, sysfs).last_cpus == 64
+    assert settle(Launch(), Options(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs).last_cpus == 4
+    (append,) = value(argv(settle(Launch(), Options(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs)), "-append")
     assert append.endswith(" initd.wait-cpus=8 initd.wait-cpus-left=4 initd.wait-seconds=20")
-    plain = settle(Launch(), Words(), 64, MODELS, sysfs)
+    plain = settle(Launch(), Options(), 64, MODELS, sysfs)
     assert (plain.slots, plain.max_memory, plain.plug_cpus, plain.unplug_cpus, plain.plug_memory) == (0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("launched", "words", "message"),
     [
-        (Launch(), Words(plug_cpus="4"), "starts with 4 CPUs and can have 64"),
-        (Launch(), Words(plug_cpus="65"), "starts with 4 CPUs and can have 64"),
-        (Launch(), Words(plug_cpus="many"), "is not a whole number"),
-        (Launch(), Words(unplug_cpus="2"), "--unplug-cpus 2: only what was plugged in .* of 4 CPUs, 4 at least"),
-        (Launch(), Words(plug_cpus="8", unplug_cpus="3"), "of 8 CPUs, 4 at least are left"),
-        (Launch(), Words(plug_cpus="8", unplug_cpus="8"), "of 8 CPUs, 4 at least are left"),
-        (Launch(), Words(plug_memory="1G"), "nothing is left to plug in"),
-        (Launch(max_memory="512M"), Words(), "memory 1 GiB, at most 512 MiB: nothing can be plugged in"),
-        (Launch(), Words(plug_memory="1100M"), "76 MiB is no multiple of 128 MiB"),
+        (Launch(), Options(plug_cpus="4"), "starts with 4 CPUs and can have 64"),
+        (Launch(), Options(plug_cpus="65"), "starts with 4 CPUs and can have 64"),
+        (Launch(), Options(plug_cpus="many"), "is not a whole number"),
+        (Launch(), Options(unplug_cpus="2"), "--unplug-cpus 2: only what was plugged in .* of 4 CPUs, 4 at least"),
+        (Launch(), Options(plug_cpus="8", unplug_cpus="3"), "of 8 CPUs, 4 at least are left"),
+        (Launch(), Options(plug_cpus="8", unplug_cpus="8"), "of 8 CPUs, 4 at least are left"),
+        (Launch(), Options(plug_memory="1G"), "nothing is left to plug in"),
+        (Launch(max_memory="512M"), Options(), "memory 1 GiB, at most 512 MiB: nothing can be plugged in"),
+        (Launch(), Options(plug_memory="1100M"), "76 MiB is no multiple of 128 MiB"),
         (
             Launch(memory="4G", max_memory="8G"),
-            Words(plug_memory="2G"),
+            Options(plug_memory="2G"),
             "--plug-memory 2G: the guest starts with 4 GiB",
         ),
         (
             Launch(memory="4G", max_memory="8G"),
-            Words(plug_memory="4G"),
+            Options(plug_memory="4G"),
             "--plug-memory 4G: the guest starts with 4 GiB",
         ),
-        (Launch(memory="4G"), Words(plug_memory="2G"), "--plug-memory 2G: the guest starts with 4 GiB"),
-        (Launch(max_memory="4G", slots=0), Words(), "launch.slots = 0: memory is plugged in by DIMMs"),
-        (Launch(slots=-1), Words(plug_memory="2G"), "launch.slots = -1"),
-        (Launch(max_memory="4G", slots=257), Words(), "launch.slots = 257: .* 1 to 256"),
+        (Launch(memory="4G"), Options(plug_memory="2G"), "--plug-memory 2G: the guest starts with 4 GiB"),
+        (Launch(max_memory="4G", slots=0), Options(), "launch.slots = 0: memory is plugged in by DIMMs"),
+        (Launch(slots=-1), Options(plug_memory="2G"), "launch.slots = -1"),
+        (Launch(max_memory="4G", slots=257), Options(), "launch.slots = 257: .* 1 to 256"),
     ],
 )
-def test_what_cannot_be_plugged_in_is_refused(sysfs: Path, launched: Launch, words: Words, message: str) -> None:
+def test_what_cannot_be_plugged_in_is_refused(sysfs: Path, launched: Launch, words: Options, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settle(launched, words, 64, MODELS, sysfs)
 
 
 def test_a_card_that_is_one_large_bar(sysfs: Path) -> None:
-    spec = settle(Launch(), Words(gpu="bar:64G", accel="tcg"), 64, MODELS, sysfs)
+    spec = settle(Launch(), Options(gpu="bar:64G", accel="tcg"), 64, MODELS, sysfs)
     assert str(spec.gpus[0]) == "BAR 64 GiB"
     assert value(argv(spec), "-device")[1:] == [
         "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1", "pci-testdev,membar=65536M,id=gpu0,bus=port0",
     ]  # fmt: skip
-    on_pc = settle(Launch(machine="pc"), Words(gpu="bar:16M", accel="tcg"), 64, MODELS, sysfs)
+    on_pc = settle(Launch(machine="pc"), Options(gpu="bar:16M", accel="tcg"), 64, MODELS, sysfs)
     assert value(argv(on_pc), "-device")[1:] == ["pci-testdev,membar=16M,id=gpu0"]
     for word, why in (("bar:3G", "a power of two"), ("bar:", "is not a size"), ("bar:much", "is not a size")):
         with pytest.raises(UserError, match=why):
-            settle(Launch(), Words(gpu=word), 64, MODELS, sysfs)
+            settle(Launch(), Options(gpu=word), 64, MODELS, sysfs)
 
 
 def test_a_launch_that_is_only_planned_needs_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_a_launch_that_is_not_started_here_needs_nothing_of_here(sysfs: Path, ke
     wanted = Launch(disks=disks, gpus=("02:00.0", "0000:99:00.0", "bar:16M", "secondary-vga"))
     specs = launch.shipped(wanted, "4.12", sysfs, "")
     for accel, spec in specs.items():
-        assert (spec.accel, spec.disks, spec.line_words) == (accel, disks, ("nokaslr",))
+        assert (spec.accel, spec.disks, spec.series_options) == (accel, disks, ("nokaslr",))
         assert [gpu.host for gpu in spec.gpus[:2]] == ["0000:02:00.0", "0000:99:00.0"]
         assert (spec.gpus[2].bar, spec.gpus[3].model) == (16 << 20, "secondary-vga")
         assert launch.absent(spec, sysfs) == ["0000:99:00.0"]
@@ -258,38 +258,38 @@ def test_what_is_shipped_is_planned_for_each_accelerator(sysfs: Path) -> None:
 
 def test_4_12_is_kept_from_unpacking_itself_over_the_memory_map(sysfs: Path) -> None:
     for line, there in (("4.12", True), ("6.12", False), ("", False)):
-        spec = settle(Launch(cmdline=("a=b",)), Words(accel="tcg"), 64, MODELS, sysfs, line)
+        spec = settle(Launch(cmdline=("a=b",)), Options(accel="tcg"), 64, MODELS, sysfs, line)
         (append,) = value(argv(spec), "-append")
         assert append.endswith(" nokaslr a=b" if there else "initd.then=poweroff a=b")
 
 
 def test_time_and_cpu_are_the_accelerators(sysfs: Path) -> None:
-    kvm = argv(settle(Launch(clock="vm"), Words(accel="kvm"), 64, MODELS, sysfs))
+    kvm = argv(settle(Launch(clock="vm"), Options(accel="kvm"), 64, MODELS, sysfs))
     assert value(kvm, "-cpu") == ["host,kvm=off"]
     assert value(kvm, "-rtc") == ["base=utc,clock=vm,driftfix=slew"]
     assert value(kvm, "-global") == ["kvm-pit.lost_tick_policy=delay"]
-    tcg = argv(settle(Launch(), Words(accel="tcg"), 64, MODELS, sysfs))
+    tcg = argv(settle(Launch(), Options(accel="tcg"), 64, MODELS, sysfs))
     assert (value(tcg, "-cpu"), value(tcg, "-rtc")) == (["max"], ["base=utc,clock=host,driftfix=slew"])
     assert not value(tcg, "-global")
-    named = argv(settle(Launch(cpu="EPYC,+x2apic", hide_kvm=False), Words(accel="kvm"), 64, MODELS, sysfs))
+    named = argv(settle(Launch(cpu="EPYC,+x2apic", hide_kvm=False), Options(accel="kvm"), 64, MODELS, sysfs))
     assert value(named, "-cpu") == ["EPYC,+x2apic"]
-    wide = argv(settle(Launch(cpu="max,phys-bits=46"), Words(accel="kvm"), 64, MODELS, sysfs))
+    wide = argv(settle(Launch(cpu="max,phys-bits=46"), Options(accel="kvm"), 64, MODELS, sysfs))
     assert value(wide, "-cpu") == ["host,phys-bits=46,kvm=off"]
 
 
 def test_memory_of_large_pages_and_locked(sysfs: Path) -> None:
-    one = argv(settle(Launch(hugepages="2M", lock_memory=True), Words(accel="kvm"), 64, MODELS, sysfs))
+    one = argv(settle(Launch(hugepages="2M", lock_memory=True), Options(accel="kvm"), 64, MODELS, sysfs))
     assert value(one, "-machine") == ["q35,accel=kvm,memory-backend=memory"]
     huge = "memory-backend-memfd,hugetlb=on,hugetlbsize=2M,prealloc=on"
     assert value(one, "-object") == [f"{huge},id=memory,size=1024M"]
     assert value(one, "-overcommit") == ["mem-lock=on"]
     numa = (Node("512M"), Node("512M"))
-    two = argv(settle(Launch(hugepages="1G", numa=numa), Words(accel="kvm"), 64, MODELS, sysfs))
+    two = argv(settle(Launch(hugepages="1G", numa=numa), Options(accel="kvm"), 64, MODELS, sysfs))
     assert value(two, "-machine") == ["q35,accel=kvm"]
     assert value(two, "-object") == [
         f"{huge.replace('2M', '1G')},id=node{n}-memory,size=512M" for n in (0, 1)
     ]  # fmt: skip
-    plain = argv(settle(Launch(), Words(accel="kvm"), 64, MODELS, sysfs))
+    plain = argv(settle(Launch(), Options(accel="kvm"), 64, MODELS, sysfs))
     assert not value(plain, "-object") and not value(plain, "-overcommit")
 
 
@@ -309,7 +309,7 @@ def test_disks_of_files_and_of_ceph(sysfs: Path, tmp_path: Path, key: Path) -> N
         Disk(rbd="pool/image", user="guest", conf="/etc/ceph/ceph.conf", key_file=str(key), read_only=True),
         Disk(rbd="pool/space/image"),
     )
-    command = argv(settle(Launch(disks=disks), Words(accel="tcg"), 64, MODELS, sysfs))
+    command = argv(settle(Launch(disks=disks), Options(accel="tcg"), 64, MODELS, sysfs))
     assert value(command, "-blockdev") == [
         f"driver=raw,node-name=disk0,file.driver=file,file.filename={tmp_path}/a,,b.raw",
         "driver=rbd,node-name=disk1,pool=pool,image=image,read-only=on,user=guest,conf=/etc/ceph/ceph.conf,"
@@ -325,7 +325,7 @@ def test_disks_of_files_and_of_ceph(sysfs: Path, tmp_path: Path, key: Path) -> N
 def test_a_ceph_disk_names_its_monitors(sysfs: Path) -> None:
     # As librbd 16 took them by way of QEMU 7.2: the port is a must, an IPv6 address has no brackets.
     monitors = ("10.0.0.1", "mon-2.example:3300", "[2001:db8::1]:6790", "[2001:db8::2]")
-    command = argv(settle(Launch(disks=(Disk(rbd="a/b", monitors=monitors),)), Words(accel="tcg"), 64, MODELS, sysfs))
+    command = argv(settle(Launch(disks=(Disk(rbd="a/b", monitors=monitors),)), Options(accel="tcg"), 64, MODELS, sysfs))
     assert value(command, "-blockdev") == [
         "driver=rbd,node-name=disk0,pool=a,image=b,"
         "server.0.host=10.0.0.1,server.0.port=6789,server.1.host=mon-2.example,server.1.port=3300,"
@@ -340,7 +340,7 @@ def test_a_ceph_disk_names_its_monitors(sysfs: Path) -> None:
 def test_a_monitor_that_cannot_be_is_refused(sysfs: Path, word: str) -> None:
     wanted = Launch(disks=(Disk(rbd="a/b", monitors=("ok", word)),))
     with pytest.raises(UserError, match=r"launch.disks\[0\].monitors\[1\] = .*\n.*\[2001:db8::1\]:6789"):
-        settle(wanted, Words(), 64, MODELS, sysfs)
+        settle(wanted, Options(), 64, MODELS, sysfs)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_a_monitor_that_cannot_be_is_refused(sysfs: Path, word: str) -> None:
 )
 def test_a_disk_that_cannot_be_is_refused(sysfs: Path, disk: Disk, message: str) -> None:
     with pytest.raises(UserError, match=rf"launch.disks\[0\].*{message}"):
-        settle(Launch(disks=(disk,)), Words(), 64, MODELS, sysfs)
+        settle(Launch(disks=(disk,)), Options(), 64, MODELS, sysfs)
 
 
 def test_a_key_that_others_can_read_is_refused(sysfs: Path, key: Path) -> None:
@@ -366,11 +366,11 @@ def test_a_key_that_others_can_read_is_refused(sysfs: Path, key: Path) -> None:
     for mode in (0o640, 0o604, 0o622):
         key.chmod(mode)
         with pytest.raises(UserError, match="others can read it"):
-            settle(launched, Words(), 64, MODELS, sysfs)
+            settle(launched, Options(), 64, MODELS, sysfs)
     key.chmod(0o600)
     key.write_text("[client.guest]\n\tkey = AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA==\n")
     with pytest.raises(UserError, match="is not a key alone"):
-        settle(launched, Words(), 64, MODELS, sysfs)
+        settle(launched, Options(), 64, MODELS, sysfs)
 
 
 def test_a_virtual_function_is_a_card_of_its_own(sysfs: Path) -> None:
@@ -382,14 +382,14 @@ def test_a_virtual_function_is_a_card_of_its_own(sysfs: Path) -> None:
     for name in ("vendor", "device", "class", "resource"):
         (virtual / name).write_text((devices / "0000:01:00.0" / name).read_text())
     for word in ("01:00.4", "01:00.0"):
-        (gpu,) = settle(Launch(), Words(gpu=word), 64, MODELS, sysfs).gpus
+        (gpu,) = settle(Launch(), Options(gpu=word), 64, MODELS, sysfs).gpus
         assert gpu.functions == ()
 
 
 def test_a_card_is_near_its_node(sysfs: Path) -> None:
     numa = (Node("512M", "0-1", gpus=(1,)), Node("512M", "2-3", gpus=(0, 2)))
     gpus = ("01:00.0", "secondary-vga", "bar:16M", "bochs-display")
-    spec = settle(Launch(numa=numa, gpus=gpus), Words(accel="tcg"), 64, MODELS, sysfs)
+    spec = settle(Launch(numa=numa, gpus=gpus), Options(accel="tcg"), 64, MODELS, sysfs)
     assert [gpu.node for gpu in spec.gpus] == [1, 0, 1, None]
     assert value(argv(spec), "-device")[1:] == [
         "bochs-display,id=gpu3",
@@ -417,11 +417,11 @@ def test_a_card_that_can_be_near_no_node_is_refused(
     sysfs: Path, gpus: tuple[int, ...], machine: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        settle(Launch(numa=(Node("1G", gpus=gpus),)), Words(machine=machine), 64, MODELS, sysfs)
+        settle(Launch(numa=(Node("1G", gpus=gpus),)), Options(machine=machine), 64, MODELS, sysfs)
 
 
 def test_a_card_goes_along_with_what_the_host_says_of_it(sysfs: Path) -> None:
-    (gpu,) = settle(Launch(), Words(gpu="01:00.0"), 64, MODELS, sysfs).gpus
+    (gpu,) = settle(Launch(), Options(gpu="01:00.0"), 64, MODELS, sysfs).gpus
     assert gpu.card is not None
     assert (gpu.card.vendor, gpu.card.device, gpu.card.pci_class) == ("10de", "2330", "030200")
     assert [(bar.index, bar.size) for bar in gpu.card.bars] == [(0, 16 << 20)]
@@ -434,17 +434,17 @@ def test_a_cards_functions_stay_together(sysfs: Path) -> None:
     for name in ("vendor", "device", "class"):
         (audio / name).write_text("0x0403\n")
     with pytest.raises(UserError, match=r"0000:01:00.1: is bound to no driver"):
-        settle(Launch(), Words(gpu="01:00.0"), 64, MODELS, sysfs)
+        settle(Launch(), Options(gpu="01:00.0"), 64, MODELS, sysfs)
     (audio / "driver").symlink_to(sysfs / "drivers/vfio-pci")
     with pytest.raises(UserError, match=r"(?s)0000:01:00.0 is there twice.*name its first one"):
-        settle(Launch(), Words(gpu="01:00.0,0000:01:00.0"), 64, MODELS, sysfs)
-    q35 = argv(settle(Launch(), Words(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
+        settle(Launch(), Options(gpu="01:00.0,0000:01:00.0"), 64, MODELS, sysfs)
+    q35 = argv(settle(Launch(), Options(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
     assert value(q35, "-device")[1:] == [
         "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",
         "vfio-pci,host=0000:01:00.0,id=gpu0,bus=port0,addr=0.0,multifunction=on",
         "vfio-pci,host=0000:01:00.1,id=gpu0-1,bus=port0,addr=0.1",
     ]
-    pc = argv(settle(Launch(machine="pc"), Words(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
+    pc = argv(settle(Launch(machine="pc"), Options(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
     assert value(pc, "-device")[1:] == [
         "vfio-pci,host=0000:01:00.0,id=gpu0,addr=1f.0,multifunction=on",
         "vfio-pci,host=0000:01:00.1,id=gpu0-1,addr=1f.1",
@@ -452,7 +452,7 @@ def test_a_cards_functions_stay_together(sysfs: Path) -> None:
 
 
 def roomy(sysfs: Path, cpuinfo: str = "", **launched: object) -> tuple[launch.Spec, bar_window.Plan | None]:
-    spec = settle(Launch(**launched), Words(accel="tcg"), 64, MODELS, sysfs)  # type: ignore[arg-type]
+    spec = settle(Launch(**launched), Options(accel="tcg"), 64, MODELS, sysfs)  # type: ignore[arg-type]
     return launch.with_room(spec, sysfs, cpuinfo)
 
 
@@ -479,7 +479,7 @@ def test_an_emulated_cpu_is_widened_where_no_window_would_do(sysfs: Path) -> Non
 
 
 def test_under_kvm_the_hosts_width_stands(sysfs: Path) -> None:
-    spec = settle(Launch(gpus=("bar:256G",) * 4), Words(accel="kvm"), 64, MODELS, sysfs)
+    spec = settle(Launch(gpus=("bar:256G",) * 4), Options(accel="kvm"), 64, MODELS, sysfs)
     info = "vendor_id : GenuineIntel\naddress sizes : 39 bits physical, 48 bits virtual\n"
     narrow, made = launch.with_room(spec, sysfs, info)
     assert (narrow.cpu, narrow.window) == ("max", 0) and made is not None and not made.fits
@@ -492,10 +492,10 @@ def test_a_named_model_has_the_hosts_vendor_under_kvm(sysfs: Path) -> None:
     # host_cpu_instance_init in QEMU's target/i386/host-cpu.c. 40 bits of an Intel OVMF does not trust: 32 GiB, too few.
     info = "vendor_id : GenuineIntel\naddress sizes : 46 bits physical, 48 bits virtual\n"
     wanted = Launch(gpus=("bar:64G",), cpu="EPYC")
-    kvm, made = launch.with_room(settle(wanted, Words(accel="kvm"), 64, MODELS, sysfs), sysfs, info)
+    kvm, made = launch.with_room(settle(wanted, Options(accel="kvm"), 64, MODELS, sysfs), sysfs, info)
     assert made is not None and (kvm.window, made.vendor, made.given_bits) == (66560, "GenuineIntel", 40)
     assert "OVMF is told to open 65 GiB (-cpu EPYC,kvm=off)" in launch.room_told(kvm, made)
-    tcg, made = launch.with_room(settle(wanted, Words(accel="tcg"), 64, MODELS, sysfs), sysfs, info)
+    tcg, made = launch.with_room(settle(wanted, Options(accel="tcg"), 64, MODELS, sysfs), sysfs, info)
     assert made is not None and (tcg.window, made.vendor) == (0, "AuthenticAMD")
     # Built for hosts that nobody knows: told in any case, which an AMD takes too.
     assert launch.shipped(wanted, "6.12", sysfs, "")["kvm"].window == 66560
@@ -503,5 +503,5 @@ def test_a_named_model_has_the_hosts_vendor_under_kvm(sysfs: Path) -> None:
 
 def test_where_there_is_nothing_to_plan_nothing_is_changed(sysfs: Path) -> None:
     for launched in (Launch(), Launch(machine="pc", gpus=("bar:16M",))):
-        spec = settle(launched, Words(accel="tcg"), 64, MODELS, sysfs)
+        spec = settle(launched, Options(accel="tcg"), 64, MODELS, sysfs)
         assert launch.with_room(spec, sysfs, "") == (spec, None)

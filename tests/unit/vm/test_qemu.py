@@ -39,7 +39,7 @@ class Rig:
         return qemu.boot([str(program), "-word"], self.folder, timeout, deeds, **settings)
 
     def heard(self, *commands: str) -> list[dict[str, Any]]:
-        """What was asked; of these commands alone, if any are named."""
+        """What was requested; of these commands alone, if any are named."""
         every = fake_qmp.heard(self.folder)
         return [each.get("arguments", {}) for each in every if each["execute"] in commands] if commands else every
 
@@ -273,8 +273,8 @@ def test_answers_of_other_types_are_none(rig: Rig, command: str, answer: Any) ->
     run = rig.boot(*WELL, answers={command: answer})
     assert run.ending == "no answer"
     assert run.detail.startswith(f"{command}: ")
-    asked = list(qmp.QUERIES)
-    before = asked[: asked.index(next(name for name, query in qmp.QUERIES.items() if query == command))]
+    requested = list(qmp.QUERIES)
+    before = requested[: requested.index(next(name for name, query in qmp.QUERIES.items() if query == command))]
     assert list(run.views) == before
 
 
@@ -285,7 +285,7 @@ def test_without_a_report_a_power_off_stays_one(rig: Rig) -> None:
 
 def test_qemu_that_hangs_up_is_not_waited_for(rig: Rig, short: None) -> None:
     run = rig.boot(["heard", "query-status"], answers={"query-status": "close"}, timeout=2)
-    assert run.ending == "deadline"  # it never was asked
+    assert run.ending == "deadline"  # it never was requested
     run = rig.boot(CONNECTED, ["wait", 0.2], ["report", REPORT], ["close"])
     assert (run.ending, run.detail) == ("no answer", "it ended QMP's connection")
     assert run.wall < 5

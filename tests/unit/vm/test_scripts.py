@@ -222,11 +222,11 @@ def test_a_folder_that_no_xml_can_name_is_refused(sysfs: Path, tmp_path: Path) -
         assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
     # What it would not be in.
     for words in (["--append", "a"], ["-m", "4G"], ["--accel", "tcg"], ["--show"], ["--keep", "k"]):
-        for asked in (["--domain-xml", *words], [*words, "--domain-xml"]):
+        for requested in (["--domain-xml", *words], [*words, "--domain-xml"]):
             done = subprocess.run(
-                ["sh", tmp_path / "gone" / RUN_GUEST, *asked], check=False, capture_output=True, text=True
+                ["sh", tmp_path / "gone" / RUN_GUEST, *requested], check=False, capture_output=True, text=True
             )
-            assert (done.returncode, done.stdout) == (2, ""), asked
+            assert (done.returncode, done.stdout) == (2, ""), requested
 
 
 # ── both ──
@@ -268,7 +268,7 @@ def test_what_cannot_be_written_down_is_refused(wanted: Launch, why: str, sysfs:
 
 
 def test_a_command_of_another_kind_is_not_watched() -> None:
-    spec = launch.settle(Launch(), launch.Words(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
+    spec = launch.settle(Launch(), launch.Options(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
     with pytest.raises(UserError, match=r"(?s)run-guest --show ends with .*another minguest"):
         arguments.watching([*arguments.argv(spec, watched=False), "-S"])
     assert arguments.argv(msgspec.structs.replace(spec, memory=2 << 30)) != arguments.argv(spec)
