@@ -6,10 +6,11 @@
     sources ──▶ firmware ────────────────────┘       └──▶ evidence, reproduce ──▶ release ──▶ publish
                                              build = bundle
 
-Words: guest=NAME|FILE.toml  kernel=LINE|auto  source=DIR|TARBALL|pinned  contract=ignore
-       version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
-       log=FILE  report=FILE  image=FILE  config=FILE  cpus=N  gpu=MODEL|BDF,…  card=NAME|FILE,…
-       only=PIT,…  yes=yes
+Variables: guest=NAME|FILE.toml  kernel=SERIES|auto  source=DIR|TARBALL|pinned  contract=ignore
+           version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
+           only=PIT,…
+
+What builds nothing is the command `minguest`: diagnose, doctor, plan, host-check, verify and more.
 """
 
 from pathlib import Path
@@ -18,46 +19,46 @@ from minguest.util import terminal
 
 terminal.end_on_interrupt()  # before the imports, which take a moment
 
-from minguest.tasks import project, reporter  # noqa: E402
+from minguest.tasks import build, project, reporter, step, test  # noqa: E402
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": project.ByContent}
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": step.ByContent}
 PROJECT = project.project(Path(__file__).parent.resolve())
 PYTEST = ["python", "-m", "pytest"]
 
 
 def task_tree():
     """the kernel's source: fetched, verified, unpacked, patched"""
-    yield PROJECT.tree_step()
+    yield build.tree_step(PROJECT)
 
 
 def task_config():
     """the kernel's config: fragments, merged, verified, held against the contract"""
-    yield PROJECT.config_step()
+    yield build.config_step(PROJECT)
 
 
 def task_kernel():
     """the kernel: compiled and inspected"""
-    yield PROJECT.kernel_step()
+    yield build.kernel_step(PROJECT)
 
 
 def task_initd():
     """PID 1: a small static program"""
-    return PROJECT.initd_step()
+    return build.initd_step(PROJECT)
 
 
 def task_initrd():
     """the initrd: initd and the overlays"""
-    yield PROJECT.initrd_step()
+    yield build.initrd_step(PROJECT)
 
 
 def task_firmware():
     """OVMF: fetched, verified, unpacked"""
-    return PROJECT.firmware_step()
+    return build.firmware_step(PROJECT)
 
 
 def task_bundle():
     """what ships: kernel, initrd, firmware, config, manifest"""
-    yield PROJECT.bundle_step()
+    yield build.bundle_step(PROJECT)
 
 
 def task_build():
@@ -67,77 +68,47 @@ def task_build():
 
 def task_boot_test():
     """start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there"""
-    return PROJECT.boot_test_step()
+    return test.boot_test_step(PROJECT)
 
 
 def task_evidence():
     """boot tests of both machines, of hotplug and of large BARs: what has not passed yet on exactly these bytes"""
-    return PROJECT.evidence_step()
+    return test.evidence_step(PROJECT)
 
 
 def task_reproduce():
     """build twice in different surroundings and compare every byte (takes two whole builds)"""
-    return PROJECT.reproduce_step()
+    return test.reproduce_step(PROJECT)
 
 
 def task_release():
     """what ships: signed, described, with its evidence; version=X key=FILE"""
-    return PROJECT.release_step()
+    return build.release_step(PROJECT)
 
 
 def task_publish():
     """put the release where users fetch it; to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX"""
-    return PROJECT.publish_step()
-
-
-def task_diagnose():
-    """which known pit a console tells of; log=FILE report=FILE"""
-    return PROJECT.diagnose_step()
-
-
-def task_doctor():
-    """what a kernel would do under OVMF, before its first boot; image=FILE config=FILE cpus=N gpu=MODEL"""
-    return PROJECT.doctor_step()
-
-
-def task_plan():
-    """whether the BARs of cards find room under OVMF, and what to tell it; gpu=BDF,… card=NAME|FILE,…"""
-    return PROJECT.plan_step()
-
-
-def task_host_check():
-    """whether this host can give a card to a guest, and what to do; gpu=BDF,…"""
-    return PROJECT.host_check_step()
-
-
-def task_host_bind():
-    """give cards, with all of their IOMMU groups, to vfio-pci: a dry run but for yes=yes; gpu=BDF,…"""
-    return PROJECT.host_bind_step()
-
-
-def task_host_unbind():
-    """put back exactly what host-bind took: a dry run but for yes=yes; gpu=BDF,…"""
-    return PROJECT.host_unbind_step()
+    return build.publish_step(PROJECT)
 
 
 def task_host():
     """the rehearsal's host, made as any guest: a kernel with VFIO, an IOMMU's driver and KVM"""
-    yield from PROJECT.host_steps()
+    yield from build.host_steps(PROJECT)
 
 
 def task_rehearse():
     """a real VFIO passthrough of emulated cards, in an emulated host: host-bind, boot-test, host-unbind"""
-    return PROJECT.rehearse_step()
+    return test.rehearse_step(PROJECT)
 
 
 def task_pits():
     """the fault matrix: injects every known pit, and checks that its first boot names it; only=ID,…"""
-    return PROJECT.pits_step()
+    return test.pits_step(PROJECT)
 
 
 def task_pits_page():
     """docs/pits.md, of configs/pits/"""
-    return PROJECT.pits_page_step()
+    return test.pits_page_step(PROJECT)
 
 
 def task_lint():

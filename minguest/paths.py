@@ -19,6 +19,12 @@ def known_pits() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent / "configs" / "pits"
 
 
+def known_cards() -> Path:
+    """The described cards, likewise."""
+    packed = PACKAGE / "data" / "cards"
+    return packed if packed.is_dir() else PACKAGE.parent / "configs" / "cards"
+
+
 @dataclass(frozen=True)
 class Store:
     """What is kept by content for all checkouts, below `folder`. All of it can be deleted while nothing is built."""

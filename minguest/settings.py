@@ -64,6 +64,14 @@ def decode(path: Path, kind: type[T]) -> T:
         raise UserError(f"{path}: {_explain(str(error), document, kind)}") from error
 
 
+def guest_file(root: Path, name: str | None) -> Path:
+    """The file of a guest that a command line names: FILE.toml, a name in configs/guests/; else the default one."""
+    if name in (None, "default"):
+        return root / "configs/guest.toml"
+    path = Path(str(name)).expanduser()
+    return path.absolute() if path.suffix == ".toml" else root / "configs/guests" / f"{name}.toml"
+
+
 def guest(path: Path) -> Guest:
     """Read one guest and check what a schema cannot say."""
     found = decode(path, Guest)
@@ -171,6 +179,11 @@ def github_token() -> str | None:
 def github_api() -> str:
     """The API's address: GitHub's own, or $GITHUB_API_URL as GitHub Actions and Enterprise set it."""
     return os.environ.get("GITHUB_API_URL", "https://api.github.com").rstrip("/")
+
+
+def completing() -> bool:
+    """Whether a shell wants to know how to complete the command line: argcomplete's variable."""
+    return "_ARGCOMPLETE" in os.environ
 
 
 def jobs() -> int:

@@ -29,6 +29,9 @@ def seconds(*argv: str) -> float:
     return time.monotonic() - start
 
 
+MINGUEST = str(Path(sys.executable).with_name("minguest"))
+
+
 def median(times: int, *argv: str) -> float:
     return statistics.median(seconds(*argv) for _ in range(times))
 
@@ -97,8 +100,8 @@ def knowing(image: Path) -> dict[str, float]:
     with tempfile.NamedTemporaryFile() as log:
         log.write(console * (10_000_000 // len(console) + 1))
         log.flush()
-        told = [peak("doit", "diagnose", f"log={log.name}") for _ in range(5)]
-    looked = [peak("doit", "doctor", f"image={image}") for _ in range(5)]
+        told = [peak(MINGUEST, "diagnose", log.name) for _ in range(5)]
+    looked = [peak(MINGUEST, "doctor", str(image)) for _ in range(5)]
     size = image.stat().st_size / 1e6
     return {
         "diagnose 10 MB, s": statistics.median(wall for wall, _ in told),
@@ -122,9 +125,9 @@ def main() -> None:
         "doit build, nothing to do, s": median(5, "doit", "build", line),
         "doit.sh list, s": median(5, "./doit.sh", "list"),
         "doit list, s": median(5, "doit", "list"),
-        "doit.sh plan, s": median(10, "./doit.sh", "plan", "card=nvidia-h100"),
-        "doit.sh host-check, s": plain(10, "./doit.sh", "host-check"),
-        "minguest host-check, s": plain(10, str(Path(sys.executable).with_name("minguest")), "host-check"),
+        "minguest plan, s": median(10, MINGUEST, "plan", "--card", "nvidia-h100"),
+        "minguest --help, s": median(10, MINGUEST, "--help"),
+        "minguest host-check, s": plain(10, MINGUEST, "host-check"),
         **{f"{name}, bytes": size for name, size in sizes(work / "bundle").items()},
         **{f"boot, {name}, s": value for name, value in boots(words.boots, work, [line]).items()},
     }

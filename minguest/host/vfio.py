@@ -219,8 +219,11 @@ class Host:
         return self.root / write.path.lstrip("/")
 
 
-def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
-    """Give cards and their groups to vfio-pci; without `act` only say how. Whole, or not at all."""
+def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> list[Write]:
+    """Give cards and their groups to vfio-pci; without `act` only say how. Whole, or not at all.
+
+    Returns the writes, shown or made.
+    """
     cards = _cards(words)
     if not cards:
         raise UserError("no card", "gpu=0000:01:00.0 names one; lspci -Dd ::0300/ff00 and ::0302 list cards")
@@ -232,16 +235,17 @@ def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
         say(f"dry run, nothing was written; this does it: {command(host, 'bind', cards)}")
     else:
         with host.lock():
-            _bind(host, cards, say)
+            return _bind(host, cards, say)
+    return writes
 
 
-def _bind(host: Host, cards: Sequence[str], say: Say) -> None:
+def _bind(host: Host, cards: Sequence[str], say: Say) -> list[Write]:
     # Once more: the world may have changed while another one had the lock.
     facts = host.read(cards)
     writes = plan(facts, cards)
     if not writes:
         say(f"{', '.join(cards)}: bound to vfio-pci meanwhile")
-        return
+        return writes
     names = dict.fromkeys(name for card in cards for name in facts.endpoints(card))
     kept = host.records(facts.boot)
     known = {record.bdf: record for record in kept}
@@ -271,20 +275,23 @@ def _bind(host: Host, cards: Sequence[str], say: Say) -> None:
         say("everything was put back as it was")
         raise
     say(f"bound to vfio-pci: {', '.join(changed)}; {host.state} remembers what they were")
+    return writes
 
 
-def unbind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> None:
-    """Put back what `bind` took, with whole groups: those of the cards, or all; without `act` only say how."""
+def unbind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> list[Write]:
+    """Put back what `bind` took, with whole groups: those of the cards, or all; without `act` only say how.
+
+    Returns the writes, shown or made.
+    """
     cards = _cards(words)
     _may(host, "unbind", cards, act)
     if not act:
-        _unbind(host, cards, act=False, say=say)
-        return
+        return _unbind(host, cards, act=False, say=say)
     with host.lock():
-        _unbind(host, cards, act=True, say=say)
+        return _unbind(host, cards, act=True, say=say)
 
 
-def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> None:
+def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> list[Write]:
     facts = host.read()
     kept = host.records(facts.boot)
     unknown = [card for card in cards if card not in [record.bdf for record in kept]]
@@ -303,7 +310,7 @@ def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> None:
         say(str(write))
     if not act:
         say(f"dry run, nothing was written; this does it: {command(host, 'unbind', cards)}")
-        return
+        return writes
     with _undisturbed():
         left, failed = host.put_back(records)
         host.keep(facts.boot, [record for record in kept if record not in records or record in left])
@@ -313,6 +320,7 @@ def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> None:
             f"dmesg may tell why; {host.state} still remembers them, so the same words try again",
         )
     say("\n".join(f"{_was(record)} again" for record in records))
+    return writes
 
 
 def _planned(host: Host, cards: Sequence[str], say: Say) -> list[Write]:
@@ -384,19 +392,12 @@ def _is_name(word: str) -> bool:
     return re.fullmatch(r"[\w.+ -]+", word) is not None
 
 
-def add_words(command: argparse.ArgumentParser, does: Callable[..., None]) -> None:
-    """The words of host-bind and host-unbind, for a command line."""
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of host-bind and host-unbind, for a command line."""
     command.add_argument("--gpu", default="", metavar="BDF,…", help="PCI addresses, for example 0000:01:00.0")
     command.add_argument("--yes", action="store_true", help="do it; without, what would be written is only shown")
     command.add_argument("--state", type=Path, default=STATE, metavar="FILE", help=f"remembers; else {STATE}")
     command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a tree to look at in place of /")
-
-    def run(words: argparse.Namespace) -> int:
-        cards = [word for word in words.gpu.split(",") if word]
-        does(Host(words.root, words.state), cards, act=words.yes, say=_say)
-        return 0
-
-    command.set_defaults(run=run)
 
 
 def _say(text: str) -> None:
@@ -407,23 +408,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`bind` and `unbind` without the rest of minguest; 0 when it is done or shown, 1 when not."""
     parser = argparse.ArgumentParser(prog="python3 -m minguest.host.vfio", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_words(commands.add_parser("bind", help="give cards and their IOMMU groups to vfio-pci"), bind)
-    add_words(commands.add_parser("unbind", help="put back what bind took"), unbind)
-    words = parser.parse_args(argv)
+    for name, does, text in (
+        ("bind", bind, "give cards and their IOMMU groups to vfio-pci"),
+        ("unbind", unbind, "put back what bind took"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(does=does)
+        add_options(command)
+    options = parser.parse_args(argv)
     with terminal.streams() as out:
-        status = _run(words)
+        status = _run(options)
         out.flush()
         if out.lost:
             print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
     return status or int(bool(out.lost))
 
 
-def _run(words: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     # Ended from outside, what was begun is put back too.
     terminal.end_on_signals()
     try:
-        status: int = words.run(words)
-        return status
+        cards = [name for name in options.gpu.split(",") if name]
+        options.does(Host(options.root, options.state), cards, act=options.yes, say=_say)
+        return 0
     except MinguestError as error:
         print(f"minguest: {error}", file=sys.stderr)
     except OSError as error:

@@ -100,8 +100,7 @@ def choose(
     `available` says where a pinned source can be had (`cached`, a mirror's URL), or None.
     Raises UserError for words that cannot be, ToolError where a series cannot be had.
     """
-    if kernel is not None and kernel != AUTO and kernel not in sources.kernel:
-        raise UserError(f"kernel={kernel}: no such series", f"known series: {', '.join(sources.kernel)}")
+    check_series(kernel, sources)
     if own is not None and own != PINNED:
         return _own(own, sources, kernel)
     if kept is not None and own is None and kept.series in sources.kernel:
@@ -114,6 +113,12 @@ def choose(
     if kernel is None or kernel == AUTO:
         return _first(guest, sources, available)
     return _insist(kernel, sources.kernel[kernel], available)
+
+
+def check_series(kernel: str | None, sources: Sources) -> None:
+    """UserError where `kernel=` names a series that this project does not have."""
+    if kernel not in (None, AUTO, *sources.kernel):
+        raise UserError(f"kernel={kernel}: no such series", f"known series: {', '.join(sources.kernel)}")
 
 
 def _own(own: str, sources: Sources, kernel: str | None) -> Choice:

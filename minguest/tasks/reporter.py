@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -70,6 +71,9 @@ def begin(root: Path, *, shows: bool) -> None:
     """
     if shows and sys.stdout is None:
         raise InvalidDodoFile("standard output is closed: there is nowhere to write to")
+    if shows:
+        # doit took its stream before this: a reader that goes away ends it, as it ends any tool that only shows.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     terminal.plug()
     out = terminal.Output(sys.stdout)
     sys.stdout, sys.stderr = out, terminal.Output(sys.stderr)

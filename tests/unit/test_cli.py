@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The installed command: does without what builds and publishes, and shows untrusted text as text."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from minguest import cli
 from minguest.boottest import runner
 from minguest.bundle import manifests
+from minguest.util.errors import GuestFailed
 from tests import ROOT
 
 CONSOLES = ROOT / "tests/data" / "consoles"
@@ -134,3 +137,95 @@ class _Loaded(msgspec.Struct):
     """As much of a manifest as is read before a boot test."""
 
     guest: _Guest
+
+
+def test_the_help_groups_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    listed = [name for group in cli.GROUPS.values() for name in group]
+    assert all(f"\n  {name} " in said for name in listed) and all(f"\n{title}:\n" in said for title in cli.GROUPS)
+    assert "a known way to fail" in " ".join(said.split())
+    for name in listed:
+        assert cli.main([name, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: minguest {name} ") and "--json" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "keys"),
+    [
+        (["diagnose", str(CONSOLES / "6.12-efi-off.log")], 0, {"logs"}),
+        (["doctor", str(ROOT / "tests/data/consoles/none")], 1, {"error"}),
+        (["plan", "--card", "nvidia-h100", "--phys-bits", "46"], 0, {"plan", "warnings"}),
+        (["plan", "--gpu", "bar:512G", "--phys-bits", "39"], 1, {"plan", "warnings", "error"}),
+        (["plan"], 1, {"error"}),
+        (["host-check"], 1, {"rows", "missing", "error"}),
+        (["host-bind"], 1, {"error"}),
+        (["host-unbind"], 1, {"error"}),
+        (["pull", "https://127.0.0.1:9/x", "--unsigned"], 1, {"error"}),
+        (["verify", "no-such-folder", "--unsigned"], 1, {"error"}),
+        (["boot-test", "no-such-folder"], 1, {"error"}),
+        (["cache"], 0, {"entries", "removed"}),
+        (["completion", "fish"], 0, {"shell", "script"}),
+    ],
+)
+def test_every_command_answers_with_one_document(
+    argv: list[str], status: int, keys: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in ("MINGUEST_CACHE", "MINGUEST_STORE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert cli.main([*argv, "--json"]) == status
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document.keys() == {"command", "ok"} | keys
+    assert (document["command"], document["ok"]) == (argv[0], status == 0)
+    assert bool(said.err) == (status != 0)
+
+
+def test_several_consoles_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = [str(CONSOLES / "6.12-efi-off.log"), str(CONSOLES / "6.12-healthy-q35-4.log")]
+    assert cli.main(["diagnose", *logs]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{logs[0]}:\nefi-off: ") and f"\n{logs[1]}:\nno known pit\n" in said
+    assert cli.main(["diagnose", *logs, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["logs"]
+    assert [[hit["pit"] for hit in log["roots"]] for log in found] == [["efi-off"], []]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    assert "minguest" in capsys.readouterr().out
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    program = """
+complete_it() { COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_TYPE=9
+    COMPREPLY=(); _python_argcomplete minguest; echo "${COMPREPLY[*]}"; }
+eval "$(minguest completion bash)"
+complete_it minguest host-
+complete_it minguest boot-test --plug-
+"""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", program], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    offered = [line.split() for line in done.stdout.splitlines()]
+    assert offered == [["host-check", "host-bind", "host-unbind"], ["--plug-cpus", "--plug-memory"]], done.stderr
+
+
+def test_a_guest_that_failed_is_in_the_document(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(bench: runner.Bench, *_: object) -> None:
+        bench.folder.mkdir(parents=True)
+        (bench.folder / "verdict.json").write_text('{"pits": ["efi-off"]}')
+        raise GuestFailed("FAIL, failed: CPUs: 1 of 4", "read the console")
+
+    monkeypatch.setattr(runner, "run", fails)
+    assert cli.main(["boot-test", str(bundled), "--work", str(bundled / "work"), "--json"]) == 1
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["outcome"] == {"pits": ["efi-off"]} and document["error"].startswith("FAIL, failed: CPUs")
+    assert said.err.startswith("minguest: FAIL, failed")

@@ -13,6 +13,7 @@ from minguest import paths
 from tests import ROOT
 
 PITS = ROOT / "configs" / "pits"
+CARDS = ROOT / "configs" / "cards"
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_a_wheel_has_every_pit_and_nothing_beside_the_package(wheel: Path) -> None:
+def test_a_wheel_has_every_pit_and_card_and_nothing_beside_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     data = {name: raw for name, raw in packed.items() if not name.endswith(".py")}
-    assert data == {f"minguest/data/pits/{path.name}": path.read_bytes() for path in PITS.glob("*.toml")}
+    wanted = [*PITS.glob("*.toml"), *CARDS.glob("*.toml")]
+    assert data == {f"minguest/data/{path.parent.name}/{path.name}": path.read_bytes() for path in wanted}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minguest").rglob("*.py")}
     assert packed.keys() - data.keys() == modules
 
@@ -56,3 +58,4 @@ def test_a_wheel_diagnoses_without_a_checkout(wheel: Path, tmp_path: Path) -> No
 
 def test_a_checkout_reads_its_own_pits() -> None:
     assert paths.known_pits().resolve() == PITS.resolve()
+    assert paths.known_cards().resolve() == CARDS.resolve()

@@ -12,7 +12,6 @@ import pytest
 from minguest.paths import Layout
 from tests import ROOT, workshop
 
-CONSOLE = ROOT / "tests/data/consoles/6.12-efi-off.log"
 NOTHING = "nothing to do: everything is up to date"
 YEAR = 365 * 24 * 3600
 
@@ -38,16 +37,6 @@ def doit(at: Layout, *words: str, **env: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout
-
-
-def test_a_clock_that_stands_makes_nothing_up_to_date(at: Layout, tmp_path: Path) -> None:
-    """A task that always runs was remembered with the time of its last run."""
-    stands = tmp_path / "stands"
-    stands.mkdir()
-    (stands / "sitecustomize.py").write_text("import time\ntime.time = lambda: 1.5e9\n")
-    path = os.pathsep.join([str(stands), str(ROOT)])
-    for _ in range(2):
-        assert "efi-off: " in doit(at, "diagnose", f"log={CONSOLE}", PYTHONPATH=path)
 
 
 @pytest.mark.parametrize("ahead", [YEAR, -YEAR])

@@ -12,23 +12,26 @@ from tests import ROOT
 
 DODO = """
 from pathlib import Path
-from minguest.tasks import project, reporter
+from minguest.tasks import reporter, step
 from minguest.util import files
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": project.ByContent,
+DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": step.ByContent,
                "default_tasks": ["second"]}
 HERE = Path(__file__).parent
 
 def task_first():
     def make():
         files.write(HERE / "first", (HERE / "input").read_text().upper())
-    return project.step(make, doc="one", file_dep=[HERE / "input"], targets=[HERE / "first"],
+    return step.step(make, doc="one", file_dep=[HERE / "input"], targets=[HERE / "first"],
                       facts=lambda: {"fact": (HERE / "fact").read_text()})
 
 def task_second():
     def make():
         files.write(HERE / "second", (HERE / "first").read_text() * 2)
-    return project.step(make, doc="two", file_dep=[HERE / "first"], targets=[HERE / "second"])
+    return step.step(make, doc="two", file_dep=[HERE / "first"], targets=[HERE / "second"])
+
+def task_always():
+    return step.step(lambda: None, doc="three", facts=step.always)
 """
 
 
@@ -42,12 +45,11 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def doit(place: Path) -> list[str]:
+def doit(place: Path, *tasks: str, path: str = str(ROOT)) -> list[str]:
     """The steps that ran."""
-    root = str(ROOT)
-    argv = [sys.executable, "-m", "doit", "--backend", "sqlite3", "--db-file", ".db"]
+    argv = [sys.executable, "-m", "doit", "--backend", "sqlite3", "--db-file", ".db", *tasks]
     result = subprocess.run(
-        argv, cwd=place, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+        argv, cwd=place, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return [line.removeprefix("── ") for line in result.stdout.splitlines() if line.startswith("── ")]
@@ -63,6 +65,15 @@ def test_nothing_is_done_twice(place: Path) -> None:
     assert doit(place) == []
     (place / "input").touch()
     assert doit(place) == []
+
+
+def test_a_clock_that_stands_makes_nothing_up_to_date(place: Path) -> None:
+    """What always runs was once remembered with the time of its last run."""
+    stands = place / "stands"
+    stands.mkdir()
+    (stands / "sitecustomize.py").write_text("import time\ntime.time = lambda: 1.5e9\n")
+    for _ in range(2):
+        assert doit(place, "always", path=os.pathsep.join([str(stands), str(ROOT)])) == ["always"]
 
 
 def test_what_goes_in_is_known_by_content(place: Path) -> None:

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from minguest.model import Accel
-from minguest.tasks import project
 from minguest.util.errors import UserError
 from minguest.vm import bar_window, bar_window_text, cards
 from minguest.vm.bar_window import Memory, opened
@@ -477,7 +476,3 @@ def test_cards_by_words(sysfs: Path) -> None:
         cards.of_words(["01:00.0", "0000:01:00.0"], sysfs)
     with pytest.raises(UserError, match="power of two"):
         cards.one_bar("bar:3G")
-
-
-def test_the_task_knows_its_word_and_builds_nothing() -> None:
-    assert "card" in project.OPTIONS and "plan" in project.IDLE

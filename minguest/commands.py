@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of `minguest` do. Each gives an Answer: a text for a person, and the same as data for --json."""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from minguest import paths, settings
+from minguest.boottest import runner, verdict
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.host import checks, survey, vfio
+from minguest.model import Launch
+from minguest.release import sshsig
+from minguest.util import pci
+from minguest.util.errors import GuestError, UserError, shown_url
+from minguest.vm import bar_window, bar_window_text, cards, launch
+
+# SLOW: a module whose libraries take long to import is imported by the commands that use it: all others start without.
+
+Say = Callable[[str], None]
+"""Shows progress, at once."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a command found out."""
+
+    text: str
+    """For a person; empty where all was said already."""
+    data: Mapping[str, Any]
+    """For a program."""
+    wrong: str = ""
+    """Why the exit status is 1; empty: it is 0."""
+
+
+def verify(options: argparse.Namespace, say: Say) -> Answer:
+    """Signature, sums and papers of a release."""
+    from minguest.publish import pull as publish  # noqa: PLC0415 - see SLOW
+    from minguest.release import verify as release  # noqa: PLC0415 - see SLOW
+
+    publish.check_source(options.release)
+    with _trusted(options) as trusted:
+        cache, configs = settings.cache_folder(), settings.registry_configs()
+        with publish.at_hand(options.release, trusted, cache, configs, say) as folder:
+            report = release.verify(folder, trusted, allow_failed=options.allow_failed)
+    text, data = release.table(report), {"holds": report.holds, "facts": report.facts, "rows": report.rows}
+    if not report.holds:
+        return Answer(text, data, f"{shown_url(options.release)}: does NOT hold")
+    assert report.facts is not None
+    unsigned = "" if report.facts.signed else ", UNSIGNED"
+    return Answer(f"{text}\n{report.facts.name} {report.facts.version}: holds{unsigned}", data)
+
+
+def pull(options: argparse.Namespace, say: Say) -> Answer:
+    """Get a release and verify it."""
+    from minguest import cache  # noqa: PLC0415 - see SLOW
+    from minguest.publish import pull as publish  # noqa: PLC0415 - see SLOW
+    from minguest.release import verify as release  # noqa: PLC0415 - see SLOW
+
+    with _trusted(options) as trusted:
+        place, report = publish.pull(
+            options.source,
+            options.to,
+            trusted,
+            settings.cache_folder(),
+            settings.registry_configs(),
+            allow_failed=options.allow_failed,
+            say=say,
+        )
+    cache.forget_pulled(settings.cache_folder(), time.time())
+    return Answer(
+        f"{release.table(report)}\n{place}: holds; start it with {place / 'run-guest'}",
+        {"folder": place, "holds": report.holds, "facts": report.facts, "rows": report.rows},
+    )
+
+
+def boot_test(options: argparse.Namespace, say: Say) -> Answer:
+    """Start a release or a bundle, and judge it. UserError, or ToolError, where it could not be started."""
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder}: no such folder", "name a release that was pulled, or a bundle")
+    folder: Path = options.folder.absolute()
+    manifest = manifests.load(folder)
+    work: Path = (options.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    bench = runner.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
+    requested = launch.Options(**{name: getattr(options, name) for name in launch.Options.__struct_fields__})
+    wrong = ""
+    try:
+        runner.run(bench, requested, manifest.guest.launch, say)
+    except GuestError as error:
+        wrong = str(error)
+    try:
+        outcome = msgspec.json.decode((bench.folder / "verdict.json").read_bytes())
+    except FileNotFoundError:
+        outcome = None
+    data = {"folder": bench.folder, "outcome": outcome}
+    return Answer("" if wrong else f"console, report and verdict: {bench.folder}", data, wrong)
+
+
+def diagnose(options: argparse.Namespace, say: Say) -> Answer:
+    """The known pits that consoles show."""
+    pits = catalogue.load(paths.known_pits())
+    screens = [catalogue.read_log(log) for log in options.log]
+    report = catalogue.read_report(options.report) if options.report else None
+    texts, found = [], []
+    for log, screen in zip(options.log, screens, strict=True):
+        diagnosis = catalogue.diagnose(pits, catalogue.see(screen, report))
+        text = catalogue.describe(diagnosis)
+        texts.append(f"{log}:\n{text}" if len(options.log) > 1 else text)
+        found.append({"log": log, **_diagnosis(diagnosis)})
+    return Answer("\n".join(texts), {"logs": found})
+
+
+def _diagnosis(diagnosis: catalogue.Diagnosis) -> dict[str, Any]:
+    def hits(found: tuple[catalogue.Found, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "pit": hit.id,
+                "title": hit.pit.title,
+                "layer": hit.pit.layer,
+                "cause": hit.pit.cause,
+                "fix": hit.pit.fix,
+                "lines": hit.lines,
+                "proof": hit.proof,
+                "follows": hit.follows,
+            }
+            for hit in found
+        ]
+
+    return {
+        "roots": hits(diagnosis.roots),
+        "follows": hits(diagnosis.follows),
+        "unexplained": hits(diagnosis.unexplained),
+        "ruled_out": [{"pit": name, "why": why} for name, why in diagnosis.ruled_out],
+    }
+
+
+def doctor(options: argparse.Namespace, say: Say) -> Answer:
+    """What a kernel would do under OVMF, before its first boot."""
+    from minguest.diagnose import doctor as examination  # noqa: PLC0415 - see SLOW
+    from minguest.kernel import image  # noqa: PLC0415 - see SLOW
+
+    looked = image.read(options.image.expanduser(), examination.look_for())
+    config = image.read(options.config.expanduser()).config if options.config else None
+    wanted = _launch(options.guest)
+    if options.cpus is not None:
+        settings.check_cpus(options.cpus, "--cpus")
+        wanted = msgspec.structs.replace(wanted, cpus=options.cpus, max_cpus=options.cpus)
+    if options.gpu:
+        names = () if options.gpu == "none" else tuple(options.gpu.split(","))
+        wanted = msgspec.structs.replace(wanted, gpus=names)
+    facts = verdict.facts_of_launch(launch.planned(wanted))
+    found = examination.examine(looked, config, catalogue.load(paths.known_pits()), wanted, facts)
+    pits = dict.fromkeys(each.pit for each in found if each.sure != "not known")
+    wrong = f"under OVMF with this launch it would fall into {', '.join(pits)}" if pits else ""
+    return Answer(
+        examination.describe(looked, found),
+        {"kind": looked.kind, "version": looked.version, "findings": found},
+        f"{wrong}\n  remedy: docs/pits.md has cause and fix of each" if wrong else "",
+    )
+
+
+def plan(options: argparse.Namespace, say: Say) -> Answer:
+    """Whether the BARs of cards find room under OVMF, and what QEMU has to pass to it."""
+    wanted = _launch(options.guest)
+    bits, vendor = bar_window.cpu(wanted.cpu, wanted.accel, runner.CPUINFO.read_text(encoding="utf-8"))
+    bits = bits if options.phys_bits is None else options.phys_bits
+    memory = settings.size(options.memory or wanted.memory, "--memory")
+    most = settings.size(wanted.max_memory, "launch.max_memory") if wanted.max_memory else 0
+    found = _cards(options, wanted)
+
+    def at(bits: int) -> bar_window.Plan:
+        return bar_window.plan(
+            found, memory, bits, max_memory=most, slots=wanted.slots, vendor=vendor, hotplug=options.hotplug
+        )
+
+    made = at(bits)
+    wrong = "" if made.fits else f"the cards do not fit at {bits} physical address bits; the warning says what helps"
+    data = {"plan": made, "warnings": bar_window_text.warnings(made)}
+    return Answer(bar_window_text.describe(made, at), data, wrong)
+
+
+def _cards(options: argparse.Namespace, wanted: Launch) -> list[cards.Card]:
+    """The cards that the command line names, else the guest's own; --count of each."""
+    if options.count < 1:
+        raise UserError(f"--count {options.count}: must be at least 1")
+    hosts, saved = _names(options.gpu), _names(options.card)
+    if not hosts and not saved:
+        hosts = [name for name in wanted.gpus if pci.is_address(name) or name.startswith("bar:")]
+    if not hosts and not saved:
+        raise UserError(
+            "no card", "--gpu BDF,… for cards of this host; --card FILE,… or names of configs/cards/, as nvidia-h100"
+        )
+    if options.count > 1 and any(pci.is_address(name) for name in hosts):
+        raise UserError(f"--count {options.count}: each card of this host has its own address", "--gpu BDF,BDF,…")
+    found = cards.of_words(hosts, runner.SYSFS) + [cards.described(name, paths.known_cards()) for name in saved]
+    return [card for card in found for _ in range(options.count)]
+
+
+def host_check(options: argparse.Namespace, say: Say) -> Answer:
+    """Whether this host can give a card to a guest."""
+    wanted, ovmf, proof = Launch(gpus=()), "", None
+    if options.folder is not None:
+        folder: Path = options.folder.absolute()
+        manifest = manifests.load(folder)
+        wanted, ovmf = manifest.guest.launch, manifest.firmware.version
+        proof = folder.with_name(f"{folder.name}.boot-test") / "kvm.json"
+    if options.memory:
+        wanted = msgspec.structs.replace(wanted, memory=options.memory, max_memory="")
+    named = _names(options.gpu) or [name for name in wanted.gpus if pci.is_address(name)]
+    facts = survey.read(cards=[pci.address(card, "--gpu") for card in named])
+    rows = checks.checks(facts, checks.wish(wanted, named, proof, ovmf, facts.release))
+    missing = checks.missing(rows)
+    wrong = f"this host cannot give a card to a guest yet: {', '.join(missing)}" if missing else ""
+    return Answer(checks.table(rows), {"rows": rows, "missing": missing}, wrong)
+
+
+def host_bind(options: argparse.Namespace, say: Say) -> Answer:
+    """Give cards, with their whole IOMMU groups, to vfio-pci."""
+    writes = vfio.bind(vfio.Host(options.root, options.state), _names(options.gpu), act=options.yes, say=say)
+    return Answer("", {"done": options.yes, "writes": writes})
+
+
+def host_unbind(options: argparse.Namespace, say: Say) -> Answer:
+    """Put back what host-bind took."""
+    writes = vfio.unbind(vfio.Host(options.root, options.state), _names(options.gpu), act=options.yes, say=say)
+    return Answer("", {"done": options.yes, "writes": writes})
+
+
+def cache(options: argparse.Namespace, say: Say) -> Answer:
+    """What downloads, trees and kernels take; with --prune, remove what was not used."""
+    from minguest import cache as kept  # noqa: PLC0415 - no other command needs it
+
+    if options.older_than < 0:
+        raise UserError(f"--older-than {options.older_than:g}: a number of days, 0 or more")
+    folder, store = settings.cache_folder(), paths.Store(settings.store_folder())
+    now = time.time()
+    text, found, removed = [], kept.entries(folder, store), []
+    if options.prune:
+        removed = kept.prune(found, store, options.older_than, now, say)
+        text = [f"removed {len(removed)}, {sum(each.size for each in removed) / 1e6:,.1f} MB"]
+        found = kept.entries(folder, store)
+    text += [f"{folder}" + (f", {store.folder}" if store.folder != folder else ""), kept.table(found, now)]
+
+    def rows(entries: list[Any]) -> list[dict[str, Any]]:
+        return [{"kind": each.kind, "path": each.path, "size": each.size, "used": each.used} for each in entries]
+
+    return Answer("\n".join(text), {"entries": rows(found), "removed": rows(removed)})
+
+
+def completion(options: argparse.Namespace, say: Say) -> Answer:
+    """The script that makes a shell complete this command's arguments."""
+    from argcomplete import shell_integration  # noqa: PLC0415 - see SLOW
+
+    script = shell_integration.shellcode(["minguest"], shell=options.shell)
+    return Answer(script.rstrip("\n"), {"shell": options.shell, "script": script})
+
+
+def _launch(guest: str) -> Launch:
+    """The launch of a guest's file, or the default one."""
+    return settings.guest(settings.guest_file(paths.PACKAGE.parent, guest)).launch if guest else Launch()
+
+
+def _names(listed: str) -> list[str]:
+    return [name for name in listed.split(",") if name]
+
+
+def _trusted(options: argparse.Namespace) -> AbstractContextManager[sshsig.Trusted | None]:
+    return sshsig.trusting(options.key, options.trusted_keys or settings.trusted_keys(), unsigned=options.unsigned)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks that make the bundle and what ships, in the order of the data."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from minguest import settings
+from minguest.bundle import firmware, initrd, manifests
+from minguest.kernel import kbuild, source
+from minguest.paths import DOMAIN, RUN_GUEST
+from minguest.tasks.project import Project
+from minguest.tasks.reporter import say
+from minguest.tasks.step import Task, always, step
+from minguest.util import files
+
+# SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
+# What of a kernel is in out/.
+KERNEL = ("bzImage", "System.map", "kernel.json")
+
+
+def tree_step(project: Project) -> Task:
+    def make() -> None:
+        files.write(project.at.tree, msgspec.json.encode(project.prepared()))
+
+    def facts() -> Mapping[str, Any]:
+        own = project.choice.source
+        return {
+            "choice": [project.choice.version, own],
+            "pinned": project.pinned,
+            "tools": project.tools,
+            "own": source.fingerprint(Path(own)) if own else None,
+            "store": project.store.folder,
+        }
+
+    return step(
+        make,
+        name=project.at.name,
+        doc=f"linux {project.choice.version}: fetched, verified, unpacked, patched",
+        file_dep=[path for path in sorted(project.at.patches.rglob("*")) if path.is_file()],
+        targets=[project.at.tree],
+        code=["kernel/source", "util/archive"],
+        facts=facts,
+    )
+
+
+def config_step(project: Project) -> Task:
+    def make() -> None:
+        result = kbuild.configure(
+            project.prepared(),
+            project.choice.series,
+            project.fragments,
+            project.guest.options,
+            project.contract,
+            project.guest.launch,
+            project.at.config,
+            root=project.root,
+            guest_file=project.shown(project.guest_file),
+            store=project.store,
+            ignore=project.ignore,
+            log=project.at.log("config"),
+            say=say,
+        )
+        say(f"{result.requested} options requested, {len(result.problems)} problems")
+
+    return step(
+        make,
+        name=project.at.name,
+        doc="the kernel's config from fragments, verified against them and the contract",
+        file_dep=[*project.fragments, project.at.tree],
+        targets=[project.at.config / "kernel.config", project.at.config / "config.json"],
+        code=["kernel/kbuild", "kernel/kconfig", "kernel/contract", "kernel/explain"],
+        facts=lambda: {
+            "options": dict(project.guest.options),
+            "launch": project.guest.launch,
+            "contract": project.contract,
+            "ignore": project.ignore,
+            "tools": project.tools,
+        },
+    )
+
+
+def kernel_step(project: Project) -> Task:
+    config = project.at.config / "kernel.config"
+
+    def make() -> None:
+        folder, inspected = kbuild.build(
+            project.prepared(), config.read_text(), project.store, log=project.at.log("kernel"), say=say
+        )
+        for name in KERNEL:
+            files.copy(folder / name, project.at.kernel / name)
+        say(f"bzImage {inspected.bzimage.size / 1e6:.2f} MB, EFI stub {inspected.bzimage.efi_stub}")
+
+    return step(
+        make,
+        name=project.at.name,
+        doc=f"linux {project.choice.version}: compiled and inspected",
+        file_dep=[config, project.at.tree],
+        targets=[project.at.kernel / name for name in KERNEL],
+        code=["kernel/kbuild", "kernel/binary", "kernel/linked"],
+        facts=lambda: {"tools": project.tools},
+    )
+
+
+def initd_step(project: Project) -> Task:
+    folder = project.root / "initd"
+
+    def make() -> None:
+        initrd.compile_initd(folder, project.at.initd, project.at.log("initd"))
+        say(f"initd {project.at.initd.stat().st_size / 1e3:.0f} KB")
+
+    return step(
+        make,
+        doc="PID 1, compiled as a static program",
+        file_dep=sorted(folder.glob("*.[ch]")),
+        targets=[project.at.initd],
+        code=["bundle/initrd"],
+        facts=lambda: {"tools": project.tools},
+    )
+
+
+def initrd_step(project: Project) -> Task:
+    def make() -> None:
+        initrd.build(project.at.initrd_template, project.at.initd, project.overlays, project.at.initrd)
+        say(f"initrd.img {project.at.initrd.stat().st_size / 1e3:.0f} KB")
+
+    overlaid = [path for overlay in project.overlays for path in sorted(overlay.rglob("*"))]
+    return step(
+        make,
+        name=project.at.name,
+        doc="initd and the overlays as newc, gzip",
+        file_dep=[project.at.initrd_template, project.at.initd, *(path for path in overlaid if path.is_file())],
+        targets=[project.at.initrd],
+        code=["bundle/initrd", "bundle/cpio", "util/archive"],
+        facts=lambda: {"overlaid": [[path, path.lstat().st_mode] for path in overlaid]},
+    )
+
+
+def firmware_step(project: Project) -> Task:
+    target = project.at.firmware(project.ovmf.version)
+
+    def make() -> None:
+        from minguest.util import fetch  # noqa: PLC0415 - see SLOW
+
+        package = fetch.fetch(project.ovmf, f"OVMF {project.ovmf.version}", project.cache, say)
+        firmware.unpack(package, project.ovmf, target)
+
+    return step(
+        make,
+        doc=f"OVMF {project.ovmf.version}: fetched, verified, unpacked",
+        targets=[target / name for name in ("OVMF_CODE.fd", "OVMF_VARS.fd", "firmware.json")],
+        code=["bundle/firmware", "util/archive"],
+        facts=lambda: {"source": project.ovmf},
+    )
+
+
+def bundle_step(project: Project) -> Task:
+    ovmf = project.at.firmware(project.ovmf.version)
+    parts = {
+        "bzImage": project.at.kernel / "bzImage",
+        "initrd.img": project.at.initrd,
+        "OVMF_CODE.fd": ovmf / "OVMF_CODE.fd",
+        "OVMF_VARS.fd": ovmf / "OVMF_VARS.fd",
+        "kernel.config": project.at.config / "kernel.config",
+        "System.map": project.at.kernel / "System.map",
+    }
+    made_of = [project.at.config / "config.json", project.at.kernel / "kernel.json", ovmf / "firmware.json"]
+
+    def make() -> None:
+        manifest = manifests.write(project.at.bundle, parts, _facts(project), project.launch_files)
+        sizes = [f"{name} {manifest.files[name].size / 1e6:.2f} MB" for name in ("bzImage", "initrd.img")]
+        say(f"{project.at.bundle.relative_to(project.root)}: {', '.join(sizes)}, OVMF {project.ovmf.version}")
+
+    return step(
+        make,
+        name=project.at.name,
+        doc="what ships, with the manifest of what it was made of",
+        file_dep=[*parts.values(), *made_of],
+        targets=[project.at.bundle / name for name in [*parts, RUN_GUEST, DOMAIN, "manifest.json"]],
+        code=["bundle/manifests"],
+        facts=lambda: {"choice": project.choice, "guest": project.guest, "launch_files": project.launch_files},
+    )
+
+
+def _facts(project: Project) -> dict[str, Any]:
+    """What the manifest tells beside the files."""
+    tree = msgspec.json.decode(project.at.tree.read_bytes(), type=source.Prepared).tree
+    configured = msgspec.json.decode((project.at.config / "config.json").read_bytes())
+    pinned = project.pinned
+    return {
+        "guest": msgspec.to_builtins(project.guest),
+        "kernel": {
+            "wanted": list(project.choice.wanted),
+            "series": project.choice.series,
+            "version": project.choice.version,
+            "reason": project.choice.reason,
+            "urls": list(pinned.urls) if pinned else [],
+            "licence": pinned.licence if pinned else None,
+            "origin": tree.origin,
+            "signature": tree.signed,
+            "patches": msgspec.to_builtins(tree.patches),
+            "inspected": msgspec.json.decode((project.at.kernel / "kernel.json").read_bytes()),
+        },
+        "config": {"fragments": {path.name: files.sha256(path) for path in project.fragments}, **configured},
+        "initrd": {
+            "initd": manifests.describe(project.at.initd),
+            "template": files.sha256(project.at.initrd_template),
+            "overlays": {
+                f"{overlay.name}/{path.relative_to(overlay)}": files.sha256(path)
+                for overlay in project.overlays
+                for path in sorted(overlay.rglob("*"))
+                if path.is_file() and not path.is_symlink()
+            },
+        },
+        "firmware": {
+            "version": project.ovmf.version,
+            "sha256": project.ovmf.sha256,
+            "urls": list(project.ovmf.urls),
+            "licence": project.ovmf.licence,
+        },
+        "tools": dict(project.tools),
+    }
+
+
+def host_steps(project: Project) -> Iterator[Task]:
+    """What makes the rehearsal's host, but for what is made for this guest anyway."""
+    host = project.host
+    if host.at == project.at:
+        return
+    steps = {
+        "tree": tree_step,
+        "config": config_step,
+        "kernel": kernel_step,
+        "initrd": initrd_step,
+        "bundle": bundle_step,
+    }
+    for name, made in steps.items():
+        yield {**made(host), "name": name}
+
+
+def release_step(project: Project) -> Task:
+    def make() -> None:
+        from minguest.release import assemble  # noqa: PLC0415 - see SLOW
+
+        made = assemble.make(
+            project.at,
+            project.variables["version"],
+            project.path("key") or settings.signing_key(),
+            project.path("since"),
+            unsigned=project.unsigned,
+            say=say,
+        )
+        size = sum(item.size for item in made.items)
+        say(f"{project.shown(project.at.release)}: {made.facts.name} {made.facts.version}, {size / 1e6:.2f} MB")
+
+    return step(
+        make,
+        basename="release",
+        doc="what ships, signed: version=X key=FILE, of a bundle that passed its boot test",
+        file_dep=[project.at.bundle / "manifest.json"],
+        facts=always,
+    )
+
+
+def publish_step(project: Project) -> Task:
+    def make() -> None:
+        from minguest.publish import destination  # noqa: PLC0415 - see SLOW
+
+        say(destination.shown(destination.publish(project.at.release, project.variables["to"], say)))
+
+    return step(
+        make,
+        basename="publish",
+        doc="put the release where users fetch it: to=DIR, oci://…, github:OWNER/REPO, s3://…",
+        facts=always,
+    )

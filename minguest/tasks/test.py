@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks that start what was built, and judge it."""
+
+from typing import Any
+
+import msgspec
+
+from minguest.boottest import inject, records, rehearse, runner
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.kernel import variants
+from minguest.release import evidence
+from minguest.tasks.project import Project
+from minguest.tasks.reporter import say
+from minguest.tasks.step import Task, always, flags, params, step
+from minguest.util import files
+from minguest.util.errors import GuestError, GuestFailed, ToolError, UserError
+from minguest.vm.launch import Options
+
+
+def boot_test_step(project: Project) -> Task:
+    def test(**options: Any) -> None:
+        runner.run(project.bench, Options(**options), project.guest.launch, say)
+
+    return step(
+        test,
+        basename="boot-test",
+        doc="start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there",
+        file_dep=[project.at.bundle / "manifest.json"],
+        facts=always,
+        params=[*params(runner.OPTIONS), *flags(runner.FLAGS)],
+    )
+
+
+def evidence_step(project: Project) -> Task:
+    def make() -> None:
+        manifest = manifests.load(project.at.bundle)
+        key = inject.key_of(manifest, manifest.guest.launch, project.pits)
+        nr_cpus = runner.nr_cpus_of(project.at.bundle)
+        checks = evidence.checks(project.at, manifest, nr_cpus, key)
+        failed = []
+        for test in evidence.missing(checks, manifest.guest.launch, nr_cpus):
+            try:
+                if why := runner.without_room(project.bench, test, project.guest.launch):
+                    say(f"{test.name} is not run: {why}")
+                    continue
+                runner.run(project.bench, test.words, project.guest.launch, say)
+            except GuestError as error:
+                say(str(error))
+                failed.append(test.name)
+            except UserError as error:
+                say(f"{test.name} cannot be run: {error}")
+        checks = evidence.checks(project.at, manifest, nr_cpus, key)
+        say(evidence.table(checks))
+        if failed:
+            raise GuestFailed(
+                f"FAIL: {', '.join(failed)}", f"their consoles are in {project.shown(project.at.evidence)}"
+            )
+
+    return step(
+        make,
+        doc="boot tests of both machines, of hotplug and of large BARs, what has not passed on these bytes",
+        basename="evidence",
+        file_dep=[project.at.bundle / "manifest.json"],
+        facts=always,
+    )
+
+
+def reproduce_step(project: Project) -> Task:
+    def make() -> None:
+        from minguest.bundle import reproduce  # noqa: PLC0415 - see SLOW
+
+        variables = [f"guest={project.guest_file}", *(["contract=ignore"] if project.ignore else [])]
+        # The choice goes along, as the manifest tells how it came about: series, source and reason.
+        record = reproduce.builds(
+            project.root,
+            project.at.work / "reproduce",
+            variables,
+            say,
+            store=project.store.reproduce,
+            bundle=project.at.bundle,
+            inputs=[project.at.choice],
+        )
+        files.write(project.at.reproduced, msgspec.json.format(msgspec.json.encode(record)))
+        say(reproduce.table(record))
+        if record.result != "same":
+            raise ToolError(reproduce.cause(record), f"both are kept in {project.shown(project.at.work)}/reproduce")
+
+    return step(
+        make,
+        basename="reproduce",
+        doc="build twice in different surroundings, and compare every byte",
+        file_dep=[project.at.bundle / "manifest.json"],
+        facts=always,
+    )
+
+
+def rehearse_step(project: Project) -> Task:
+    def make(**options: str) -> None:
+        site = rehearse.Site(
+            name=project.at.name,
+            root=project.root,
+            bundle=project.at.bundle,
+            host=project.host.at.bundle,
+            folder=project.at.rehearse,
+            record=project.at.rehearsed,
+            templates=project.at.templates,
+        )
+        rehearse.run(site, records.Options(**{name: value for name, value in options.items() if value}), say)
+
+    return step(
+        make,
+        basename="rehearse",
+        doc="a real VFIO passthrough of emulated cards, in an emulated host",
+        file_dep=[project.at.bundle / "manifest.json", project.host.at.bundle / "manifest.json"],
+        facts=always,
+        params=params(rehearse.OPTIONS),
+    )
+
+
+def pits_step(project: Project) -> Task:
+    folder = project.at.matrix
+
+    def make() -> None:
+        from minguest.util import fetch  # noqa: PLC0415 - see SLOW
+
+        shop = variants.Workshop(
+            tree=project.prepared(),
+            fragments=tuple(project.fragments),
+            options=project.guest.options,
+            store=project.store,
+            root=project.root,
+            log=folder / "log",
+        )
+        site = inject.Site(
+            bench=project.bench,
+            launch=project.guest.launch,
+            known=project.pits,
+            folder=folder,
+            package=fetch.fetch(project.ovmf, f"OVMF {project.ovmf.version}", project.cache, say),
+            kernels=lambda options: variants.kernel_with(shop, options, say),
+        )
+        only = [name for name in (project.variables["only"] or "").split(",") if name]
+        made = inject.run(site, only, say)
+        found = {other.name: each for other in sorted(project.at.matrices.iterdir()) if (each := inject.load(other))}
+        page = inject.page(project.at.templates / "pits.html.j2", list(found.values()), list(found))
+        files.write(project.at.matrices / "index.html", page)
+        say(f"linux {made.version}: {inject.summary(made.cells)}; {project.shown(project.at.matrices / 'index.html')}")
+        if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
+            raise GuestFailed(f"not what must follow: {', '.join(wrong)}", f"their consoles: {folder}/runs")
+
+    return step(
+        make,
+        basename="pits",
+        doc="the fault matrix: injects every known pit, and checks that its first boot names it; only=ID,…",
+        file_dep=[project.at.bundle / "manifest.json"],
+        facts=always,
+    )
+
+
+def pits_page_step(project: Project) -> Task:
+    target = project.root / "docs/pits.md"
+
+    def make() -> None:
+        files.write(target, catalogue.page(project.pits))
+
+    return step(
+        make,
+        basename="pits-page",
+        doc="docs/pits.md, of configs/pits/",
+        file_dep=sorted(project.at.pits.glob("*.toml")),
+        targets=[target],
+        code=["diagnose/catalogue"],
+    )
