@@ -57,6 +57,11 @@ class Store:
         return self.folder / "reproduce"
 
     @property
+    def objects_compiled(self) -> Path:
+        """How many objects earlier builds compiled."""
+        return self.folder / "objects.json"
+
+    @property
     def objects(self) -> Path:
         """ccache's folder."""
         return self.folder / "ccache"

@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 
 from minguest import settings
-from minguest.kernel import binary, contract, kconfig, linked, source
+from minguest.kernel import binary, contract, expected, kconfig, linked, source
 from minguest.model import Launch
 from minguest.paths import Store
 from minguest.util import files, run
 from minguest.util.errors import ToolError, UserError
-from minguest.util.progress import Steps
+from minguest.util.progress import Counted
 
 # What would tell two builds of the same input apart. The date is any fixed one: the kernel prints it in its banner.
 REPRODUCIBLE = {
@@ -236,15 +236,23 @@ def build(
 def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: int, log: Path) -> None:
     dot_config = work / ".config"
     dot_config.write_text(text, encoding="utf-8")
-    with Steps(f"linux {tree.tree.version}") as progress:
+    config = kconfig.parse_config(text)
+    objects = expected.objects(store, tree.tree.series, config)
+    with Counted(f"linux {tree.tree.version}", "objects", objects) as progress:
+
+        def compiled(line: str) -> None:
+            if expected.OBJECT.fullmatch(line):
+                progress.step(line.strip())
+
         run.run(
             [*make_argv(Path(tree.path), work, settings.jobs(), "bzImage"), *through_ccache()],
             env=make_environment(store, work),
             log=log,
-            on_line=progress.step,
+            on_line=compiled,
             bare=True,
             pass_fds=(held,),
         )
+    expected.record(store, tree.tree.series, config, progress.count)
     files.used(store.objects)
     if dot_config.read_text(encoding="utf-8") != text:
         raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"see {log}")
