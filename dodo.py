@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task graph of minguest; `doit list` tells the tasks, README.md how to use them.
+"""The task graph of minguest; `doit list` lists the tasks, docs/build.md describes them.
 
     sources ──▶ tree ──▶ config ──▶ kernel ──┐
     initd ─────▶ initrd ◀── overlays ────────┼──▶ bundle ──▶ boot-test

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Makes the environment once (system packages, Python packages), then hands its words to doit:
+# Makes the environment once (system packages, Python packages), then passes its arguments to doit:
 #   ./doit.sh build boot-test
 set -eu
 cd "$(dirname "$0")"

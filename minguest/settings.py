@@ -161,7 +161,7 @@ def signing_key() -> Path | None:
 
 
 def registry_configs() -> list[Path]:
-    """Where docker, oras and podman keep the credentials of registries, in the order in which they are asked."""
+    """Where docker, oras and podman keep the credentials of registries, in the order in which they are read."""
     docker = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
     podman, runtime = os.environ.get("REGISTRY_AUTH_FILE"), os.environ.get("XDG_RUNTIME_DIR")
     return [

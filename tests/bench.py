@@ -46,11 +46,11 @@ def sizes(bundle: Path) -> dict[str, float]:
     return {**found, "bzImage + initrd.img": sum(found.values()), "initd": (ROOT / "out/initd/initd").stat().st_size}
 
 
-def boots(times: int, work: Path, words: list[str]) -> dict[str, float]:
+def boots(times: int, work: Path, variables: list[str]) -> dict[str, float]:
     """Median of each phase of boot-test, in seconds."""
     phases = []
     for _ in range(times):
-        seconds("doit", "boot-test", *words)
+        seconds("doit", "boot-test", *variables)
         phases.append(json.loads((work / "boot-test/verdict.json").read_bytes())["verdict"]["phases"])
     return {name: statistics.median(each[name] for each in phases) for name in ("firmware", "kernel", "initd", "wall")}
 
@@ -100,12 +100,12 @@ def knowing(image: Path) -> dict[str, float]:
     with tempfile.NamedTemporaryFile() as log:
         log.write(console * (10_000_000 // len(console) + 1))
         log.flush()
-        told = [peak(MINGUEST, "diagnose", log.name) for _ in range(5)]
+        runs = [peak(MINGUEST, "diagnose", log.name) for _ in range(5)]
     looked = [peak(MINGUEST, "doctor", str(image)) for _ in range(5)]
     size = image.stat().st_size / 1e6
     return {
-        "diagnose 10 MB, s": statistics.median(wall for wall, _ in told),
-        "diagnose 10 MB, bytes at most": max(memory for _, memory in told),
+        "diagnose 10 MB, s": statistics.median(wall for wall, _ in runs),
+        "diagnose 10 MB, bytes at most": max(memory for _, memory in runs),
         f"doctor {size:.1f} MB, s": statistics.median(wall for wall, _ in looked),
         f"doctor {size:.1f} MB, bytes at most": max(memory for _, memory in looked),
     }
@@ -118,8 +118,8 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="also compile the kernel from nothing")
     parser.add_argument("--against", type=Path, help="another .config to compile from nothing, on the same tree")
     parser.add_argument("--image", type=Path, help="a kernel for doctor to look at, else the built one")
-    words = parser.parse_args()
-    work = ROOT / words.work
+    options = parser.parse_args()
+    work = ROOT / options.work
     line = f"kernel={work.name.rsplit('-', 1)[1]}"
     figures: dict[str, float] = {
         "doit build, nothing to do, s": median(5, "doit", "build", line),
@@ -129,14 +129,14 @@ def main() -> None:
         "minguest --help, s": median(10, MINGUEST, "--help"),
         "minguest host-check, s": plain(10, MINGUEST, "host-check"),
         **{f"{name}, bytes": size for name, size in sizes(work / "bundle").items()},
-        **{f"boot, {name}, s": value for name, value in boots(words.boots, work, [line]).items()},
+        **{f"boot, {name}, s": value for name, value in boots(options.boots, work, [line]).items()},
     }
-    figures |= shipping(work, line) | knowing(words.image or work / "bundle/bzImage")
+    figures |= shipping(work, line) | knowing(options.image or work / "bundle/bzImage")
     tree = Path(json.loads((work / "tree.json").read_bytes())["path"])
-    if words.cold:
+    if options.cold:
         figures["kernel from nothing, s"] = cold(tree, work / "bundle/kernel.config")
-    if words.against:
-        figures[f"{words.against.name} from nothing, s"] = cold(tree, words.against)
+    if options.against:
+        figures[f"{options.against.name} from nothing, s"] = cold(tree, options.against)
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:{width}}  {value:,.0f}" if value > 1000 else f"{name:{width}}  {value:.3f}")

@@ -33,7 +33,7 @@ from tests import ROOT
 
 CARDS = (1, 2, 4, 8)
 BARS = ("16M", "256M", "4G", "16G", "64G", "128G", "256G")
-# Of middle brightness, to be read on white and on black: an SVG in a page is not told which theme GitHub shows.
+# Of middle brightness, to be read on white and on black: an SVG in a page does not know which theme GitHub shows.
 COLOURS = ("#3b8eea", "#e0752d", "#2da44e", "#b36ae2", "#bf8700", "#e5534b")
 GREY = "#848d97"
 
@@ -84,11 +84,11 @@ def missing(found: Found, times: int) -> list[Combination]:
 def boot(work: Path, folder: Path, wanted: Launch, cards: int, bar: str) -> Boot:
     """One boot test of the bundle in `work` with the launch `wanted`; `folder` gets what it saw."""
     bench = runner.Bench(work.name, work / "bundle", folder, work / "kvm.json", paths.known_pits())
-    words = launch.Options(gpu=",".join([f"bar:{bar}"] * cards), accel="tcg")
+    options = launch.Options(gpu=",".join([f"bar:{bar}"] * cards), accel="tcg")
     try:
-        runner.run(bench, words, wanted, lambda _: None)
+        runner.run(bench, options, wanted, lambda _: None)
     except GuestError:
-        pass  # its verdict tells
+        pass  # its verdict says why
     except ToolError as error:
         return Boot(cards, bar, "refused", error.message)
     judged = msgspec.json.decode((folder / "verdict.json").read_bytes(), type=runner.Outcome).verdict
@@ -97,8 +97,8 @@ def boot(work: Path, folder: Path, wanted: Launch, cards: int, bar: str) -> Boot
 
 def seconds(boots: Sequence[Boot], phase: str) -> list[float]:
     """The seconds of a phase in the boots that passed."""
-    told = [getattr(boot.phases, phase) for boot in boots if boot.result == "pass"]
-    return [each for each in told if each is not None]
+    seconds = [getattr(boot.phases, phase) for boot in boots if boot.result == "pass"]
+    return [each for each in seconds if each is not None]
 
 
 def others(boots: Sequence[Boot]) -> str:
@@ -113,7 +113,7 @@ def whole(boots: Sequence[Boot]) -> str:
     """A cell: the median of the whole, the fastest and the slowest; and what did not pass."""
     times = seconds(boots, "wall")
     shown = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})" if times else ""
-    wrong = f"**{told}**" if (told := others(boots)) else ""
+    wrong = f"**{failed}**" if (failed := others(boots)) else ""
     return ", ".join(filter(None, (shown, wrong)))
 
 
@@ -235,10 +235,10 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5, help="boots of each combination (default 5)")
     parser.add_argument("--cards", default=",".join(map(str, CARDS)), help="numbers of cards (default %(default)s)")
     parser.add_argument("--bars", default=",".join(BARS), help="sizes of BARs (default %(default)s)")
-    words = parser.parse_args()
-    work = ROOT / words.work
+    options = parser.parse_args()
+    work = ROOT / options.work
     manifest = manifests.load(work / "bundle")
-    wanted = [(int(cards), bar) for cards in words.cards.split(",") for bar in words.bars.split(",")]
+    wanted = [(int(cards), bar) for cards in options.cards.split(",") for bar in options.bars.split(",")]
     place = work / "boot-time/boots.json"
     record = Record(manifest.files, emulator.version(), machine())
     if place.exists():
@@ -248,7 +248,7 @@ def main() -> None:
             print(f"going on with the {len(kept.boots)} boots of {place}; remove it to measure afresh")
         else:
             print(f"{place} is of another bundle, QEMU or machine: measuring afresh")
-    todo = missing(grouped(record.boots, wanted), words.times)
+    todo = missing(grouped(record.boots, wanted), options.times)
     for number, (cards, bar) in enumerate(todo, 1):
         folder = place.parent / f"{cards}x{bar}-{len(record.boots)}"
         done = boot(work, folder, manifest.guest.launch, cards, bar)

@@ -119,8 +119,8 @@ class _Request(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_DELETE = _any
 
     def _route(self, uploads: bool, path: str, token: str) -> None:
-        words = path.split("/") if path else []
-        match self.command, words:
+        parts = path.split("/") if path else []
+        match self.command, parts:
             case "GET", []:
                 self._list([self._shown(each) for each in self.server.releases if token == WRITER or not each["draft"]])
             case "POST", []:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program in QEMU's place: it speaks QMP on qmp.sock, and console, report and words of its own as a scene says.
+"""A program in QEMU's place: it speaks QMP on qmp.sock, and console, report and stderr as a scene says.
 
 As a module it installs itself; as a program it plays `scene.json`, which lies beside it. A scene is
 
@@ -125,17 +125,17 @@ class _Fake:
     def event(self, name: str, data: Any) -> None:
         self.send(json.dumps({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}}))
 
-    def play(self, what: str, *words: Any) -> None:
+    def play(self, what: str, *values: Any) -> None:
         outputs = {"console": 1, "stderr": 2, "report": self.report}
         if what in outputs:
-            _write(outputs[what], words[0].encode(errors="surrogateescape"))
+            _write(outputs[what], values[0].encode(errors="surrogateescape"))
         elif what == "flood":
-            block = words[2].encode() * max(1, (1 << 20) // len(words[2]))
-            for _ in range(words[1] // len(block)):
-                _write(outputs[words[0]], block)
+            block = values[2].encode() * max(1, (1 << 20) // len(values[2]))
+            for _ in range(values[1] // len(block)):
+                _write(outputs[values[0]], block)
         elif what == "heard":
             with self.news:
-                self.news.wait_for(lambda: words[0] in self.heard)
+                self.news.wait_for(lambda: values[0] in self.heard)
         else:
             deeds: dict[str, Callable[..., None]] = {
                 "event": self.event,
@@ -145,7 +145,7 @@ class _Fake:
                 "exit": os._exit,
             }
             deeds["kill"] = lambda number: os.kill(os.getpid(), number)
-            deeds[what](*words)
+            deeds[what](*values)
 
 
 def _commands(peer: socket.socket) -> Iterator[dict[str, Any]]:
@@ -167,12 +167,12 @@ def _write(handle: int, text: bytes) -> None:
         text = text[os.write(handle, text) :]
 
 
-def main(scene: dict[str, Any], words: list[str]) -> None:
+def main(scene: dict[str, Any], argv: list[str]) -> None:
     """Be QEMU."""
-    if "--version" in words:
+    if "--version" in argv:
         print(VERSION)
         return
-    if words[-1:] == ["help"]:
+    if argv[-1:] == ["help"]:
         print(DEVICES)
         return
     fake = _Fake(scene)

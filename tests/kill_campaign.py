@@ -56,10 +56,10 @@ def checkout(target: Path) -> Path:
 class Site:
     """The copy, its store, and the command that builds in it."""
 
-    def __init__(self, folder: Path, words: Sequence[str]) -> None:
+    def __init__(self, folder: Path, variables: Sequence[str]) -> None:
         self.root = checkout(folder / "checkout")
         self.store = folder / "store"
-        self.argv = [sys.executable, "-m", "doit", "build", *words]
+        self.argv = [sys.executable, "-m", "doit", "build", *variables]
         self.environment = {**os.environ, "MINGUEST_STORE": str(self.store), "PYTHONPATH": str(self.root)}
 
     def begin(self) -> "subprocess.Popen[bytes]":
@@ -93,7 +93,7 @@ class Site:
 
 
 def below(pid: int) -> list[int]:
-    """The processes that a process started, theirs too, as /proc tells it now."""
+    """The processes that a process started, theirs too, as /proc has them now."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -157,13 +157,13 @@ def main() -> int:
     requested = parser.parse_args()
     # In the background a shell lets SIGINT be ignored, which what is started here would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    words = [f"kernel={requested.kernel}", *([f"source={requested.source}"] if requested.source else [])]
+    variables = [f"kernel={requested.kernel}", *([f"source={requested.source}"] if requested.source else [])]
     chance = random.Random(requested.seed)
     with ExitStack() as at_end:
         place = requested.work or at_end.enter_context(
             tempfile.TemporaryDirectory(prefix="minguest-campaign-", dir="/var/tmp")
         )
-        site = Site(Path(place).absolute(), words)
+        site = Site(Path(place).absolute(), variables)
         status, seconds = site.build()
         if status != 0:
             print(site.said())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches of every kind, for the tests of what is made of one."""
+"""Launches of every kind, for the tests of what follows from one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ LAUNCHES: Mapping[str, Launch] = {
     ),
     "absent": Launch(gpus=("0000:99:00.0",)),
     "window": Launch(gpus=("0000:99:00.0",), window="256G"),
-    "words": Launch(cmdline=('a="b c"', "d='e'", "$(touch f)", "`g`", "<h>&i;", "j\\k", "$l", "%s", "é", "--")),
+    "quoting": Launch(cmdline=('a="b c"', "d='e'", "$(touch f)", "`g`", "<h>&i;", "j\\k", "$l", "%s", "é", "--")),
 }
 
 
@@ -58,16 +58,16 @@ def sysfs(folder: Path) -> Path:
     for bdf, sizes in CARDS.items():
         device = folder / "bus/pci/devices" / bdf
         device.mkdir(parents=True)
-        told = {"vendor": "0x10de", "device": "0x2331", "class": "0x030200"}
+        files = {"vendor": "0x10de", "device": "0x2331", "class": "0x030200"}
         ends = "".join(f"{size:#x} {2 * size - 1:#x} {FLAGS:#x}\n0x0 0x0 0x0\n" for size in sizes)
-        for name, text in {**told, "resource": ends}.items():
+        for name, text in {**files, "resource": ends}.items():
             (device / name).write_text(text)
     return folder
 
 
 def specs(name: str, sys: Path, line: str = "") -> dict[Accel, launch.Spec]:
     """One of LAUNCHES, as a bundle ships it."""
-    return launch.shipped(LAUNCHES[name], line or ("4.12" if name == "words" else "6.12"), sys, CPUINFO)
+    return launch.shipped(LAUNCHES[name], line or ("4.12" if name == "quoting" else "6.12"), sys, CPUINFO)
 
 
 def files(name: str, sys: Path) -> dict[str, str]:

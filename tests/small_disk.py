@@ -19,17 +19,17 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + sys.argv[2], "none", fol
 """
 
 
-def run(program: str, folder: Path, size: str, *words: str | Path) -> str:
+def run(program: str, folder: Path, size: str, *arguments: str | Path) -> str:
     """What a Python program prints that runs with a tmpfs of `size` mounted on `folder`.
 
-    The program finds the folder as `folder`, and `words` in sys.argv[3:]. The network is as it is outside.
+    The program finds the folder as `folder`, and `arguments` in sys.argv[3:]. The network is as it is outside.
     """
     unshare = ["unshare", "-m" if os.geteuid() == 0 else "-rm"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("NOT RUN: nobody may mount here, not even in a user namespace")
+        pytest.skip("NOT RUN: mounting is not allowed here, not even in a user namespace")
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        [*unshare, sys.executable, "-c", MOUNT + program, folder, size, *words],
+        [*unshare, sys.executable, "-c", MOUNT + program, folder, size, *arguments],
         check=True,
         stdout=subprocess.PIPE,
         text=True,

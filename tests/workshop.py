@@ -51,7 +51,7 @@ def patch() -> str:
 
 
 def facts(**kernel: Any) -> dict[str, Any]:
-    """What a manifest tells beside its files."""
+    """What a manifest says beside its files."""
     return {
         "guest": {"name": "default", "kernel": ["4.12"], "launch": msgspec.to_builtins(LAUNCH)},
         "kernel": {
@@ -90,14 +90,14 @@ def build(
     (parts / "kernel.config").write_text(config)
     for name, content in (extra or {}).items():
         (parts / name).write_bytes(content)
-    told = facts(**kernel)
-    manifests.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, told, launch_files(at, told))
+    said = facts(**kernel)
+    manifests.write(at.bundle, {path.name: path for path in sorted(parts.iterdir())}, said, launch_files(at, said))
     return at
 
 
-def launch_files(at: Layout, told: Mapping[str, Any], sysfs: Path = Path("/sys")) -> dict[str, str]:
+def launch_files(at: Layout, said: Mapping[str, Any], sysfs: Path = Path("/sys")) -> dict[str, str]:
     """run-guest and domain.xml of LAUNCH, as a machine with this /sys makes them."""
-    about = scripts.About(at.name, told["kernel"]["version"], told["firmware"]["version"])
+    about = scripts.About(at.name, said["kernel"]["version"], said["firmware"]["version"])
     return scripts.render(at.templates, about, LAUNCH, launch.shipped(LAUNCH, at.series, sysfs, ""))
 
 
@@ -128,7 +128,7 @@ def make(at: Layout, signing: Path | None, version: str = "1.0", since: Path | N
 
 
 def checkout(at: Layout) -> None:
-    """Make what `build` made a checkout: doit runs in its root, with the words of `doit_argv`."""
+    """Make what `build` made a checkout: doit runs in its root, with `doit_argv`."""
     for name in ("dodo.py", "pyproject.toml"):
         shutil.copyfile(ROOT / name, at.root / name)
     for name in ("initd", "overlays"):
@@ -138,9 +138,9 @@ def checkout(at: Layout) -> None:
     (tree / "Makefile").write_text("VERSION = 4\nPATCHLEVEL = 12\nSUBLEVEL = 14\nEXTRAVERSION =\n")
 
 
-def doit_argv(*words: str) -> list[str]:
-    """doit for one step of a `checkout`: without the steps before it (-s), and with a kernel that asks no network."""
-    return [sys.executable, "-m", "doit", "-s", *words, "source=tree"]
+def doit_argv(*arguments: str) -> list[str]:
+    """doit for one step of a `checkout`: without the steps before it (-s), and with a kernel that needs no network."""
+    return [sys.executable, "-m", "doit", "-s", *arguments, "source=tree"]
 
 
 def doit_env(**more: str) -> dict[str, str]:

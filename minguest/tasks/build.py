@@ -176,7 +176,7 @@ def bundle_step(project: Project) -> Task:
     return step(
         make,
         name=project.at.name,
-        doc="what ships, with the manifest of what it was made of",
+        doc="what ships, with the manifest of what it was built from",
         file_dep=[*parts.values(), *made_of],
         targets=[project.at.bundle / name for name in [*parts, RUN_GUEST, DOMAIN, "manifest.json"]],
         code=["bundle/manifests"],
@@ -185,7 +185,7 @@ def bundle_step(project: Project) -> Task:
 
 
 def _facts(project: Project) -> dict[str, Any]:
-    """What the manifest tells beside the files."""
+    """What the manifest says beside the files."""
     tree = msgspec.json.decode(project.at.tree.read_bytes(), type=source.Prepared).tree
     configured = msgspec.json.decode((project.at.config / "config.json").read_bytes())
     pinned = project.pinned

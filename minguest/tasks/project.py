@@ -34,7 +34,7 @@ from minguest.vm import launch, scripts
 VARIABLES = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to", "only")
 # Commands of doit that run no task.
 SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
-# Those that change something all the same.
+# Those of them that change something.
 WORKS = {"clean", "forget", "ignore", "reset-dep", "strace"}
 # Options of every command of doit, with a value each.
 EVERYWHERE = ("-f", "--file", "-d", "--dir", "--db-file", "--backend")
@@ -178,7 +178,7 @@ class Project:
     def _unchosen(self) -> Choice:
         """What a run that builds no kernel calls the guest by: kernel=, the choice that is kept, or the first series.
 
-        Asks nobody and keeps nothing.
+        Needs no network and keeps nothing.
         """
         series = self.variables["kernel"]
         source.check_series(series, self.sources)

@@ -60,7 +60,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
 
 def say(text: str) -> None:
-    """A text to the user, at once; a guest's own words in it do not move the cursor."""
+    """A text to the user, at once; what it quotes of a guest does not move the cursor."""
     print(printable(text, keep="\n\t"), flush=True)
 
 

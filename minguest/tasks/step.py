@@ -45,7 +45,7 @@ def step(
     """A task that runs when a file, one of its modules (`code`), a fact or a target asks for it.
 
     `facts` is called only when doit looks at the task. Afterwards every target must exist; one that is missing or has
-    another content later is made again, so that nothing is made of a damaged one.
+    other content later is made again, so that nothing is built from a damaged one.
     """
 
     def sums() -> dict[str, str]:
@@ -60,9 +60,9 @@ def step(
         same = checker(task, values)
         return same and values.get("sums") == sums()
 
-    def checked(**words: Any) -> TaskFailed | None:
+    def checked(**options: Any) -> TaskFailed | None:
         try:
-            action(**words)
+            action(**options)
         except MinguestError as error:
             return TaskFailed(str(error))
         except OSError as error:
@@ -82,14 +82,16 @@ def step(
     }
 
 
-def params(words: Mapping[str, str]) -> list[dict[str, str]]:
+def params(options: Mapping[str, str]) -> list[dict[str, str]]:
     """doit's parameters of a task, by their names on the command line, with what help says of them."""
-    return [{"name": name.replace("-", "_"), "long": name, "default": "", "help": text} for name, text in words.items()]
+    return [
+        {"name": name.replace("-", "_"), "long": name, "default": "", "help": text} for name, text in options.items()
+    ]
 
 
-def flags(words: Mapping[str, str]) -> list[dict[str, Any]]:
+def flags(options: Mapping[str, str]) -> list[dict[str, Any]]:
     """The same of those that take no value."""
-    return [{**param, "type": bool, "default": False} for param in params(words)]
+    return [{**param, "type": bool, "default": False} for param in params(options)]
 
 
 def always() -> Mapping[str, Any]:

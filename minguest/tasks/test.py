@@ -71,7 +71,7 @@ def reproduce_step(project: Project) -> Task:
         from minguest.bundle import reproduce  # noqa: PLC0415 - see SLOW
 
         variables = [f"guest={project.guest_file}", *(["contract=ignore"] if project.ignore else [])]
-        # The choice goes along, as the manifest tells how it came about: series, source and reason.
+        # The choice goes along, as the manifest says how it came about: series, source and reason.
         record = reproduce.builds(
             project.root,
             project.at.work / "reproduce",

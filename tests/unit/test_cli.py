@@ -122,7 +122,7 @@ def test_a_guest_under_test_moves_nothing_on_the_terminal(
     bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A verdict quotes the guest's report, which may hold anything."""
-    monkeypatch.setattr(runner, "run", lambda bench, words, wanted, say: say(f"CPUs\n{STRANGE}"))
+    monkeypatch.setattr(runner, "run", lambda bench, options, wanted, say: say(f"CPUs\n{STRANGE}"))
     assert cli.main(["boot-test", str(bundled), "--work", str(bundled / "work")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("CPUs\n\\x1bc")

@@ -26,9 +26,9 @@ def at(tmp_path: Path) -> Layout:
     return made
 
 
-def doit(at: Layout, *words: str, **env: str) -> str:
+def doit(at: Layout, *arguments: str, **env: str) -> str:
     done = subprocess.run(
-        workshop.doit_argv(*words),
+        workshop.doit_argv(*arguments),
         cwd=at.root,
         env=workshop.doit_env(**env),
         capture_output=True,
