@@ -13,7 +13,7 @@ import msgspec
 from minguest import paths, settings
 from minguest.boottest import runner, verdict
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue
+from minguest.diagnose import catalogue, matching
 from minguest.host import checks, survey, vfio
 from minguest.model import Launch
 from minguest.release import sshsig
@@ -105,19 +105,19 @@ def boot_test(options: argparse.Namespace, say: Say) -> Answer:
 def diagnose(options: argparse.Namespace, say: Say) -> Answer:
     """The known pits that consoles show."""
     pits = catalogue.load(paths.known_pits())
-    screens = [catalogue.read_log(log) for log in options.log]
-    report = catalogue.read_report(options.report) if options.report else None
+    screens = [matching.read_log(log) for log in options.log]
+    report = matching.read_report(options.report) if options.report else None
     texts, found = [], []
     for log, screen in zip(options.log, screens, strict=True):
-        diagnosis = catalogue.diagnose(pits, catalogue.see(screen, report))
-        text = catalogue.describe(diagnosis)
+        diagnosis = matching.diagnose(pits, matching.see(screen, report))
+        text = matching.describe(diagnosis)
         texts.append(f"{log}:\n{text}" if len(options.log) > 1 else text)
         found.append({"log": log, **_diagnosis(diagnosis)})
     return Answer("\n".join(texts), {"logs": found})
 
 
-def _diagnosis(diagnosis: catalogue.Diagnosis) -> dict[str, Any]:
-    def hits(found: tuple[catalogue.Found, ...]) -> list[dict[str, Any]]:
+def _diagnosis(diagnosis: matching.Diagnosis) -> dict[str, Any]:
+    def hits(found: tuple[matching.Found, ...]) -> list[dict[str, Any]]:
         return [
             {
                 "pit": hit.id,

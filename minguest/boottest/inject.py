@@ -19,7 +19,7 @@ from minguest.boottest import runner
 from minguest.boottest.faults import FAULTS, Parts
 from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue
+from minguest.diagnose import catalogue, matching
 from minguest.kernel import kconfig
 from minguest.model import Launch
 from minguest.util import files, templates
@@ -45,9 +45,9 @@ CONTROLS = (
 )
 # The modules that inject and judge: what they found is not kept when they change.
 CODE = (
-    "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "kernel/contract",
-    "util/pci", "util/units", "vm/arguments", "vm/bar_window", "vm/bar_window_text", "vm/cards", "vm/disks",
-    "vm/emulator", "vm/launch", "vm/qemu", "vm/qmp", "vm/report",
+    "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts",
+    "diagnose/matching", "kernel/contract", "util/pci", "util/units", "vm/arguments", "vm/bar_window",
+    "vm/bar_window_text", "vm/cards", "vm/disks", "vm/emulator", "vm/launch", "vm/qemu", "vm/qmp", "vm/report",
 )  # fmt: skip
 # A kernel with these options: the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]
@@ -226,7 +226,7 @@ def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifest
         got=_got(trial),
         result="wrong" if why else "right",
         why=why,
-        diagnosis=catalogue.describe(trial.diagnosis),
+        diagnosis=matching.describe(trial.diagnosis),
         seconds=time.monotonic() - start,
         qemu=emulator.version(),
     )

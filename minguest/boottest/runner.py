@@ -14,7 +14,7 @@ import msgspec
 from minguest import model, paths, settings
 from minguest.boottest import verdict
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue
+from minguest.diagnose import catalogue, matching
 from minguest.kernel import contract, kconfig
 from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
@@ -124,8 +124,8 @@ class Trial(msgspec.Struct, frozen=True):
     verdict: verdict.Verdict | None
     """None: QEMU did not start the guest."""
     report: report.Report
-    diagnosis: catalogue.Diagnosis
-    blind: catalogue.Diagnosis
+    diagnosis: matching.Diagnosis
+    blind: matching.Diagnosis
     """The same without knowing the kernel's config, as for a stranger's console."""
     argv: tuple[str, ...]
     refusal: str = ""
@@ -206,13 +206,13 @@ def run(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]
     if judged.result == "pass":
         say(f"PASS: {judged.reason}")
         return
-    say(catalogue.describe(trial.diagnosis))
+    say(matching.describe(trial.diagnosis))
     kind = GuestFailed if judged.result == "failed" else GuestLost
     raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {bench.folder / 'console.log'}")
 
 
 def _pit(trial: Trial) -> str:
-    return catalogue.describe(trial.diagnosis) if trial.diagnosis.roots else ""
+    return matching.describe(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
 def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
@@ -333,16 +333,14 @@ def attempt(
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
         told = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
-        found = catalogue.diagnose(known, catalogue.see(said, facts=told))
+        found = matching.diagnose(known, matching.see(said, facts=told))
         return Trial(None, report.Report(False, (), ()), found, found, tuple(command), str(error))
     seen = report.parse(result.report)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
     # QEMU's own words too: some pits are the host's.
     text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
-    found = catalogue.diagnose(known, catalogue.see(text, seen, verdict.facts(spec, result, seen), breaches))
-    blind = (
-        catalogue.diagnose(known, catalogue.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
-    )
+    found = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen), breaches))
+    blind = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
     judged = verdict.judge(spec, result, seen, problems, window, shipped)
     if known:
         judged = verdict.with_pits(judged, {hit.id: hit.pit.title for hit in found.roots})

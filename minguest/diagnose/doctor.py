@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from minguest.diagnose import catalogue
+from minguest.diagnose import catalogue, matching
 from minguest.diagnose.facts import Fact
 from minguest.kernel import contract
 from minguest.kernel.image import Image
@@ -72,7 +72,7 @@ def examine(
     if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
         without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
         found.append(Finding("efi-stub-off", "EFI_STUB", "certain", "the image has no PE header for x86-64", without))
-    for hit in catalogue.diagnose(known_pits, catalogue.see(b"", facts=facts)).roots:
+    for hit in matching.diagnose(known_pits, matching.see(b"", facts=facts)).roots:
         found.append(Finding(hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
     order: tuple[Sure, ...] = ("certain", "likely", "not known")
     return sorted(found, key=lambda each: order.index(each.sure))

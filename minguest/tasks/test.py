@@ -7,7 +7,7 @@ import msgspec
 
 from minguest.boottest import inject, records, rehearse, runner
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue
+from minguest.diagnose import page
 from minguest.kernel import variants
 from minguest.release import evidence
 from minguest.tasks.project import Project
@@ -162,7 +162,7 @@ def pits_page_step(project: Project) -> Task:
     target = project.root / "docs/pits.md"
 
     def make() -> None:
-        files.write(target, catalogue.page(project.pits))
+        files.write(target, page.page(project.pits))
 
     return step(
         make,
@@ -170,5 +170,5 @@ def pits_page_step(project: Project) -> Task:
         doc="docs/pits.md, of configs/pits/",
         file_dep=sorted(project.at.pits.glob("*.toml")),
         targets=[target],
-        code=["diagnose/catalogue"],
+        code=["diagnose/catalogue", "diagnose/page"],
     )

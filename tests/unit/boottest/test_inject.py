@@ -10,7 +10,7 @@ import pytest
 from minguest.boottest import inject, runner, verdict
 from minguest.boottest.records import HEALTHY, Cell, Matrix
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue
+from minguest.diagnose import catalogue, matching
 from minguest.diagnose.catalogue import Injection
 from minguest.model import Launch
 from minguest.util.errors import UserError
@@ -27,10 +27,10 @@ def trial(
     """What a boot might have come to."""
     checks = tuple(verdict.Check(name, "", "", "", False, "why") for name in wrong)
     judged = None if result == "not started" else verdict.Verdict(result, "a reason", checks, PHASES, "")  # type: ignore[arg-type]
-    found = catalogue.Diagnosis(
-        tuple(catalogue.Found(name, KNOWN[name], ()) for name in roots),
+    found = matching.Diagnosis(
+        tuple(matching.Found(name, KNOWN[name], ()) for name in roots),
         (),
-        tuple(catalogue.Found(name, KNOWN[name], ()) for name in effects),
+        tuple(matching.Found(name, KNOWN[name], ()) for name in effects),
         (),
     )
     return runner.Trial(judged, report.Report(True, (), ()), found, found, ("qemu",), "QEMU said no")
@@ -70,7 +70,7 @@ def test_what_is_right(name: str, each: Injection, came: runner.Trial, why: str)
 def test_a_config_pit_is_named_by_its_symptoms_too() -> None:
     came = trial("failed", ("CPUs", "firmware"), ("efi-off",))
     assert "without the kernel's config, named was efi-off, not none" in inject.against("efi-off", EFI, came, "")
-    deaf = msgspec.structs.replace(came, blind=catalogue.Diagnosis((), (), (), ()))
+    deaf = msgspec.structs.replace(came, blind=matching.Diagnosis((), (), (), ()))
     assert "named was no pit, not efi-off" in inject.against("efi-off", EFI, deaf, "efi-off")
 
 

@@ -15,7 +15,7 @@ import pytest
 from minguest import cli
 from minguest.boottest import runner, verdict
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue
+from minguest.diagnose import catalogue, matching
 from minguest.kernel import contract
 from minguest.model import Accel, Disk, Launch, Node
 from minguest.paths import Layout
@@ -211,7 +211,7 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
 
     def attempt(spec: launch.Spec, command: list[str], *_: object, **__: object) -> runner.Trial:
         started.append(command)
-        nothing = catalogue.diagnose({}, catalogue.see(b""))
+        nothing = matching.diagnose({}, matching.see(b""))
         return runner.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
 
     monkeypatch.setattr(runner, "attempt", attempt)
@@ -279,7 +279,7 @@ def test_a_run_without_room_is_no_evidence(
     def attempt(_: launch.Spec, command: list[str], folder: Path, *__: object, **___: object) -> runner.Trial:
         for name in ("console.log", "report.json"):
             (folder / name).write_bytes(msgspec.json.encode(silent))
-        nothing = catalogue.diagnose({}, catalogue.see(b""))
+        nothing = matching.diagnose({}, matching.see(b""))
         return runner.Trial(lost, silent, nothing, nothing, tuple(command))
 
     monkeypatch.setattr(runner, "attempt", attempt)
@@ -670,7 +670,7 @@ def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pyt
 
     def attempt(*_: object, shipped: verdict.Shipped, **__: object) -> runner.Trial:
         asked_for.append(shipped)
-        nothing = catalogue.diagnose({}, catalogue.see(b""))
+        nothing = matching.diagnose({}, matching.see(b""))
         return runner.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
 
     monkeypatch.setattr(runner, "attempt", attempt)

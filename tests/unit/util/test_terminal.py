@@ -118,11 +118,11 @@ def test_the_command_and_signals(tmp_path: Path, number: int, ignored: bool, sta
     program = f"""
 import os, sys
 from minguest import cli
-from minguest.diagnose import catalogue
+from minguest.diagnose import matching
 def read(log):
     os.kill(os.getpid(), {int(number)})
     return b""
-catalogue.read_log = read
+matching.read_log = read
 sys.exit(cli.main(["diagnose", "x", "--report", "none"]))
 """
     line = 'trap "" HUP; exec "$@"' if ignored else 'exec "$@"'
