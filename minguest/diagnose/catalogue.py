@@ -9,6 +9,7 @@ is long.
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -162,3 +163,23 @@ def compiled(pattern: str) -> Any:
     options = re2.Options()
     options.log_errors = False
     return re2.compile(f"(?m){pattern}", options=options)
+
+
+def gists(pattern: str) -> list[str]:
+    """A pattern as a person reads it: `limit of \\d+ reached` is `limit of N reached`. A text for each alternative."""
+    # Escaped punctuation stands for itself: meanwhile it is one of Unicode's private characters.
+    text = re.sub(r"\\(\W)", lambda match: chr(0xE000 + ord(match[1])), pattern).replace(r"\b", "")
+    text = re.sub(r"(?:(?:\[\d-\d\]|\\d)[+*]?)+", "N", text)
+    text = re.sub(r"(?:\[[^]]*\]|\w)\?", "", text)
+    text = re.sub(r"(?:(?:\[[^]]*\]|\\[wS]|\.)(?:[+*]|\{\d+\})?)+", "…", text)
+    found, pending = [], [text]
+    while pending:
+        text = pending.pop(0)
+        group = re.search(r"\((?:\?\w*:)?([^()]*)\)(\??)", text)
+        if group:
+            ways = [""] if group[2] else group[1].split("|")
+            pending[:0] = [text[: group.start()] + way + text[group.end() :] for way in ways]
+        else:
+            found += text.split("|")
+    plain = [re.sub("[\ue000-\ue07f]", lambda match: chr(ord(match[0]) - 0xE000), each).strip() for each in found]
+    return list(dict.fromkeys(plain))

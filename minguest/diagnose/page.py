@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/pits.md, written from the pits. Pure."""
 
+import json
+import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from minguest.diagnose.catalogue import Injection, Layer, Pit, Symptom, below
+import re2
+
+from minguest.diagnose.catalogue import Injection, Layer, Pit, Symptom, below, gists
 from minguest.kernel import contract, kconfig
 
 LAYERS: Mapping[Layer, str] = {
@@ -14,53 +19,108 @@ LAYERS: Mapping[Layer, str] = {
     "initrd": "The initrd",
     "host": "The host",
 }
+# What a launch has for which a row of the contract holds: the keys of contract.needs.
+WHEN: Mapping[str, str] = {
+    "always": "",
+    "smp": "more than one CPU",
+    "cpu-hotplug": "CPUs to plug in",
+    "x2apic": "more than 255 CPUs",
+    "gpu": "a GPU",
+    "q35": "machine q35",
+    "numa": "more than one NUMA node",
+    "memory-hotplug": "memory to plug in",
+}
+# What of a text is shown as code: an option with its value, an option of the kernel's config, a file of this project.
+CODE = re.compile(r'(?:(?<!\S)-[a-z_]+ )?[^\s()"]*(?:=|CONFIG_|configs/)[^\s()"]*(?<![.,;:])')
+# Alternatives of one pattern that are shown as what one sees.
+SHOWN = 2
 PAGE = """\
 # Pits: when a guest fails
 
-Made of `configs/pits/` by `doit pits-page`. `doit diagnose log=FILE`, or `minguest diagnose FILE`,
-finds yours in a console's log.
+A pit is a known way to fail, with its symptoms, cause, fix, and how to reproduce it. `minguest diagnose LOG` finds
+yours in the log of a console. `doit pits-page` generates this page from `configs/pits/`.
 
 **My guest has one CPU under OVMF.**
-1. Was it given more? `-smp 8`, and none of them only to be plugged in later.
-2. `A valid RSDP was not found` on the console, and no line `efi: EFI v…`: the kernel was built without `CONFIG_EFI`
-   ([efi-off](#efi-off)), so it never found the ACPI tables. Set `CONFIG_EFI=y`.
-3. On the kernel's command line: [acpi=off](#acpi-off-cmdline), [nosmp or maxcpus=0](#smp-off-cmdline),
-   [nr_cpus=](#cpu-limit-cmdline), [maxcpus=](#maxcpus-cmdline), [nolapic or disableapic](#lapic-off-cmdline). Take it
-   away.
-4. None of them: the kernel has no ACPI ([acpi-off](#acpi-off)) or no SMP ([smp-off](#smp-off)).
+1. Did the launch request more? `-smp 8`, and none of the CPUs is only for hotplug.
+2. The console has `A valid RSDP was not found` and no line `efi: EFI v…`: the kernel was built without `CONFIG_EFI`
+   ([efi-off](#efi-off)), so it did not find the ACPI tables. Set `CONFIG_EFI=y`.
+3. The kernel's command line has [acpi=off](#acpi-off-cmdline), [nosmp or maxcpus=0](#smp-off-cmdline),
+   [nr_cpus=](#cpu-limit-cmdline), [maxcpus=](#maxcpus-cmdline), [nolapic or disableapic](#lapic-off-cmdline). Remove
+   it.
+4. None of these: the kernel has no ACPI ([acpi-off](#acpi-off)) or no SMP ([smp-off](#smp-off)).
 
 ## What you see
 """
 
 
 def page(pits: Mapping[str, Pit]) -> str:
-    """docs/pits.md: for someone whose guest has just failed, symptoms first."""
+    """docs/pits.md: for someone whose guest has just failed. Symptoms come first, patterns last."""
     text = [PAGE + "| what you see | what it may be |", "| --- | --- |"]
     for effect, pit in pits.items():
         if pit.layer == "effect":
             roots = [name for name, other in pits.items() if other.layer != "effect" and effect in below(pits, name)]
             text.append(f"| {pit.title} | {_linked(roots)} |")
-    text += ["", "## A line on the console", "| console (a pattern, RE2) | what it is |", "| --- | --- |"]
-    said: dict[str, list[str]] = {}
+    for layer, heading in LAYERS.items():
+        of_layer = {name: pit for name, pit in pits.items() if pit.layer == layer}
+        if of_layer:
+            text += ["", f"## {heading}"]
+        for name, pit in of_layer.items():
+            text += ["", f"### {name}", f"**{_code(sentence(pit))}.**", "", *_entry(pits, pit)]
+    text += ["", "## Index of console lines", "N is a number; … is anything.", "", "| line | pit |", "| --- | --- |"]
+    known: dict[str, list[str]] = {}
     for name, pit in pits.items():
         for pattern in (pattern for symptom in pit.symptom for pattern in symptom.console if pit.layer != "effect"):
-            said.setdefault(pattern, []).append(name)
-    text += [f"| {_code(pattern)} | {_linked(dict.fromkeys(names))} |" for pattern, names in sorted(said.items())]
-    for layer, title in LAYERS.items():
-        of_layer = {name: pit for name, pit in pits.items() if pit.layer == layer}
-        if not of_layer:
-            continue
-        text += ["", f"## {title}"]
-        for name, pit in of_layer.items():
-            text += ["", f"### {name}", f"**{pit.title[0].upper()}{pit.title[1:]}.** {pit.cause}", ""]
-            text += [f"Fix: {pit.fix}.", ""]
-            text += [f"- {_told(symptom)}" for symptom in pit.symptom]
-            text += [f"- config: {_required(rule)}" for rule in pit.require]
-            if effects := [pits[other].title for other in pit.leads_to if pits[other].layer == "effect"]:
-                text.append(f"- seen because of it: {'; '.join(effects)}")
-            text += [f"- reproduced by: {_reproduced(injection)}" for injection in pit.inject]
-            text += [f"- <{link}>" for link in pit.links]
+            for gist in gists(pattern):
+                known.setdefault(gist, []).append(name)
+    text += [f"| `{gist}` | {_linked(dict.fromkeys(names))} |" for gist, names in sorted(known.items())]
     return "\n".join(text) + "\n"
+
+
+def sentence(pit: Pit) -> str:
+    """The title with a capital letter; one that begins with a parameter, an option or a file name is kept as it is."""
+    first = pit.title.split()[0]
+    parameters = [pattern for symptom in pit.symptom for pattern in symptom.cmdline]
+    if not re.fullmatch(r"[A-Za-z']+,?", first) or any(re2.fullmatch(pattern, first) for pattern in parameters):
+        return pit.title
+    return pit.title[0].upper() + pit.title[1:]
+
+
+def _entry(pits: Mapping[str, Pit], pit: Pit) -> list[str]:
+    effects = [pits[other].title for other in pit.leads_to if pits[other].layer == "effect"]
+    others = _linked(other for other in pit.leads_to if pits[other].layer != "effect")
+    patterns = [_symptom(symptom) for symptom in pit.symptom] + [_required(rule) for rule in pit.require]
+    return [
+        *_item("What you see", _seen(pit)),
+        f"- **Cause:** {_code(pit.cause)}",
+        f"- **Fix:** {_code(pit.fix)}.",
+        *_item("Leads to", filter(None, ["; ".join(effects), others and f"other pits: {others}"])),
+        *_item("Links", (f"<{link}>" for link in pit.links)),
+        *_item("Reproduced by", [_reproduced(each) for each in pit.inject if not each.cannot]),
+        *_item("Not reproduced", [_code(each.cannot) for each in pit.inject if each.cannot]),
+        *_item("Patterns" if pit.symptom else "Recognized by", patterns),
+    ]
+
+
+def _item(name: str, parts: Iterable[str]) -> list[str]:
+    """One part on the same line, several below it, none not at all."""
+    known = list(parts)
+    if len(known) < 2:
+        return [f"- **{name}:** {each}" for each in known]
+    return [f"- **{name}:**", *(f"  - {each}" for each in known)]
+
+
+def _seen(pit: Pit) -> list[str]:
+    """What a person sees: what happens without an option, or the console's lines."""
+    if len(pit.require) == 1:
+        return [_code(pit.require[0].without)]
+    if pit.require:
+        return [f"Without `CONFIG_{rule.option}`: {_code(rule.without)}" for rule in pit.require]
+    lines = (
+        " and ".join(" or ".join(f"`{gist}`" for gist in gists(pattern)[:SHOWN]) for pattern in symptom.console)
+        for symptom in pit.symptom
+        if symptom.console
+    )
+    return list(dict.fromkeys(lines))
 
 
 def _linked(names: Iterable[str]) -> str:
@@ -68,32 +128,46 @@ def _linked(names: Iterable[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """Code in a cell of a Markdown table, where a bar would end the cell."""
-    return f"`{text}`".replace("|", "\\|")
+    return CODE.sub(r"`\g<0>`", text)
 
 
-def _told(symptom: Symptom) -> str:
-    parts = [f"console: `{pattern}`" for pattern in symptom.console]
-    parts += [f"not on the console: `{pattern}`" for pattern in symptom.missing]
-    parts += [f"command line: `{pattern}`" for pattern in symptom.cmdline]
-    parts += [f"not on the command line: `{pattern}`" for pattern in symptom.no_cmdline]
-    parts += [f"boot test: `{text}`" for text in symptom.facts]
-    parts += [f"unless `{text}`" for text in symptom.unless]
-    return ", and ".join(parts)
+def _symptom(symptom: Symptom) -> str:
+    parts = [f"console {_patterns(symptom.console, ' and ')}"] if symptom.console else []
+    parts += [f"not on the console {_patterns(symptom.missing, ' or ')}"] if symptom.missing else []
+    parts += [f"command line {_patterns(symptom.cmdline, ' and ')}"] if symptom.cmdline else []
+    parts += [f"not on the command line {_patterns(symptom.no_cmdline, ' or ')}"] if symptom.no_cmdline else []
+    parts += [f"boot test {_patterns(symptom.facts, ' and ')}"] if symptom.facts else []
+    parts += [f"unless {_patterns(symptom.unless, ' or ')}"] if symptom.unless else []
+    return "; ".join(parts)
+
+
+def _patterns(patterns: Iterable[str], between: str) -> str:
+    return between.join(f"`{pattern}`" for pattern in patterns)
 
 
 def _required(rule: contract.Rule) -> str:
-    wanted = f"at least {rule.at_least}" if rule.at_least is not None else rule.value or "y"
-    when = "" if rule.when == "always" else f" ({rule.when})"
-    return f"`CONFIG_{rule.option}` not {wanted}{when}: {rule.without}"
+    value = rule.value or "y"
+    wanted = f"below {rule.at_least}" if rule.at_least is not None else f"not `{value}`"
+    given = f", and `CONFIG_{rule.given}` is on" if rule.given else ""
+    series = f", in series {rule.series}" if rule.series else ""
+    when = f", and the launch has {WHEN[rule.when]}" if WHEN[rule.when] else ""
+    return f"config `CONFIG_{rule.option}` is {wanted}{given}{when}{series}"
 
 
 def _reproduced(injection: Injection) -> str:
-    if injection.cannot:
-        return f"cannot be: {injection.cannot}"
     parts = [f"`CONFIG_{option}={kconfig.spell(value)}`" for option, value in injection.options.items()]
-    parts += [f"`{word}`" for word in (*injection.cmdline, *injection.fault)]
-    parts += [f"launch `{key} = {value}`" for key, value in injection.launch.items()]
-    parts += [f"plugging in, up to `{key} = {value}`" for key, value in injection.plug.items()]
+    parts += [f"`{option}` on the command line" for option in injection.cmdline]
+    parts += [f"launch `{key} = {_toml(value)}`" for key, value in injection.launch.items()]
+    parts += [f"hotplug up to `{key} = {_toml(value)}`" for key, value in injection.plug.items()]
+    parts += [f"fault `{fault}`" for fault in injection.fault]
     series = f" ({', '.join(injection.series)})" if injection.series else ""
     return ", ".join(parts) + series
+
+
+def _toml(value: Any) -> str:
+    """A value as the pit's file has it."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

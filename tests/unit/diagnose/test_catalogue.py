@@ -7,6 +7,7 @@ import pytest
 
 from minguest.diagnose import catalogue
 from minguest.util.errors import UserError
+from tests import ROOT
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,28 @@ def test_a_wrong_pit_is_named(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(UserError, match=rf"a\.toml: .*(?s:.*){why}"):
         catalogue.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts"),
+    [
+        ("A valid RSDP was not found", ["A valid RSDP was not found"]),
+        (r"CPU limit of \d+ reached", ["CPU limit of N reached"]),
+        (r"a|b \(c\) d\b|e\|f", ["a", "b (c) d", "e|f"]),
+        (r"pci=(.*,)?off(,.*)?", ["pci=off"]),
+        (r"pci \S+: BAR [0-5] \[mem 0x[0-9a-f]+.*\]: no", ["pci …: BAR N [mem 0x…]: no"]),
+        (r"maxcpus=[1-9]\d*", ["maxcpus=N"]),
+        (r"mem=\d+[KMG]?", ["mem=N"]),
+        (r"x (?:a|b (c|d)) nodes?\.", ["x a node.", "x b c node.", "x b d node."]),
+    ],
+)
+def test_a_pattern_as_a_person_reads_it(pattern: str, texts: list[str]) -> None:
+    assert sorted(catalogue.gists(pattern)) == sorted(texts)
+
+
+def test_no_pattern_of_the_catalogue_reads_as_one() -> None:
+    for pit in catalogue.load(ROOT / "configs/pits").values():
+        for symptom in pit.symptom:
+            for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline, *symptom.no_cmdline):
+                for gist in catalogue.gists(pattern):
+                    assert gist and not set(gist) & set("\\*?{}"), pattern
