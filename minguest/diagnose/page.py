@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/pits.md, written from the pits. Pure."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -66,14 +67,7 @@ def page(pits: Mapping[str, Pit]) -> str:
             text += ["", f"## {heading}"]
         for name, pit in of_layer.items():
             text += ["", f"### {name}", f"**{_code(sentence(pit))}.**", "", *_entry(pits, pit)]
-    text += ["", "## Index of console lines", "N is a number; … is anything.", "", "| line | pit |", "| --- | --- |"]
-    known: dict[str, list[str]] = {}
-    for name, pit in pits.items():
-        for pattern in (pattern for symptom in pit.symptom for pattern in symptom.console if pit.layer != "effect"):
-            for gist in gists(pattern):
-                known.setdefault(gist, []).append(name)
-    text += [f"| `{gist}` | {_linked(dict.fromkeys(names))} |" for gist, names in sorted(known.items())]
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", *_index(pits)]) + "\n"
 
 
 def sentence(pit: Pit) -> str:
@@ -83,6 +77,25 @@ def sentence(pit: Pit) -> str:
     if not re.fullmatch(r"[A-Za-z']+,?", first) or any(re2.fullmatch(pattern, first) for pattern in parameters):
         return pit.title
     return pit.title[0].upper() + pit.title[1:]
+
+
+def _index(pits: Mapping[str, Pit]) -> list[str]:
+    """Which pit a line names; lines that name one only together are one row."""
+    known: dict[str, list[str]] = {}
+    for name, pit in pits.items():
+        for symptom in pit.symptom if pit.layer != "effect" else ():
+            for lines in itertools.product(*map(gists, symptom.console)):
+                known.setdefault(" and ".join(f"`{line}`" for line in lines), []).append(name)
+    known.pop("", None)  # of the symptoms without a console
+    rows = [f"| {lines} | {_linked(dict.fromkeys(names))} |" for lines, names in sorted(known.items())]
+    return [
+        "## Index of console lines",
+        "N is a number; … is anything.",
+        "",
+        "| console | pit |",
+        "| --- | --- |",
+        *rows,
+    ]
 
 
 def _entry(pits: Mapping[str, Pit], pit: Pit) -> list[str]:
