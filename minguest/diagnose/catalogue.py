@@ -26,17 +26,17 @@ Layer = Literal["config", "cmdline", "firmware", "launch", "host", "initrd", "ef
 
 
 class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to see a pit: all that it names must be so."""
+    """One way to recognize a pit: everything in it must hold."""
 
     console: tuple[str, ...] = ()
     """Patterns; each is found in some line, without printk's time."""
     missing: tuple[str, ...] = ()
-    """Patterns that are found in no line of a console that has its kernel's banner, was not silenced, and came as far
-    as BOOTED; or of one with a whole report."""
+    """Patterns that no line has. They count only where the console has the kernel's banner, is not silenced and reaches
+    matching.BOOTED, or where the report is whole."""
     cmdline: tuple[str, ...] = ()
-    """Patterns; each is a whole word of the kernel's command line."""
+    """Patterns; each matches a whole option on the kernel's command line."""
     no_cmdline: tuple[str, ...] = ()
-    """Patterns; none is a whole word of a command line that is known."""
+    """Patterns; none matches a whole option. The command line must be known."""
     facts: tuple[str, ...] = ()
     """Conditions (minguest/diagnose/facts.py) that hold."""
     unless: tuple[str, ...] = ()
@@ -47,29 +47,29 @@ class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to bring a pit about: the smallest change of a healthy guest, and the verdict that must follow."""
 
     name: str = ""
-    """Tells the injections of one pit apart."""
+    """Distinguishes the injections of one pit."""
     series: tuple[str, ...] = ()
-    """Only of these; else of every series."""
+    """Only for these; empty: for every series."""
     options: Mapping[str, str | int | bool] = {}
-    """Options of another kernel."""
+    """Config options of a kernel that is built for it."""
     cmdline: tuple[str, ...] = ()
-    """Words after those of the guest."""
+    """Options after those of the guest."""
     launch: Mapping[str, Any] = {}
-    """Fields of the guest's launch."""
+    """Fields of the guest's launch that it changes."""
     plug: Mapping[str, int | str] = {}
-    """`cpus` and `memory` that are there in the end, plugged in while the guest runs."""
+    """`cpus` and `memory` after hotplug, which happens while the guest runs."""
     fault: tuple[str, ...] = ()
     """Keys of faults.FAULTS."""
     result: tuple[Literal["failed", "lost", "not started"], ...] = ("failed",)
-    """Any of these."""
+    """The result may be any of these."""
     needs: str = ""
-    """A key of inject.NEEDS; where the machine has not what it names, this is NOT RUN."""
+    """A key of inject.NEEDS. On a machine without it, this is NOT RUN."""
     blind: str | None = None
-    """What is named where the kernel's config is not known; left out: the pit itself if it has a symptom, else none."""
+    """The pit that is named where the config is not known. Left out: this pit if it has a symptom, else none."""
     wrong: tuple[str, ...] = ()
-    """Of a guest that failed: the rows of its verdict that are wrong, all of them; `pits` only where no other is."""
+    """All wrong rows in the verdict of a guest that failed; `pits` only where no other row is wrong."""
     cannot: str = ""
-    """Why it cannot be brought about here at all; it is NOT RUN then."""
+    """Why it cannot be brought about here. It is then NOT RUN."""
 
 
 class Pit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,16 +77,16 @@ class Pit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     title: str
     layer: Layer
-    """Where the mistake is; `effect`: not a mistake, what comes of one."""
+    """Where the mistake is; `effect`: not a mistake, but what follows from one."""
     symptom: tuple[Symptom, ...] = ()
     """Any of them is enough."""
     require: tuple[contract.Rule, ...] = ()
-    """What of the kernel's config it rests on: any of them broken is enough, where the config is known."""
+    """What it requires of the kernel's config: one broken row is enough, where the config is known."""
     cause: str = ""
     fix: str = ""
     """The exact change."""
     leads_to: tuple[str, ...] = ()
-    """Pits and effects that are seen because of this one."""
+    """Pits and effects that follow from this one."""
     links: tuple[str, ...] = ()
     inject: tuple[Injection, ...] = ()
 
@@ -95,7 +95,7 @@ def load(folder: Path) -> dict[str, Pit]:
     """Read every pit by its id, the name of its file. UserError names file and field."""
     pits = {path.stem: settings.decode(path, Pit) for path in sorted(folder.glob("*.toml"))}
     if not pits:
-        raise UserError(f"{folder}: no pit there")
+        raise UserError(f"{folder}: no pits (*.toml) in this folder")
     for name, pit in pits.items():
         where = str(folder / f"{name}.toml")
         _verify(where, pit)
@@ -107,30 +107,33 @@ def load(folder: Path) -> dict[str, Pit]:
         pits[name] = msgspec.structs.replace(pit, require=rules)
     for name in pits:
         if name in below(pits, name):
-            raise UserError(f"{folder / name}.toml: leads_to comes back to itself: nothing would be the root")
+            raise UserError(f"{folder / name}.toml: leads_to comes back to itself, so there would be no root")
     return pits
 
 
 def _verify(where: str, pit: Pit) -> None:
     if not (pit.symptom or pit.require):
-        raise UserError(f"{where}: no [[symptom]] and no [[require]]: nothing would ever tell of it")
+        raise UserError(f"{where}: no [[symptom]] and no [[require]]: nothing could recognize it")
     if pit.layer != "effect" and not (pit.cause and pit.fix):
         raise UserError(f"{where}: cause or fix is missing", 'only a pit with layer = "effect" has none')
     if pit.layer != "effect" and not pit.inject:
-        raise UserError(f"{where}: no [[inject]]: how is it brought about?", "if it cannot be: [[inject]] cannot = WHY")
+        raise UserError(
+            f"{where}: no [[inject]]: how is it brought about?",
+            "if that is impossible: [[inject]] cannot = WHY",
+        )
     for rule in pit.require:
         contract.verify(rule, where)
     for symptom in pit.symptom:
         if not (symptom.console or symptom.cmdline or symptom.facts):
-            raise UserError(f"{where}: an empty [[symptom]] would always be there", "console, cmdline or facts")
+            raise UserError(f"{where}: an empty [[symptom]] would always match", "set console, cmdline or facts")
         for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline, *symptom.no_cmdline):
             try:
                 everywhere = compiled(pattern).search(b"")
             except re2.error as error:
                 why = error.args[0].decode() if isinstance(error.args[0], bytes) else error
-                raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns are RE2's") from error
+                raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns have the syntax of RE2") from error
             if everywhere:
-                raise UserError(f"{where}: pattern {pattern!r} would always be there")
+                raise UserError(f"{where}: pattern {pattern!r} would always match")
         try:
             for text in (*symptom.facts, *symptom.unless):
                 condition(text)
@@ -138,16 +141,16 @@ def _verify(where: str, pit: Pit) -> None:
             raise UserError(f"{where}: {error}") from None
     names = [injection.name for injection in pit.inject]
     if len(set(names)) != len(names):
-        raise UserError(f"{where}: two [[inject]] of one name", "name = tells them apart")
+        raise UserError(f"{where}: two [[inject]] have the same name", "give each its own name = …")
 
 
 def rules(pits: Mapping[str, Pit]) -> tuple[contract.Rule, ...]:
-    """The contract: what all pits require of a config."""
+    """The contract: what all pits require of a kernel's config."""
     return tuple(rule for pit in pits.values() for rule in pit.require)
 
 
 def below(pits: Mapping[str, Pit], name: str) -> set[str]:
-    """All that a pit leads to, however far."""
+    """All that a pit leads to, directly or not."""
     found: set[str] = set()
     pending = list(pits[name].leads_to)
     while pending:

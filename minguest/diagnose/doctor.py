@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at a kernel before its first boot, and says what this launch would make of it under OVMF. Pure.
+"""Examines a kernel before its first boot: which pits it would fall into with a launch under OVMF. Pure.
 
-A config decides; where the image carries none, its headers and the words that it would print are the evidence.
+The config decides. Where the image carries none, its headers and the messages in its payload are the evidence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from minguest.kernel.image import Image
 from minguest.model import Launch
 
 Sure = Literal["certain", "likely", "not known"]
-# Words that a kernel with the option prints, as 4.12, 6.1 and 6.12 have them: any one of them will do. Of a kernel
-# without a config these are all that its payload tells.
+# Messages that a kernel with the option contains, as 4.12, 6.1 and 6.12 have them: one of them is enough. Without a
+# config they are the only evidence in the payload.
 STRINGS: Mapping[str, tuple[str, ...]] = {
     "EFI": ("efi: EFI v", "efi: Can't find", "efivars: Registered efivars operations", "Registered efivars operations"),
     "ACPI": ("ACPI: Interpreter enabled", "Interpreter enabled"),
@@ -30,12 +30,12 @@ STRINGS: Mapping[str, tuple[str, ...]] = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that would go wrong, or that nothing here can tell."""
+    """One thing that would go wrong, or that is not known."""
 
     pit: str
     """Its id in configs/pits/."""
     option: str
-    """Of the kernel's config; empty where it is the launch's."""
+    """Of the kernel's config; empty where the launch is wrong."""
     sure: Sure
     why: str
     without: str
@@ -43,8 +43,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def look_for() -> tuple[str, ...]:
-    """The words to look for in an image."""
-    return tuple(word for words in STRINGS.values() for word in words)
+    """The messages to look for in an image."""
+    return tuple(each for messages in STRINGS.values() for each in messages)
 
 
 def examine(
@@ -56,7 +56,7 @@ def examine(
 ) -> list[Finding]:
     """Which pits a kernel would fall into with `launch`, whose facts are `facts`.
 
-    `config` is given beside the image, and wins over its own.
+    `config` takes precedence over the config in the image.
     """
     rules = catalogue.rules(known_pits)
     series = ".".join((image.version or "").split(".")[:2])
@@ -67,7 +67,7 @@ def examine(
             for each in contract.check(rules, known, launch, series)
         ]
     else:
-        found = _by_words(image, rules, launch, series)
+        found = _by_messages(image, rules, launch, series)
     header = image.bzimage
     if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
         without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
@@ -78,26 +78,26 @@ def examine(
     return sorted(found, key=lambda each: order.index(each.sure))
 
 
-def _by_words(image: Image, rules: Sequence[contract.Rule], launch: Launch, series: str) -> list[Finding]:
+def _by_messages(image: Image, rules: Sequence[contract.Rule], launch: Launch, series: str) -> list[Finding]:
     breached = {each.option: each for each in contract.check(rules, {}, launch, series)}
     found = []
     for option, each in breached.items():
         if option == "EFI_STUB" and image.bzimage is not None:
-            continue  # its header says
+            continue  # its header decides
         if option in STRINGS and image.opened:
             if not image.strings & set(STRINGS[option]):
-                why = "nothing that it would print is in the kernel"
+                why = "the kernel has none of the messages of this option"
                 found.append(Finding(each.pit, option, "likely", why, each.without))
         else:
             why = "the image carries no config" if image.opened else image.closed_because
-            found.append(Finding(each.pit, option, "not known", f"{why}; config=FILE tells", each.without))
+            found.append(Finding(each.pit, option, "not known", f"{why}; pass the config: --config FILE", each.without))
     return found
 
 
 def describe(image: Image, findings: Sequence[Finding]) -> str:
-    """For a person: what the file is, what is wrong and how sure that is, what could not be told."""
+    """For a person: what the file is, what is wrong and how sure that is, what is not known."""
     packed = f", {image.compression}" if image.compression else ""
-    text = [f"{image.path}: {image.kind}, linux {image.version or 'of a version that it does not tell'}{packed}"]
+    text = [f"{image.path}: {image.kind}, linux {image.version or '(version not known)'}{packed}"]
     for each in findings:
         if each.sure != "not known":
             text += [f"  {each.sure}: {each.pit}: {each.why}", f"      at boot: {each.without}"]
@@ -105,5 +105,5 @@ def describe(image: Image, findings: Sequence[Finding]) -> str:
     if unknown:
         text.append(f"  not known ({unknown[0].why}): {', '.join(each.option for each in unknown)}")
     if len(unknown) == len(findings):
-        text.append("  nothing wrong was found" + (" in what could be told" if unknown else ""))
+        text.append("  nothing wrong was found" + (" in what is known" if unknown else ""))
     return "\n".join(text)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of one boot by name, and conditions on them as pits have them. Pure.
+"""The facts of one boot by name, and the conditions on them in the pits. Pure.
 
-A fact that nobody knows (a guest without a report, a log without its launch) is not in the mapping.
+A fact that is not known (a guest without a report, a log without its launch) is not in the mapping.
 """
 
 import re
@@ -22,29 +22,29 @@ NAMES: Mapping[str, str] = {
     "cpus.present": "CPUs that the kernel knows",
     "cpus.online": "CPUs that run",
     "cpus.plugged": "CPUs that were plugged in while the guest ran",
-    "memory.requested": "of the launch, plugged memory included",
-    "memory.made": "that QEMU has",
-    "memory.ram": "that the firmware gave to the kernel",
-    "memory.missing": "that QEMU has and the kernel was not given",
-    "memory.plugged": "that was plugged in while the guest ran",
+    "memory.requested": "memory of the launch, plugged memory included",
+    "memory.made": "memory that QEMU has",
+    "memory.ram": "memory that the firmware gave to the kernel",
+    "memory.missing": "memory that QEMU has and the kernel did not get",
+    "memory.plugged": "memory that was plugged in while the guest ran",
     "memory.blocks": "hotplug blocks that the kernel knows",
-    "memory.blocks_online": "of these, the ones in use",
+    "memory.blocks_online": "hotplug blocks that are in use",
     "nodes.requested": "NUMA nodes of the launch",
     "nodes": "NUMA nodes that the kernel has",
     "firmware.kind": "uefi or bios: what the kernel knows",
-    "firmware.vendor": "whose firmware it is, by DMI",
+    "firmware.vendor": "vendor of the firmware, from DMI",
     "gpus.requested": "cards of the launch",
-    "gpus.made": "of these, the ones that QEMU has",
+    "gpus.made": "cards of the launch that QEMU has",
     "gpus.seen": "display controllers that the kernel sees",
     "pci.devices": "PCI devices that the kernel sees",
     "bars.dead": "BARs without an address",
-    "interrupts.controllers": "with commas, as /proc/interrupts names them",
+    "interrupts.controllers": "interrupt controllers as /proc/interrupts names them, separated by commas",
     "report": "whole, damaged or none",
     "ending": "how the run ended: power-off, reset, deadline, …; refused: QEMU did not start it",
-    "console.lines": "lines on the console that are not empty",
+    "console.lines": "console lines that are not empty",
     "kernel.speaks": "yes or no: its version is on the console",
 }
-# What the facts that are words may say; the others are numbers.
+# What the facts that are text can be; the others are numbers. None: any text.
 VALUES: Mapping[str, set[str] | None] = {
     "firmware.kind": {"uefi", "bios"},
     "firmware.vendor": None,
@@ -59,7 +59,7 @@ FORM = re.compile(r"(?P<name>[a-z_.]+) (?P<operator>==|!=|<=|>=|<|>) (?P<other>\
 
 @dataclass(frozen=True)
 class Condition:
-    """`NAME OPERATOR VALUE`; the value is another fact's name, a size or number, or a word."""
+    """`NAME OPERATOR VALUE`; the value is another fact's name, a size, a number, or text."""
 
     name: str
     operator: str
@@ -75,8 +75,8 @@ class Condition:
             return None
         return bool(OPERATORS[self.operator](own, other))
 
-    def told(self, facts: Mapping[str, Fact]) -> str:
-        """What is so: `cpus.online is 1, cpus.requested is 4`."""
+    def describe(self, facts: Mapping[str, Fact]) -> str:
+        """The facts: `cpus.online is 1, cpus.requested is 4`."""
         names = [self.name, *([str(self.other)] if self.named else [])]
         return ", ".join(f"{name} is {facts.get(name, 'not known')}" for name in names)
 
@@ -95,7 +95,7 @@ def condition(text: str) -> Condition:
     if name in VALUES:
         known = VALUES[name]
         if operator not in ("==", "!="):
-            raise UserError(f"condition {text!r}: a word has no order", "== or !=")
+            raise UserError(f"condition {text!r}: text has no order", "use == or !=")
         if known is not None and other not in known:
             raise UserError(f"condition {text!r}: {name} is never {other!r}", f"known: {', '.join(sorted(known))}")
         return Condition(name, operator, other, False)
@@ -106,12 +106,12 @@ def condition(text: str) -> Condition:
     if re.fullmatch(r"\d+[MGT]", other):
         return Condition(name, operator, settings.size(other, f"condition {text!r}"), False)
     raise UserError(
-        f"condition {text!r}: {other!r} is no number", "a number, a size such as 96M, or another fact's name"
+        f"condition {text!r}: {other!r} is not a number", "use a number, a size such as 96M, or another fact's name"
     )
 
 
 def of_report(report: Report) -> dict[str, Fact]:
-    """What initd saw; of a report that is not whole only that."""
+    """What initd saw. A report that is not whole gives only that fact."""
     if not report.complete:
         return {"report": "damaged" if report.records else "none"}
     cpus, memory, firmware = report.record("cpus"), report.record("memory"), report.record("firmware")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pits a console, a report and the facts of a boot show. Pure, but for what reads a log or a report."""
+"""Which pits a console, a report and the facts of a boot show. Pure, except read_log and read_report."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import re2
 
-from minguest.diagnose.catalogue import Pit, Symptom, below, compiled
+from minguest.diagnose.catalogue import Pit, Symptom, below, compiled, gists
 from minguest.diagnose.facts import Fact, condition, of_report
 from minguest.kernel import contract
 from minguest.util import errors
@@ -19,21 +19,21 @@ from minguest.vm.report import Report, parse
 # printk's time, which may be switched off, and what a log collector puts before it.
 TIME = re.compile(rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\] ?|<\d+>)", re.MULTILINE)
 CMDLINE = re.compile(rb"(?:Kernel command line|Command line): (.*)")
-# The kernel's banner: a log may hold several boots, and begin after its own.
+# The kernel's banner: a log may hold several boots, and may begin after a banner.
 BANNER = re.compile(rb"^.*Linux version \d+\.\d+.*#\d+", re.MULTILINE)
-# Words that leave out of the console what a healthy kernel says.
+# Options that keep the messages of a healthy kernel off the console.
 SILENCING = re.compile(r"quiet|loglevel=[0-6]")
-# The kernel has come to its end of the boot: what it did not print by now it does not print.
+# The end of the kernel's boot: what it has not printed by then, it does not print.
 BOOTED = re.compile(rb"Run \S+ as init process|Freeing unused kernel|initd: |Kernel panic - not syncing")
-# Lines that are quoted of one pit.
+# Lines that are quoted for one pit.
 QUOTED = 4
-# Characters of a line that are quoted.
+# Characters that are quoted of a line.
 WIDTH = 300
-# Bytes that a console does not send: ASCII's control characters, but for those that move the cursor or ring.
+# Bytes that a console does not send: ASCII's control characters, except those that move the cursor or ring.
 CONTROLS = [bytes([code]) for code in (*range(7), *range(14, 27), *range(28, 32), 127)]
-# Bytes of a log that are cleaned at once, and a line more.
+# Bytes of a log that are cleaned at a time, and the rest of their last line.
 PART = 1 << 20
-# Bytes of a log: a guest that says more repeats itself.
+# Bytes of the largest log: a guest that prints more repeats itself.
 LOG_MAX = 64 << 20
 
 
@@ -42,9 +42,10 @@ class Seen(msgspec.Struct, frozen=True):
 
     screen: bytes
     """The console without times, escapes and carriage returns; it keeps its lines' numbers."""
-    words: tuple[str, ...]
-    """Of the kernel's command line."""
+    options: tuple[str, ...]
+    """On the kernel's command line."""
     booted: bool
+    """Whether the console has all that a healthy kernel prints; or the report is whole."""
     facts: Mapping[str, Fact] = {}
     breaches: tuple[contract.Breach, ...] | None = None
     """Where the kernel's config breaks the contract of its launch; None: its config is not known."""
@@ -56,11 +57,11 @@ class Found(msgspec.Struct, frozen=True):
     id: str
     pit: Pit
     lines: tuple[console.Line, ...]
-    """That tell it."""
+    """The lines of the console that show it."""
     proof: tuple[str, ...] = ()
-    """What tells it beside the console: of config, command line and facts."""
+    """What else shows it: config, command line and facts."""
     follows: tuple[str, ...] = ()
-    """Ids of recognized pits that it comes of."""
+    """Ids of the recognized pits that it follows from."""
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
@@ -69,21 +70,21 @@ class Diagnosis(msgspec.Struct, frozen=True):
     roots: tuple[Found, ...]
     follows: tuple[Found, ...]
     unexplained: tuple[Found, ...]
-    """Effects that come of none of the roots: their cause is none that is known."""
+    """Effects that follow from no root: their cause is not known."""
     ruled_out: tuple[tuple[str, str], ...]
-    """Pits that have an effect in common with a root and are not it, and what rules them out."""
+    """Pits that share an effect with a root, and what rules each of them out."""
 
 
 def read_log(path: Path) -> bytes:
     """A console's log from anywhere; UserError for what cannot be one."""
     try:
         if not path.is_file():
-            raise UserError(f"log {path}: no such file, or not a plain one", "it is a guest's console, as a file")
+            raise UserError(f"log {path}: no such file, or not a regular file", "pass the log of a guest's console")
         size = path.stat().st_size
         if size > LOG_MAX:
             raise UserError(
-                f"log {path}: {size / 1e6:.0f} MB, and {LOG_MAX >> 20} MiB is the most",
-                "give its first part: head -c 64M",
+                f"log {path}: {size / 1e6:.0f} MB; the limit is {LOG_MAX >> 20} MiB",
+                "pass its first part: head -c 64M",
             )
         raw = path.read_bytes()
     except OSError as error:
@@ -91,22 +92,22 @@ def read_log(path: Path) -> bytes:
     if not raw.strip():
         raise UserError(f"log {path}: empty", "was the console written to it? -serial file:LOG, or console=ttyS0")
     sample = raw[:PART]
-    # No text: what is neither UTF-8 nor ASCII, and what no terminal knows. A line with noise on it has some of it.
+    # Not text: what is not UTF-8, and control characters that no terminal knows. A noisy serial line has a few.
     odd = sample.decode("utf-8", "replace").count("\ufffd") + sum(map(sample.count, CONTROLS))
     if odd * 5 > len(sample):
         raise UserError(
-            f"log {path}: not a console's text: {odd} of its first {len(sample)} bytes are none",
-            "what was it written by? UTF-16 becomes text with iconv -f UTF-16",
+            f"log {path}: not a console's text: {odd} of its first {len(sample)} bytes are not text",
+            "if it is UTF-16, convert it: iconv -f UTF-16",
         )
     return raw
 
 
 def read_report(path: Path) -> Report:
     """initd's report as a file: its lines, or the report.json of a boot test."""
-    remedy = "it is initd's report, or a boot test's report.json"
+    remedy = "pass initd's report, or the report.json of a boot test"
     try:
         if not path.is_file():
-            raise UserError(f"report {path}: no such file, or not a plain one", remedy)
+            raise UserError(f"report {path}: no such file, or not a regular file", remedy)
         if path.stat().st_size > LOG_MAX:
             raise UserError(f"report {path}: more than {LOG_MAX >> 20} MiB", remedy)
         raw = path.read_bytes()
@@ -125,24 +126,24 @@ def see(
     facts: Mapping[str, Fact] | None = None,
     breaches: Sequence[contract.Breach] | None = None,
 ) -> Seen:
-    """What a console tells, with or without printk's times, escapes and carriage returns.
+    """What is known of a boot. Printk's times, escapes and carriage returns on the console do not matter.
 
     `facts` are those of the whole boot; left out, those of the report.
     """
     screen = _last_boot(_cleaned(raw))
-    told = str(report.record("begin").get("cmdline") or "") if report else ""
-    spoken = CMDLINE.search(screen)
+    reported = str(report.record("begin").get("cmdline") or "") if report else ""
+    printed = CMDLINE.search(screen)
     # What comes after "--" is init's (admin-guide/kernel-parameters).
-    words = (told or (spoken[1].decode("utf-8", "replace") if spoken else "")).partition(" -- ")[0].split()
+    options = (reported or (printed[1].decode("utf-8", "replace") if printed else "")).partition(" -- ")[0].split()
     if facts is None:
         facts = of_report(report) if report else {}
-    told_all = BANNER.search(screen) and BOOTED.search(screen) and not any(map(SILENCING.fullmatch, words))
-    booted = facts.get("report") == "whole" or bool(told_all)
-    return Seen(screen, tuple(words), booted, facts, None if breaches is None else tuple(breaches))
+    complete = BANNER.search(screen) and BOOTED.search(screen) and not any(map(SILENCING.fullmatch, options))
+    booted = facts.get("report") == "whole" or bool(complete)
+    return Seen(screen, tuple(options), booted, facts, None if breaches is None else tuple(breaches))
 
 
 def _cleaned(raw: bytes) -> bytes:
-    """Without times, escapes and carriage returns, a part at a time: a large log is not held many times over."""
+    """Without times, escapes and carriage returns; a part at a time, so that memory holds few copies of a large log."""
     clean = bytearray()
     begin = 0
     while begin < len(raw):
@@ -153,7 +154,7 @@ def _cleaned(raw: bytes) -> bytes:
 
 
 def _last_boot(screen: bytes) -> bytes:
-    """Of several boots the last, from its banner on; the lines before are left empty, for the numbers."""
+    """The last of several boots, from its banner on. The lines before it become empty, which keeps the numbers."""
     banners = list(BANNER.finditer(screen))
     if len(banners) < 2:
         return screen
@@ -196,13 +197,13 @@ def _ruled_out(
             continue
         against = [why for symptom in pit.symptom if isinstance(why := _matches(symptom, seen), str) and why]
         if pit.require and seen.breaches is not None:
-            against.insert(0, " and ".join(f"CONFIG_{rule.option} is as wanted" for rule in pit.require[:1]))
+            against.insert(0, f"CONFIG_{pit.require[0].option} is as required")
         if against:
             yield name, against[0]
 
 
 def describe(diagnosis: Diagnosis) -> str:
-    """A diagnosis for a person: the root, its cause and fix, the lines that tell, what follows, what it is not."""
+    """A diagnosis for a person: each root with its lines, cause and fix; what follows; what is ruled out."""
     text = [] if diagnosis.roots else ["no known pit"]
     for hit in diagnosis.roots:
         text.append(f"{hit.id}: {hit.pit.title}")
@@ -212,15 +213,15 @@ def describe(diagnosis: Diagnosis) -> str:
         text.append(f"follows from {', '.join(hit.follows)}: {hit.pit.title}")
         text += _evidence(hit)
     for hit in diagnosis.unexplained:
-        text.append(f"seen, and of no cause that is known: {hit.pit.title}")
+        text.append(f"seen, but no known pit causes it: {hit.pit.title}")
         text += _evidence(hit)
     text += [errors.printable(f"not {name}: {why}"[:WIDTH]) for name, why in diagnosis.ruled_out]
     return "\n".join(text)
 
 
 def _evidence(hit: Found) -> list[str]:
-    told = [f"  {line.number:5} | {line.text}" for line in hit.lines] + [f"        | {each}" for each in hit.proof]
-    return [errors.printable(line[:WIDTH]) for line in told]
+    shown = [f"  {line.number:5} | {line.text}" for line in hit.lines] + [f"        | {each}" for each in hit.proof]
+    return [errors.printable(line[:WIDTH]) for line in shown]
 
 
 class _Match(msgspec.Struct, frozen=True):
@@ -229,9 +230,9 @@ class _Match(msgspec.Struct, frozen=True):
 
 
 def _matches(symptom: Symptom, seen: Seen) -> _Match | str:
-    """What tells a symptom; or what rules it out, empty where that is only not known."""
+    """What shows a symptom; or the text of what rules it out, which is empty where that is not known."""
     proof = []
-    for of in (_words(symptom, seen), _facts(symptom, seen)):
+    for of in (_options(symptom, seen), _facts(symptom, seen)):
         if isinstance(of, str):
             return of
         proof += of
@@ -239,18 +240,18 @@ def _matches(symptom: Symptom, seen: Seen) -> _Match | str:
     return lines if isinstance(lines, str) else _Match(tuple(lines), tuple(proof))
 
 
-def _words(symptom: Symptom, seen: Seen) -> list[str] | str:
-    if (symptom.cmdline or symptom.no_cmdline) and not seen.words:
+def _options(symptom: Symptom, seen: Seen) -> list[str] | str:
+    if (symptom.cmdline or symptom.no_cmdline) and not seen.options:
         return ""
     proof = []
     for pattern in symptom.cmdline:
-        word = next((word for word in seen.words if re2.fullmatch(pattern, word)), None)
-        if word is None:
-            return f"the command line has no {pattern}"
-        proof.append(f"{word} is on the command line")
+        option = next((each for each in seen.options if re2.fullmatch(pattern, each)), None)
+        if option is None:
+            return f"the command line has no {' or '.join(gists(pattern))}"
+        proof.append(f"{option} is on the command line")
     for pattern in symptom.no_cmdline:
-        if word := next((word for word in seen.words if re2.fullmatch(pattern, word)), None):
-            return f"{word} is on the command line"
+        if option := next((each for each in seen.options if re2.fullmatch(pattern, each)), None):
+            return f"{option} is on the command line"
     return proof
 
 
@@ -259,11 +260,11 @@ def _facts(symptom: Symptom, seen: Seen) -> list[str] | str:
     for each in map(condition, symptom.facts):
         holds = each.holds(seen.facts)
         if not holds:
-            return each.told(seen.facts) if holds is False else ""
-        proof.append(each.told(seen.facts))
+            return each.describe(seen.facts) if holds is False else ""
+        proof.append(each.describe(seen.facts))
     for each in map(condition, symptom.unless):
         if each.holds(seen.facts):
-            return each.told(seen.facts)
+            return each.describe(seen.facts)
     return proof
 
 
@@ -272,13 +273,13 @@ def _lines(symptom: Symptom, seen: Seen) -> list[console.Line] | str:
     for pattern in symptom.console:
         line = _find(pattern, seen.screen)
         if line is None:
-            return f"no console line has {pattern!r}" if seen.screen.strip() else ""
+            return f'the console has no line like "{gists(pattern)[0]}"' if seen.screen.strip() else ""
         lines.append(line)
     if symptom.missing and not seen.booted:
         return ""
     for pattern in symptom.missing:
         if line := _find(pattern, seen.screen):
-            return f"the console says {line.text!r}"
+            return f'the console has the line "{line.text}"'
     return lines
 
 

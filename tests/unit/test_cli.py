@@ -68,7 +68,7 @@ def test_diagnose_reads_initds_report_too(tmp_path: Path, capsys: pytest.Capture
     ("name", "raw", "why"),
     [
         ("none.log", None, "no such file"),
-        (".", None, "no such file, or not a plain one"),
+        (".", None, "no such file, or not a regular file"),
         ("empty.log", b" \n", "empty"),
         ("binary.log", bytes(4096), "not a console's text"),
     ],

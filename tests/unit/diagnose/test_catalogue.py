@@ -18,7 +18,7 @@ from tests import ROOT
         ('title = "a"\nlayer = "effect"\n[[symptom]]', "an empty"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nmissing = ["x"]', "an empty"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nunless = ["bars.dead == 0"]', "an empty"),
-        ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = [".*"]', "would always be there"),
+        ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = [".*"]', "would always match"),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nfacts = ["bars.dead"]', "is not NAME"),
         ('title = "a"\nlayer = "effect"\nleads_to = ["a"]\n[[symptom]]\nconsole = ["x"]', "comes back to itself"),
         (
@@ -26,7 +26,7 @@ from tests import ROOT
             "no \\[\\[inject\\]\\]",
         ),
         ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["("]', r"pattern '\('"),
-        ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["(a)\\\\1"]', "patterns are RE2's"),
+        ('title = "a"\nlayer = "effect"\n[[symptom]]\nconsole = ["(a)\\\\1"]', "patterns have the syntax of RE2"),
         (
             'title = "a"\nlayer = "effect"\nleads_to = ["b"]\n[[symptom]]\nconsole = ["x"]',
             "leads_to = 'b': no such pit",

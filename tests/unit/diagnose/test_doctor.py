@@ -33,27 +33,27 @@ def test_a_config_decides() -> None:
     assert "NR_CPUS" not in options(found, "certain")
     assert not options(found, "likely") and not options(found, "not known")
     assert "NR_CPUS" in options(doctor.examine(image(config=config), None, PITS, Launch(max_cpus=9)), "certain")
-    # One that is given wins over the image's own.
+    # A config that is passed takes precedence over the image's own.
     given = {**config, "EFI": "y"}
     assert "EFI" not in options(doctor.examine(image(config=config), given, PITS, Launch()), "certain")
 
 
 @pytest.mark.parametrize("option", sorted(doctor.STRINGS))
-def test_without_a_config_the_words_that_it_would_print_tell(option: str) -> None:
+def test_without_a_config_the_messages_decide(option: str) -> None:
     found = doctor.examine(image(strings=WHOLE - set(doctor.STRINGS[option])), None, PITS, Launch())
     assert options(found, "likely") == [option]
     assert options(found, "certain") == []
-    for word in doctor.STRINGS[option]:
-        one = WHOLE - set(doctor.STRINGS[option]) | {word}
+    for message in doctor.STRINGS[option]:
+        one = WHOLE - set(doctor.STRINGS[option]) | {message}
         assert options(doctor.examine(image(strings=one), None, PITS, Launch()), "likely") == []
 
 
-def test_what_nothing_tells_is_not_guessed() -> None:
+def test_what_is_not_known_is_not_guessed() -> None:
     found = doctor.examine(image(), None, PITS, Launch())
     assert {each.sure for each in found} == {"not known"}
     assert "NR_CPUS" in options(found, "not known")
     text = doctor.describe(image(), found)
-    assert "nothing wrong was found in what could be told" in text and "config=FILE tells" in text
+    assert "nothing wrong was found in what is known" in text and "--config FILE" in text
     closed = image(opened=False, closed_because="lz4: the program lz4 is not installed", strings=frozenset())
     found = doctor.examine(closed, None, PITS, Launch())
     assert not options(found, "likely")
@@ -71,7 +71,7 @@ def test_what_is_wrong_comes_with_what_happens_at_boot() -> None:
     assert "certain: efi-off: CONFIG_EFI is n, wanted y" in text and "A valid RSDP was not found" in text
 
 
-def test_a_launch_that_no_kernel_mends_is_told_too() -> None:
+def test_a_fault_of_the_launch_is_found_too() -> None:
     found = doctor.examine(image(), {}, PITS, Launch(), {"memory.requested": 64 << 20})
     assert [each.why for each in found if each.pit == "memory-too-little"] == ["memory.requested is 67108864"]
     found = doctor.examine(image(), {}, PITS, Launch(), {"memory.requested": 128 << 20})

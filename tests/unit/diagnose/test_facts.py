@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions on a boot's facts: read strictly, and not known is neither true nor false."""
+"""Conditions on a boot's facts: they are read strictly, and a fact that is not known is neither true nor false."""
 
 import re
 
@@ -32,10 +32,10 @@ def test_a_condition(text: str, known: dict[str, facts.Fact], holds: bool | None
     assert condition(text).holds(known) is holds
 
 
-def test_what_is_so_is_told() -> None:
+def test_a_condition_describes_the_facts() -> None:
     each = condition("cpus.online < cpus.requested")
-    assert each.told({"cpus.online": 1, "cpus.requested": 4}) == "cpus.online is 1, cpus.requested is 4"
-    assert condition("bars.dead > 0").told({}) == "bars.dead is not known"
+    assert each.describe({"cpus.online": 1, "cpus.requested": 4}) == "cpus.online is 1, cpus.requested is 4"
+    assert condition("bars.dead > 0").describe({}) == "bars.dead is not known"
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_what_is_so_is_told() -> None:
         ("cpus.online", "is not NAME"),
         ("cpus.online =< 4", "is not NAME"),
         ("cpu.online < 4", r"no fact 'cpu.online'\n.*cpus.online"),
-        ("firmware.vendor < SeaBIOS", "a word has no order"),
-        ("cpus.online < cpus.wanted", "is no number"),
-        ("cpus.online == two", "is no number"),
-        ("memory.requested == 64MB", "is no number"),
+        ("firmware.vendor < SeaBIOS", "text has no order"),
+        ("cpus.online < cpus.wanted", "is not a number"),
+        ("cpus.online == two", "is not a number"),
+        ("memory.requested == 64MB", "is not a number"),
         ("report == hole", r"report is never 'hole'\n.*whole"),
-        ("firmware.vendor < cpus.online", "a word has no order"),
-        ("cpus.online < firmware.kind", "is no number"),
+        ("firmware.vendor < cpus.online", "text has no order"),
+        ("cpus.online < firmware.kind", "is not a number"),
     ],
 )
 def test_a_wrong_condition_is_named(text: str, why: str) -> None:
@@ -58,7 +58,7 @@ def test_a_wrong_condition_is_named(text: str, why: str) -> None:
         condition(text)
 
 
-def test_a_report_tells_its_facts() -> None:
+def test_the_facts_of_a_report() -> None:
     lines = b"""\
 {"record":"begin","protocol":1}
 {"record":"cpus","present":"0-3","online":"0,2"}

@@ -2,7 +2,7 @@
 """Recorded consoles of guests each with one pit injected, and of healthy ones, on three kernels.
 
 Recorded under QEMU 7.2, software emulation: 4.12.10 and 6.12.94 as this project builds them, and Debian 12's cloud
-kernel (6.1), which it does not. The name of a file is its line and what was done to the guest.
+kernel (6.1), which it does not. The name of a file is its series and what was done to the guest.
 """
 
 import re
@@ -63,7 +63,7 @@ INJECTED = {
     "vars-junk": "firmware-crashed",
     "memory-34M": "memory-too-little",
     "report-nowhere": "report-nowhere",
-    "numa-off": "",  # whether there was a second node, this console does not tell
+    "numa-off": "",  # this console does not show whether there was a second node
     "timer-stutter": "",  # the kernel found another way, and booted
     "panic-nmi": "nmi-panic",
 }
@@ -94,7 +94,7 @@ def test_a_console_names_its_pit_and_no_other(known: dict[str, catalogue.Pit], p
     wanted = [name for name in [BY_STEM.get(path.stem) or INJECTED.get(case)] if name]
     raw = path.read_bytes()
     assert roots(known, raw) == wanted
-    # As other people's logs are: without times, with carriage returns, behind a collector's prefix, cut at its end.
+    # As logs from elsewhere are: without times, with carriage returns, with a collector's prefix, cut at the end.
     bare = re.sub(rb"(?m)^\[ *\d+\.\d+\] ", b"", raw)
     for spoiled in (bare, bare.replace(b"\r", b"").replace(b"\n", b"\r\n"), raw + b"\n[    9.0"):
         assert roots(known, spoiled) == wanted
@@ -103,7 +103,7 @@ def test_a_console_names_its_pit_and_no_other(known: dict[str, catalogue.Pit], p
 
 
 def test_a_symptom_has_been_seen_of_every_pit_that_a_console_can_show(known: dict[str, catalogue.Pit]) -> None:
-    # The rest was seen on QEMU's own output, or on hosts that are not here: their files say which words.
+    # The rest was seen in QEMU's own output, or on other hosts: their files say which messages.
     elsewhere = {
         "kvm-unusable", "too-many-cpus", "flash-size", "vfio-missing", "vfio-no-remapping", "x2apic-off",
         "timer-not-connected",
@@ -126,7 +126,7 @@ def test_a_symptom_has_been_seen_of_every_pit_that_a_console_can_show(known: dic
         ("vfio 0000:01:00.0: failed to setup container: No interrupt remapping support", "vfio-no-remapping"),
     ],
 )
-def test_what_qemu_says_itself(known: dict[str, catalogue.Pit], said: str, pit: str) -> None:
+def test_messages_of_qemu_itself(known: dict[str, catalogue.Pit], said: str, pit: str) -> None:
     assert roots(known, said.encode()) == [pit]
 
 
@@ -149,14 +149,14 @@ def test_trouble_that_passed_is_no_pit(known: dict[str, catalogue.Pit], said: st
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     ["maxcpus=8", "-- noapic nosmp pci=nomsi", "numa=off", "pci=off acpi=off virtio_mmio.device=4K@0xd0000000:5"],
 )
-def test_words_that_change_nothing_are_no_pit(known: dict[str, catalogue.Pit], words: str) -> None:
-    assert roots(known, HEALTHY.replace(b"initd.then=poweroff", f"initd.then=poweroff {words}".encode())) == []
+def test_options_that_change_nothing_are_no_pit(known: dict[str, catalogue.Pit], options: str) -> None:
+    assert roots(known, HEALTHY.replace(b"initd.then=poweroff", f"initd.then=poweroff {options}".encode())) == []
 
 
-def test_what_one_cpu_cannot_lose_is_no_pit(known: dict[str, catalogue.Pit]) -> None:
+def test_options_that_cost_one_cpu_nothing_are_no_pit(known: dict[str, catalogue.Pit]) -> None:
     console = b"[ 0.0] Linux version 6.12.1 (a@b) #1 SMP\n[ 0.0] Kernel command line: nosmp maxcpus=1\n"
     facts = {"cpus.requested": 1, "cpus.online": 1, "cpus.present": 1}
     assert not matching.diagnose(known, matching.see(console, facts=facts)).roots
@@ -179,13 +179,13 @@ def test_the_last_of_several_boots_counts(known: dict[str, catalogue.Pit]) -> No
     assert found.roots[0].lines[0].number > HEALTHY.count(b"\n")
 
 
-def test_without_its_command_line_a_console_is_not_given_one(known: dict[str, catalogue.Pit]) -> None:
+def test_without_its_command_line_a_console_has_none(known: dict[str, catalogue.Pit]) -> None:
     for path in CONSOLES.glob("*-acpi-off.log"):
         bare = b"\n".join(line for line in path.read_bytes().split(b"\n") if b"ommand line" not in line)
         assert "lapic-off-cmdline" not in roots(known, bare)
 
 
-def test_no_rsdp_where_none_can_be_is_not_efi(known: dict[str, catalogue.Pit]) -> None:
+def test_no_rsdp_on_a_machine_without_one_is_not_efi(known: dict[str, catalogue.Pit]) -> None:
     boot = "[ 0.0] Linux version 5.10.1 (a@b) #1 SMP\n{}\n[ 0.1] ACPI BIOS Error (bug): A valid RSDP was not found\n"
     boot += "[ 1.0] Run /init as init process\n"
     assert roots(known, boot.format("[ 0.0] found SMP MP-table\n[ 0.0] MPTABLE: OEM ID: FC").encode()) == []
@@ -206,7 +206,7 @@ def test_no_rsdp_where_none_can_be_is_not_efi(known: dict[str, catalogue.Pit]) -
         ("vfio 0000:01:00.0: failed to set iommu for container: Operation not permitted", "vfio-no-remapping"),
     ],
 )
-def test_other_words_for_the_same(known: dict[str, catalogue.Pit], said: str, pit: str) -> None:
+def test_other_messages_of_the_same_pit(known: dict[str, catalogue.Pit], said: str, pit: str) -> None:
     assert roots(known, said.encode()) == [pit]
 
 
@@ -214,7 +214,7 @@ def test_a_decompressor_that_halts_is_not_always_damage(known: dict[str, catalog
     found = matching.diagnose(known, matching.see(b"Destination address too large\n\n -- System halted\n"))
     assert not found.roots
     assert [hit.id for hit in found.unexplained] == ["decompressor-halted"]
-    assert "of no cause that is known" in matching.describe(found)
+    assert "no known pit causes it: the kernel's decompressor gave up" in matching.describe(found)
 
 
 def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str, catalogue.Pit]) -> None:
@@ -222,6 +222,11 @@ def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str,
     assert [hit.id for hit in found.roots] == ["efi-off"]
     assert {hit.id for hit in found.follows} == {"no-rsdp", "no-madt", "one-cpu", "no-power-off"}
     assert "acpi-off-cmdline" in dict(found.ruled_out)
+    ruled_out = dict(found.ruled_out)
+    assert ruled_out["acpi-off-cmdline"] == "the command line has no acpi=off"
+    assert ruled_out["smp-off-cmdline"] == "the command line has no nosmp or maxcpus=0"
+    assert ruled_out["cpu-limit"] == 'the console has no line like "CPU topo: CPU limit of N reached"'
+    assert ruled_out["acpi-off"].startswith('the console has the line "ACPI: Early table')
     text = matching.describe(found)
     assert text.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
     assert "A valid RSDP was not found" in text and "fix:   CONFIG_EFI=y" in text
@@ -233,14 +238,14 @@ def test_the_root_comes_first_and_what_follows_is_shown_as_such(known: dict[str,
     assert f"{number:5} | " in text and line
 
 
-def test_the_report_tells_where_the_console_is_silent(known: dict[str, catalogue.Pit]) -> None:
+def test_the_report_decides_where_the_console_is_silent(known: dict[str, catalogue.Pit]) -> None:
     record = '{"record":"begin","protocol":1,"uptime":1.0,"cmdline":"quiet pci=nomsi"}\n{"record":"end","records":1}\n'
     found = matching.diagnose(known, matching.see(b"", report.parse(record.encode())))
     assert [hit.id for hit in found.roots] == ["msi-off-cmdline"]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0" * 1000, b"hello\n", bytes(range(256)) * 50])
-def test_what_tells_nothing_is_not_guessed_at(known: dict[str, catalogue.Pit], raw: bytes) -> None:
+def test_nothing_is_guessed(known: dict[str, catalogue.Pit], raw: bytes) -> None:
     found = matching.diagnose(known, matching.see(raw))
     assert not found.roots
     assert matching.describe(found) == "no known pit"
@@ -271,7 +276,7 @@ def test_what_is_no_log_is_named(tmp_path: Path, content: bytes | None, why: str
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"(?s)log {path}: .*{why.removeprefix('(?s)')}"):
         matching.read_log(path)
-    with pytest.raises(UserError, match="not a plain one"):
+    with pytest.raises(UserError, match="not a regular file"):
         matching.read_log(tmp_path)
 
 
@@ -283,10 +288,10 @@ def test_a_line_with_noise_on_it_is_a_log(tmp_path: Path) -> None:
     assert matching.read_log(path)
 
 
-def test_a_log_beyond_all_bounds_is_not_read(tmp_path: Path) -> None:
+def test_a_log_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(UserError, match="1074 MB, and 64 MiB is the most"):
+    with pytest.raises(UserError, match="1074 MB; the limit is 64 MiB"):
         matching.read_log(tmp_path / "log")
 
 
@@ -313,5 +318,5 @@ def test_what_is_no_report_is_named(tmp_path: Path, content: bytes | None, why: 
         (tmp_path / "c").write_bytes(content)
     with pytest.raises(UserError, match=rf"report {tmp_path / 'c'}: .*{why}|report {tmp_path}/{why}"):
         matching.read_report(tmp_path / "c")
-    with pytest.raises(UserError, match="not a plain one"):
+    with pytest.raises(UserError, match="not a regular file"):
         matching.read_report(tmp_path)
