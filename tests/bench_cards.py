@@ -158,7 +158,7 @@ def page(found: Found, record: Record, manifest: manifests.Manifest, command: st
 How long the boot test of a guest takes with 1 to {max(cards for cards, _ in found)} cards, each one BAR of this size. \
 The cards are emulated (QEMU's `pci-testdev`), and so is the CPU: compare within this page. Made by `{command}`.
 
-![The whole boot test in seconds against the BAR's size, a line a number of cards](boot-time.svg)
+![The whole boot test in seconds against the BAR's size, one line for each number of cards](boot-time.svg)
 
 | | |
 | --- | --- |
