@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,8 +16,11 @@ from typing import IO
 
 from minguest.util.errors import ToolError
 
-# How many of a failed tool's last lines the error shows.
+# How many of a failed tool's last lines the error shows, and before them of its first lines that carry an error:
+# with make -j, the other jobs go on for hundreds of lines after the one that failed.
 TAIL = 15
+ERRORS = 8
+_ERROR = re.compile(r"error:|fatal error|\*\*\* |undefined reference")
 # Seconds that a program gets to end by itself before it is killed: make removes what it was writing.
 GRACE = 10.0
 
@@ -87,9 +91,9 @@ def run(
             if process.poll() is None:
                 end(process)
     if late.is_set():
-        raise ToolError(f"{words[0]}: not done after {deadline:g} s, ended{_tail(lines, log)}")
+        raise ToolError(f"{words[0]}: not done after {deadline:g} s, ended{_excerpt(lines, log)}")
     if check and status != 0:
-        raise ToolError(f"{words[0]}: {_status(status)}{_tail(lines, log)}")
+        raise ToolError(f"{words[0]}: {_status(status)}{_excerpt(lines, log)}")
     return status, "\n".join(lines)
 
 
@@ -144,6 +148,9 @@ def _status(status: int) -> str:
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
-def _tail(lines: list[str], log: Path | None) -> str:
-    shown = "".join(f"\n  | {line}" for line in lines[-TAIL:])
+def _excerpt(lines: list[str], log: Path | None) -> str:
+    tail = lines[-TAIL:]
+    errors = list(dict.fromkeys(line for line in lines if _ERROR.search(line)))[:ERRORS]
+    above = [line for line in errors if line not in tail]
+    shown = "".join(f"\n  | {line}" for line in [*above, *(["…"] if above else []), *tail])
     return shown + (f"\n  whole log: {log}" if log is not None else "")

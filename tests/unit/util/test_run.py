@@ -36,6 +36,40 @@ def test_a_failure_shows_its_last_lines_and_its_log(tmp_path: Path) -> None:
     assert "line 10\n" not in str(caught.value)
 
 
+def test_a_failure_shows_first_the_lines_that_carry_an_error() -> None:
+    """With make -j, the compiler's message stands hundreds of lines above the end."""
+    script = """
+        echo 'CC init/main.o'
+        echo 'fs/dcache.c:7:1: error: expected declaration'
+        echo 'fs/dcache.c:9:1: fatal error: no.h: No such file'
+        echo "ld: vmlinux.o: undefined reference to 'efi_main'"
+        echo "ld: vmlinux.o: undefined reference to 'efi_main'"
+        echo 'make[2]: *** [fs/dcache.o] Error 1'
+        for i in $(seq 900); do echo CC $i.o; done
+        echo 'make: *** [vmlinux] Error 2'
+        exit 2
+    """
+    with pytest.raises(ToolError) as caught:
+        run(["sh", "-c", script])
+    assert str(caught.value).splitlines()[1:] == [
+        "  | fs/dcache.c:7:1: error: expected declaration",
+        "  | fs/dcache.c:9:1: fatal error: no.h: No such file",
+        "  | ld: vmlinux.o: undefined reference to 'efi_main'",
+        "  | make[2]: *** [fs/dcache.o] Error 1",
+        "  | …",
+        *(f"  | CC {number}.o" for number in range(887, 901)),
+        "  | make: *** [vmlinux] Error 2",
+    ]
+
+
+def test_a_failure_shows_eight_such_lines_at_most() -> None:
+    with pytest.raises(ToolError) as caught:
+        run(["sh", "-c", "for i in $(seq 100); do echo f.c:$i: error: x; done; exit 1"])
+    shown = str(caught.value).splitlines()
+    assert shown[8:10] == ["  | f.c:8: error: x", "  | …"]
+    assert len(shown) == 1 + 8 + 1 + 15
+
+
 def test_a_signal_is_named() -> None:
     with pytest.raises(ToolError, match="ended by SIGSEGV"):
         run(["sh", "-c", "kill -SEGV $$"])
