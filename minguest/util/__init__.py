@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small tools that know nothing of guests."""
+"""Small tools that know nothing about guests."""

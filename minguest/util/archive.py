@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking archives apart without trusting them, and making gzip that is the same every time."""
+"""Unpacks untrusted archives, and writes reproducible gzip."""
 
 import bz2
 import contextlib
@@ -23,15 +23,15 @@ from typing import IO, Any, Self, cast
 from minguest.util import files
 from minguest.util.errors import ToolError, UserError
 
-# Bytes read at a time. Measured on Linux 6.12: 1 MiB costs half as much again, since most files are small and
-# tarfile cuts each of them from the front of its buffer.
+# Bytes read at a time. Measured on Linux 6.12: with 1 MiB, unpacking takes half as long again, because most files are
+# small and tarfile cuts each of them from the front of its buffer.
 CHUNK = 1 << 16
 
-# Folders in each other. Linux has 12. shutil.rmtree() on Python 3.11 calls itself for each and ends in a RecursionError
-# at about 1000, so that a deeper tree could be made and not be removed.
+# Levels of nested folders. Linux has 12. shutil.rmtree() on Python 3.11 recurses, and raises RecursionError at about
+# 1000 levels: a deeper tree could be made, but not removed.
 DEEPEST = 100
 
-# Headers that tell of the next one, and the bytes that one may have: a path has 4096 at most.
+# Headers that describe the next header, and how many bytes such a header may have: a path has at most 4096.
 _ABOUT = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -41,7 +41,7 @@ _ABOUT = (
 )
 HEADER_MAX = 8 << 10
 
-# How a compressed file starts; anything else is taken for a plain tar.
+# The first bytes of a compressed file; anything else is read as a plain tar.
 _XZ = b"\xfd7zXZ\0"
 _LZMA = b"\x5d\0\0"
 _GZIP = b"\x1f\x8b"
@@ -50,10 +50,10 @@ _BZIP2 = b"BZh"
 
 @contextmanager
 def decompressed(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file and give its content as a forward stream, whether it is xz, lzma, gzip, bzip2 or plain.
+    """Open a file that is xz, lzma, gzip, bzip2 or plain, and give its content as a forward stream.
 
-    Raises UserError, naming the file, when it cannot be read, is cut short or is damaged; also when the body of
-    the `with` finds that out while it reads.
+    Raises UserError, which names the file, when the file is unreadable, cut short or damaged. The body of the `with`
+    gets the same error if its reading finds the damage.
     """
     try:
         file = path.open("rb")
@@ -78,14 +78,14 @@ def decompressed(path: Path) -> Iterator[IO[bytes]]:
 def extract_tar(tarball: Path, target: Path) -> None:
     """Unpack a tar of any compression into `target`, an empty folder that exists.
 
-    If everything in the archive is below one folder, that folder is left out. Times are kept; owners are not, and
-    modes become 755 or 644. Python's own `data` filter is not there on 3.11.2, so the members are checked here.
+    If everything in the archive is below one folder, that folder is left out. Times are kept. Owners are not kept, and
+    modes become 755 or 644. Python 3.11.2 lacks the `data` filter, so the members are checked here.
 
     Raises UserError for an archive that is damaged or does what no source archive should (absolute names, `..`,
-    links out of it, devices), ToolError when the disk is full or not writable. `target` is empty again then.
+    links out of it, devices), ToolError when the disk is full or not writable. `target` is then empty again.
     """
     if any(target.iterdir()):
-        raise UserError(f"{target}: not empty, so nothing is unpacked into it")
+        raise UserError(f"{target}: not empty, so nothing was unpacked into it")
     try:
         with files.disk_errors(target), decompressed(tarball) as stream:
             tree = _Tree(tarball, target)
@@ -102,14 +102,14 @@ def extract_tar(tarball: Path, target: Path) -> None:
 
 
 def deb_member(deb: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Files out of a Debian package, by the names that were requested (`./usr/share/OVMF/OVMF_CODE_4M.fd`).
+    """Files from a Debian package, by the requested names (`./usr/share/OVMF/OVMF_CODE_4M.fd`).
 
-    Raises UserError when a name is not in it or the file is no Debian package.
+    Raises UserError when the package lacks a name, or when the file is not a Debian package.
     """
     from debian.debfile import DebError  # noqa: PLC0415 - slow, and few commands open a package
 
     with _opened_deb(deb) as package:
-        held = package.data.tgz().getnames()
+        members = package.data.tgz().getnames()
         _check_end(deb, package.data.tgz())
         content: dict[str, bytes] = {}
         for name in names:
@@ -118,18 +118,18 @@ def deb_member(deb: Path, names: Sequence[str]) -> dict[str, bytes]:
             except DebError:
                 data = None
             if data is None:
-                near = difflib.get_close_matches(name, held, n=3)
+                near = difflib.get_close_matches(name, members, n=3)
                 raise UserError(
                     f"{deb}: has no file {name}" + (f"; nearest: {', '.join(near)}" if near else ""),
-                    "the package is another version than this project was written for; see what it holds with "
-                    "dpkg-deb --contents",
+                    "list its files with dpkg-deb --contents: this project was written for another version of the "
+                    "package",
                 )
             content[name] = data
         return content
 
 
 def deb_version(deb: Path) -> str:
-    """The version that a Debian package's control file gives, such as `2025.02-8+deb13u1`."""
+    """The version in a Debian package's control file, such as `2025.02-8+deb13u1`."""
     with _opened_deb(deb) as package:
         version = package.debcontrol().get("Version")
         if not version:
@@ -138,12 +138,12 @@ def deb_version(deb: Path) -> str:
 
 
 def plain_members(stream: IO[bytes], limit: int) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the members of a tar that a stranger made: plain files with plain headers, and no more
-    than `limit` bytes in all. A content is to be read before the next member is requested.
+    """Names and contents of the members of an untrusted tar: plain files with plain headers, and at most `limit` bytes
+    in all. Read a content before you request the next member.
 
-    Not by tarfile: it takes headers that speak of other headers (pax, GNU's long names), and one of 160,000 digits
-    keeps it busy for 20 s; and a sparse member gives as many bytes as it likes out of none. ValueError (of which
-    tarfile.TarError is none): such members, a damaged header, no end, too much.
+    tarfile does not do: it accepts headers that describe other headers (pax, GNU's long names), and one of 160,000
+    digits keeps it busy for 20 s; and a sparse member of no bytes gives any number of bytes. Raises ValueError (which
+    tarfile.TarError is not) for such members, a damaged header, a missing end, too many bytes.
     """
     left = limit
     while True:
@@ -155,7 +155,7 @@ def plain_members(stream: IO[bytes], limit: int) -> Iterator[tuple[str, IO[bytes
         except (tarfile.TarError, UnicodeDecodeError) as error:
             raise ValueError(f"a member's header: {error}") from error
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise ValueError(f"{member.name!r} is no plain file")
+            raise ValueError(f"{member.name!r} is not a plain file")
         padded = -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if member.size < 0 or padded > left:
             raise ValueError(f"more than {limit >> 20} MiB")
@@ -173,7 +173,7 @@ def plain_members(stream: IO[bytes], limit: int) -> Iterator[tuple[str, IO[bytes
 
 
 class _Part(io.RawIOBase):
-    """The next bytes of a stream, and no more."""
+    """The next `size` bytes of a stream, and no more."""
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream = stream
@@ -191,15 +191,15 @@ class _Part(io.RawIOBase):
         return len(data)
 
     def skip(self) -> None:
-        """Leave out what was not read."""
+        """Skip the bytes that were not read."""
         while self._left:
             self.readinto(memoryview(bytearray(min(CHUNK, self._left))))
 
 
 def gzip_bytes(data: bytes) -> bytes:
-    """Gzip (RFC 1952) with no name, no time and a fixed system byte: the same bytes from the same input and zlib."""
-    # gzip.compress() writes the system byte that zlib or this Python's version likes. Here: magic, deflate, no flags,
-    # time 0, "slowest" (what level 9 must say), system 255 (unknown).
+    """Gzip (RFC 1952) without name and time, with a fixed system byte: the same input and zlib give the same bytes."""
+    # The system byte of gzip.compress() depends on zlib and on the version of Python. Here: magic, deflate, no flags,
+    # time 0, "slowest" (required for level 9), system 255 (unknown).
     header = b"\x1f\x8b\x08\x00" + struct.pack("<I", 0) + b"\x02\xff"
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     body = deflate.compress(data) + deflate.flush()
@@ -207,7 +207,7 @@ def gzip_bytes(data: bytes) -> bytes:
 
 
 class _Member(tarfile.TarInfo):
-    """Refuses a header about a header that is long: tarfile's time for one grows with the square of its digits."""
+    """Refuses a long header about a header: tarfile's time for one grows with the square of its digits."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -218,20 +218,20 @@ class _Member(tarfile.TarInfo):
 
 
 class _Tree:
-    """A tree in the making, member by member. Symbolic links come last, so nothing can be written through one."""
+    """A tree that grows member by member. Symbolic links are made last, so nothing can be written through one."""
 
     def __init__(self, tarball: Path, target: Path) -> None:
         self.tarball = tarball
         self.target = target
         self.folders: dict[str, int | None] = {"": None}
-        """Name in the archive to its time in seconds, if the archive gives one."""
+        """From the name in the archive to its time in seconds, None if the archive has no time."""
         self.regular: set[str] = set()
         self.symlinks: dict[str, str] = {}
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Make one member; a symbolic link is only noted."""
         name = self._inside(member.name)
-        if member.size < 0:  # older tarfiles let it through, and would then go backwards
+        if member.size < 0:  # older versions of tarfile accept it, and then seek backwards
             raise self._refusal("has a file of a negative size", member.name)
         if member.issparse():
             raise self._refusal("has a sparse file, which may unpack to any size", member.name)
@@ -248,16 +248,16 @@ class _Tree:
         elif member.islnk():
             goal = self._inside(member.linkname)
             if goal not in self.regular:
-                raise self._refusal("has a hard link to no file of its own", f"{member.name} -> {member.linkname}")
+                raise self._refusal("has a hard link to a file it does not hold", f"{member.name} -> {member.linkname}")
             os.link(self.target / goal, self.target / name)
             self.regular.add(name)
         elif member.issym():
             self.symlinks[name] = member.linkname
         else:
-            raise self._refusal("holds a device, a pipe or another thing that no source has", member.name)
+            raise self._refusal("holds a device, a pipe or another thing that no source archive has", member.name)
 
     def finish(self) -> None:
-        """Leave out the one folder that all is below, if so; then make the symbolic links, then set folders' times."""
+        """Drop the one folder that holds everything, if there is one; then make symbolic links, set folders' times."""
         top = self._top()
         if top:
             _lift(self.target, top)
@@ -266,8 +266,8 @@ class _Tree:
             if goal.startswith("/") or "\0" in goal:
                 raise self._refusal("has a link that points outside its folder", f"{name} -> {goal}")
             (self.target / name[strip:]).symlink_to(goal)
-        # Only now, with all links in place, does a path through several of them show where it ends: `p -> .` and
-        # `q -> p/../..` look harmless one by one.
+        # Only with all links in place can a path through several of them be resolved: `p -> .` and `q -> p/../..` look
+        # harmless one by one.
         root = os.path.realpath(self.target)
         for name, goal in self.symlinks.items():
             end = os.path.realpath(self.target / name[strip:])
@@ -290,7 +290,7 @@ class _Tree:
         return "/".join(parts)
 
     def _make_folder(self, name: str) -> None:
-        """Make a folder and those above it, where no file and no link may be."""
+        """Make a folder and its parents; UserError where a file or a link has one of their names."""
         missing = []
         while name not in self.folders:
             missing.append(name)
@@ -306,20 +306,20 @@ class _Tree:
             self.folders[folder] = None
 
     def _top(self) -> str:
-        """The one folder that everything is below, or an empty string."""
+        """The one folder that holds everything, or an empty string."""
         names = itertools.chain(self.folders, self.regular, self.symlinks)
         tops = {name.split("/", 1)[0] for name in names if name}
         top = tops.pop() if len(tops) == 1 else ""
         return top if top in self.folders else ""
 
     def _refusal(self, what: str, name: str) -> UserError:
-        # repr(), for a name may hold what a terminal obeys.
+        # repr(), because a name may hold control characters of a terminal.
         return UserError(f"{self.tarball}: the archive {what}: {name!r}; nothing was kept")
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     source = tar.extractfile(member)
-    assert source is not None  # it is for what is no regular file
+    assert source is not None  # it is None only for what is not a regular file
     with source, path.open("xb", buffering=0) as sink:
         while chunk := source.read(CHUNK):
             view = memoryview(chunk)
@@ -330,28 +330,28 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
 
 
 def _seconds(member: tarfile.TarInfo) -> int:
-    """The member's time; what no file system could hold (or is not a number) becomes 1970."""
+    """The member's time; 1970 for a time that no file system can hold (or that is not a number)."""
     return int(member.mtime) if 0 <= member.mtime < 1 << 33 else 0
 
 
 def _check_end(tarball: Path, tar: tarfile.TarFile) -> None:
-    """Read on to the stream's end: only zeros may be there, and some must.
+    """Read on to the stream's end: it must consist of zeros, of at least one.
 
-    A tar ends with two zero blocks of 512 bytes. tarfile takes a broken header for the end too, and would leave out
-    the rest of the files without a word; and a compressed file's check sum is behind its last byte.
+    A tar ends with two zero blocks of 512 bytes. tarfile also takes a broken header for the end, and would silently
+    leave out the remaining files; and a compressed file's checksum follows its last byte.
     """
     rest = cast(IO[bytes], tar.fileobj)
     found = 0
     while chunk := rest.read(CHUNK):
         if chunk.strip(b"\0"):
-            raise UserError(f"{tarball}: damaged: a member's header is no header")
+            raise UserError(f"{tarball}: damaged: a member's header is invalid")
         found += len(chunk)
     if not found:
         raise UserError(f"{tarball}: cut short: the archive has no end")
 
 
 def _lift(target: Path, top: str) -> None:
-    """Move what is in `target/top` to `target`; the folder gets another name before, as it may hold its namesake."""
+    """Move what is in `target/top` to `target`; the folder is renamed first, because it may hold its namesake."""
     aside = Path(tempfile.mkdtemp(dir=target))
     (target / top).rename(aside)
     for path in list(aside.iterdir()):
@@ -360,7 +360,7 @@ def _lift(target: Path, top: str) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder as far as that can be done: it is called on the way out of an error, which must not be hidden."""
+    """Empty a folder as far as possible. It runs while an error is raised, so it must not raise another one."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -387,16 +387,16 @@ def _opened_deb(deb: Path) -> Iterator[Any]:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn the many ways in which Python says that a file's content is not right into one that names the file."""
-    remedy = "take it from where it came once more, and compare its SHA-256"
+    """Turn Python's many exceptions for a file with wrong content into one that names the file."""
+    remedy = "copy or download it again, and compare its SHA-256"
     try:
         yield
     except EOFError as error:
         raise UserError(f"{path}: cut short: the file ends before its content does", remedy) from error
     except (lzma.LZMAError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{path}: damaged, or not what it should be: {error}", remedy) from error
+        raise UserError(f"{path}: damaged, or not the format that was expected: {error}", remedy) from error
     except OSError as error:
-        # gzip and bz2 raise it with words alone; one with a number is the system's, about something else.
+        # gzip and bz2 raise it without an errno; one with an errno is the system's, about something else.
         if error.errno is not None:
             raise
-        raise UserError(f"{path}: damaged, or not what it should be: {error}", remedy) from error
+        raise UserError(f"{path}: damaged, or not the format that was expected: {error}", remedy) from error

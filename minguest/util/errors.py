@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, and whose turn it is.
+"""What can go wrong, and who has to act.
 
 Every message names what was wanted, what was found and why it matters; `remedy` says what to do.
-None of these is shown with a traceback.
+All of them are shown without a traceback.
 """
 
 import re
@@ -13,16 +13,16 @@ _DIGEST = re.compile(r"@sha256:[0-9a-f]*\Z")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text for a terminal: what could move its cursor or turn its writing (control, format and line-break characters)
-    is written as an escape, but for the characters in `keep`."""
+    """Text for a terminal: what could move its cursor or reverse its text (control, format and line-break characters)
+    is written as an escape, except the characters in `keep`."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def shown_url(url: str) -> str:
-    """A URL without what may be a secret: a user's name and password, its query, its fragment.
+    """A URL without the parts that may be secret: user name and password, query, fragment.
 
-    A password should have its `/`, `?` and `#` written as %2F, %3F and %23. Where it has not, nobody knows where it
-    begins: then no more than the scheme is shown.
+    A password should have its `/`, `?` and `#` written as %2F, %3F and %23. If it does not, its beginning cannot be
+    found, and only the scheme is shown.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -39,7 +39,7 @@ def shown_url(url: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """Text with each URL in it as `shown_url` shows it: a library's and a server's words may quote one."""
+    """Text with each URL in it as `shown_url` shows it: a message of a library or a server may quote one."""
 
     def shown(found: re.Match[str]) -> str:
         url = found[0].rstrip(":;,.)")
@@ -51,7 +51,7 @@ def redacted(text: str) -> str:
 class MinguestError(Exception):
     """The base: `str(error)` is the message, with the remedy on a line of its own.
 
-    A message may quote a server or a file that nobody trusts, and a URL with a password: see `printable`, `redacted`.
+    A message may quote an untrusted server or file, and a URL with a password: see `printable`, `redacted`.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
@@ -62,11 +62,11 @@ class MinguestError(Exception):
 
 
 class UserError(MinguestError):
-    """The user asked for something that cannot be: a wrong key, a wrong value, a contract that is not met."""
+    """The user requested something impossible: a wrong key, a wrong value, a contract that is not met."""
 
 
 class ToolError(MinguestError):
-    """A host tool, the network or the disk failed: the same words may succeed on another day."""
+    """A host tool, the network or the disk failed: the same command may succeed later."""
 
 
 class GuestError(MinguestError):
@@ -74,8 +74,8 @@ class GuestError(MinguestError):
 
 
 class GuestFailed(GuestError):
-    """The guest spoke to the end, and what it said is wrong."""
+    """The guest's report is complete, and something in it is wrong."""
 
 
 class GuestLost(GuestError):
-    """The guest stopped speaking: it panicked, hung, rebooted or never spoke."""
+    """The guest's report has no end: it panicked, hung, rebooted or never reported."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads, kept by their SHA-256: `cache/sha256/<digest>` is a file that was whole when it got that name.
+"""Downloads, kept by their SHA-256: `cache/sha256/<digest>` is a file that was complete when it got that name.
 
-Beside it may be `<digest>.part` (begun, to be resumed) and `<digest>.lock` (empty; stays, as removing a lock file
-would let two runs each hold one). Killed at any moment, a run leaves nothing more than these.
+Beside it may be `<digest>.part` (begun, to be resumed) and `<digest>.lock` (empty; kept, because removing a lock file
+would let two runs each hold one). A killed run leaves nothing else.
 """
 
 import hashlib
@@ -28,41 +28,41 @@ from minguest.util.progress import Download
 
 # Seconds to a connection: a lost SYN is sent again after 1, 3 and 7 s, so three chances.
 CONNECT_S = 10
-# Seconds of silence on an open connection: a mirror that first brings the file from its own origin may need some.
+# Seconds of silence on an open connection: a mirror that first gets the file from its origin may need some.
 SILENCE_S = 30
-# Seconds from asking to the last of an answer's headers, with RETRIES and redirects: a mirror that sends one byte of
-# a header now and then is never silent.
+# Seconds from the request to the end of the answer's headers, with RETRIES and redirects: a mirror that sends one byte
+# of a header now and then is never silent.
 ANSWER_S = 180
-# Times that one request is sent again, with pauses of 0, 2 and 4 s, or what Retry-After says up to RETRY_AFTER_S:
-# there are other mirrors, and a user waits.
+# How often one request is repeated, with pauses of 0, 2 and 4 s, or those of Retry-After up to RETRY_AFTER_S: there are
+# other mirrors, and a user waits.
 RETRIES = 3
 BACKOFF_S = 1
 RETRY_AFTER_S = 20
-# Times that one mirror is asked to go on after it cut the file short.
+# How often a download is resumed from one mirror that cut the file short.
 RESUMES = 5
-# Bytes when a source gives no size: more than any kernel, less than what fills a disk unnoticed.
+# Most bytes of a file whose source gives no size: more than any kernel has, too few to fill a disk.
 UNKNOWN_SIZE = 4 << 30
 # Bytes read at a time.
 CHUNK = 1 << 16
-# Seconds that a small file may take in all.
+# Seconds for the whole download of a small file.
 SMALL_S = 60
 
 
 class _MirrorError(Exception):
-    """This mirror will not do, and why; the next one may."""
+    """This mirror failed, and why; the next one may succeed."""
 
 
 class _CutError(Exception):
-    """The connection ended before the file did, and how; the mirror may go on from there."""
+    """The connection ended before the file did, and how; the download can be resumed."""
 
 
 class _Wanted(NamedTuple):
-    """What one call of fetch() is for."""
+    """The arguments of one call of fetch()."""
 
     source: Source
     name: str
     unsized: int
-    """Bytes that the file may have where the source gives no size."""
+    """Most bytes of the file if the source gives no size."""
     auth: AuthBase | None
 
     @property
@@ -81,11 +81,10 @@ def fetch(
 ) -> Path:
     """The source's file in the cache, downloaded if it is not there; `name` is for messages, `say` takes them.
 
-    What is in the cache is read and hashed at each call. Mirrors are asked in the source's order, each is resumed
-    a few times; a file counts only if its size and SHA-256 are right. Two runs at once download once. `limit`: bytes
-    that it may have where the source gives no size. `auth` says who asks, to the mirrors and to nobody that they
-    redirect to.
-    Raises ToolError: no mirror could give it (with a line for each), or the cache's disk is full or not writable.
+    A file in the cache is read and hashed at each call. Mirrors are tried in the source's order, each is resumed
+    a few times; a file counts only if its size and SHA-256 are right. Two runs at the same time download once. `limit`:
+    most bytes of the file if the source gives no size. `auth` is sent to the mirrors, and not where they redirect.
+    Raises ToolError: no mirror gave the file (with a line for each), or the cache's disk is full or not writable.
     """
     whole = _place(source, cache)
     try:
@@ -96,18 +95,18 @@ def fetch(
                 return whole
             with files.lock(
                 whole.with_name(f"{whole.name}.lock"),
-                lambda: say(f"{name}: another run is downloading it; waiting for that"),
+                lambda: say(f"{name}: another run is downloading it; waiting for that run"),
             ):
                 return _fetch_locked(_Wanted(source, name, UNKNOWN_SIZE if limit is None else limit, auth), whole, say)
     except OSError as error:
         raise ToolError(
             f"{error.filename or whole}: the cache cannot be used: {error.strerror}",
-            "give the cache another folder, or fix this one's permissions",
+            "fix the permissions of the cache, or give it another folder",
         ) from error
 
 
 def cached(source: Source, cache: Path) -> bool:
-    """Whether the file is in the cache as far as a look tells: it is there and of the right size."""
+    """Whether the cache has the file, by name and size; its content is not read."""
     try:
         size = _place(source, cache).stat().st_size
     except OSError:
@@ -118,17 +117,17 @@ def cached(source: Source, cache: Path) -> bool:
 def reachable(source: Source, deadline_s: float) -> str | None:
     """The first of the source's URLs that answers with success, or None if none did within `deadline_s` seconds.
 
-    All are asked at once (`len(source.urls)` of them), for their headers only.
+    All are requested at the same time, for their headers only.
     """
     answers: queue.Queue[str | None] = queue.Queue()
 
-    def ask(url: str) -> None:
+    def request(url: str) -> None:
         answers.put(url if _answers(url, deadline_s) else None)
 
     end = time.monotonic() + deadline_s
     for url in source.urls:
-        # A daemon: looking up a name cannot be interrupted, and must not hold up the end of the program.
-        threading.Thread(target=ask, args=(url,), daemon=True).start()
+        # A daemon: a name lookup cannot be interrupted, and must not delay the end of the program.
+        threading.Thread(target=request, args=(url,), daemon=True).start()
     for _ in source.urls:
         try:
             answer = answers.get(timeout=max(0.0, end - time.monotonic()))
@@ -140,9 +139,9 @@ def reachable(source: Source, deadline_s: float) -> str | None:
 
 
 def fetch_small(urls: Sequence[str], limit: int = 64 << 10) -> bytes:
-    """The content of a small file (a signature), from the first URL that gives it; nothing is kept.
+    """The content of a small file (a signature), from the first URL that gives it; it is not cached.
 
-    Raises ToolError, with a line for each URL, when none gives one of at most `limit` bytes.
+    Raises ToolError, with a line for each URL, when none gives a file of at most `limit` bytes.
     """
     failures = []
     with _session() as session:
@@ -156,7 +155,7 @@ def fetch_small(urls: Sequence[str], limit: int = 64 << 10) -> bytes:
                     while chunk := _read(response):
                         content += chunk
                         if len(content) > limit:
-                            raise _MirrorError(f"more than {limit} bytes, too many for what it should be")
+                            raise _MirrorError(f"more than {limit} bytes, too many for such a file")
                         if time.monotonic() > end:
                             raise _MirrorError(f"not done after {SMALL_S} s")
                 return bytes(content)
@@ -174,28 +173,28 @@ def _place(source: Source, cache: Path) -> Path:
     digest = source.sha256.lower()
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise UserError(
-            f"sha256 = {source.sha256!r}: no SHA-256, which has 64 hexadecimal digits",
-            "correct it where the source is written (configs/sources.toml)",
+            f"sha256 = {source.sha256!r}: not a SHA-256, which has 64 hexadecimal digits",
+            "correct it in the file that names the source (configs/sources.toml)",
         )
     return cache / "sha256" / digest
 
 
 def _spoiled(whole: Path, source: Source) -> str:
-    """Why the file in the cache is not what it was, or an empty string."""
+    """Why the file in the cache is damaged, or an empty string."""
     size = whole.stat().st_size
     if source.size is not None and size != source.size:
-        return f"it has {size} bytes and should have {source.size}"
-    return "" if files.sha256(whole) == whole.name else "its SHA-256 is another one"
+        return f"it has {size} bytes instead of {source.size}"
+    return "" if files.sha256(whole) == whole.name else "its SHA-256 is wrong"
 
 
 def _fetch_locked(wanted: _Wanted, whole: Path, say: Callable[[str], None]) -> Path:
-    """fetch() for the one process that holds the lock."""
+    """fetch(), in the process that holds the lock."""
     source, name = wanted.source, wanted.name
     if whole.exists():
         why = _spoiled(whole, source)
         if not why:
             return whole  # another run has just made it
-        say(f"{name}: the copy in the cache is spoiled ({why}); it is removed and downloaded again")
+        say(f"{name}: the copy in the cache is damaged ({why}); removing it and downloading it again")
         whole.unlink()
     part = whole.with_name(f"{whole.name}.part")
     _check_room(source, part)
@@ -208,32 +207,32 @@ def _fetch_locked(wanted: _Wanted, whole: Path, say: Callable[[str], None]) -> P
                 say(f"{name}: {web.shown(url)}: {error}")
                 failures.append(f"\n  {web.shown(url)}: {error}")
             else:
-                part.chmod(0o444)  # for no one to write in by mistake
+                part.chmod(0o444)  # so that nobody changes it by mistake
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
                 part.replace(whole)
                 return whole
     raise ToolError(
         f"{name}: none of {len(source.urls)} mirrors gave it{''.join(failures)}",
-        f"check the network and run the same command again; or put a file with this SHA-256 there by hand: {whole}",
+        f"check the network and run the same command again; or save a file with this SHA-256 as {whole}",
     )
 
 
 def _check_room(source: Source, part: Path) -> None:
-    """Raise ToolError now rather than after most of the download."""
+    """Raise ToolError before the download if the disk has no room for it."""
     if source.size is None:
         return
     needed = source.size - (part.stat().st_size if part.exists() else 0)
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise ToolError(
-            f"{part.parent}: {needed / 1e6:.0f} MB are still to come and {free / 1e6:.0f} MB are free",
+            f"{part.parent}: the download needs {needed / 1e6:.0f} MB more, and {free / 1e6:.0f} MB are free",
             "free some space there, or give the cache another folder",
         )
 
 
 def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: Download) -> None:
-    """Make `part` whole from one mirror, going on where it ends. Raises _MirrorError when this mirror cannot."""
+    """Complete `part` from one mirror, from where it ends. Raises _MirrorError when this mirror fails."""
     source = wanted.source
     cuts = 0
     while True:
@@ -246,19 +245,19 @@ def _from_mirror(session: requests.Session, url: str, wanted: _Wanted, part: Pat
             continue
         if digest == source.sha256.lower():
             return
-        part.unlink()  # nothing may be built on it
+        part.unlink()  # a later request must not append to it
         if pure:
-            raise _MirrorError(f"its content is another one (SHA-256 {digest}, wanted {source.sha256.lower()})")
-        # The wrong bytes may be another mirror's or an earlier run's: this one is requested all of it. That ends, for
-        # one answer from zero to the end is pure, and cuts are counted.
+            raise _MirrorError(f"wrong content (SHA-256 {digest}, expected {source.sha256.lower()})")
+        # The wrong bytes may be another mirror's or an earlier run's: request all of it from this one. The loop ends,
+        # because one answer from zero to the end is pure, and cuts are counted.
         cuts += 1
         if cuts > RESUMES:
-            raise _MirrorError(f"what came in {cuts} pieces is another content than wanted")
+            raise _MirrorError(f"wrong content, downloaded in {cuts} pieces")
 
 
 def _stream(session: requests.Session, url: str, wanted: _Wanted, part: Path, progress: Download) -> tuple[bool, str]:
-    """One request: add what comes to `part`, up to the end. Returns whether all of it is from this request, and its
-    SHA-256. Raises _CutError when the end did not come, _MirrorError when the answer is not the file."""
+    """One request: append its answer to `part`, up to the end. Returns whether all of `part` is from this request, and
+    its SHA-256. Raises _CutError when the end is missing, _MirrorError when the answer is not the file."""
     source, limit = wanted.source, wanted.limit
     start, digest = _begun(part)
     if digest.hexdigest() == source.sha256.lower():
@@ -279,23 +278,23 @@ def _stream(session: requests.Session, url: str, wanted: _Wanted, part: Path, pr
         length = _length(response)
         offered = _whole_length(response)
         if offered is not None and (offered > limit or source.size not in (None, offered)):
-            right = f"is {source.size}" if source.size is not None else f"may be {limit} at most"
-            raise _MirrorError(f"offers {offered} bytes where it {right}")
+            right = f"{source.size}" if source.size is not None else f"at most {limit}"
+            raise _MirrorError(f"offers {offered} bytes instead of {right}")
         if not start:
             digest = hashlib.sha256()
 
         position = start
         pace = web.Pace()
         begun = time.monotonic()
-        with part.open("ab" if start else "wb") as file, progress.over(start, url) as tell:
+        with part.open("ab" if start else "wb") as file, progress.over(start, url) as report:
             while chunk := _read(response):
                 if position + len(chunk) > limit:
                     part.unlink()
-                    raise _MirrorError(f"gives more than the {limit} bytes that the file may have")
+                    raise _MirrorError(f"sends more than {limit} bytes, the most that the file may have")
                 file.write(chunk)
                 digest.update(chunk)
                 position += len(chunk)
-                tell(position)
+                report(position)
                 if slow := pace.count(len(chunk)):
                     raise _MirrorError(slow)
         end = source.size if source.size is not None else (start + length if length is not None else position)
@@ -324,13 +323,13 @@ def _range(start: int) -> dict[str, str]:
 
 
 def _starts(response: requests.Response) -> int | None:
-    """Where a partial answer starts (RFC 9110, 14.4), or None if it does not say so properly."""
+    """Where a partial answer starts (RFC 9110, 14.4), or None if its header is missing or malformed."""
     match = re.match(r"bytes (\d+)-\d+/", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
 
 def _whole_length(response: requests.Response) -> int | None:
-    """Bytes of the file that the answer is of or from, or None if it does not say."""
+    """Bytes of the whole file that the answer gives, or gives a part of; None if it does not say."""
     if response.status_code == 200:
         return _length(response)
     match = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
@@ -356,9 +355,9 @@ def _session(auth: AuthBase | None = None) -> requests.Session:
         allowed_methods=("GET", "HEAD"),
         backoff_factor=BACKOFF_S,
         retry_after_max=RETRY_AFTER_S,
-        raise_on_status=False,  # the last answer is wanted, for its words
+        raise_on_status=False,  # the last answer has the message
     )
-    # The file itself is hashed, so nobody shall compress it on the way.
+    # The file itself is hashed, so no server may compress it on the way.
     session = web.session()
     session.auth = auth
     for scheme in ("http://", "https://"):
@@ -367,7 +366,7 @@ def _session(auth: AuthBase | None = None) -> requests.Session:
 
 
 def _get(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-    """Ask for a URL and return when the headers are there. Raises _MirrorError."""
+    """Request a URL and return when its headers have come. Raises _MirrorError."""
     timeout = (CONNECT_S, SILENCE_S)
     try:
         return web.within(ANSWER_S, lambda: session.get(url, headers=headers, stream=True, timeout=timeout))
@@ -378,7 +377,7 @@ def _get(session: requests.Session, url: str, headers: dict[str, str]) -> reques
 
 
 def _read(response: requests.Response) -> bytes:
-    """What has come, waiting for some only if there is none yet; empty at the end. Raises _CutError."""
+    """The bytes that have come; waits only if there are none. Empty at the end. Raises _CutError."""
     try:
         return web.more(response, SILENCE_S)
     except web.DeadlineError as error:
@@ -388,7 +387,7 @@ def _read(response: requests.Response) -> bytes:
 
 
 def _answers(url: str, deadline_s: float) -> bool:
-    """Whether a URL answers with success. A server may refuse HEAD or hang up on it; then it is requested one byte."""
+    """Whether a URL answers with success. A server may refuse HEAD or hang up; then one byte is requested."""
     for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
         try:
             with (

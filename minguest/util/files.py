@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that a killed run leaves nothing that a later run takes for whole."""
+"""Writes files so that a killed run leaves nothing that a later run takes for complete."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minguest.util.errors import ToolError
 
-# Files that are brought to the disk one by one.
+# Up to this many files are flushed to the disk one by one.
 FEW = 200
 
 
@@ -30,7 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(path if path.exists() else path.parent).free
         raise ToolError(
             f"{path}: {os.strerror(error.errno)} ({free / 1e6:.0f} MB free)",
-            "free some space there and run the same command again; what is already whole is kept",
+            "free some space there and run the same command again; what is already complete is kept",
         ) from error
 
 
@@ -85,8 +85,8 @@ def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int
 def replacing_tree(path: Path) -> Iterator[Path]:
     """Give an empty folder beside `path`; on success it takes the place of `path`, else it is removed.
 
-    All that was written there is on the disk before. What a killed run left beside `path` is cleared first; a second
-    run waits for the first.
+    All that was written there is flushed to the disk first. Leftovers of a killed run beside `path` are removed; a
+    second run waits for the first.
     """
     with lock(path.with_name(f".{path.name}.lock")):
         new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
@@ -109,9 +109,9 @@ def replacing_tree(path: Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path, aside: Path) -> None:
-    """Let two folders change their names, in one step where the file system can (renameat2(2)).
+    """Let two folders exchange their names, in one step where the file system can (renameat2(2)).
 
-    Elsewhere it takes two: interrupted between them, `path` comes back, at once or with the next run.
+    Elsewhere it takes two renames. If it is interrupted between them, `path` is restored, at once or by the next run.
     """
     failed = _renameat2(new, path)
     if failed == 0:
@@ -129,7 +129,7 @@ def _exchange(new: Path, path: Path, aside: Path) -> None:
 
 
 def _renameat2(one: Path, two: Path) -> int:
-    """Exchange two names: 0, or the number of the error."""
+    """Exchange two names: 0, or the errno."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     library = ctypes.CDLL(None, use_errno=True)
     done: int = library.renameat2(here, os.fsencode(one), here, os.fsencode(two), exchange)
@@ -137,9 +137,9 @@ def _renameat2(one: Path, two: Path) -> int:
 
 
 def sync_tree(path: Path) -> None:
-    """Bring all that is below a folder to the disk: file by file where they are few, else with all else there.
+    """Flush a folder and everything below it to the disk: file by file up to FEW, else with syncfs(2).
 
-    The one for many is syncfs(2), which also waits for what others write to that file system.
+    syncfs(2) also waits for what others write to that file system.
     """
     below = [path, *path.rglob("*")]
     if len(below) <= FEW:
@@ -157,7 +157,7 @@ def sync_tree(path: Path) -> None:
 
 @contextmanager
 def if_free(path: Path) -> Iterator[bool]:
-    """Whether nobody has the lock file `path`; it is held then, as in `lock`."""
+    """Whether the lock file `path` is free; if so it is held, as in `lock`."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +169,7 @@ def if_free(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def first_free(paths: Sequence[Path], waiting: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, int]]:
-    """Hold the first of several lock files that nobody else has, and its descriptor; else wait for the first one."""
+    """Hold the first free one of several lock files, with its descriptor; if none is free, wait for the first."""
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for path in paths:
         with path.open("a") as file:
@@ -184,13 +184,13 @@ def first_free(paths: Sequence[Path], waiting: Callable[[], None] = lambda: None
 
 
 def used(path: Path) -> None:
-    """Note that a file or a folder was used now, for what clears away what nobody uses; a read-only one stays as is."""
+    """Note that a file or a folder was used now, so that a prune keeps it; a read-only one stays as it is."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
+    """Flush a file's content, or a folder's names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only gate to a subprocess: explicit argv, a log, a deadline, and no child left behind."""
+"""The only way to start a program: explicit argv, a log, a deadline, and no child left behind."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from minguest.util.errors import ToolError
 TAIL = 15
 ERRORS = 8
 _ERROR = re.compile(r"error:|fatal error|\*\*\* |undefined reference")
-# Seconds that a program gets to end by itself before it is killed: make removes what it was writing.
+# Seconds that a program has to end by itself before it is killed: make removes what it was writing.
 GRACE = 10.0
 
 
@@ -41,25 +41,25 @@ def run(
 ) -> tuple[int, str]:
     """Run a program and return its status and its output (stdout and stderr as one text).
 
-    Without `merge` stderr is left out and goes nowhere.
+    Without `merge`, stderr is discarded.
 
-    `env` is added to the environment; with `bare` there is nothing else in it than `bare_environment`. `log` gets
-    the command and every line as it comes, `on_line` each line. `deadline` is in seconds. Raises ToolError when the
-    program is missing, misses the deadline or (`check`) fails. The whole process group is ended then, and also when
-    this call is interrupted: it gets SIGTERM, GRACE seconds to end, and then SIGKILL. Of `pass_fds` the program and
-    its children keep a copy: a lock among them outlives this process.
+    `env` is added to the environment, or with `bare` to `bare_environment`. `log` gets the command and every line as
+    it comes, `on_line` each line. `deadline` is in seconds. Raises ToolError when the program is missing, misses the
+    deadline or (`check`) fails. The whole process group is then ended, and also when this call is interrupted: it gets
+    SIGTERM, and SIGKILL after GRACE seconds. The program and its children keep a copy of `pass_fds`: a lock among them
+    outlives this process.
     """
-    words = [os.fspath(word) for word in argv]
+    arguments = [os.fspath(argument) for argument in argv]
     environment = {**(bare_environment() if bare else os.environ), **(env or {})}
-    require(words[0], environment.get("PATH"))
+    require(arguments[0], environment.get("PATH"))
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     late = threading.Event()
     with (log or Path(os.devnull)).open("w", encoding="utf-8", errors="backslashreplace") as sink:
-        sink.write(f"$ {shlex.join(words)}\n")
+        sink.write(f"$ {shlex.join(arguments)}\n")
         process = subprocess.Popen(
-            bound(words),
+            bound(arguments),
             cwd=cwd,
             env=environment,
             stdin=stdin if stdin is not None else subprocess.DEVNULL,
@@ -91,39 +91,39 @@ def run(
             if process.poll() is None:
                 end(process)
     if late.is_set():
-        raise ToolError(f"{words[0]}: not done after {deadline:g} s, ended{_excerpt(lines, log)}")
+        raise ToolError(f"{arguments[0]}: not done after {deadline:g} s, ended{_excerpt(lines, log)}")
     if check and status != 0:
-        raise ToolError(f"{words[0]}: {_status(status)}{_excerpt(lines, log)}")
+        raise ToolError(f"{arguments[0]}: {_status(status)}{_excerpt(lines, log)}")
     return status, "\n".join(lines)
 
 
 def require(tool: str, path: str | None = None) -> str:
-    """Full path of a host tool; ToolError when it is not there."""
+    """Full path of a host tool; ToolError when it is not installed."""
     found = shutil.which(tool, path=path)
     if found is None:
         raise ToolError(
             f"{tool}: no such program on this machine",
-            "./doit.sh installs what configs/packages.txt lists; or install the package that has it by hand",
+            "run ./doit.sh, which installs the packages in configs/packages.txt, or install the package that has it",
         )
     return found
 
 
 def bare_environment() -> dict[str, str]:
-    """What a build's tools get, so that nothing else that the user's shell exports reaches what they make.
+    """The environment of a build's tools: no other variable of the user's shell reaches what they make.
 
-    PATH is the user's: the tools are found by it. TMPDIR is a folder that can be written to: with one that cannot,
-    compilers fail, and Kconfig takes such a compiler for one that lacks what it was requested for.
+    PATH is the user's: the tools are found by it. TMPDIR is a writable folder: without one, compilers fail, and
+    Kconfig concludes that such a compiler lacks the features that it checks for.
     """
     return {"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": tempfile.gettempdir(), "LC_ALL": "C", "TZ": "UTC"}
 
 
 def bound(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The command so that the kernel kills it when its parent ends, however that ends (prctl(2), PR_SET_PDEATHSIG).
+    """The command with a prefix: the kernel kills it when its parent ends for any reason (prctl(2), PR_SET_PDEATHSIG).
 
-    util-linux' setpriv does it: a `preexec_fn` would run Python after a fork, which may hang where threads exist.
+    The prefix is setpriv of util-linux: a `preexec_fn` would run Python after a fork, which may hang with threads.
     """
     require("setpriv")
-    return ["setpriv", "--pdeathsig", "KILL", "--", *(os.fspath(word) for word in argv)]
+    return ["setpriv", "--pdeathsig", "KILL", "--", *(os.fspath(argument) for argument in argv)]
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -133,7 +133,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-    finally:  # also when the user presses Ctrl-C once more
+    finally:  # also when the user presses Ctrl-C again
         end_group(process)
         process.wait()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporary folders: a killed run leaves its own behind, and the next one removes it."""
+"""Temporary folders: what a killed run leaves behind, the next run removes."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,11 @@ PREFIX = "minguest-tmp-"
 
 @contextlib.contextmanager
 def folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder that is removed at the end; what killed runs left beside it is removed first.
+    """An empty folder that is removed at the end; leftovers of killed runs beside it are removed first.
 
-    It is below $TMPDIR, or below `parent`, where its name begins with a dot, for what is to be renamed from there.
+    It is below $TMPDIR, or below `parent`, with a dot before its name: from there a result can be renamed into place.
 
-    A run that lives holds a lock on its folder, flock(2), which ends with the process however that ends.
+    A live run holds a lock on its folder, flock(2), which ends with the process.
     """
     home, prefix = (parent, f".{PREFIX}") if parent else (Path(tempfile.gettempdir()), PREFIX)
     sweep(home, prefix)
@@ -40,12 +40,12 @@ def sweep(home: Path, prefix: str = PREFIX) -> None:
 
 
 def _taken(held: contextlib.ExitStack, made: Path) -> bool:
-    """Lock a new folder; False if another run swept it away before it was locked."""
+    """Lock a new folder; False if another run removed it before it was locked."""
     try:
         handle = held.enter_context(_opened(made))
     except FileNotFoundError:
         return False
-    with contextlib.suppress(OSError):  # a file system without such locks: there nothing is swept either
+    with contextlib.suppress(OSError):  # a file system without such locks: sweep() removes nothing there either
         fcntl.flock(handle, fcntl.LOCK_EX)
     return made.is_dir()
 

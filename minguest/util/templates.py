@@ -10,7 +10,7 @@ from minguest.util.errors import UserError
 
 
 def render(template: Path, **facts: Any) -> str:
-    """A template's text; an unknown name in it is an error. A `*.html.j2` or `*.xml.j2` escapes what it is given."""
+    """A template's text; an unknown name in it is an error. In `*.html.j2` and `*.xml.j2`, all values are escaped."""
     import jinja2  # noqa: PLC0415 - slow, and few commands render
 
     environment = jinja2.Environment(
@@ -31,6 +31,6 @@ def render(template: Path, **facts: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table: no markup of its own, no HTML, one line."""
+    """Text for a cell of a Markdown table: markup and HTML escaped, on one line."""
     escaped = re.sub(r"([\\`*_\[\]|<>#~])", r"\\\1", " ".join(text.split()))
     return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")

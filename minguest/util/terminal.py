@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command owes to whoever started it: streams that fail without ending its work, and signals that end it.
+"""Output streams whose failure does not stop a command's work, and signals that end it.
 
-Standard library alone: host.vfio needs it where nothing but python3 is.
+Uses the standard library alone: host.vfio must run on hosts that have only python3.
 """
 
 import contextlib
@@ -13,22 +13,21 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
-# As a shell says it of a program that SIGINT ended.
+# A shell's status for a program that SIGINT ended.
 INTERRUPTED = 128 + signal.SIGINT
 
 
 class Output(io.TextIOBase):
-    """A text stream that never raises: what could not be written is lost, and `lost` says why.
+    """A text stream that never raises: what cannot be written is lost, and `lost` says why.
 
-    A full disk or a reader that went away is no reason to stop in the middle of a boot test. What the stream's encoding
-    does not know is written as an escape.
+    A full disk or a closed pipe must not stop a boot test. Characters outside the stream's encoding are escaped.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         """`stream`: None for one that was closed before Python started."""
         self.lost = ""
         self._stream = stream
-        # A guest's words, or a terminal that knows no umlaut: a verdict shall still be seen.
+        # A guest's output, or a terminal without umlauts, must not hide a verdict.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -66,7 +65,7 @@ class Output(io.TextIOBase):
 
     def _lose(self, error: Exception) -> None:
         self.lost = self.lost or getattr(error, "strerror", None) or str(error)
-        # What is left in its buffer would fail again when Python ends.
+        # The rest of its buffer would fail again when Python ends.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
@@ -76,7 +75,7 @@ class Output(io.TextIOBase):
 
 @contextlib.contextmanager
 def streams() -> Iterator[Output]:
-    """Make sys.stdout and sys.stderr streams that never raise, for a while; gives the first."""
+    """Replace sys.stdout and sys.stderr by streams that never raise; gives the first. Restores them at the end."""
     plug()
     before = sys.stdout, sys.stderr
     out, err = Output(sys.stdout), Output(sys.stderr)
@@ -90,29 +89,29 @@ def streams() -> Iterator[Output]:
 
 
 def plug() -> None:
-    """See to it that descriptors 0 to 2 are open: else the next file would be what a child takes for its output."""
+    """Open descriptors 0 to 2 if they are closed: else the next opened file would become a child's output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def complaint(lost: str) -> str:
-    """What to say on stderr of a standard output that was lost."""
-    return f"standard output: {lost}: not all could be written there; what was to be done is done all the same"
+    """The message for stderr about a standard output that was lost."""
+    return f"standard output: {lost}: some of it was not written; the work itself is complete"
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP raise SystemExit with the status that a shell gives, so that what was begun is cleared
-    away. What is ignored stays so: nohup(1) starts a program with SIGHUP ignored."""
+    """Let SIGTERM and SIGHUP raise SystemExit with the status that a shell gives, so that cleanup runs. An ignored
+    signal stays ignored: nohup(1) starts a program with SIGHUP ignored."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda caught, _: sys.exit(128 + caught))
 
 
 def end_on_interrupt() -> None:
-    """Let an interrupt that nobody caught end this process with one line, and with the status of a shell.
+    """Let an uncaught interrupt end this process with one line, and with the status that a shell gives.
 
-    For a main program that is not ours, such as doit's: its status would be SIGINT's, after a traceback.
+    For a main program that is not ours, such as doit's: it would print a traceback, and SIGINT would be its status.
     """
     sys.excepthook = _uncaught
 
@@ -121,5 +120,5 @@ def _uncaught(kind: type[BaseException], error: BaseException, where: TracebackT
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, where)
         return
-    print("interrupted: what is whole is kept, and the same command goes on from there", file=sys.stderr)
-    raise SystemExit(INTERRUPTED)  # Python takes it from a hook too: pythonrun.c, _PyErr_PrintEx
+    print("interrupted: what is complete is kept; run the same command again to continue", file=sys.stderr)
+    raise SystemExit(INTERRUPTED)  # works in a hook too: pythonrun.c, _PyErr_PrintEx

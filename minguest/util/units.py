@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of bytes as people write and read them. Units are powers of 1024; standard library alone."""
+"""Counts of bytes as people write and read them. Units are powers of 1024. Uses the standard library alone."""
 
 import re
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
-# As a size has them (`512M`), and as a person reads them.
+# In a size that is read (`512M`), and in one that is shown.
 LETTERS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 NAMES = {"TiB": TIB, "GiB": GIB, "MiB": MIB, "KiB": KIB}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
 def read(text: str) -> int | None:
-    """Bytes of `512M`, `2 GiB`, `1.5G`, `4096`; None where it is no size, or not in whole bytes."""
+    """Bytes of `512M`, `2 GiB`, `1.5G`, `4096`; None if it is not a size, or not a whole number of bytes."""
     match = SIZE.fullmatch(text.strip())
     count = float(match[1]) * LETTERS[match[2].upper()] if match else 0.5
     return int(count) if count.is_integer() else None
 
 
 def whole(count: int) -> str:
-    """Bytes in the largest unit that they are whole in: `1536 MiB`."""
+    """Bytes in the largest unit that gives a whole number: `1536 MiB`."""
     for name, unit in NAMES.items():
         if count >= unit and count % unit == 0:
             return f"{count // unit} {name}"
@@ -26,7 +26,7 @@ def whole(count: int) -> str:
 
 
 def exact(count: int) -> str:
-    """Bytes with nothing left over: `128 GiB 48 MiB`; TiB only where that is all."""
+    """Bytes without rounding: `128 GiB 48 MiB`; TiB only for a whole number of them."""
     if count and count % TIB == 0:
         return f"{count // TIB} TiB"
     parts = []
@@ -38,7 +38,7 @@ def exact(count: int) -> str:
 
 
 def rounded(count: int) -> str:
-    """Bytes to the nearest unit, as memory is compared: less than 8 GiB stay in MiB, as differences are of some MiB."""
+    """Bytes to the nearest unit, to compare memory: below 8 GiB in MiB, because differences are some MiB."""
     if count >= 8 * GIB and count % GIB == 0:
         return f"{count // GIB} GiB"
     for name in ("MiB", "KiB"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTTP request, tried again while trying can help: for services that are written to, and small answers.
+"""One HTTP request, repeated while that can help: for uploads and small answers.
 
 `fetch` is for downloads that are resumed.
 """
@@ -24,36 +24,36 @@ from minguest.util.errors import ToolError, UserError, redacted, shown_url
 T = TypeVar("T")
 _TO_THE_END = re.compile(r"[A-Za-z0-9+.-]*:?//.*", re.DOTALL)
 
-# Seconds to a connection, and of silence on an open one.
+# Seconds until a connection must be open, and of silence on an open one.
 CONNECT_S = 10
 SILENCE_S = 60
-# Pauses in seconds before the second and each later try, unless Retry-After says longer, up to RETRY_AFTER_S.
+# Pauses in seconds before the second and each later try; Retry-After can make them longer, up to RETRY_AFTER_S.
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 RETRY_AFTER_S = 20
-# The service is busy or broken at the moment (RFC 9110, RFC 6585); 408 says the same of the request's way to it.
+# The service is busy or broken at the moment (RFC 9110, RFC 6585); 408: the request was too slow on its way.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-# Bytes of an answer's body that an error shows, and that are read for it.
+# Bytes of an answer's body that an error shows, and bytes that are read for it.
 SHOWN = 300
 SHOWN_MAX = 64 << 10
-# Bytes of an answer that is wanted, where its caller knows nothing better.
+# Most bytes of an answer, unless the caller gives a limit.
 LIMIT = 1 << 30
 # Seconds for the whole of an answer's body.
 WHOLE_S = 120
-# Seconds from asking to the last of an answer's headers: names, connections, TLS, redirects and all. A limit on
-# silence alone lets a server send one byte of a header now and then without end.
+# Seconds from the request to the end of the answer's headers: name lookup, connection, TLS and redirects included. With
+# a limit on silence alone, a server could send one byte of a header now and then without end.
 ANSWER_S = 120
-# What gives less than this, over this long, is given up: a kernel would need two days. A request that has a body
-# gets the time that the body takes at this speed.
+# A download slower than this, for this long, is given up: a kernel would need two days. A request with a body has the
+# time that the body takes at this speed.
 SLOW_BYTES_PER_S = 1000
 SLOW_S = 60
-# Places that an answer may send us on to, one after the other.
+# Most redirects, one after the other.
 REDIRECTS = 10
 CHUNK = 1 << 16
 LOGIN = "write https://HOST/PATH; in a user's name or password write %40 for @, %2F for /, %3F for ?, %23 for #"
-# What another try does not change: the address is wrong, or a header that was sent.
+# Errors that another try does not change: the address or a header that was sent is wrong.
 NEVER = (
     ValueError,
-    TypeError,  # requests, of a proxy's address that has no host
+    TypeError,  # from requests, for a proxy's address without a host
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
     requests.exceptions.MissingSchema,
@@ -62,7 +62,7 @@ NEVER = (
 
 
 class HttpError(ToolError):
-    """A service's answer that is not what was wanted; `status` is None where there was no answer."""
+    """An unexpected answer of a service; `status` is None if there was no answer."""
 
     def __init__(self, message: str, status: int | None, remedy: str = "") -> None:
         super().__init__(message, remedy)
@@ -70,11 +70,11 @@ class HttpError(ToolError):
 
 
 class DeadlineError(Exception):
-    """An answer's headers did not come in time; the message says how long that was."""
+    """An answer's headers did not come in time; the message gives that time."""
 
 
 class _Session(requests.Session):
-    """Leaves the body of a redirect alone: requests would read all of it, however much that is."""
+    """Does not read the body of a redirect: requests would read all of it, of any size."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         target = super().get_redirect_target(resp)
@@ -86,7 +86,7 @@ class _Session(requests.Session):
 
 
 def session() -> requests.Session:
-    """A session that identifies itself and asks for bytes as they are."""
+    """A session that identifies itself and requests bytes without an encoding."""
     made = _Session()
     made.max_redirects = REDIRECTS
     made.headers["User-Agent"] = "minguest"
@@ -95,19 +95,19 @@ def session() -> requests.Session:
 
 
 def login(url: str) -> tuple[str, requests.auth.AuthBase | None]:
-    """A URL without the user's name and password in it, and these (RFC 7617; None where it has none).
+    """A URL without its user name and password, and these (RFC 7617; None if it has none).
 
-    What never holds a password cannot print it, and cannot send it where a redirect leads. UserError for what is no URL
-    of a web server, which is not shown whole.
+    A URL without a password cannot print it, and cannot send it where a redirect leads. UserError for what is not a URL
+    of a web server; it shows only a part of it.
     """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"{shown(url)}: no address of a web server", LOGIN) from error
+        raise UserError(f"{shown(url)}: not the address of a web server", LOGIN) from error
     name, at, place = parts.netloc.rpartition("@")
     if not host or "@" in parts.path + parts.query + parts.fragment or not url.isprintable() or " " in url:
-        raise UserError(f"{shown(url)}: no address of a web server", LOGIN)
+        raise UserError(f"{shown(url)}: not the address of a web server", LOGIN)
     if not at:
         return url, None
     user, _, password = name.partition(":")
@@ -116,17 +116,17 @@ def login(url: str) -> tuple[str, requests.auth.AuthBase | None]:
     return parts._replace(netloc=place).geturl(), auth
 
 
-def within(seconds: float, ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises; DeadlineError where it has done neither after `seconds`.
+def within(seconds: float, request: Callable[[], T]) -> T:
+    """What `request` returns or raises; DeadlineError if it has done neither after `seconds`.
 
-    A thread of its own asks: looking up a name, a TLS handshake and the reading of headers have no limit that holds
-    for the whole. One that is late is left behind, and ends with the program at the latest.
+    It runs in its own thread: a name lookup, a TLS handshake and the reading of headers have no limit for the whole. A
+    late thread is abandoned; it ends with the program at the latest.
     """
     done: queue.SimpleQueue[tuple[T, None] | tuple[None, Exception]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            done.put((ask(), None))
+            done.put((request(), None))
         except Exception as error:
             done.put((None, error))
 
@@ -134,21 +134,21 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     try:
         result, error = done.get(timeout=max(0.0, seconds))
     except queue.Empty:
-        raise DeadlineError(f"no whole answer within {seconds:g} s") from None
+        raise DeadlineError(f"no complete answer within {seconds:g} s") from None
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
 
 
 class Pace:
-    """Notices who trickles: each read is in time, and the end never comes."""
+    """Detects a trickle: each read is in time, and the end never comes."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
         self._bytes = 0
 
     def count(self, length: int) -> str:
-        """Note that so many bytes have come; says what is wrong when they were too few for too long."""
+        """Count bytes that have come; returns what is wrong if they were too few for too long, else an empty string."""
         self._bytes += length
         elapsed = time.monotonic() - self._since
         if elapsed < SLOW_S:
@@ -161,7 +161,7 @@ class Pace:
 
 
 class Authorization(requests.auth.AuthBase):
-    """Sets the header, or none; that it is there at all keeps requests from taking a login out of ~/.netrc."""
+    """Sets the header, or none; a session with any auth does not take a login from ~/.netrc."""
 
     def __init__(self, header: str | None) -> None:
         self._header = header
@@ -173,7 +173,7 @@ class Authorization(requests.auth.AuthBase):
 
 
 def tries() -> Iterator[None]:
-    """Once, and once more after each of PAUSES."""
+    """Yield once, and again after each of PAUSES."""
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
         yield
@@ -192,11 +192,11 @@ def call(
     stream: bool = False,
     limit: int = LIMIT,
 ) -> requests.Response:
-    """Send a request and return its whole answer, if its status is one of `wanted`; `stream` leaves its body unread.
+    """Send a request and return its whole answer if its status is one of `wanted`; `stream` leaves its body unread.
 
-    A connection that fails or is cut, and an answer in TRANSIENT, are tried again; so the request must be one that may
-    arrive twice. A Path as `body` is streamed. Raises HttpError, which names the URL and shows what the service said;
-    also where the answer has more than `limit` bytes or takes more than WHOLE_S.
+    After a failed or cut connection, and after a status in TRANSIENT, it is sent again: the request must be safe to
+    repeat. A Path as `body` is streamed. Raises HttpError, which names the URL and quotes the service's answer; also if
+    the answer has more than `limit` bytes or takes more than WHOLE_S.
     """
     failure: HttpError | None = None
     pause = 0.0
@@ -227,14 +227,14 @@ def call(
 
 
 def more(answer: requests.Response, seconds: float) -> bytes:
-    """What has come of a body, waiting for some only if there is none yet; empty at its end. It is not decoded: some
-    servers label a .tar.gz as gzip *encoding*.
+    """The bytes of a body that have come; waits only if there are none. Empty at its end. Not decoded: some servers
+    label a .tar.gz as gzip *encoding*.
 
-    DeadlineError where nothing came within `seconds`: a server that sends the body in chunks (RFC 9112, 7.1) may send
-    the line before a chunk one byte now and then, so that no single read of its socket is late.
+    DeadlineError if nothing came within `seconds`: a server that sends the body in chunks (RFC 9112, 7.1) may send the
+    line before a chunk one byte now and then, so that no single read of its socket is late.
     """
 
-    # read1, as read() would wait for a full chunk, and a trickle could not be seen.
+    # read1: read() would wait for a full chunk, and hide a trickle.
     def read() -> bytes:
         return answer.raw.read1(CHUNK, decode_content=False) or b""
 
@@ -242,7 +242,7 @@ def more(answer: requests.Response, seconds: float) -> bytes:
 
 
 def _reading(answer: requests.Response, seconds: float, read: Callable[[], T]) -> T:
-    """`within`, for what reads a body; who is late there is woken up, or closing the answer would wait for him."""
+    """`within`, for reading a body. A late thread is woken up, because closing the answer would wait for it."""
     try:
         return within(seconds, read)
     except DeadlineError:
@@ -252,7 +252,7 @@ def _reading(answer: requests.Response, seconds: float, read: Callable[[], T]) -
 
 
 def _read(answer: requests.Response, limit: int, *, whole: bool) -> None:
-    """Read an answer's body, as much as it may have; of an error's (not `whole`) the beginning will do."""
+    """Read an answer's body, up to `limit`; of an error's body (not `whole`) only the beginning."""
     limit = limit if whole else SHOWN_MAX
     content = bytearray()
 
@@ -278,7 +278,7 @@ def _read(answer: requests.Response, limit: int, *, whole: bool) -> None:
 
 
 def refusal(answer: requests.Response) -> HttpError:
-    """An answer as an error: its request, status and what its body says."""
+    """An answer as an error: its request, status and the beginning of its body."""
     said = redacted(" ".join(answer.content.decode("utf-8", "replace")[:SHOWN].split()))
     request = f"{answer.request.method} {shown(answer.request.url or '')}"
     reason = f"HTTP {answer.status_code} {answer.reason or ''}".rstrip()
@@ -286,34 +286,34 @@ def refusal(answer: requests.Response) -> HttpError:
 
 
 def retry_after(answer: requests.Response) -> float | None:
-    """Seconds that an answer asks to wait (RFC 9110, 10.2.3); None where it does not, or gives a date."""
+    """Seconds that an answer asks to wait (RFC 9110, 10.2.3); None if it does not ask, or gives a date."""
     text = answer.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() else None
 
 
 def shown(url: str) -> str:
-    """A URL without what may be a secret: see errors.shown_url."""
+    """A URL without the parts that may be secret: see errors.shown_url."""
     return shown_url(url)
 
 
 def why(error: Exception, connect_s: float = CONNECT_S, silence_s: float = SILENCE_S) -> str:
-    """One short line out of the nested words of requests and urllib3, without secrets; seconds that the request was
-    given."""
+    """One short line from the nested messages of requests and urllib3, without secrets. `connect_s`, `silence_s`: the
+    limits of the request."""
     if isinstance(error, requests.ConnectTimeout | urllib3.exceptions.ConnectTimeoutError):
         return f"no connection within {connect_s:g} s"
     if isinstance(error, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
         return f"silent for {silence_s:g} s"
     if isinstance(error, requests.exceptions.InvalidHeader | UnicodeError):
-        # Their words quote what was to be sent, which may be a token.
-        return f"cannot be sent or understood: {type(error).__name__}"
+        # Their messages quote what was to be sent, which may be a token.
+        return f"cannot be sent or decoded: {type(error).__name__}"
     cause = error.args[0] if error.args else error
     reason = getattr(cause, "reason", None) or cause
     if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
         return f"silent for {silence_s:g} s"
     if isinstance(error, TypeError):
-        return "its address, or a proxy's, cannot be understood"
+        return "its address, or a proxy's, is malformed"
     if isinstance(error, requests.exceptions.InvalidURL | urllib3.exceptions.LocationParseError):
-        # It may be a proxy's, and have blanks in its password: all from its beginning is taken for a URL.
+        # It may be a proxy's, with blanks in its password: the rest of the text is redacted as one URL.
         return _TO_THE_END.sub(lambda found: shown_url(found[0]), str(error))
     # `HTTPConnection(host='…', port=1): Failed to establish a new connection: [Errno 111] Connection refused`
     return redacted(" ".join(str(reason).split(": ", 1)[-1].split())) or type(error).__name__

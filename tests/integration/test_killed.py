@@ -71,7 +71,7 @@ def test_ctrl_c_in_a_boot_test(built: paths.Layout, doit: Doit, after: float) ->
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said == "interrupted: what is whole is kept, and the same command goes on from there\n"
+    assert said == "interrupted: what is complete is kept; run the same command again to continue\n"
     assert gone(built.boot_test)
 
 

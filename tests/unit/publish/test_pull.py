@@ -317,7 +317,7 @@ def test_no_more_than_the_signed_size_is_taken(
     server.change = lambda seen, answer: (
         faults.Answer(200, body=answer.body + b"x" * 100_000) if seen.path.endswith("bzImage") else answer
     )
-    with pytest.raises(ToolError, match=f"offers {size + 100_000} bytes where it is {size}"):
+    with pytest.raises(ToolError, match=f"offers {size + 100_000} bytes instead of {size}"):
         get(f"http://{server.address}/1.0", key, tmp_path / "cache")
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in kept) < 100_000
@@ -348,7 +348,7 @@ def test_a_release_without_sizes_is_pulled_within_a_bound(
     shutil.rmtree(tmp_path / "cache")
     whole = sum(path.stat().st_size for path in (shelf / "1.0").iterdir())
     monkeypatch.setattr(layout, "UNSIZED_MAX", whole - 10_000)
-    with pytest.raises(ToolError, match=r"offers \d+ bytes where it may be \d+ at most"):
+    with pytest.raises(ToolError, match=r"offers \d+ bytes instead of at most \d+"):
         get(f"http://{server.address}/1.0", key, tmp_path / "cache")
 
 

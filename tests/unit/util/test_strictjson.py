@@ -16,12 +16,12 @@ class Kind(msgspec.Struct):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b'{"version": "1", "version": "2"}', "has 'version' twice"),
-        (b'{"version": "1", "\\u0076ersion": "2"}', "has 'version' twice"),
-        (b'{"version": "1", "x": [{"y": {"z": 1, "z": 1}}]}', "has 'z' twice"),
+        (b'{"version": "1", "version": "2"}', "has the name 'version' twice"),
+        (b'{"version": "1", "\\u0076ersion": "2"}', "has the name 'version' twice"),
+        (b'{"version": "1", "x": [{"y": {"z": 1, "z": 1}}]}', "has the name 'z' twice"),
         (b"[" * 100_000, "nested too deep"),
-        (b'{"version": NaN}', "no number"),
-        (b'{"version": -Infinity}', "no number"),
+        (b'{"version": NaN}', "not a number"),
+        (b'{"version": -Infinity}', "not a number"),
         ('{"version": "1"}'.encode("utf-16"), "utf-8"),
         ('\ufeff{"version": "1"}'.encode(), "BOM"),
         (b'{"version": "\xff"}', "utf-8"),
@@ -49,9 +49,9 @@ def test_many_names_take_no_longer(tmp_path: Path) -> None:
 
 
 def test_size_is_looked_at_first(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="more than the 4194304"):
+    with pytest.raises(ValueError, match="more than the limit of 4194304"):
         strictjson.loads(b"[" + b" " * strictjson.LIMIT + b"]")
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ValueError, match="more than the 4194304"):
+    with pytest.raises(ValueError, match="more than the limit of 4194304"):
         strictjson.read(tmp_path / "large")

@@ -25,8 +25,8 @@ CONSOLE = ROOT / "tests/data/consoles/6.12-efi-off.log"
 MINGUEST = [sys.executable, "-m", "minguest.cli"]
 # Seconds until a command that waits for a lock has said so.
 SAYS_S = 60
-INTERRUPTED = "interrupted: what is whole is kept, and the same command goes on from there\n"
-LOST = "standard output: {}: not all could be written there; what was to be done is done all the same\n"
+INTERRUPTED = "interrupted: what is complete is kept; run the same command again to continue\n"
+LOST = "standard output: {}: some of it was not written; the work itself is complete\n"
 CLOSED, FULL = "it is closed", os.strerror(errno.ENOSPC)
 
 
@@ -153,9 +153,9 @@ def test_doit_shows_nothing_where_nothing_can_be_shown(at: Layout) -> None:
 
 
 @pytest.mark.parametrize(("line", "why"), [('exec "$@" >&-', CLOSED), ('exec "$@" >/dev/full', FULL)])
-@pytest.mark.parametrize("words", [["diagnose", str(CONSOLE)], ["verify", "--unsigned", "{release}"]])
-def test_the_exit_status_says_that_the_output_was_lost(at: Layout, words: list[str], line: str, why: str) -> None:
-    argv = [*MINGUEST, *(word.format(release=at.release) for word in words)]
+@pytest.mark.parametrize("arguments", [["diagnose", str(CONSOLE)], ["verify", "--unsigned", "{release}"]])
+def test_the_exit_status_says_that_the_output_was_lost(at: Layout, arguments: list[str], line: str, why: str) -> None:
+    argv = [*MINGUEST, *(each.format(release=at.release) for each in arguments)]
     done = shell(line, argv, at.root)
     assert (done.returncode, done.stderr) == (1, f"minguest: {LOST.format(why)}")
     assert shell('exec "$@"', argv, at.root).returncode == 0
@@ -183,7 +183,7 @@ def test_a_stream_that_failed_is_left_alone() -> None:
         out = terminal.Output(stream)
         assert (out.write("a\n"), out.lost) == (2, FULL)
         assert (out.write("b\n"), out.lost) == (2, FULL)
-        stream.write("and whoever else has it\n")
+        stream.write("and every other process that has it\n")
 
 
 # ── letters ──
@@ -277,7 +277,7 @@ def test_a_memory_that_another_doit_writes_is_not_damaged(at: Layout) -> None:
 
 
 def test_a_memory_whose_writer_was_killed_is_kept(at: Layout) -> None:
-    """SQLite leaves a journal then, which whoever opens the file next plays back."""
+    """SQLite leaves a journal then, which the next process that opens the file plays back."""
     assert shell('exec "$@"', workshop.doit_argv("initd"), at.root).returncode == 0
     program = """
 import os, signal, sqlite3, sys
