@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel: its source, config, build, and what can be read from any built one."""
+"""A kernel: its source, config and build, and the facts in any built kernel."""

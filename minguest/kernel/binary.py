@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts read out of kernels, built here or elsewhere: ELF files, x86 bzImages, and what packs them.
+"""Facts read from kernels, built here or elsewhere: ELF files, x86 bzImages, and their compression.
 
 The image is inspected, not trusted.
 """
@@ -16,7 +16,7 @@ import msgspec
 from minguest.util import run, scratch
 from minguest.util.errors import ToolError, UserError
 
-# Into how many bytes something may unpack: a damaged file must not eat the machine.
+# Most bytes that a file may unpack into: a damaged file must not fill the memory.
 LARGEST = 1 << 30
 # A config has some 300 KB at most.
 LARGEST_CONFIG = 1 << 24
@@ -40,8 +40,8 @@ XLOADFLAGS = ("kernel-64", "above-4g", "efi-handover-32", "efi-handover-64", "ef
 # kernel/configs.c puts gzip between these marks.
 IKCFG_START, IKCFG_END = b"IKCFG_ST", b"IKCFG_ED"
 
-# What packs kernels, by its first bytes, as lib/decompress.c of the kernel has them; lz4 in its legacy format and in
-# the one of today. lzma has no magic: these are the usual properties and a dictionary of whole 64 KiB.
+# Compression formats of kernels, by their first bytes, as in lib/decompress.c of the kernel; lz4 in its legacy format
+# and in the current one. lzma has no magic: these are the usual properties and a dictionary of whole 64 KiB.
 PACKERS = (
     (b"\x1f\x8b\x08", "gzip"),
     (b"BZh", "bzip2"),
@@ -52,12 +52,12 @@ PACKERS = (
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"\x89LZO\0", "lzo"),
 )
-# What the standard library does not unpack, and the program that does; its package has the same name.
+# Formats that the standard library does not unpack, and the program that does; its package has the same name.
 PROGRAMS = {"zstd": "zstd", "lz4": "lz4", "lzo": "lzop"}
 
 
 class Elf(msgspec.Struct, frozen=True):
-    """What an ELF file is. `static`: no interpreter and no needed library, static-pie counts."""
+    """Facts of an ELF file. `static`: no interpreter and no needed library; static-pie counts as static."""
 
     machine: str
     bits: int
@@ -68,7 +68,7 @@ class Elf(msgspec.Struct, frozen=True):
 
 
 class BzImage(msgspec.Struct, frozen=True):
-    """What the headers of a bzImage say (boot protocol and PE)."""
+    """The headers of a bzImage (boot protocol and PE)."""
 
     protocol: str
     version: str
@@ -78,45 +78,45 @@ class BzImage(msgspec.Struct, frozen=True):
     xloadflags: tuple[str, ...]
     relocatable: bool
     init_size: int
-    """Bytes of memory that it needs from where it is loaded."""
+    """Bytes of memory that it needs from its load address on."""
     size: int
     handover_offset: int
-    """Of the EFI handover entry, from where the protected-mode code is loaded; 0: none."""
+    """Of the EFI handover entry, relative to the protected-mode code; 0: none."""
     pref_address: int
-    """Where it would like to be loaded."""
+    """The preferred load address."""
     alignment: int
-    """Bytes; of where it is loaded, when it is relocatable."""
+    """Bytes; of the load address, when it is relocatable."""
     min_alignment: int
-    """Bytes; what it can do with at the worst."""
+    """Bytes; the smallest alignment that it accepts."""
     compression: str | None
-    """Of its payload, by name as `packer` gives it, or `none`; None for one that is not known."""
+    """Of its payload: a name as `packer` gives it, or `none`; None for an unknown one."""
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """Where a bzImage has its compressed kernel: bytes `start` to `end` of the file are the stream itself."""
+    """The place of the compressed kernel in a bzImage: bytes `start` to `end` of the file are the stream itself."""
 
     start: int
     end: int
     behind: int
-    """Where what belongs to the stream ends: `end`, or 4 bytes later, with the unpacked size in them."""
+    """`end`, or 4 bytes later, if the unpacked size follows the stream."""
     compression: str | None
-    """A name as `packer` gives it, `none` for an ELF file as it is, None for anything else."""
+    """A name as `packer` gives it, `none` for an uncompressed ELF file, None for anything else."""
     unpacked: int | None
-    """Bytes that it says it unpacks into."""
+    """Bytes that it unpacks into, as recorded in the file."""
 
 
 class Pe(msgspec.Struct, frozen=True):
-    """What a PE header says."""
+    """The facts of a PE header."""
 
     machine: str
     """As the specification names it, without its prefix: `AMD64`, `ARM64`."""
     efi_application: bool
     sections: dict[str, tuple[int, int]]
-    """Where each one lies in the file: from, to."""
+    """Offsets of each one in the file: from, to."""
 
 
 def elf(path: Path) -> Elf:
-    """Read an ELF file; UserError if it is none."""
+    """Read an ELF file; UserError if it is not one."""
     # These and pefile are slow to import, and few commands look into a binary.
     from elftools.common.exceptions import ELFError  # noqa: PLC0415
     from elftools.elf.dynamic import DynamicSection  # noqa: PLC0415
@@ -144,12 +144,12 @@ def elf(path: Path) -> Elf:
 
 
 def bzimage(path: Path) -> BzImage:
-    """Read a bzImage's headers; UserError if it is none or cut short."""
+    """Read a bzImage's headers; UserError if it is not one, or cut short."""
     return bzimage_facts(path.read_bytes(), str(path))
 
 
 def bzimage_facts(data: bytes, name: str) -> BzImage:
-    """The same for bytes; `name` is what messages call them."""
+    """The same for bytes; messages call them `name`."""
     if len(data) < 0x1000 or data[MAGIC : MAGIC + 4] != b"HdrS":
         raise UserError(f"{name}: not an x86 kernel image: no boot header (HdrS) at {MAGIC:#x}")
     header = setup_header(data)
@@ -173,26 +173,27 @@ def bzimage_facts(data: bytes, name: str) -> BzImage:
 
 
 def setup_header(data: bytes) -> dict[str, int]:
-    """A bzImage's boot header by field; struct.error where the bytes end before it does."""
+    """A bzImage's boot header by field; struct.error if the bytes end before the header does."""
     return dict(zip(BOOT_FIELDS, struct.unpack_from(BOOT_FORMAT, data, BOOT_HEADER), strict=True))
 
 
 def setup_size(header: dict[str, int]) -> int:
-    """Bytes before the protected-mode code: the boot sector, and the setup's sectors, of which 0 stands for 4."""
+    """Bytes before the protected-mode code: the boot sector and the setup sectors; a count of 0 means 4."""
     return ((header["setup_sects"] or 4) + 1) * 512
 
 
 def kernel_version(data: bytes) -> str:
-    """The version string that a bzImage's boot header points to; "" where it points nowhere."""
+    """The version string that a bzImage's boot header points to; "" if it points nowhere."""
     at = setup_header(data)["kernel_version"]
     return data[at + 0x200 :][:512].split(b"\0", 1)[0].decode(errors="backslashreplace") if at else ""
 
 
 def payload(data: bytes) -> Payload | None:
-    """Where a bzImage's compressed kernel is, maybe beyond its end; None before protocol 2.08, and where it has none.
+    """The place of a bzImage's compressed kernel, perhaps beyond the file's end; None before protocol 2.08, or if the
+    bzImage has none.
 
-    All formats but gzip, which ends with it anyway, get the unpacked size behind them (the kernel's
-    scripts/Makefile.lib, size_append).
+    The unpacked size follows every format except gzip, which ends with it anyway (the kernel's scripts/Makefile.lib,
+    size_append).
     """
     header = setup_header(data)
     if header["version"] < 0x208 or not header["payload_length"]:
@@ -216,11 +217,11 @@ def pe(data: bytes) -> Pe | None:
         return None
     machine: int = image.FILE_HEADER.Machine
     subsystem: int = image.OPTIONAL_HEADER.Subsystem
-    # The first of a name counts, as for systemd's stub.
+    # The first section of a name counts, as in systemd's stub.
     sections = {
         each.Name.rstrip(bytes(1)).decode(errors="backslashreplace"): (
             each.PointerToRawData,
-            # In the file a section is filled up to the file's alignment.
+            # In the file, a section is padded to the file's alignment.
             each.PointerToRawData + min(each.SizeOfRawData, each.Misc_VirtualSize or each.SizeOfRawData),
         )
         for each in reversed(image.sections)
@@ -239,7 +240,7 @@ def embedded_config(vmlinux: Path) -> str | None:
 
 
 def embedded_config_in(data: bytes, name: str) -> str | None:
-    """The same for bytes; `name` is what messages call them."""
+    """The same for bytes; messages call them `name`."""
     start = data.find(IKCFG_START)
     end = data.find(IKCFG_END, start)
     if start < 0 or end < 0:
@@ -247,7 +248,7 @@ def embedded_config_in(data: bytes, name: str) -> str | None:
     try:
         return unpack(data[start + len(IKCFG_START) : end], LARGEST_CONFIG)[0].decode()
     except ValueError as error:
-        raise UserError(f"{name}: its embedded config cannot be read: {error}") from error
+        raise UserError(f"{name}: its embedded config is unreadable: {error}") from error
 
 
 def config_text(data: bytes) -> str | None:
@@ -259,25 +260,25 @@ def config_text(data: bytes) -> str | None:
     return text if all(line.startswith(("#", "CONFIG_")) for line in text.split("\n") if line) else None
 
 
-# ── what packs ──
+# ── compression ──
 
 
 def packer(data: bytes) -> str | None:
-    """Which program packed this, by its first bytes: `gzip`, `bzip2`, `xz`, `lzma`, `zstd`, `lz4`, `lzo` or None."""
+    """The compression format, by the first bytes: `gzip`, `bzip2`, `xz`, `lzma`, `zstd`, `lz4`, `lzo` or None."""
     return next((name for magic, name in PACKERS if data.startswith(magic)), None)
 
 
 def unpack(data: bytes, limit: int = LARGEST) -> tuple[bytes, bytes]:
-    """Unpack what a packer made, and give what follows it: of the first stream, where there are more.
+    """Unpack the first compressed stream, and give its content and what follows it.
 
-    ValueError says what is wrong: no packer's format, damaged, cut short, or of more than `limit` bytes. ToolError for
-    those of PROGRAMS without their program; they take nothing behind the stream.
+    ValueError says what is wrong: an unknown format, damaged, cut short, or more than `limit` bytes. ToolError for a
+    format of PROGRAMS without its program; for these formats, nothing may follow the stream.
     """
     kind = packer(data)
     if kind in PROGRAMS:
         return _by_program(PROGRAMS[kind], data, limit), b""
     unpacker = _unpacker(kind)
-    # One more than the limit: zlib reaches its end only after the last byte was taken.
+    # One byte more than the limit: zlib reports its end only after the last byte was read.
     content = _some(unpacker, data, limit + 1)
     if len(content) > limit:
         raise ValueError(f"unpacks into more than {limit} bytes")
@@ -288,9 +289,9 @@ def unpack(data: bytes, limit: int = LARGEST) -> tuple[bytes, bytes]:
 
 
 def unpack_head(data: bytes, size: int) -> bytes:
-    """The first `size` bytes of what a packer made, fewer where there are no more; ValueError where it is damaged.
+    """The first `size` bytes of the content of a compressed stream, or all of it if it is shorter.
 
-    Before all of it is unpacked, to see whether that is worth the time. ValueError for those of PROGRAMS too.
+    It shows whether unpacking everything is worth the time. ValueError if the stream is damaged, or of PROGRAMS.
     """
     return _some(_unpacker(packer(data)), data, size)
 
@@ -304,7 +305,7 @@ def _unpacker(kind: str | None) -> Any:
         case "xz" | "lzma":
             return lzma.LZMADecompressor(memlimit=LARGEST)
         case _:
-            raise ValueError("not packed, or by nothing that the standard library knows")
+            raise ValueError("not compressed, or in an unknown format")
 
 
 def _some(unpacker: Any, data: bytes, size: int) -> bytes:
@@ -320,7 +321,7 @@ def _by_program(program: str, data: bytes, limit: int) -> bytes:
     with scratch.folder("image") as folder:
         packed, content = folder / "packed", folder / "content"
         packed.write_bytes(data)
-        # lz4 takes the output as a word of its own.
+        # lz4 takes the output as a separate argument.
         output = [content] if program == "lz4" else ["-o", content]
         argv = ["prlimit", "--core=0", f"--fsize={limit}", program, "-d", "-q", packed, *output]
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract: what a final kernel config must hold for a launch. Its rows are the [[require]] of configs/pits/.
 
-It is asked of the final .config, whoever made it: fragments, the user's own file, another tree's defaults.
+It is checked on the final .config, of any origin: fragments, the user's own file, another tree's defaults.
 """
 
 import difflib
@@ -23,21 +23,21 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     option: str
     """Without CONFIG_."""
     fragment: str
-    """The name in configs/kernel/ that is meant to set it."""
+    """The fragment in configs/kernel/ that should set it."""
     without: str
     """What happens at boot without it."""
     when: str = "always"
     """A key of `needs`."""
     value: str | None = None
-    """What it must be, as a .config spells it; None is `y`, or `at_least` decides."""
+    """The required value, as a .config spells it; None means `y`, or `at_least` decides."""
     at_least: int | str | None = None
-    """A number, or the field of the launch that says it."""
+    """A number, or the field of the launch that holds it."""
     given: str | None = None
-    """The row holds only where the config has this option on."""
+    """The row applies only if the config has this option on."""
     series: str | None = None
-    """The row holds only for this series."""
+    """The row applies only to this series."""
     pit: str = ""
-    """The pit whose file it is in; filled in when that is read."""
+    """The pit whose file has it; filled in when that file is read."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Breach:
 
 
 def needs(launch: Launch) -> dict[str, bool]:
-    """What a row's `when` may say, and whether it is so for a launch."""
+    """The possible values of a row's `when`, and whether each is true for a launch."""
     return {
         "always": True,
         "smp": launch.max_cpus > 1,
         "cpu-hotplug": launch.max_cpus > launch.cpus,
-        # A local APIC's ID has eight bits, and 255 means all of them.
+        # A local APIC's ID has eight bits, and 255 means all APICs.
         "x2apic": launch.max_cpus > 255,
         "gpu": bool(launch.gpus),
         "q35": launch.machine == "q35",
@@ -71,17 +71,17 @@ def needs(launch: Launch) -> dict[str, bool]:
 
 
 def verify(rule: Rule, where: str) -> None:
-    """Check what a schema cannot; UserError names `where`, the row and the nearest word that is known."""
+    """Check what a schema cannot; UserError names `where`, the row and the nearest known value."""
     where = f"{where}: {rule.option}"
     numbers = [name for name in Launch.__struct_fields__ if isinstance(getattr(Launch(), name), int)]
     _known(rule.when, list(needs(Launch())), f"{where}: when = {rule.when!r}")
     if isinstance(rule.at_least, str):
         _known(rule.at_least, numbers, f"{where}: at_least = {rule.at_least!r}")
     if rule.value is not None and rule.at_least is not None:
-        raise UserError(f"{where}: value and at_least exclude each other", "leave one of them out")
+        raise UserError(f"{where}: value and at_least exclude each other", "remove one of them")
     for name in filter(None, (rule.option, rule.given)):
         if name.startswith("CONFIG_"):
-            raise UserError(f"{where}: {name!r} is written without CONFIG_ here")
+            raise UserError(f"{where}: {name!r} begins with CONFIG_", "write it without CONFIG_")
 
 
 def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, series: str) -> list[Breach]:
@@ -106,7 +106,7 @@ def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, seri
 
 
 def describe(breaches: Iterable[Breach]) -> str:
-    """What the user reads; empty for no breach."""
+    """The message for the user; empty for no breach."""
     found = list(breaches)
     if not found:
         return ""
@@ -125,7 +125,7 @@ def _places(count: int) -> str:
     return "1 place" if count == 1 else f"{count} places"
 
 
-def _known(word: str, known: list[str], where: str) -> None:
-    if word not in known:
-        near = difflib.get_close_matches(word, known, 1)
+def _known(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
         raise UserError(f"{where} is not known", f"nearest: {near[0]}" if near else f"known: {', '.join(known)}")

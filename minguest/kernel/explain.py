@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a kernel option is not what was requested: the dependency that is not met, followed down to its roots.
+"""Why a kernel option is not what was requested: the unmet dependency, followed down to its roots.
 
-Kconfig (`make olddefconfig`) decides; this only puts its answer into words. kconfiglib reads the tree's Kconfig files,
+Kconfig (`make olddefconfig`) decides; this module only explains its answer. kconfiglib reads the tree's Kconfig files,
 but every value comes from the final .config, so that the two cannot disagree.
 
 kconfiglib takes its settings from the environment, and the tree's macros (`$(cc-option,…)`, since 4.18) run shell
-commands that leave files in the current folder. So it runs as a process of its own, in a temporary folder:
-`python -m minguest.kernel.explain OPTION...` there reads `config` and writes `answers.json`.
+commands that leave files in the current folder. So it runs in its own process, in a temporary folder:
+`python -m minguest.kernel.explain OPTION...` reads `config` there and writes `answers.json`.
 """
 
 import io
@@ -26,10 +26,10 @@ from minguest.util import scratch
 from minguest.util.errors import ToolError
 from minguest.util.run import run
 
-# A dependency is followed this deep, and an explanation is cut after this many lines.
+# Depth to which a dependency is followed, and lines after which an explanation is cut.
 DEPTH = 8
 LINES = 16
-# So many of the options that could select one, or of the alternatives of an "or", are named.
+# How many of the options that could select one, or of the alternatives of an "or", are named.
 NAMES = 5
 # Seconds; 6.12 takes about four, nearly all of it in the compiler tests of its macros.
 DEADLINE = 120.0
@@ -55,8 +55,8 @@ def explain_all(
 ) -> dict[str, str]:
     """Explain several options of one .config with one reading of the tree.
 
-    `tools` are make's variables where they are not the usual ones ({"CC": "gcc-12"}). An answer is never an exception:
-    where the tree cannot be read, it is "not explained: …" for each option.
+    `tools` are make's variables if they are not the usual ones ({"CC": "gcc-12"}). It never raises: if the tree cannot
+    be read, the answer is "not explained: …" for each option.
     """
     wanted = list(symbols)
     if not wanted:
@@ -83,10 +83,10 @@ def explain_all(
 
 
 def _environment(tree: Path, tools: Mapping[str, str]) -> dict[str, str]:
-    """What the kernel's Makefile exports for its Kconfig files on an x86 host, as far as these use it."""
+    """The variables that the kernel's Makefile exports on an x86 host and its Kconfig files use."""
     return {
         "srctree": str(tree),
-        # What `make` without ARCH= says on x86-64; with ARCH=x86_64, CONFIG_64BIT would lose its prompt.
+        # As `make` without ARCH= sets it on x86-64; with ARCH=x86_64, CONFIG_64BIT would lose its prompt.
         "ARCH": "x86",
         "SRCARCH": "x86",
         "SUBARCH": "x86",
@@ -106,7 +106,7 @@ def _environment(tree: Path, tools: Mapping[str, str]) -> dict[str, str]:
         "CC_VERSION_TEXT": "",
         "RUSTC_VERSION_TEXT": "",
         **tools,
-        # The child stands in a temporary folder and must still find this package.
+        # The child runs in a temporary folder and must find this package.
         "PYTHONPATH": str(paths.PACKAGE.resolve().parent),
     }
 
@@ -115,7 +115,7 @@ def _environment(tree: Path, tools: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Kconfig(kconfiglib.Kconfig):  # type: ignore[misc]
-    """kconfiglib 14.1.0, taught the one word that it does not know."""
+    """kconfiglib 14.1.0 with the one keyword that it lacks."""
 
     __slots__ = ()
 
@@ -136,7 +136,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _answer(symbol: Any, name: str, config: Mapping[str, str]) -> str:
-    """The whole explanation of one option; `symbol` is kconfiglib's, None where the tree has none."""
+    """The whole explanation of one option; `symbol` is kconfiglib's, None if the tree has none."""
     if symbol is None or not symbol.nodes:
         return f"{name} is not in this tree"
     lines = _on(symbol, config) if _value(symbol, config) in ("m", "y") else _off(symbol, config, 0, set())
@@ -156,14 +156,14 @@ def _on(symbol: Any, config: Mapping[str, str]) -> list[str]:
         return [f"{symbol.name} is y, not m: m needs MODULES=y (is n)"]
     hidden = _hidden(symbol, config)
     if hidden is None:
-        return [f"{symbol.name} is {value} by its default or by another wish; nothing selects it, so it can be unset"]
+        return [f"{symbol.name} is {value} by default or by another request; nothing selects it, so it can be unset"]
     if not any(node.prompt for node in symbol.nodes):
         return [f"{symbol.name} cannot be set (it has no prompt): {value} is its default"]
     return [f"{symbol.name} is {value} by default, and can only be set with {_conditions(hidden, config)}"]
 
 
 def _off(symbol: Any, config: Mapping[str, str], depth: int, seen: set[str]) -> list[str]:
-    """Why an option is n or has another value than asked, one line each, what it hangs on indented below."""
+    """Why an option is n or not the requested value, one line each; its dependencies are indented below."""
     seen.add(symbol.name)
     indent = "  " * depth
     lacking = _lacking(symbol.direct_dep, config)
@@ -179,14 +179,14 @@ def _off(symbol: Any, config: Mapping[str, str], depth: int, seen: set[str]) -> 
         return _promptless(symbol, config, depth, seen)
     chosen = [each.name for each in getattr(symbol.choice, "syms", ()) if config.get(each.name) == "y"]
     if chosen:
-        return [f"{indent}{symbol.name} is one of a choice, and {', '.join(chosen)} is the one taken: unset that"]
+        return [f"{indent}{symbol.name} is one of a choice, and {', '.join(chosen)} is selected: unset that"]
     if symbol.orig_type not in (kconfiglib.BOOL, kconfiglib.TRISTATE):
         return [f"{indent}{symbol.name} is {config.get(symbol.name, 'not set')}{_range(symbol, config)}"]
-    return [f"{indent}{symbol.name} can be set: all that it depends on is there"]
+    return [f"{indent}{symbol.name} can be set: its dependencies are met"]
 
 
 def _promptless(symbol: Any, config: Mapping[str, str], depth: int, seen: set[str]) -> list[str]:
-    """Why an option that nobody can set is n: its defaults, and those that could select it."""
+    """Why an option without a prompt is n: its defaults, and the options that could select it."""
     indent = "  " * depth
     head = f"{indent}{symbol.name} cannot be set (it has no prompt)"
     selectors = _selectors(kconfiglib.split_expr(symbol.rev_dep, kconfiglib.OR))
@@ -196,14 +196,14 @@ def _promptless(symbol: Any, config: Mapping[str, str], depth: int, seen: set[st
         lacking = _lacking((kconfiglib.AND, value, condition), config)
         if lacking:
             return [
-                f"{head}: it comes by itself with {_conditions(lacking, config)}",
+                f"{head}: its default sets it with {_conditions(lacking, config)}",
                 *_follow(lacking, config, depth, seen),
             ]
-    return [f"{head}, and nothing turns it on"]
+    return [f"{head}, and nothing selects it"]
 
 
 def _follow(lacking: list[Any], config: Mapping[str, str], depth: int, seen: set[str]) -> list[str]:
-    """The reasons of the options that should be on and are not."""
+    """The reasons for the options that should be on and are off."""
     if depth + 1 >= DEPTH:
         return []
     lines = []
@@ -214,15 +214,15 @@ def _follow(lacking: list[Any], config: Mapping[str, str], depth: int, seen: set
     return lines
 
 
-# Expressions. kconfiglib has them as a symbol, a choice, or a tuple (operator, operand, operand?).
+# Expressions. In kconfiglib, one is a symbol, a choice, or a tuple (operator, operand, operand?).
 
 
 def _value(symbol: Any, config: Mapping[str, str]) -> str:
-    """A symbol's value in the final config, strings without their quotes."""
+    """A symbol's value in the final config; strings without their quotes."""
     if symbol.is_constant or not symbol.nodes:
-        return str(symbol.name)  # a literal; Kconfig takes an undefined name as its own text too
+        return str(symbol.name)  # a literal; for Kconfig, an undefined name is its own text
     if symbol.env_var is not None and symbol.defaults:
-        return str(symbol.defaults[0][0].name)  # `option env=`, up to 4.17; kconfiglib has read the environment
+        return str(symbol.defaults[0][0].name)  # `option env=`, up to 4.17; read from the environment by kconfiglib
     absent = "n" if symbol.orig_type in (kconfiglib.BOOL, kconfiglib.TRISTATE) else ""
     value = config.get(symbol.name, absent)
     return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
@@ -251,9 +251,9 @@ def _tri(expression: Any, config: Mapping[str, str]) -> int:
 
 
 def _lacking(expression: Any, config: Mapping[str, str], level: int = 1, want: bool = True) -> list[Any]:
-    """The parts of an expression that keep it below `level` (or, with `want` false, keep it from being n).
+    """The parts of an expression that hold it below `level` (or, with `want` false, above n).
 
-    Each is a leaf as (expression, want, value) or, for an "or", a list of such lists: one of them must come true.
+    Each is a leaf as (expression, want, value) or, for an "or", a list of such lists: one of them must become true.
     """
     value = _tri(expression, config)
     if (value >= level) if want else (value == 0):
@@ -285,7 +285,7 @@ def _conditions(lacking: list[Any], config: Mapping[str, str]) -> str:
 
 def _condition(lacking: Any, config: Mapping[str, str]) -> str:
     if isinstance(lacking, list):
-        # What the tree does not define is another architecture's: no way to go, unless it is the only one.
+        # An option that the tree does not define is another architecture's: not named unless it is the only one.
         possible = [part for part in lacking if not any(_undefined(each) for each in part)] or lacking
         if len(possible) == 1:
             return _conditions(possible[0], config)
@@ -299,14 +299,14 @@ def _condition(lacking: Any, config: Mapping[str, str]) -> str:
         values = ", ".join(f"{each.name} is {_value(each, config) or 'not set'}" for each in defined)
         return (text if want else f"not ({text})") + (f" ({values})" if values else "")
     if expression.is_constant:
-        return "a test of the compiler or another tool, which failed here (or the tree says n outright)"
+        return "a test of the compiler or another tool, which failed here (or the tree sets a plain n)"
     if _undefined(lacking):
         return f"{expression.name}, which this tree does not define"
     return f"{expression.name}={'y' if want else 'n'} (is {'nmy'[value]})"
 
 
 def _undefined(lacking: Any) -> bool:
-    """A leaf that this tree has no option for."""
+    """Whether a leaf names an option that this tree does not define."""
     if isinstance(lacking, list):
         return False
     expression = lacking[0]
@@ -314,7 +314,7 @@ def _undefined(lacking: Any) -> bool:
 
 
 def _wanted_on(lacking: Any) -> list[Any]:
-    """The symbols that ought to be y, through all alternatives."""
+    """The symbols that should be y, in all alternatives."""
     if isinstance(lacking, list):
         return [symbol for part in lacking for each in part for symbol in _wanted_on(each)]
     expression, want, _ = lacking
@@ -322,7 +322,7 @@ def _wanted_on(lacking: Any) -> list[Any]:
 
 
 def _hidden(symbol: Any, config: Mapping[str, str]) -> list[Any] | None:
-    """What keeps the option's prompt from being shown: None if it shows, an empty list if there is none at all."""
+    """The conditions that hide the option's prompt: None if it is visible, an empty list if there is no prompt."""
     conditions = [_lacking(node.prompt[1], config) for node in symbol.nodes if node.prompt]
     if not all(conditions):
         return None
@@ -330,7 +330,7 @@ def _hidden(symbol: Any, config: Mapping[str, str]) -> list[Any] | None:
 
 
 def _selectors(terms: Iterable[Any]) -> list[Any]:
-    """The options that select, out of `SELECTOR && condition` terms."""
+    """The selecting options of `SELECTOR && condition` terms."""
     first = [kconfiglib.split_expr(term, kconfiglib.AND)[0] for term in terms]
     return [each for each in dict.fromkeys(first) if isinstance(each, kconfiglib.Symbol) and each.nodes]
 
@@ -344,7 +344,7 @@ def _range(symbol: Any, config: Mapping[str, str]) -> str:
     for low, high, condition in symbol.ranges:
         if _tri(condition, config):
             return f"; allowed here: {_value(low, config)} to {_value(high, config)}"
-    return "; no range is set for it: look at its type and spelling"
+    return "; it has no range: check its type and spelling"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel that was built elsewhere, as facts: headers, config, symbols and tell-tale strings.
+"""Facts of a kernel that was built elsewhere: headers, config, symbols and characteristic strings.
 
-The content says what a file is, and not its name. What is no x86-64 Linux kernel is refused with what it is instead;
-of a kernel whose payload cannot be unpacked the headers are facts all the same.
+The content decides what a file is, not its name. A file that is not an x86-64 Linux kernel is refused, and the error
+says what it is instead. If a kernel's payload cannot be unpacked, its headers still give facts.
 """
 
 import io
@@ -20,9 +20,9 @@ from elftools.elf.sections import SymbolTableSection
 from minguest.kernel import binary, kconfig
 from minguest.util.errors import MinguestError, ToolError, UserError
 
-# Bytes from the start that tell what a file is: an ISO 9660 file system says so after 32 KiB.
+# Bytes from the start that show what a file is: the magic of ISO 9660 comes after 32 KiB.
 HEAD = 0x9000
-# A kernel inside of a UKI inside of gzip; no more, for a file may hold itself.
+# A kernel in a UKI in gzip; not deeper, because a file may contain itself.
 DEEPEST = 3
 ELF = b"\x7fELF"
 # Where the kernel's own half of the address space begins: Documentation/arch/x86/x86_64/mm.rst.
@@ -32,15 +32,15 @@ BANNER = re.compile(rb"Linux version (\d[^\n\0]{0,1000})")
 WITH_COMPILER = re.compile(r"(\S+ \([^)]*\)) \(.*\) (#.*)")
 # The third line of a .config, written by scripts/kconfig/confdata.c from `mainmenu`.
 MAIN_MENU = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration$", re.MULTILINE)
-# Elf64_Sym: name, info, other, section, value, size. What a linked kernel does not define it does not name either.
+# Elf64_Sym: name, info, other, section, value, size. A linked kernel names only symbols that it defines.
 SYMBOL = struct.Struct("<IBBHQQ")
-# What users have beside their kernels, and kernels of other machines: offset, magic, what it is.
+# Files that users have beside their kernels, and kernels of other machines: offset, magic, what it is.
 OTHERS = (
     (0x38, b"ARM\x64", "a kernel for arm64"),
     (0x30, b"RISCV\0", "a kernel for RISC-V"),
     (0x24, b"\x18\x28\x6f\x01", "a kernel for 32-bit ARM (zImage)"),
-    (0, b"\x27\x05\x19\x56", "an image for U-Boot, which no PC has"),
-    (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image, which no PC has"),
+    (0, b"\x27\x05\x19\x56", "an image for U-Boot, not for a PC"),
+    (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image, not for a PC"),
     (0, b"070701", "an initrd (cpio archive)"),
     (0, b"070702", "an initrd (cpio archive)"),
     (0, b"070707", "a cpio archive"),
@@ -55,39 +55,39 @@ OTHERS = (
     (0, b"#!", "a script"),
     (0x1FE, b"\x55\xaa", "a boot sector or disk image"),
 )
-REMEDY = "name an x86-64 kernel: its bzImage (mostly /boot/vmlinuz-…), its vmlinux, or the .config that it was built of"
+REMEDY = "name an x86-64 kernel: its bzImage (usually /boot/vmlinuz-…), its vmlinux, or the .config it was built from"
 
 
 class Image(msgspec.Struct, frozen=True):
-    """What a kernel's file says about it."""
+    """The facts of a kernel's file."""
 
     kind: Literal["bzImage", "vmlinux", "config"]
-    """What it is, wrapping aside."""
+    """What it is, without its wrapping."""
     path: str
     size: int
     """Bytes of the file."""
     wrapped_in: str
-    """`UKI`, or the packer of a file that is packed as a whole, outermost first with a comma; "" for neither."""
+    """`UKI`, or the compression of the whole file; comma-separated, outermost first; "" for neither."""
     version: str | None
-    """Release (user@host) #number …; of a config only 6.12.94, and None where it does not say."""
+    """Release (user@host) #number …; of a config only 6.12.94; None if the file does not say it."""
     bzimage: binary.BzImage | None
-    """For a bzImage, also for one inside of a UKI."""
+    """For a bzImage, also for one in a UKI."""
     compression: str | None
-    """Of the kernel: gzip, bzip2, lzma, xz, lzo, lz4, zstd, none; None where it is not known."""
+    """Of the kernel: gzip, bzip2, lzma, xz, lzo, lz4, zstd, none; None if it is unknown."""
     opened: bool
-    """Whether what follows could be looked for."""
+    """Whether the kernel was unpacked, so that the fields below could be read."""
     closed_because: str
-    """Why not; "" where it was opened."""
+    """Why not; "" if it was opened."""
     config: dict[str, str] | None
-    """All options by name as kconfig.parse_config gives them, where the kernel carries them (CONFIG_IKCONFIG)."""
+    """All options by name as kconfig.parse_config gives them, if the kernel carries them (CONFIG_IKCONFIG)."""
     symbols: frozenset[str] | None
-    """Names in the ELF symbol table; None where there is none, as in a bzImage."""
+    """Names in the ELF symbol table; None if there is none, as in a bzImage."""
     strings: frozenset[str]
-    """Which of the strings looked for are in the unpacked kernel; empty for a config."""
+    """Which of the `look_for` strings are in the unpacked kernel; empty for a config."""
 
 
 class _Kernel(msgspec.Struct, frozen=True):
-    """What an uncompressed kernel says."""
+    """The facts of an uncompressed kernel."""
 
     version: str | None
     config: dict[str, str] | None
@@ -96,15 +96,15 @@ class _Kernel(msgspec.Struct, frozen=True):
 
 
 def read(path: Path, look_for: Sequence[str] = ()) -> Image:
-    """Read a bzImage, a vmlinux or a .config, also inside of a UKI or packed as a whole; look for strings in it.
+    """Read a bzImage, a vmlinux or a .config, also in a UKI or compressed as a whole; look for strings in it.
 
-    UserError where it is none of these for x86-64, or cut short. At most 1 GiB is unpacked, and of a bzImage not more
-    than it says itself. lz4 and lzo need the programs lz4 and lzop, zstd needs zstd: a bzImage is not opened without.
+    UserError if it is none of these for x86-64, or cut short. At most 1 GiB is unpacked, and of a bzImage at most the
+    size that it records. lz4, lzo and zstd need the programs lz4, lzop and zstd: without them a bzImage is not opened.
     """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise UserError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}, not a kernel", REMEDY)
+            raise UserError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'not a plain file'}, not a kernel", REMEDY)
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             image = _look(file, size, str(path), look_for, DEEPEST)
@@ -114,7 +114,7 @@ def read(path: Path, look_for: Sequence[str] = ()) -> Image:
 
 
 def _look(file: BinaryIO, size: int, name: str, look_for: Sequence[str], depth: int) -> Image:
-    """Find out what a file is; `name` is what messages call it."""
+    """Find out what a file is; messages call it `name`."""
     file.seek(0)
     head = file.read(HEAD)
     if not head:
@@ -140,25 +140,25 @@ def _look(file: BinaryIO, size: int, name: str, look_for: Sequence[str], depth: 
 
 
 def _config(data: bytes, name: str) -> Image:
-    # It may have been on Windows.
+    # It may have line ends of Windows.
     text = binary.config_text(data.replace(b"\r\n", b"\n")) or ""
     config = kconfig.parse_config(text)
     if not config:
         raise _refusal(data[:HEAD], name)
-    # Kconfig writes the local version always, also an empty one; Xen has no such option.
+    # Kconfig always writes the local version, even an empty one; Xen has no such option.
     for option, held in (("X86_64=y", config.get("X86_64") == "y"), ("LOCALVERSION", "LOCALVERSION" in config)):
         if not held:
             raise UserError(
                 f"{name}: {len(config)} options, but not the whole .config of an x86-64 kernel: no CONFIG_{option}",
-                f"{REMEDY}; make olddefconfig makes a whole one of a fragment",
+                f"{REMEDY}; make olddefconfig completes a fragment",
             )
-    said = MAIN_MENU.search(text)
+    title = MAIN_MENU.search(text)
     return Image(
         kind="config",
         path=name,
         size=len(data),
         wrapped_in="",
-        version=said[1] if said else None,
+        version=title[1] if title else None,
         bzimage=None,
         compression="none",
         opened=True,
@@ -170,7 +170,7 @@ def _config(data: bytes, name: str) -> Image:
 
 
 def _plausible(head: bytes) -> bool:
-    """Whether it is worth reading whole: a bzImage, an EFI program, something packed, or a text."""
+    """Whether the whole file is worth reading: a bzImage, an EFI program, something compressed, or a text."""
     bzimage = head.startswith(b"HdrS", binary.MAGIC)
     return bzimage or head.startswith((ELF, b"MZ")) or binary.packer(head) is not None or b"\0" not in head
 
@@ -180,18 +180,18 @@ def _wrapped(by: str, inner: Image) -> str:
 
 
 def _unpacked(data: bytes, packer: str, name: str, inner_name: str) -> bytes:
-    """A file that is packed as a whole. A tarball or an initrd is told by its head, before all of it is unpacked."""
+    """The content of a compressed file. A tarball or an initrd is recognized by its head, before all is unpacked."""
     try:
         if packer not in binary.PROGRAMS and not _plausible(head := binary.unpack_head(data, HEAD)):
             raise _refusal(head, inner_name)
         return binary.unpack(data)[0]
     except ValueError as error:
-        raise UserError(f"{name}: packed by {packer}, and cannot be unpacked: {error}", REMEDY) from error
+        raise UserError(f"{name}: compressed with {packer}, and cannot be unpacked: {error}", REMEDY) from error
     except ToolError as error:
         program = binary.PROGRAMS[packer]
         raise UserError(
-            f"{name}: packed by {packer}, and the program {program} is not installed",
-            f"apt-get install {program}, or unpack it and name what was in it",
+            f"{name}: compressed with {packer}, and the program {program} is not installed",
+            f"apt-get install {program}, or unpack the file and name its content",
         ) from error
 
 
@@ -200,7 +200,7 @@ def _other(head: bytes) -> str | None:
 
 
 def _refusal(head: bytes, name: str) -> UserError:
-    """An error that says what it is instead, as far as that is known."""
+    """An error that says what the file is instead, if that is known."""
     shown = f"bytes that begin {head[:8].hex(' ')}"
     if head[:64].isascii() and b"\0" not in head:
         shown = f"a text that begins {head[:64].decode().splitlines()[0]!r}"
@@ -211,7 +211,7 @@ def _refusal(head: bytes, name: str) -> UserError:
 
 
 def _efi_program(data: bytes, headed: binary.Pe, name: str, look_for: Sequence[str], depth: int) -> Image:
-    """A UKI (UAPI.5, Unified Kernel Image) has its kernel in the section .linux."""
+    """A UKI (UAPI.5, Unified Kernel Image): its kernel is in the section .linux."""
     if headed.machine != "AMD64":
         raise UserError(f"{name}: an EFI program for {headed.machine}, not for x86-64", REMEDY)
     if ".linux" not in headed.sections:
@@ -224,7 +224,7 @@ def _efi_program(data: bytes, headed: binary.Pe, name: str, look_for: Sequence[s
 
 
 def _cut(name: str, size: int, least: int) -> UserError:
-    return UserError(f"{name}: cut short: {size} bytes, where its header says at least {least}", "copy it again")
+    return UserError(f"{name}: cut short: {size} bytes, but its header requires at least {least}", "copy it again")
 
 
 def _bzimage(data: bytes, name: str, look_for: Sequence[str]) -> Image:
@@ -236,14 +236,14 @@ def _bzimage(data: bytes, name: str, look_for: Sequence[str]) -> Image:
     # memtest86+ and iPXE can be started like a kernel.
     if packed is None:
         raise UserError(
-            f"{name}: {facts.version or 'a program'}: has a kernel's boot header, but no compressed kernel: no Linux, "
-            f"or one before 2.6.26 (boot protocol {facts.protocol})",
+            f"{name}: {facts.version or 'a program'}: has a kernel's boot header, but no compressed kernel: not Linux, "
+            f"or older than 2.6.26 (boot protocol {facts.protocol})",
             REMEDY,
         )
     least = max(packed.behind, binary.setup_size(header) + 16 * header["syssize"])
     if least > len(data):
         raise _cut(name, len(data), least)
-    # Since protocol 2.12, linux 3.8, a kernel says so; of an older one the payload does.
+    # Since protocol 2.12, linux 3.8, the header shows it; before, the payload does.
     if header["version"] >= 0x20C and "kernel-64" not in facts.xloadflags:
         raise UserError(f"{name}: {facts.version}: a 32-bit kernel (no kernel-64 in xloadflags)", REMEDY)
     kernel, closed = None, ""
@@ -270,14 +270,14 @@ def _bzimage(data: bytes, name: str, look_for: Sequence[str]) -> Image:
 
 
 def _payload(data: bytes, packed: binary.Payload) -> bytes:
-    """The kernel itself; ToolError or UserError with why it cannot be had."""
+    """The kernel itself; ToolError or UserError says why it cannot be unpacked."""
     stream = data[packed.start : packed.end]
     if packed.compression is None or packed.unpacked is None:
         if packed.compression == "none":
             return stream
-        raise UserError(f"packed by nothing that is known: its first bytes are {stream[:8].hex(' ')}")
+        raise UserError(f"unknown compression: its first bytes are {stream[:8].hex(' ')}")
     if packed.unpacked > binary.LARGEST:
-        raise UserError(f"{packed.compression}: says that it unpacks into {packed.unpacked} bytes, which no kernel has")
+        raise UserError(f"{packed.compression}: claims to unpack into {packed.unpacked} bytes, more than any kernel")
     try:
         content = binary.unpack(stream, packed.unpacked)[0]
     except ValueError as error:
@@ -286,7 +286,7 @@ def _payload(data: bytes, packed: binary.Payload) -> bytes:
         program = binary.PROGRAMS[packed.compression]
         raise ToolError(f"{packed.compression}: the program {program} is not installed") from error
     if len(content) != packed.unpacked:
-        raise UserError(f"{packed.compression}: unpacks into {len(content)} bytes and says {packed.unpacked}")
+        raise UserError(f"{packed.compression}: unpacks into {len(content)} bytes, but records {packed.unpacked}")
     return content
 
 
@@ -296,7 +296,7 @@ def _payload(data: bytes, packed: binary.Payload) -> bytes:
 def _vmlinux(file: BinaryIO, size: int, name: str, look_for: Sequence[str]) -> Image:
     kernel = _elf(file, size, name, look_for)
     if kernel.version is None:
-        raise UserError(f"{name}: an ELF file, but no Linux kernel: without the words “Linux version”", REMEDY)
+        raise UserError(f"{name}: an ELF file, but not a Linux kernel: it has no text “Linux version”", REMEDY)
     return Image(
         kind="vmlinux",
         path=name,
@@ -314,17 +314,17 @@ def _vmlinux(file: BinaryIO, size: int, name: str, look_for: Sequence[str]) -> I
 
 
 def _elf(file: BinaryIO, size: int, name: str, look_for: Sequence[str]) -> _Kernel:
-    """Read an ELF kernel: what is loaded, so that a gigabyte of debug information is not, and its symbol table."""
+    """Read an ELF kernel: its loaded segments and its symbol table, not a gigabyte of debug information."""
     try:
         image = ELFFile(file)
         table_end = image["e_shoff"] + image.num_sections() * image["e_shentsize"]
-    except Exception as error:  # pyelftools raises nearly anything at damaged input
+    except Exception as error:  # pyelftools raises nearly any exception for damaged input
         raise UserError(f"{name}: not an ELF file, or cut short: {error or type(error).__name__}", REMEDY) from error
     machine, bits, kind = image.get_machine_arch(), image.elfclass, image["e_type"]
     if (machine, bits) != ("x64", 64):
         raise UserError(f"{name}: an ELF file for {machine}, {bits} bits, not for x86-64", REMEDY)
     if kind not in ("ET_EXEC", "ET_DYN"):
-        raise UserError(f"{name}: an ELF file ({kind}), but no kernel: it is not linked to be started", REMEDY)
+        raise UserError(f"{name}: an ELF file ({kind}), but not a kernel: it is not a linked program", REMEDY)
     if table_end > size:
         raise _cut(name, size, table_end)
     try:
@@ -337,7 +337,7 @@ def _elf(file: BinaryIO, size: int, name: str, look_for: Sequence[str]) -> _Kern
 
 def _loaded(file: BinaryIO, image: ELFFile, size: int, name: str, look_for: Sequence[str]) -> _Kernel:
     if image.num_sections() > binary.SECTIONS or image.num_segments() > binary.SECTIONS:
-        raise ValueError("more sections than any kernel has")
+        raise ValueError("more sections or segments than any kernel has")
     segments = [
         (each["p_offset"], each["p_filesz"], each["p_vaddr"])
         for each in image.iter_segments("PT_LOAD")
@@ -349,7 +349,7 @@ def _loaded(file: BinaryIO, image: ELFFile, size: int, name: str, look_for: Sequ
     if sum(length for _, length, _ in segments) > size:
         raise ValueError("segments that overlap")
     if not any(address >= KERNEL_HALF for _, _, address in segments):
-        raise UserError(f"{name}: an ELF file, but no kernel: nothing in it is loaded where kernels run", REMEDY)
+        raise UserError(f"{name}: an ELF file, but not a kernel: no segment is in the kernel's address space", REMEDY)
     version: str | None = None
     config: dict[str, str] | None = None
     wanted = {each: each.encode() for each in look_for}
@@ -368,7 +368,7 @@ def _loaded(file: BinaryIO, image: ELFFile, size: int, name: str, look_for: Sequ
 
 
 def _symbols(image: ELFFile) -> frozenset[str] | None:
-    """By hand, for pyelftools takes seconds for the 100,000 of a kernel."""
+    """Parsed by hand: pyelftools takes seconds for the 100,000 symbols of a kernel."""
     table = image.get_section_by_name(".symtab")
     if not isinstance(table, SymbolTableSection):
         return None

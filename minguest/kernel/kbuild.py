@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel: its config from fragments, verified before anything is compiled; its build; its inspection.
 
-A kernel is built from nothing, in an O= folder that is new and that nobody uses again: kbuild takes whatever is newer
-than its source for made, so a folder in which make was killed cannot be trusted, and one in which the tree changed
-neither. What makes it fast all the same: a kernel is kept by the hash of all that it is made of, and ccache keeps its
-objects by what they are made of.
+A kernel is built from scratch, in a new O= folder that is never used again: for kbuild, whatever is newer than its
+source is complete, so a folder cannot be trusted after make was killed in it or the tree changed. It is still fast: a
+kernel is kept by the hash of all its inputs, and ccache keeps its objects by theirs.
 """
 
 import hashlib
@@ -23,40 +22,40 @@ from minguest.util import files, run
 from minguest.util.errors import ToolError, UserError
 from minguest.util.progress import Counted
 
-# What would tell two builds of the same input apart. The date is any fixed one: the kernel prints it in its banner.
+# What would make two builds of the same input differ. Any fixed date will do: the kernel prints it in its banner.
 REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
     "KBUILD_BUILD_USER": "minguest",
     "KBUILD_BUILD_HOST": "minguest",
     "KBUILD_BUILD_VERSION": "1",
-    # Set, though empty: setlocalversion adds no "+" for a tree inside of a git checkout then.
+    # Set, but empty: then setlocalversion adds no "+" for a tree in a git checkout.
     "LOCALVERSION": "",
 }
 
-# Tools that 6.12's Kconfig asks for their version, which it writes into the config, and so into the image; nothing here
-# is built with them. Where a builder has them makes no difference if they go by names that nobody has.
-UNASKED = {"RUSTC": "no-rustc", "BINDGEN": "no-bindgen", "PAHOLE": "no-pahole"}
+# Tools whose version 6.12's Kconfig writes into the config, and so into the image; nothing here is built with them.
+# With names that no machine has, it makes no difference whether the builder has them.
+HIDDEN_TOOLS = {"RUSTC": "no-rustc", "BINDGEN": "no-bindgen", "PAHOLE": "no-pahole"}
 
 # Where make leaves the image in its O= folder.
 IMAGE = Path("arch/x86/boot/bzImage")
-# How many kernels can be in the making at once: each has a folder whose name stays, as ccache sees it in some commands.
+# How many kernels can be built at once: each has a folder with a fixed name, because ccache sees it in some commands.
 SLOTS = 16
-# What is kept of a kernel: its objects take a hundred times the room.
+# The files of a kernel that are kept: its objects take a hundred times the space.
 KEPT = ("bzImage", "System.map", "kernel.config", "kernel.json")
 SUMS = "sums.json"
 
 
 class Configured(msgspec.Struct, frozen=True):
-    """How a config was verified: beside kernel.config as config.json."""
+    """The result of verifying a config: config.json beside kernel.config."""
 
     requested: int
-    """How many options the fragments and the guest ask for."""
+    """How many options the fragments and the guest request."""
     problems: tuple[str, ...]
-    """What verification found, only ever kept with contract=ignore."""
+    """What verification found; empty without contract=ignore."""
 
 
 class Inspected(msgspec.Struct, frozen=True):
-    """What the built image is: beside bzImage as kernel.json."""
+    """The facts of the built image: kernel.json beside bzImage."""
 
     vmlinux: binary.Elf
     bzimage: binary.BzImage
@@ -64,7 +63,7 @@ class Inspected(msgspec.Struct, frozen=True):
 
 def make_argv(tree: Path, out: Path, jobs: int, *targets: str) -> list[str]:
     """The make command for a build of `tree` in the folder `out`."""
-    # 4.12 knows its tree by an absolute path where O= is elsewhere; __FILE__ would carry it into the image.
+    # 4.12 uses an absolute path to its tree if O= is elsewhere; __FILE__ would carry it into the image.
     prefix_map = f"-fmacro-prefix-map={tree}/="
     return [
         "make",
@@ -74,15 +73,15 @@ def make_argv(tree: Path, out: Path, jobs: int, *targets: str) -> list[str]:
         "ARCH=x86",
         f"KCFLAGS={prefix_map}",
         f"KAFLAGS={prefix_map}",
-        *(f"{name}={value}" for name, value in (REPRODUCIBLE | UNASKED).items()),
+        *(f"{name}={value}" for name, value in (REPRODUCIBLE | HIDDEN_TOOLS).items()),
         *targets,
     ]  # fmt: skip
 
 
 def make_environment(store: Store, out: Path) -> dict[str, str]:
-    """What make gets beside run.bare_environment(): its temporary files in `out`, and ccache's settings.
+    """make's environment in addition to run.bare_environment(): temporary files in `out`, and ccache's settings.
 
-    ccache knows a compiler by its content, and reads each header: times tell it nothing.
+    ccache identifies a compiler by its content, and reads each header: it does not rely on times.
     """
     return {
         "TMPDIR": str(out),
@@ -95,7 +94,7 @@ def make_environment(store: Store, out: Path) -> dict[str, str]:
 
 
 def through_ccache() -> list[str]:
-    """Words for make that let ccache keep the objects, where it is installed; what is built is the same without."""
+    """Arguments for make that let ccache keep the objects, if it is installed; the result is the same without it."""
     return ["CC=ccache gcc", "HOSTCC=ccache gcc"] if shutil.which("ccache") else []
 
 
@@ -115,15 +114,15 @@ def configure(
     log: Path,
     say: Callable[[str], None],
 ) -> Configured:
-    """Write `target`/kernel.config from the fragments; UserError stops here, before anything is compiled.
+    """Write `target`/kernel.config from the fragments; UserError before anything is compiled.
 
-    The kernel's own tools merge and resolve; what they made is verified: every request is in it, and the contract
-    of the launch holds. With `ignore` these two are said and kept, and do not stop.
+    The kernel's own tools merge and resolve. The result is verified: it holds every request, and it meets the contract
+    of the launch. With `ignore`, problems of these two kinds are reported and recorded, and are not errors.
     """
     requested = kconfig.merge(kconfig.read(fragments, root), overrides, guest_file)
     symbols = kconfig.known_symbols(Path(tree.path))
     if any(name not in symbols for name in requested):
-        # Trees of other series tell an option of theirs from a typing error.
+        # Trees of other series distinguish an option of theirs from a typing error.
         elsewhere = {other: kconfig.known_symbols(path) for other, path in source.trees(store.trees, series).items()}
         kconfig.refuse(kconfig.unknown(requested, series, symbols, elsewhere))
     text = resolve(tree, kconfig.render(requested), store, log, say)
@@ -138,8 +137,8 @@ def configure(
         problems.append(kconfig.describe(unmet, why))
     if problems and not ignore:
         raise UserError(
-            f"the config of linux {series} is not what was requested, nothing was compiled\n" + "\n".join(problems),
-            "fix the fragments named above, or the guest's [options]; contract=ignore builds it all the same",
+            f"the config of linux {series} is not what was requested; nothing was compiled\n" + "\n".join(problems),
+            "fix the fragments named above, or the guest's [options]; or pass contract=ignore to build it anyway",
         )
     for problem in problems:
         say(f"contract=ignore: {problem}")
@@ -150,7 +149,7 @@ def configure(
 
 
 def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say: Callable[[str], None]) -> str:
-    """The whole .config that Kconfig makes of the options in `requested`; all others are as in tinyconfig."""
+    """The whole .config that Kconfig makes from the options in `requested`; all others are as in tinyconfig."""
     tools, recipe = source.compiler_tools(), make_argv(Path("tree"), Path("out"), 1, "tinyconfig", "olddefconfig")
     kept = store.configs / f"{_key(tree, requested, tools, recipe)}.json"
     if (text := _kept_text(kept)) is not None:
@@ -189,15 +188,15 @@ def _kept_text(path: Path) -> str | None:
 
 
 def _check_tools(text: str, tools: Mapping[str, str]) -> None:
-    """Kconfig of later kernels asks the compiler for its version; one that cannot run is taken for an older one."""
+    """Kconfig of later kernels reads the compiler's version; a compiler that cannot run looks like an older one."""
     config = kconfig.parse_config(text)
     for option, tool in (("GCC_VERSION", "gcc"), ("LD_VERSION", "binutils")):
         numbers = [int(part) for part in tools[tool].split(".")[:3]]
         wanted = sum(part * factor for part, factor in zip(numbers, (10000, 100, 1), strict=False))
         if option in config and int(config[option]) != wanted:
             raise ToolError(
-                f"Kconfig took {tool} for version {config[option]}, but it is {tools[tool]}: the config is wrong",
-                "is there room for its temporary files, and enough memory? then run the same command again",
+                f"Kconfig took {tool} for version {config[option]}, but it is {tools[tool]}, so the config is wrong",
+                "check that there is room for temporary files and enough memory; then run the same command again",
             )
 
 
@@ -210,9 +209,9 @@ def build(
     say: Callable[[str], None],
     building: Callable[[], None] = lambda: None,
 ) -> tuple[Path, Inspected]:
-    """The folder with the kernel (KEPT) that `tree` and the config `text` make, built if it is not there yet.
+    """The folder with the kernel (KEPT) from `tree` and the config `text`; builds it if it does not exist.
 
-    `building` is called where it is not. Raises ToolError where make fails, and where what was linked is not whole.
+    `building` is called before a build. Raises ToolError if make fails, and if an object that was linked is incomplete.
     """
     tools, recipe = source.compiler_tools(), make_argv(Path("tree"), Path("out"), 1, "bzImage")
     kept = store.kernels / _key(tree, text, tools, recipe)
@@ -255,11 +254,11 @@ def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: i
     expected.record(store, tree.tree.series, config, progress.count)
     files.used(store.objects)
     if dot_config.read_text(encoding="utf-8") != text:
-        raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"see {log}")
+        raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"read {log}")
 
 
 def whole(kept: Path) -> bool:
-    """Whether a kernel that is kept is all there, and each file is what was built."""
+    """Whether a kept kernel is complete, and each file is what was built."""
     try:
         sums = msgspec.json.decode((kept / SUMS).read_bytes(), type=dict[str, str])
         return set(sums) == set(KEPT) and all(files.sha256(kept / name) == digest for name, digest in sums.items())
@@ -269,12 +268,12 @@ def whole(kept: Path) -> bool:
 
 @contextmanager
 def slot(store: Store, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
-    """An empty O= folder that is gone afterwards, and the descriptor of its lock, which make keeps a copy of.
+    """An empty O= folder that is removed afterwards, and the descriptor of its lock, which make keeps a copy of.
 
-    If this process is killed, nobody uses the folder until make and its children are gone too.
+    If this process is killed, no other run uses the folder until make and its children are gone too.
     """
     locks = [store.making / f".{number}.lock" for number in range(SLOTS)]
-    with files.first_free(locks, lambda: say(f"waiting: {SLOTS} kernels are in the making")) as (path, held):
+    with files.first_free(locks, lambda: say(f"waiting: {SLOTS} kernels are being built")) as (path, held):
         work = path.with_name(path.name.strip(".").removesuffix(".lock"))
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -295,7 +294,7 @@ def _sha256(text: str) -> str:
 
 
 def inspect(out: Path, config: Mapping[str, str], tree: Path) -> Inspected:
-    """Compare what was built with the config that it was built from; ToolError names what disagrees."""
+    """Compare a built kernel with its config; ToolError names what disagrees."""
     vmlinux, bzimage = binary.elf(out / "vmlinux"), binary.bzimage(out / IMAGE)
     wrong = linked.faults(tree, out, out / IMAGE, config)
     if (vmlinux.machine, vmlinux.bits, vmlinux.static) != ("x64", 64, True):
@@ -310,10 +309,10 @@ def inspect(out: Path, config: Mapping[str, str], tree: Path) -> Inspected:
     if config.get("IKCONFIG") == "y":
         carried = binary.embedded_config(out / "vmlinux")
         if carried is None or kconfig.parse_config(carried) != config:
-            wrong.append("the config that the image carries is not the one that it was to be built from")
+            wrong.append("the config in the image is not the config it should be built from")
     if wrong:
         raise ToolError(
-            "the kernel is not what its config says, and was not kept: " + "; ".join(wrong),
-            "run the same command again: it builds from nothing",
+            "the built kernel does not match its config, and was not kept: " + "; ".join(wrong),
+            "run the same command again: it builds from scratch",
         )
     return Inspected(vmlinux, bzimage)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel options as facts: fragments, their merge, the final .config, and what became of each wish.
+"""Kernel options: fragments, their merge, the final .config, and what became of each request.
 
 Values are kept as a .config spells them: `y`, `m`, `n`, `64`, `0x1000000`, `"quo\\"ted"`. An option that a .config
 does not mention is `n`. The formats are those of the kernel's Documentation/kbuild/kconfig-language and of
-scripts/kconfig/merge_config.sh. Whether an option can be had is never decided here: Kconfig decides
-(`make olddefconfig`), and `unmet` reads its answer.
+scripts/kconfig/merge_config.sh. Kconfig alone (`make olddefconfig`) decides whether an option is possible, and
+`unmet` reads its answer.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from minguest.util.errors import UserError
 VALUE = r'[ymn]|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*"'
 SET = re.compile(rf"CONFIG_(\w+)=({VALUE})", re.ASCII)
 UNSET = re.compile(r"# CONFIG_(\w+) is not set", re.ASCII)
-# A comment that was meant as an "is not set" line; merge_config.sh would pass over it in silence.
+# A comment that was meant as an "is not set" line; merge_config.sh would silently ignore it.
 NEARLY_UNSET = re.compile(r"#+\s*CONFIG_(\w+)\s+is\s+not\s+set\W*", re.ASCII | re.IGNORECASE)
 FRAGMENT_NAME = re.compile(r"(?P<number>\d+)-(?P<name>[A-Za-z0-9_-]+)(?:\.(?P<series>\d+\.\d+))?\.config", re.ASCII)
 DEFINES = re.compile(r"^[ \t]*(?:menu)?config[ \t]+(\w+)[ \t]*(?:#.*)?$", re.ASCII | re.MULTILINE)
@@ -28,16 +28,16 @@ SOURCES = re.compile(r"^[ \t]*source[ \t]+[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?
 
 @dataclass(frozen=True)
 class Option:
-    """One wish: an option, its value, and who asked for it and why."""
+    """One request: an option, its value, and which file requests it and why."""
 
     name: str
     """Without CONFIG_."""
     value: str
     """As in a .config, `n` for "is not set"."""
     fragment: str
-    """The file that asked: a fragment, or the guest for an override."""
+    """The file with the request: a fragment, or the guest for an override."""
     line: int
-    """Counted from 1; 0 where the file is not a fragment."""
+    """Counted from 1; 0 if the file is not a fragment."""
     reason: str
 
     @property
@@ -58,7 +58,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that the user has to fix; `refuse` makes an error of all of them together."""
+    """One thing that the user has to fix; `refuse` makes one error from all of them."""
 
     what: str
     """Begins with the place."""
@@ -67,7 +67,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Unmet:
-    """A wish that the final config does not hold."""
+    """A request that the final config does not hold."""
 
     option: Option
     found: str
@@ -79,7 +79,7 @@ class Unmet:
 def parse_fragment(text: str, name: str) -> Fragment:
     """Read one fragment; `name` is the path that messages show. UserError with every problem in it.
 
-    The comment right above an option, or above a run of options without a blank line, is their reason. The first
+    The comment directly above an option, or above several options without a blank line, is their reason. The first
     comment of the file, if a blank line follows, is the fragment's concern.
     """
     fragment, problems = _parse(text, name)
@@ -96,7 +96,7 @@ def read(paths: Iterable[Path], root: Path) -> list[Fragment]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(Problem(f"{name}: cannot be read: {error}", "fix the file or leave it out of the guest"))
+            problems.append(Problem(f"{name}: cannot be read: {error}", "fix the file, or remove it from the guest"))
             continue
         fragment, wrong = _parse(text, name)
         fragments.append(fragment)
@@ -108,10 +108,10 @@ def read(paths: Iterable[Path], root: Path) -> list[Fragment]:
 def merge(
     fragments: Iterable[Fragment], overrides: Mapping[str, str | int | bool] | None = None, guest: str = "guest"
 ) -> dict[str, Option]:
-    """Put all wishes into one mapping by name; `overrides` (of the file `guest`) win over the fragments.
+    """Put all requests into one mapping by name; `overrides` (of the file `guest`) win over the fragments.
 
-    An override's text is taken as `y`, `m`, `n` or hex where it reads so, else as a string option's value.
-    UserError names every option that two fragments ask for: no fragment wins over another one.
+    An override's text that reads as `y`, `m`, `n` or hex is such a value, any other is a string option's value.
+    UserError names every option that two fragments request: no fragment wins over another one.
     """
     merged: dict[str, Option] = {}
     problems = []
@@ -122,7 +122,7 @@ def merge(
         if first.value == option.value:
             problems.append(
                 Problem(
-                    f"{option.place}: CONFIG_{option.name}={option.value} is a duplicate: {first.place} asks the same",
+                    f"{option.place}: CONFIG_{option.name}={option.value} is a duplicate of {first.place}",
                     "remove one of the two, so that the option has one reason",
                 )
             )
@@ -130,8 +130,8 @@ def merge(
             problems.append(
                 Problem(
                     f"{option.place}: CONFIG_{option.name}={option.value} is a conflict: "
-                    f"{first.place} asks for {first.value}, and no fragment wins over another",
-                    f"remove one of the two; what differs for one guest goes under [options] in {guest}",
+                    f"{first.place} requests {first.value}, and no fragment wins over another",
+                    f"remove one of the two; put a value for one guest under [options] in {guest}",
                 )
             )
     for name, value in (overrides or {}).items():
@@ -141,7 +141,9 @@ def merge(
             )
         elif isinstance(value, str) and re.search(r"[\n\r\0]", value):
             problems.append(
-                Problem(f"{guest}: options.{name}: a .config cannot hold a value of two lines", "write it on one line")
+                Problem(
+                    f"{guest}: options.{name}: a .config cannot hold a value with a line break", "write it on one line"
+                )
             )
         else:
             before = merged.get(name)
@@ -151,10 +153,10 @@ def merge(
 
 
 def select(folder: Path, globs: Iterable[str], series: str, root: Path) -> list[Path]:
-    """Which fragments of `folder` a guest takes for a series, in the order of their numbers.
+    """The fragments of `folder` that a guest uses for a series, in the order of their numbers.
 
-    A glob matches a fragment's name with its number or without (`20-efi`, `efi`, `*`); one with a slash is the path
-    of a fragment from `root`, and comes after those of the folder. UserError with everything that fits nothing.
+    A glob matches a fragment's name with or without its number (`20-efi`, `efi`, `*`); one with a slash is the path
+    of a fragment from `root`, and comes after those of the folder. UserError names every glob without a match.
     """
     problems = []
     named: list[tuple[int, str, str | None, Path]] = []
@@ -165,7 +167,7 @@ def select(folder: Path, globs: Iterable[str], series: str, root: Path) -> list[
             problems.append(
                 Problem(
                     f"{path}: not a fragment's name",
-                    f"name it NN-name.config (every series) or NN-name.SERIES.config (60-hotplug.{series}.config, say)",
+                    f"name it NN-name.config (every series) or NN-name.SERIES.config (60-hotplug.{series}.config)",
                 )
             )
     taken: set[Path] = set()
@@ -194,7 +196,7 @@ def select(folder: Path, globs: Iterable[str], series: str, root: Path) -> list[
 
 
 def render(options: Mapping[str, Option]) -> str:
-    """All wishes as one fragment for merge_config.sh, each below the place that it comes from."""
+    """All requests as one fragment for merge_config.sh, each below its origin."""
     return "".join(f"# {option.place}\n{_assignment(option)}\n\n" for option in options.values())
 
 
@@ -202,9 +204,9 @@ def render(options: Mapping[str, Option]) -> str:
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """A .config as values by name; what it does not mention is `n`."""
+    """A .config as values by name; an option that it does not mention is `n`."""
     values = {}
-    for line in text.split("\n"):  # and not splitlines(): a string may hold what Unicode takes for a line's end
+    for line in text.split("\n"):  # not splitlines(): a string may hold Unicode's other line breaks
         if match := UNSET.fullmatch(line):
             values[match[1]] = "n"
         elif match := SET.fullmatch(line):
@@ -213,13 +215,13 @@ def parse_config(text: str) -> dict[str, str]:
 
 
 def unmet(requested: Mapping[str, Option], config: Mapping[str, str]) -> list[Unmet]:
-    """Every wish that the final config does not hold, in both directions, with what is there instead."""
+    """Every request that the final config does not hold, on or off, with the value that it holds instead."""
     answers = [(option, config.get(option.name, "n")) for option in requested.values()]
     return [Unmet(option, found) for option, found in answers if not _same(option.value, found)]
 
 
 def describe(dropped: Iterable[Unmet], why: Mapping[str, str] | None = None) -> str:
-    """What the user reads: each wish that was not met, who asked and why; `why` has explanations by name."""
+    """The message for the user: each unmet request, its file and its reason; `why` has explanations by name."""
     blocks = []
     for each in dropped:
         option = each.option
@@ -233,12 +235,14 @@ def describe(dropped: Iterable[Unmet], why: Mapping[str, str] | None = None) -> 
 
 
 def known_symbols(tree: Path) -> frozenset[str]:
-    """Every option that the Kconfig files of an x86 build define; UserError where there is no kernel tree.
+    """Every option that the Kconfig files of an x86 build define; UserError if `tree` is not a kernel tree.
 
-    Follows `source` from the top file, so that another architecture's option cannot hide a typing error.
+    Follows `source` from the top file, so that an option of another architecture cannot hide a typing error.
     """
     if not (tree / "Kconfig").is_file():
-        raise UserError(f"{tree}: no Kconfig in it, so this is no kernel tree", "name the folder that has the Makefile")
+        raise UserError(
+            f"{tree}: not a kernel tree: it has no Kconfig", "name the folder with the kernel's top Makefile"
+        )
     found: set[str] = set()
     waiting = ["Kconfig"]
     seen = set(waiting)
@@ -263,7 +267,7 @@ def unknown(
     symbols: frozenset[str],
     others: Mapping[str, frozenset[str]] | None = None,
 ) -> list[Problem]:
-    """Wishes for options that `series` does not have: typing errors, and options that only `others` have."""
+    """Requests for options that `series` does not have: typing errors, and options that only `others` have."""
     problems = []
     for option in requested.values():
         if option.name in symbols:
@@ -275,13 +279,13 @@ def unknown(
             )
         else:
             near = difflib.get_close_matches(option.name, symbols, 1)
-            remedy = f"nearest: CONFIG_{near[0]}" if near else "nothing is spelled like it: remove it"
-        problems.append(Problem(f"{option.place}: linux {series} knows no CONFIG_{option.name}", remedy))
+            remedy = f"nearest: CONFIG_{near[0]}" if near else "remove it: no option has a similar name"
+        problems.append(Problem(f"{option.place}: linux {series} has no CONFIG_{option.name}", remedy))
     return problems
 
 
 def refuse(problems: Iterable[Problem]) -> None:
-    """Raise one UserError for all of the problems, if there is any."""
+    """Raise one UserError for all problems, if there are any."""
     found = list(problems)
     if len(found) == 1:
         raise UserError(found[0].what, found[0].remedy)
@@ -294,7 +298,7 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 
 def _parse(text: str, name: str) -> tuple[Fragment, list[Problem]]:
-    """One fragment with what is wrong in it; options that are in doubt are left out."""
+    """One fragment and its problems; doubtful options are left out."""
     options: dict[str, Option] = {}
     problems: list[Problem] = []
     concern: str | None = None
@@ -325,39 +329,38 @@ def _parse(text: str, name: str) -> tuple[Fragment, list[Problem]]:
 
 
 def _doubts(option: Option, first: Option | None) -> list[Problem]:
-    """What is wrong with a line that is well formed; `first` is the same option higher up in the same file."""
+    """The problems of a well-formed line; `first` is the same option further up in the same file."""
     problems = []
     shown = f"{option.place}: CONFIG_{option.name}={option.value}"
     if first:
-        problems.append(Problem(f"{shown}: here twice, first in line {first.line} as {first.value}", "remove one"))
+        problems.append(Problem(f"{shown}: set twice, first in line {first.line} to {first.value}", "remove one"))
     if not option.reason.strip():
         problems.append(
             Problem(
-                f"{shown} has no reason", "say right above it, in a comment, why it is there and what breaks without it"
+                f"{shown} has no reason",
+                "write a comment directly above it: why it is there and what breaks without it",
             )
         )
     return problems
 
 
 def _neither(place: str, line: str) -> Problem:
-    """A line that no fragment has, with the likeliest cause."""
+    """The problem of a line that a fragment must not have, with the likely cause."""
     near = NEARLY_UNSET.fullmatch(line)
     assigned = re.match(r"\s*(?:CONFIG_)?(\w+)\s*=\s*(.*)", line, re.ASCII)
     if near:
-        return Problem(
-            f"{place}: {line!r} reads as a comment to Kconfig", f"write exactly: # CONFIG_{near[1]} is not set"
-        )
+        return Problem(f"{place}: {line!r} is a comment for Kconfig", f"write exactly: # CONFIG_{near[1]} is not set")
     if assigned:
         value = assigned[2].strip()
         if re.fullmatch(VALUE, value):
-            return Problem(f"{place}: {line!r} is no option's line", f"write exactly: CONFIG_{assigned[1]}={value}")
+            return Problem(f"{place}: {line!r} does not set an option", f"write exactly: CONFIG_{assigned[1]}={value}")
         return Problem(
-            f"{place}: {line!r}: {value!r} is no value of an option",
-            'a value is y, m, n, a number, 0xhex or a "string" in double quotes, with nothing behind it',
+            f"{place}: {line!r}: {value!r} is not a value of an option",
+            'write y, m, n, a number, 0xhex or a "string" in double quotes, and nothing after it',
         )
     return Problem(
         f"{place}: {line!r} is neither an option nor a comment",
-        "a fragment holds CONFIG_X=value, # CONFIG_X is not set, # comments and blank lines",
+        "write CONFIG_X=value, # CONFIG_X is not set, a # comment or a blank line",
     )
 
 
@@ -376,12 +379,12 @@ def _numbered(path: Path) -> str:
 
 
 def _move(option: Option, series: str) -> str:
-    """How to give an option to one series."""
+    """The remedy that gives an option to one series."""
     match = FRAGMENT_NAME.fullmatch(Path(option.fragment).name)
     if match is None:
-        return f"take it out of {option.fragment} where that is built for another series"
+        return f"remove it from {option.fragment} for other series"
     target = Path(option.fragment).with_name(f"{match['number']}-{match['name']}.{series}.config")
-    return f"move it into {target}"
+    return f"move it to {target}"
 
 
 def spell(value: str | int | bool) -> str:
@@ -400,7 +403,7 @@ def _assignment(option: Option) -> str:
 
 
 def _same(wanted: str, found: str) -> bool:
-    """Equal as Kconfig means it: 0x0100 is 0x100 and 064 is 64, but 16 is not 0x10 and "16" is not 16."""
+    """Whether two values are equal to Kconfig: 0x0100 is 0x100, 064 is 64, but 16 is not 0x10 and "16" is not 16."""
     hexes = all(re.fullmatch(r"0[xX][0-9a-fA-F]+", value) for value in (wanted, found))
     numbers = all(re.fullmatch(r"-?\d+", value, re.ASCII) for value in (wanted, found))
     if hexes or numbers:

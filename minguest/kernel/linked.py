@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a kernel is made of whole objects: what was linked is looked at, not only make's exit status.
+"""Whether a kernel is linked from complete objects: it checks the result, not only make's exit status.
 
-A compiler that is killed leaves an empty or a cut object, and kbuild takes what is newer than its source for made.
-The image then lacks a subsystem, and nothing says so.
+A killed compiler leaves an empty or truncated object, and for kbuild an object newer than its source is complete. The
+image then lacks a subsystem, without an error.
 """
 
 import io
@@ -15,37 +15,37 @@ from typing import Any
 from minguest.kernel import binary
 from minguest.util import run
 
-# ar(1): an archive, or one that only names its members (kbuild's since 4.20).
+# ar(1): an archive, or a thin one, which only names its members (kbuild's since 4.20).
 AR = (b"!<arch>\n", b"!<thin>\n")
-# What is built beside the kernel, and is no part of vmlinux.
+# Folders whose objects are not part of vmlinux.
 BESIDE = ("arch/x86/boot", "arch/x86/purgatory", "arch/x86/realmode/rm", "scripts", "tools", "usr")
 
 
 def faults(tree: Path, out: Path, image: Path, config: Mapping[str, str]) -> list[str]:
-    """What is wrong with a build in the folder `out`; empty when it is whole. Reads, never writes.
+    """What is wrong with a build in the folder `out`; empty if there is nothing. Reads, never writes.
 
-    Every object and archive has its end; each option that is `y` and has an object has that object's symbols in
-    System.map; System.map is vmlinux' own; and the image unpacks to the code of this vmlinux.
+    Every object and archive is complete; for each option that is `y` and has an object, System.map has that object's
+    symbols; System.map belongs to vmlinux; and the image unpacks to the code of this vmlinux.
     """
     if cut := sorted(str(path.relative_to(out)) for path in _objects(out) if not whole(path)):
         return [f"cut short: {', '.join(cut[:5])}" + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")]
     # A line of System.map: address, kind, name. Of nm: name, kind, address, size.
-    table = _addresses((words[2], words[0]) for words in _words((out / "System.map").read_text(encoding="utf-8")))
+    table = _addresses((fields[2], fields[0]) for fields in _fields((out / "System.map").read_text(encoding="utf-8")))
     found = [
         f"CONFIG_{option} is y, but {path}'s symbols ({', '.join(sorted(names)[:3])}) are not in System.map"
         for option, path, names in _claimed(tree, out, config)
         if names.isdisjoint(table)
     ]
-    linked = _addresses((words[0], words[2]) for words in _words(_nm(out / "vmlinux")))
+    linked = _addresses((fields[0], fields[2]) for fields in _fields(_nm(out / "vmlinux")))
     if strangers := [name for name, at in table.items() if linked.get(name) != at]:
-        found.append(f"System.map is of another vmlinux: {', '.join(strangers[:3])}")
+        found.append(f"System.map belongs to another vmlinux: {', '.join(strangers[:3])}")
     if other := _other_code(out / "vmlinux", image):
-        found.append(f"{image.name} is of another vmlinux: {other}")
+        found.append(f"{image.name} was made from another vmlinux: {other}")
     return found
 
 
 def whole(path: Path) -> bool:
-    """Whether an object or an archive has its end: an ELF file's section headers are the last that is written."""
+    """Whether an object or an archive is complete: the section headers are the last part of an ELF file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
@@ -73,8 +73,8 @@ def _claimed(tree: Path, out: Path, config: Mapping[str, str]) -> list[tuple[str
         name = str(folder.relative_to(out))
         if name.startswith(BESIDE):
             continue
-        for option, word in _rules(tree / name):
-            path = f"{name}/{word}"
+        for option, built in _rules(tree / name):
+            path = f"{name}/{built}"
             if config.get(option) == "y" and (out / path).is_file():
                 wanted.setdefault(path, option)
     symbols: dict[str, set[str]] = {}
@@ -91,22 +91,24 @@ def _rules(folder: Path) -> Iterator[tuple[str, str]]:
         path = folder / name
         if path.is_file():
             text = path.read_text(errors="replace").replace("\\\n", " ")
-            for option, words in re.findall(r"^obj-\$\(CONFIG_(\w+)\)[ \t]*[:+]?=[ \t]*([^#\n]*)", text, re.MULTILINE):
-                yield from ((option, word) for word in words.split() if word.endswith(".o"))
+            for option, objects in re.findall(
+                r"^obj-\$\(CONFIG_(\w+)\)[ \t]*[:+]?=[ \t]*([^#\n]*)", text, re.MULTILINE
+            ):
+                yield from ((option, each) for each in objects.split() if each.endswith(".o"))
             return
 
 
-def _words(text: str) -> Iterator[list[str]]:
-    """The lines of a table of symbols, without those of symbols that have no address."""
-    yield from (words for line in text.splitlines() if len(words := line.split()) >= 3)
+def _fields(text: str) -> Iterator[list[str]]:
+    """The fields of each line of a symbol table, without symbols that have no address."""
+    yield from (fields for line in text.splitlines() if len(fields := line.split()) >= 3)
 
 
-def _nm(*words: str | Path, cwd: Path | None = None) -> str:
-    return run.run(["nm", "--format=posix", *words], cwd=cwd, bare=True, merge=False)[1]
+def _nm(*arguments: str | Path, cwd: Path | None = None) -> str:
+    return run.run(["nm", "--format=posix", *arguments], cwd=cwd, bare=True, merge=False)[1]
 
 
 def _addresses(lines: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Symbols by name, from pairs of name and address; a name that is there more than once is left out."""
+    """Symbols by name, from pairs of name and address; a name that occurs more than once is left out."""
     found: dict[str, int] = {}
     twice: set[str] = set()
     for name, at in lines:
@@ -117,13 +119,13 @@ def _addresses(lines: Iterable[tuple[str, str]]) -> dict[str, int]:
 
 
 def _other_code(vmlinux: Path, image: Path) -> str:
-    """A section of code or data that differs between a vmlinux and what its image unpacks to; empty where none does."""
+    """A section of code or data that differs between a vmlinux and the unpacked image; empty if none does."""
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - slow
 
     data = image.read_bytes()
     packed = binary.payload(data)
     if packed is None or packed.compression is None:
-        return "its payload is nothing that is known"
+        return "the compression of its payload is unknown"
     stream = data[packed.start : packed.end]
     inner = stream if packed.compression == "none" else binary.unpack(stream)[0]
     with vmlinux.open("rb") as file:

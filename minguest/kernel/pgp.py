@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenPGP signatures as kernel.org makes them: detached, over the *uncompressed* tar.
 
-https://www.kernel.org/signature.html: the tar is signed before it is compressed, so one `.tar.sign` does for .gz
-and .xz. gpgv checks it: it has no trust database and no key server, only the keys that it is given.
+https://www.kernel.org/signature.html: the tar is signed before it is compressed, so one `.tar.sign` serves .gz and
+.xz. gpgv checks it: it uses no trust database and no key server, only the keys that are passed to it.
 """
 
 import base64
@@ -39,39 +39,39 @@ def available() -> bool:
 
 
 def verify_tarball(tarball: Path, signature: bytes, keys: Sequence[Path]) -> str:
-    """Check a detached signature over the tar inside `tarball` and say who made it: name and fingerprint.
+    """Check a detached signature over the tar in `tarball` and return its signer: name and fingerprint.
 
-    `keys` are ASCII-armoured files; a good signature by any of them will do. Nothing is unpacked.
-    Raises ToolError when there is no gpgv or the signature is bad, expired or by another key; UserError when the
-    tarball is damaged or a key file is no key.
+    `keys` are ASCII-armoured files; a good signature by any of them is accepted. Nothing is unpacked.
+    Raises ToolError when gpgv is missing or the signature is bad, expired or by another key; UserError when the
+    tarball is damaged or a key file holds no key.
     """
     with scratch.folder("gpgv") as folder:
         keyring = folder / "keyring.gpg"
         keyring.write_bytes(b"".join(dearmour(key) for key in keys))
         detached = folder / "signature"
         detached.write_bytes(signature)
-        # --homedir: not the user's, where a trustedkeys.kbx may be. --status-fd: words that are made for programs.
+        # --homedir: not the user's, which may have a trustedkeys.kbx. --status-fd: output for programs.
         argv: list[str | Path] = ["gpgv", "--homedir", folder, "--status-fd", "1", "--keyring", keyring, detached, "-"]
         status, output = _feed(tarball, argv)
-    said = [line.split(" ") for line in output.splitlines() if line.startswith("[GNUPG:] ")]
-    good = [words for words in said if words[1] == "GOODSIG"]
-    valid = [words for words in said if words[1] == "VALIDSIG"]
+    statuses = [line.split(" ") for line in output.splitlines() if line.startswith("[GNUPG:] ")]
+    good = [fields for fields in statuses if fields[1] == "GOODSIG"]
+    valid = [fields for fields in statuses if fields[1] == "VALIDSIG"]
     if status == 0 and good and valid:
         # GOODSIG <key id> <name>; VALIDSIG <fingerprint of the key, or subkey> … <fingerprint of the primary key>
         return f"{' '.join(good[0][3:])}, key {valid[0][-1]}"
     raise ToolError(
-        f"{tarball}: {_complaint(said)}; keys that would do: {', '.join(key.name for key in keys) or 'none'}"
+        f"{tarball}: {_complaint(statuses)}; trusted keys: {', '.join(key.name for key in keys) or 'none'}"
         + "".join(f"\n  | {line}" for line in output.splitlines() if not line.startswith("[GNUPG:] ")),
-        "do not build it. Remove the file and take it again; if that gives the same, the mirror or the signature is "
+        "do not build it. Remove the file and download it again; if the error stays, the mirror or the signature is "
         "wrong: compare with https://www.kernel.org/signature.html",
     )
 
 
 def dearmour(key: Path) -> bytes:
-    """The binary key in an ASCII-armoured file (RFC 4880 section 6, RFC 9580 section 6), which is what gpgv reads.
+    """The binary key in an ASCII-armoured file (RFC 4880 section 6, RFC 9580 section 6), as gpgv reads it.
 
-    Raises UserError when there is none or it is damaged. RFC 9580 makes the check sum optional and tells readers not
-    to reject a key for it; it is checked here where it is given, as these files come with the project.
+    Raises UserError when there is none or it is damaged. RFC 9580 makes the checksum optional and says that readers
+    must not reject a key for it; a given one is checked here, because these files come with the project.
     """
     try:
         text = key.read_text(encoding="ascii", errors="replace")  # \r\n becomes \n
@@ -88,13 +88,13 @@ def dearmour(key: Path) -> bytes:
             raise UserError(f"{key}: damaged: {error}", "restore it from the project's repository") from error
         checksum = block["checksum"]
         if checksum is not None and base64.b64decode(checksum) != _crc24(binary).to_bytes(3):
-            raise UserError(f"{key}: damaged: its check sum does not fit", "restore it from the project's repository")
+            raise UserError(f"{key}: damaged: its checksum does not match", "restore it from the project's repository")
         content += binary
     return content
 
 
 def _crc24(data: bytes) -> int:
-    """The check sum of ASCII armour: RFC 4880, section 6.1."""
+    """The checksum of ASCII armour: RFC 4880, section 6.1."""
     crc = 0xB704CE
     for byte in data:
         crc ^= byte << 16
@@ -115,7 +115,7 @@ def _feed(tarball: Path, argv: Sequence[str | Path]) -> tuple[int, str]:
             with sink, archive.decompressed(tarball) as stream:
                 shutil.copyfileobj(stream, sink, archive.CHUNK)
         except BrokenPipeError:
-            pass  # the program has ended before; what it said tells why
+            pass  # the program has ended; its output says why
         except MinguestError as error:
             errors.append(error)
 
@@ -131,16 +131,17 @@ def _feed(tarball: Path, argv: Sequence[str | Path]) -> tuple[int, str]:
     return result
 
 
-def _complaint(said: Sequence[Sequence[str]]) -> str:
-    """What is wrong, out of gpgv's status lines (doc/DETAILS in GnuPG)."""
-    for words in said:
-        match words[1]:
+def _complaint(statuses: Sequence[Sequence[str]]) -> str:
+    """What is wrong, from gpgv's status lines (doc/DETAILS in GnuPG)."""
+    for fields in statuses:
+        match fields[1]:
             case "BADSIG":
                 return (
-                    f"does not fit the signature by {' '.join(words[3:])}: one of the two was changed or is another's"
+                    f"does not match the signature by {' '.join(fields[3:])}: one of the two was changed or is of "
+                    "another file"
                 )
             case "NO_PUBKEY":
-                return f"is signed by a key that is not among the trusted ones ({words[2]})"
+                return f"is signed by a key that is not among the trusted ones ({fields[2]})"
             case "EXPSIG" | "EXPKEYSIG" | "REVKEYSIG":
-                return f"its signature or the key of {' '.join(words[3:])} has expired or was revoked ({words[1]})"
-    return "its signature could not be checked: what is given as one is none, or gpgv does not know its kind"
+                return f"its signature or the key of {' '.join(fields[3:])} has expired or was revoked ({fields[1]})"
+    return "its signature could not be checked: it is not a signature, or of a kind that gpgv does not know"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel is built, and its tree: fetched or copied, patched, kept by content, whole or not there."""
+"""Which kernel is built, and its tree: fetched or copied, patched, kept by content, complete or absent."""
 
 import hashlib
 import lzma
@@ -21,12 +21,12 @@ from minguest.model import Choice, Guest, Source, Sources
 from minguest.util import archive, files, run
 from minguest.util.errors import ToolError, UserError
 
-# SLOW: requests takes 30 ms to import, so fetch is imported where something may have to be downloaded.
+# SLOW: requests takes 30 ms to import, so fetch is imported only where a download may be needed.
 
 STAMP = ".minguest.json"
 PINNED = "pinned"
 AUTO = "auto"
-# Seconds that all mirrors of one series get, together, to answer whether they have it.
+# Seconds in which the mirrors of one series must answer whether they have it.
 ANSWER = 8.0
 
 
@@ -36,14 +36,14 @@ class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     series: str
     versions: str
-    """Kernel versions that it is for, as PEP 440 specifiers."""
+    """Kernel versions that it applies to, as PEP 440 specifiers."""
     reason: str
     tool: str | None = None
-    """`gcc`, `binutils` or `glibc`, where one of these makes it necessary."""
+    """`gcc`, `binutils` or `glibc`, if one of these makes it necessary."""
     tools: str = ""
-    """Versions of that tool that it is for, as PEP 440 specifiers."""
+    """Versions of that tool that it applies to, as PEP 440 specifiers."""
     guest: str | None = None
-    """The guest that it is for, if it is not for all."""
+    """The guest that it applies to; None: all guests."""
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,24 +61,24 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class Tree(msgspec.Struct, frozen=True):
-    """What a prepared tree is made of: the stamp inside of it."""
+    """The inputs of a prepared tree: the stamp in it."""
 
     series: str
     version: str
     origin: str
-    """`sha256:…` of the pinned tarball, or `own:` and the SHA-256 of what is in the user's tree (`content`)."""
+    """`sha256:…` of the pinned tarball, or `own:` and the SHA-256 over the user's tree (`content`)."""
     signed: str
     """Who signed the tarball, or why that was not verified."""
     patches: tuple[Applied, ...]
 
     @property
     def identity(self) -> bytes:
-        """What decides on every byte of the tree: its version, where it is from, and its patches."""
+        """What determines every byte of the tree: its version, its origin and its patches."""
         return msgspec.json.encode([self.version, self.origin, [[each.file, each.sha256] for each in self.patches]])
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A tree that is ready to be built from: out/*/tree.json."""
+    """A tree that is ready for a build: out/*/tree.json."""
 
     path: str
     tree: Tree
@@ -95,10 +95,10 @@ def choose(
     own: str | None,
     available: Callable[[Source], str | None],
 ) -> Choice:
-    """Decide which kernel is built, from the user's words `kernel=` and `source=`, what was kept, and the guest's list.
+    """Decide which kernel is built, from the user's `kernel=` and `source=`, the kept choice, and the guest's list.
 
-    `available` says where a pinned source can be had (`cached`, a mirror's URL), or None.
-    Raises UserError for words that cannot be, ToolError where a series cannot be had.
+    `available` says where a pinned source is (`cached`, a mirror's URL), or None.
+    Raises UserError for impossible values, ToolError for a series that cannot be downloaded.
     """
     check_series(kernel, sources)
     if own is not None and own != PINNED:
@@ -126,9 +126,9 @@ def _own(own: str, sources: Sources, kernel: str | None) -> Choice:
     version = own_version(path)
     series = ".".join(version.split(".")[:2])
     if series not in sources.kernel:
-        raise UserError(f"source={own} is linux {version}", f"this project can build {', '.join(sources.kernel)}")
+        raise UserError(f"source={own} is linux {version}", f"name a tree of linux {' or '.join(sources.kernel)}")
     if kernel not in (None, AUTO, series):
-        raise UserError(f"source={own} is linux {version}, but kernel={kernel} was requested", f"say kernel={series}")
+        raise UserError(f"source={own} is linux {version}, but kernel={kernel} was requested", f"pass kernel={series}")
     return Choice((series,), series, version, "your own tree", source=str(path), fixed=True)
 
 
@@ -136,8 +136,8 @@ def _insist(series: str, source: Source, available: Callable[[Source], str | Non
     where = available(source)
     if where is None:
         raise ToolError(
-            f"kernel={series}: linux {source.version} cannot be had: not in the cache, {_mirrors(source)}",
-            f"source=DIR or source=TARBALL builds a {series}.y tree of yours; without kernel= the guest's list decides",
+            f"kernel={series}: linux {source.version} is not available: not in the cache, {_mirrors(source)}",
+            f"build your own {series}.y tree with source=DIR or source=TARBALL; or omit kernel= for the guest's list",
         )
     return Choice((series,), series, source.version, f"kernel={series}, {where}", fixed=True)
 
@@ -153,8 +153,8 @@ def _first(guest: Guest, sources: Sources, available: Callable[[Source], str | N
             return Choice(guest.kernel, series, source.version, "; ".join([*missed, where]))
         missed.append(f"linux {source.version}: {_mirrors(source)}")
     raise ToolError(
-        "no kernel can be had: " + "; ".join(missed),
-        "check the network, or build a tree of yours with source=DIR or source=TARBALL",
+        "no kernel is available: " + "; ".join(missed),
+        "check the network, or build your own tree with source=DIR or source=TARBALL",
     )
 
 
@@ -163,7 +163,7 @@ def _mirrors(source: Source) -> str:
 
 
 def availability(cache: Path) -> Callable[[Source], str | None]:
-    """How `choose` learns where a pinned source can be had."""
+    """The `available` of `choose`, for this cache and the network."""
 
     def available(source: Source) -> str | None:
         from minguest.util import fetch  # noqa: PLC0415 - see SLOW
@@ -185,16 +185,16 @@ def sentence(choice: Choice) -> str:
 
 
 def own_version(path: Path) -> str:
-    """The version that the top Makefile of the user's tree or tarball tells, such as `4.12.10`."""
+    """The version in the top Makefile of the user's tree or tarball, such as `4.12.10`."""
     try:
         text = (path / "Makefile").read_text(encoding="utf-8") if path.is_dir() else _makefile_of(path)
     except (OSError, tarfile.TarError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"source={path}: no kernel tree or tarball: {error}") from error
+        raise UserError(f"source={path}: not a kernel tree or tarball: {error}") from error
     found: dict[str, str] = dict(
         re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(.*)$", text, re.MULTILINE)
     )
     if not all(found.get(key, "").isdigit() for key in ("VERSION", "PATCHLEVEL", "SUBLEVEL")):
-        raise UserError(f"source={path}: its Makefile tells no kernel version")
+        raise UserError(f"source={path}: its Makefile has no kernel version")
     return "{VERSION}.{PATCHLEVEL}.{SUBLEVEL}".format_map(found) + found.get("EXTRAVERSION", "").strip()
 
 
@@ -212,7 +212,7 @@ def _makefile_of(tarball: Path) -> str:
 def fingerprint(path: Path) -> str:
     """A digest that changes when a file in a tree, or a tarball, does: names, sizes, times. Reads no content.
 
-    With the time of the last change of each inode, which nobody can set: `cp -p`, tar and git set the other one.
+    It includes the ctime of each inode, which no program can set: `cp -p`, tar and git set the mtime.
     """
     digest = hashlib.sha256()
     for name, facts in _walk(path):
@@ -241,7 +241,7 @@ def content(path: Path) -> str:
 
 
 def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """All but folders below `path`, by name from there, in order, without .git and a prepared tree's own stamp."""
+    """Everything except folders below `path`, by relative name, in order, without .git and a prepared tree's stamp."""
     if path.is_file():
         yield "", path.stat()
         return
@@ -262,7 +262,7 @@ def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
 def wanted_patches(
     table: Path, series: str, version: str, tools: Mapping[str, str], guest: str | None = None
 ) -> list[Patch]:
-    """Rows of series.toml that are for this kernel version, these versions of `tools`, and all guests or this one."""
+    """Rows of series.toml for this kernel version, these versions of `tools`, and all guests or this one."""
     found = []
     for patch in settings.decode(table, Series).patch:
         try:
@@ -282,7 +282,7 @@ def wanted_patches(
 
 
 def number(version: str) -> Version:
-    """The numbers that a version begins with, without what a vendor appends."""
+    """The leading numbers of a version, without what a vendor appends."""
     return Version(re.sub(r"(\d+(?:\.\d+)*).*", r"\1", version))
 
 
@@ -309,17 +309,19 @@ def prepare(
     say: Callable[[str], None],
     guest: str | None = None,
 ) -> Prepared:
-    """The patched tree of a guest in `folder`, made if it is not there or was changed since it was made.
+    """The patched tree of a guest in `folder`; it is made if it is missing or was changed.
 
-    `source` is the pinned download, None for the user's own tree, which is only read. A tree has its content in its
-    name, so nothing that was built from another one is ever next to it.
+    `source` is the pinned download, None for the user's own tree, which is only read. A tree's name contains a hash of
+    its identity, so different trees never share a folder.
     """
     wanted = wanted_patches(patches / "series.toml", choice.series, choice.version, compiler_tools(), guest)
     applied = tuple(Applied(each.file, files.sha256(patches / each.file), each.reason) for each in wanted)
     origin = f"sha256:{source.sha256}" if source else f"own:{_content(Path(choice.source or ''), folder)}"
     tree = Tree(choice.series, choice.version, origin, "", applied)
     target = folder / f"linux-{choice.version}-{hashlib.sha256(tree.identity).hexdigest()[:16]}"
-    with files.lock(folder / f".{target.name}.busy", lambda: say(f"waiting for another run that makes {target.name}")):
+    with files.lock(
+        folder / f".{target.name}.busy", lambda: say(f"waiting for another run that prepares {target.name}")
+    ):
         kept = stamp(target)
         if kept and kept.identity == tree.identity and intact(target):
             files.used(_made(target))
@@ -347,7 +349,7 @@ def prepare(
 
 
 def stamp(tree: Path) -> Tree | None:
-    """What a prepared tree says of itself; None where there is no whole one."""
+    """The stamp of a prepared tree; None if there is no complete one."""
     try:
         return msgspec.json.decode((tree / STAMP).read_bytes(), type=Tree)
     except (OSError, msgspec.DecodeError):
@@ -355,7 +357,7 @@ def stamp(tree: Path) -> Tree | None:
 
 
 def intact(tree: Path) -> bool:
-    """Whether a prepared tree is as it was made: nobody wrote to it since."""
+    """Whether a prepared tree is unchanged since it was made."""
     try:
         return _made(tree).read_text() == fingerprint(tree)
     except OSError:
@@ -363,12 +365,12 @@ def intact(tree: Path) -> bool:
 
 
 def _made(tree: Path) -> Path:
-    """Beside a prepared tree: the fingerprint that it had when it was made. Written last."""
+    """The file beside a prepared tree with its first fingerprint. Written last."""
     return tree.with_name(f".{tree.name}.made")
 
 
 def _content(own: Path, folder: Path) -> str:
-    """`content` of the user's tree, read again only where its fingerprint is another than the last time."""
+    """`content` of the user's tree; it is read again only if its fingerprint has changed."""
     name = hashlib.sha256(os.fsencode(own)).hexdigest()[:16]
     known, now = folder / f".own-{name}.json", fingerprint(own)
     try:
@@ -382,13 +384,13 @@ def _content(own: Path, folder: Path) -> str:
 
 
 def trees(folder: Path, but: str) -> dict[str, Path]:
-    """Prepared trees in `folder` by series, without those of the series `but`."""
+    """Prepared trees in `folder` by series, without the series `but`."""
     found = {each.series: path for path in sorted(folder.glob("linux-*")) if (each := stamp(path))}
     return {series: path for series, path in found.items() if series != but}
 
 
 def _verify(source: Source, tarball: Path, keys: Path, say: Callable[[str], None]) -> str:
-    """Who signed the tarball. A wrong signature is an error; one that cannot be checked is said."""
+    """Who signed the tarball. A wrong signature is an error; one that cannot be checked is reported."""
     if source.signature is None:
         result = "not verified: no signature is published beside it"
     elif not pgp.available():
@@ -411,7 +413,7 @@ def _copy(own: Path, folder: Path, log: Path) -> None:
         archive.extract_tar(own, folder)
     else:
         shutil.copytree(own, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
-    # A tree that was built in place refuses O= until it is cleaned; the copy is cleaned, not the user's tree.
+    # A tree that was built in place refuses O= until it is cleaned. Clean the copy, not the user's tree.
     if (folder / ".config").exists() or (folder / "include/config").exists():
         run.run(["make", "-C", folder, "ARCH=x86", "mrproper"], log=log, bare=True)
 
@@ -425,4 +427,4 @@ def _patch(folder: Path, patches: Sequence[Path], log: Path) -> None:
         try:
             run.run([*command, "--forward"], log=log, bare=True)
         except ToolError as error:
-            raise ToolError(f"{patch}: does not fit this tree\n{error.message}") from error
+            raise ToolError(f"{patch}: does not apply to this tree\n{error.message}") from error

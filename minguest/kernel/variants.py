@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels that differ from the guest's in some options, of its tree and fragments."""
+"""Kernels from the guest's tree and fragments with some other options."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from minguest.paths import Store
 
 
 class Workshop(msgspec.Struct, frozen=True):
-    """What the variants of one line are made of."""
+    """The inputs of the variants of one series."""
 
     tree: source.Prepared
     fragments: tuple[Path, ...]
@@ -24,9 +24,9 @@ class Workshop(msgspec.Struct, frozen=True):
 
 
 def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Callable[[str], None]) -> Path:
-    """The folder of a kernel with `options`: bzImage and kernel.config. Built only where no config has led to it yet.
+    """The folder of a kernel with `options`: bzImage and kernel.config. It is built only if it is not in the store.
 
-    What Kconfig makes of them is taken as it is. ToolError where the tree cannot be configured or built so.
+    The result of Kconfig is not verified. ToolError if the tree cannot be configured or built so.
     """
     wanted = kconfig.merge(kconfig.read(shop.fragments, shop.root), {**shop.options, **options}, "[[inject]] of a pit")
     name = "-".join(f"{option}-{kconfig.spell(value)}" for option, value in options.items()).replace("/", "_")[:100]

@@ -122,13 +122,13 @@ def test_the_embedded_config(tmp_path: Path) -> None:
     path.write_bytes(b"code")
     assert binary.embedded_config(path) is None
     path.write_bytes(b"IKCFG_ST" + packed[:-4] + b"IKCFG_ED")
-    with pytest.raises(UserError, match="embedded config cannot be read"):
+    with pytest.raises(UserError, match="embedded config is unreadable"):
         binary.embedded_config(path)
 
 
 def test_an_embedded_config_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary, "LARGEST_CONFIG", 100)
-    with pytest.raises(UserError, match="k: its embedded config cannot be read: unpacks into more than 100 bytes"):
+    with pytest.raises(UserError, match="k: its embedded config is unreadable: unpacks into more than 100 bytes"):
         binary.embedded_config_in(b"IKCFG_ST" + gzip.compress(bytes(101)) + b"IKCFG_ED", "k")
 
 
@@ -165,7 +165,7 @@ def test_what_is_packed(name: str, pack: Callable[[bytes], bytes]) -> None:
 def test_what_is_not_packed() -> None:
     assert binary.packer(b"BZ") is None
     for unpack in (binary.unpack, binary.unpack_head):
-        with pytest.raises(ValueError, match="not packed"):
+        with pytest.raises(ValueError, match="not compressed"):
             unpack(b"text", 10)
 
 

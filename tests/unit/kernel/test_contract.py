@@ -22,12 +22,12 @@ def write(folder: Path, row: str) -> Path:
     return path
 
 
-def rule(option: str = "EFI", **words: str | int) -> Rule:
-    return Rule(option=option, fragment="efi", without="nothing works", **words)  # type: ignore[arg-type]
+def rule(option: str = "EFI", **fields: str | int) -> Rule:
+    return Rule(option=option, fragment="efi", without="nothing works", **fields)  # type: ignore[arg-type]
 
 
-def breached(given: Rule, config: dict[str, str], launch: Launch | None = None, line: str = "4.12") -> bool:
-    return bool(contract.check([given], config, launch or Launch(), line))
+def breached(given: Rule, config: dict[str, str], launch: Launch | None = None, series: str = "4.12") -> bool:
+    return bool(contract.check([given], config, launch or Launch(), series))
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_when(when: str, launch: Launch, expected: bool) -> None:
             'option = "EFI"\nfragment = "efi"\nwithout = ""\nat_least = 2\nvalue = "y"',
             r"EFI: value and at_least exclude each other",
         ),
-        ('option = "CONFIG_EFI"\nfragment = "efi"\nwithout = ""', r"'CONFIG_EFI' is written without CONFIG_ here"),
+        ('option = "CONFIG_EFI"\nfragment = "efi"\nwithout = ""', r"'CONFIG_EFI' begins with CONFIG_\n  remedy: write"),
         (
             'option = "EFI"\nfragment = "efi"\nwithout = ""\ngiven = "CONFIG_A"',
-            r"'CONFIG_A' is written without CONFIG_",
+            r"'CONFIG_A' begins with CONFIG_\n  remedy: write it without",
         ),
     ],
 )

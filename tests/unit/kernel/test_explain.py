@@ -43,12 +43,12 @@ BARE_ANSWERS = {
         "STUB needs FIRMWARE=y (is n)",
         "  FIRMWARE needs TABLES=y (is n)",
         "    TABLES needs BUS=y (is n)",
-        "      BUS can be set: all that it depends on is there",
+        "      BUS can be set: its dependencies are met",
     ],
-    # OTHER_ARCH_BUS is no way to go: this tree does not define it.
+    # OTHER_ARCH_BUS is not named: this tree does not define it.
     "CARD": [
         "CARD needs one of BUS=y (is n), (TABLES=y (is n) and BIG=y (is n))",
-        "  BUS can be set: all that it depends on is there",
+        "  BUS can be set: its dependencies are met",
         "  TABLES needs BUS=y (is n)",
         "  BIG needs BUS=y (is n)",
     ],
@@ -58,16 +58,16 @@ BARE_ANSWERS = {
     ],
     "MAGIC": [
         "MAGIC needs CC_HAS_MAGIC=y (is n)",
-        "  CC_HAS_MAGIC cannot be set (it has no prompt): it comes by itself with a test of the compiler or another "
-        "tool, which failed here (or the tree says n outright)",
+        "  CC_HAS_MAGIC cannot be set (it has no prompt): its default sets it with a test of the compiler or another "
+        "tool, which failed here (or the tree sets a plain n)",
     ],
     "SCREEN": ["SCREEN is y by default, and can only be set with EXPERT=y (is n)"],
     "X86": ["X86 cannot be set (it has no prompt): y is its default"],
     "HAVE_BUS": ["HAVE_BUS is y: selected by X86 (is y)"],
-    "PACK_B": ["PACK_B is one of a choice, and PACK_A is the one taken: unset that"],
+    "PACK_B": ["PACK_B is one of a choice, and PACK_A is selected: unset that"],
     "CPUS": ["CPUS is 8; allowed here: 1 to 64"],
     "DRIVERS": ["DRIVERS is y, not m: m needs MODULES=y (is n)"],
-    "TINY": ["TINY can be set: all that it depends on is there"],
+    "TINY": ["TINY can be set: its dependencies are met"],
     "NOPE": ["NOPE is not in this tree"],
     # Named in an expression, but never defined.
     "OTHER_ARCH_BUS": ["OTHER_ARCH_BUS is not in this tree"],
@@ -81,10 +81,10 @@ RICH_ANSWERS = {
     "PAIR": ["PAIR needs one of TINY=n (is y), BIG=n (is y)"],
     "SCREEN": [
         "SCREEN can only be set with EXPERT=y (is n); its default is used until then",
-        "  EXPERT can be set: all that it depends on is there",
+        "  EXPERT can be set: its dependencies are met",
     ],
     "CPUS": ["CPUS can only be set with BIG=n (is y); its default is used until then"],
-    "TINY": ["TINY is y by its default or by another wish; nothing selects it, so it can be unset"],
+    "TINY": ["TINY is y by default or by another request; nothing selects it, so it can be unset"],
 }
 
 
@@ -138,7 +138,7 @@ def test_a_tree_that_takes_too_long_is_no_exception(monkeypatch: pytest.MonkeyPa
     assert "not done after 0.01 s" in explain.explain(TREE, BARE, "STUB")
 
 
-def test_nothing_asked_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_requested_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain, "run", None)
     assert explain.explain_all(TREE, BARE, []) == {}
 

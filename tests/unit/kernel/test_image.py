@@ -193,7 +193,7 @@ def test_the_kernel_inside_of_a_uki(read: Read, stripped: bytes) -> None:
     assert read(gzip.compress(with_section(inner))).wrapped_in == "gzip, UKI"
 
 
-# ── what stays closed: the headers are facts all the same ──
+# ── what stays closed: the headers are still facts ──
 
 
 def closed(read: Read, payload: bytes) -> str:
@@ -220,8 +220,8 @@ def test_a_program_that_is_missing_is_named(
         read(magic)
 
 
-def test_lzop_is_asked_rightly(read: Read, stripped: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no lzop, one that takes the words of the real one and packs by adding its magic."""
+def test_lzop_gets_its_arguments(read: Read, stripped: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fake lzop, which takes the arguments of the real one; to pack is to add the magic."""
     (tmp_path / "bin").mkdir()
     script = '#!/bin/sh\n[ "$1 $2 $4" = "-d -q -o" ] && tail -c +6 "$3" >"$5"\n'
     (tmp_path / "bin/lzop").write_text(script)
@@ -248,12 +248,12 @@ def test_more_than_it_says_is_not_unpacked(
         assert less == more == "gzip: damaged: Error -3 while decompressing data: incorrect length check"
     else:
         assert less == f"{name}: unpacks into more than {len(stripped) - 1} bytes"
-        assert more == f"{name}: unpacks into {len(stripped)} bytes and says {len(stripped) + 1}"
+        assert more == f"{name}: unpacks into {len(stripped)} bytes, but records {len(stripped) + 1}"
 
 
 def test_a_payload_of_an_unlikely_size(read: Read) -> None:
-    assert "2147483648 bytes, which no kernel has" in closed(read, b"BZh9" + struct.pack("<I", 1 << 31))
-    assert closed(read, b"unknown to us") == "packed by nothing that is known: its first bytes are " + (
+    assert "2147483648 bytes, more than any kernel" in closed(read, b"BZh9" + struct.pack("<I", 1 << 31))
+    assert closed(read, b"unknown to us") == "unknown compression: its first bytes are " + (
         b"unknown ".hex(" ")
     )
 
@@ -288,19 +288,19 @@ INITRD = cpio.archive([cpio.Entry("init", 0o100755, b"\x7fELF" * 20000)])
         (with_section(b"", b".linux", 0xAA64), "an EFI program for ARM64, not for x86-64"),
         (with_pe(ARM64, 0xAA64), "an EFI program for ARM64, not for x86-64"),
         (with_section(b"MZ"), r"its section .linux\): not a kernel"),
-        (with_section(bytes(0x2000))[:0x1000], "k: cut short: 4096 bytes, where its header says at least 9728"),
+        (with_section(bytes(0x2000))[:0x1000], "k: cut short: 4096 bytes, but its header requires at least 9728"),
         (b"\0\x01\x02\x03random", "not a kernel: bytes that begin 00 01 02 03"),
         (b"\xc3\x28 no text", "not a kernel: bytes that begin c3 28"),
         (b"0000 T _text\n", "not a kernel: a text that begins '0000 T _text'"),
         (b"CONFIG_EFI=y\n", "1 options, but not the whole .config of an x86-64 kernel: no CONFIG_X86_64=y"),
         (b"CONFIG_X86_64=y\nCONFIG_XEN=y\n", "2 options, but not the whole .* no CONFIG_LOCALVERSION"),
         (header()[:0x300], "k: cut short: 768 bytes"),
-        (kernel(b""), "6.12.94 .*no compressed kernel: no Linux, or one before 2.6.26"),
+        (kernel(b""), "6.12.94 .*no compressed kernel: not Linux, or older than 2.6.26"),
         (put(kernel(b"x" * 9), 0x206, "<H", 0x207), r"no compressed kernel: .*\(boot protocol 2.07\)"),
-        (kernel(bytes(9000))[:0x1000], "k: cut short: 4096 bytes, where its header says at least"),
+        (kernel(bytes(9000))[:0x1000], "k: cut short: 4096 bytes, but its header requires at least"),
         (put(kernel(b"x" * 9), 0x1F4, "<I", 0x1000), "k: cut short: .* at least 67584"),
         (put(kernel(b"x" * 9), 0x236, "<H", 0), "a 32-bit kernel"),
-        (gzip.compress(b"x" * 99)[:20], "k: packed by gzip, and cannot be unpacked: cut short"),
+        (gzip.compress(b"x" * 99)[:20], "k: compressed with gzip, and cannot be unpacked: cut short"),
         (b"\x7fELF", "k: not an ELF file, or cut short"),
         (b"!<arch>\ndebian-binary   1\0", "a Debian package"),
     ],
@@ -313,7 +313,7 @@ def test_what_is_no_kernel_is_named(read: Read, data: bytes, what: str) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, what in ((tmp_path, "a folder"), (tmp_path / "none", "No such file"), (tmp_path / "pipe", "no regular")):
+    for path, what in ((tmp_path, "a folder"), (tmp_path / "none", "No such file"), (tmp_path / "pipe", "not a plain")):
         with pytest.raises(UserError, match=what) as caught:
             image.read(path)
         assert str(path) in caught.value.message
@@ -327,11 +327,11 @@ def test_elf_files_that_are_no_kernel(read: Read, vmlinux: bytes, tmp_path: Path
     program = linked(tmp_path)
     other = linked(tmp_path, AT, banner="FreeBSD 15")
     for data, what in (
-        ((tmp_path / "o-m64").read_bytes(), "no kernel: it is not linked"),
+        ((tmp_path / "o-m64").read_bytes(), "not a kernel: it is not a linked program"),
         ((tmp_path / "o-m32").read_bytes(), "for x86, 32 bits, not for x86-64"),
         (put(vmlinux, 0x12, "<H", 183), "for AArch64, 64 bits, not for x86-64"),
-        (program, "nothing in it is loaded where kernels run"),
-        (other, "no Linux kernel"),
+        (program, "no segment is in the kernel's address space"),
+        (other, "not a Linux kernel"),
         (vmlinux[:-1], "cut short"),
         (vmlinux[:0x20], "not an ELF file, or cut short"),
         (put(vmlinux, 0x40 + 32, "<Q", 1 << 40), "cut short"),
@@ -356,7 +356,7 @@ def test_the_payload_of_an_older_kernel_says_that_it_is_32_bit(read: Read, tmp_p
 # ── bounds ──
 
 
-def test_a_bomb_is_told_by_its_head(read: Read) -> None:
+def test_a_bomb_is_recognized_by_its_head(read: Read) -> None:
     bomb = gzip.compress(bytes(1 << 27), 1)
     tracemalloc.start()
     with pytest.raises(UserError, match="not a kernel"):

@@ -21,8 +21,8 @@ from tests import ROOT
 
 TREE = ROOT / "tests/data/fakelinux"
 CONFIG = "CONFIG_PACKET=y\n"
-# Shell: the word behind -o.
-FIND_OUT = 'OUT=; last=; for word; do [ "$last" = -o ] && OUT=$word; last=$word; done'
+# Shell: the argument after -o.
+FIND_OUT = 'OUT=; last=; for each; do [ "$last" = -o ] && OUT=$each; last=$each; done'
 
 
 def quiet(_: str) -> None:
@@ -189,7 +189,7 @@ def test_what_was_linked_is_looked_at(tmp_path: Path) -> None:
     assert fault == "CONFIG_PACKET is y, but net/packet/af_packet.o's symbols (packet_init) are not in System.map"
     (out / "System.map").write_text(table.replace("0000000001", "0000000002"))
     (fault,) = faults(tree, out)
-    assert fault.startswith("System.map is of another vmlinux: ")
+    assert fault.startswith("System.map belongs to another vmlinux: ")
 
 
 def test_an_image_of_another_vmlinux_is_found(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_an_image_of_another_vmlinux_is_found(tmp_path: Path) -> None:
     subprocess.run(kbuild.make_argv(tree, out, 1, "bzImage"), check=True, stdout=subprocess.DEVNULL)
     assert faults(tree, out) == []
     (out / kbuild.IMAGE).write_bytes(image)
-    assert faults(tree, out) == ["bzImage is of another vmlinux: .text"]
+    assert faults(tree, out) == ["bzImage was made from another vmlinux: .text"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def resolve(tmp_path: Path, store: Store, requested: str = CONFIG) -> str:
     return kbuild.resolve(prepared(tmp_path), requested, store, tmp_path / "config.log", quiet)
 
 
-def test_a_config_is_asked_for_once(tmp_path: Path, store: Store) -> None:
+def test_a_config_is_made_once(tmp_path: Path, store: Store) -> None:
     text = resolve(tmp_path, store)
     assert "CONFIG_PACKET=y\n" in text
     (tmp_path / "config.log").unlink()

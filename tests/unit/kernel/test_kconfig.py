@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragments, their merge, and what became of each wish: every mistake is named with its place and its fix."""
+"""Fragments, their merge, and what became of each request: every mistake is named with its place and its fix."""
 
 import string
 from pathlib import Path
@@ -42,7 +42,7 @@ def option(name: str, value: str, fragment: str = "20-efi.config", line: int = 1
     return Option(name, value, fragment, line, "because")
 
 
-def wishes(*options: Option) -> dict[str, Option]:
+def requests(*options: Option) -> dict[str, Option]:
     return {each.name: each for each in options}
 
 
@@ -71,15 +71,15 @@ def test_a_comment_right_above_the_first_option_is_its_reason_and_no_concern() -
 @pytest.mark.parametrize(
     ("line", "what", "remedy"),
     [
-        ("EFI=y", "'EFI=y' is no option's line", "write exactly: CONFIG_EFI=y"),
-        ("CONFIG_EFI = y", "'CONFIG_EFI = y' is no option's line", "write exactly: CONFIG_EFI=y"),
-        ("CONFIG_EFI=yes", "'yes' is no value of an option", "a value is y, m, n, a number"),
-        ("CONFIG_EFI=y # why", "'y # why' is no value of an option", "with nothing behind it"),
-        ('CONFIG_S="a', "'\"a' is no value of an option", "in double quotes"),
-        ("CONFIG_EFI", "'CONFIG_EFI' is neither an option nor a comment", "a fragment holds"),
-        ("#CONFIG_EFI is not set", "reads as a comment to Kconfig", "write exactly: # CONFIG_EFI is not set"),
-        ("# CONFIG_EFI is not set.", "reads as a comment to Kconfig", "write exactly: # CONFIG_EFI is not set"),
-        ("# Config_EFI Is Not Set", "reads as a comment to Kconfig", "write exactly: # CONFIG_EFI is not set"),
+        ("EFI=y", "'EFI=y' does not set an option", "write exactly: CONFIG_EFI=y"),
+        ("CONFIG_EFI = y", "'CONFIG_EFI = y' does not set an option", "write exactly: CONFIG_EFI=y"),
+        ("CONFIG_EFI=yes", "'yes' is not a value of an option", "write y, m, n, a number"),
+        ("CONFIG_EFI=y # why", "'y # why' is not a value of an option", "and nothing after it"),
+        ('CONFIG_S="a', "'\"a' is not a value of an option", "in double quotes"),
+        ("CONFIG_EFI", "'CONFIG_EFI' is neither an option nor a comment", "write CONFIG_X=value"),
+        ("#CONFIG_EFI is not set", "is a comment for Kconfig", "write exactly: # CONFIG_EFI is not set"),
+        ("# CONFIG_EFI is not set.", "is a comment for Kconfig", "write exactly: # CONFIG_EFI is not set"),
+        ("# Config_EFI Is Not Set", "is a comment for Kconfig", "write exactly: # CONFIG_EFI is not set"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, what: str, remedy: str) -> None:
@@ -91,7 +91,7 @@ def test_a_wrong_line_is_named(line: str, what: str, remedy: str) -> None:
 
 
 def test_an_option_twice_in_a_file() -> None:
-    with pytest.raises(UserError, match=r"f:3: CONFIG_A=n: here twice, first in line 2 as y\n  remedy: remove one"):
+    with pytest.raises(UserError, match=r"f:3: CONFIG_A=n: set twice, first in line 2 to y\n  remedy: remove one"):
         kconfig.parse_fragment("# Why.\nCONFIG_A=y\n# CONFIG_A is not set\n", "f")
 
 
@@ -99,11 +99,11 @@ def test_an_option_twice_in_a_file() -> None:
     "text", ["CONFIG_A=y\n", "# Concern.\n\nCONFIG_A=y\n", "# Why.\n\nCONFIG_A=y\n", "#\n#\nCONFIG_A=y\n"]
 )
 def test_an_option_without_a_reason(text: str) -> None:
-    with pytest.raises(UserError, match=r"f:\d: CONFIG_A=y has no reason\n  remedy: say right above it"):
+    with pytest.raises(UserError, match=r"f:\d: CONFIG_A=y has no reason\n  remedy: write a comment directly above it"):
         kconfig.parse_fragment(text, "f")
 
 
-def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.config").write_text("CONFIG_A=y\nCONFIG_B=maybe\n")
     (tmp_path / "b.config").write_bytes(b"\xff")
     with pytest.raises(UserError) as caught:
@@ -122,12 +122,12 @@ def fragment(name: str, text: str) -> kconfig.Fragment:
     return kconfig.parse_fragment(f"# Why.\n{text}\n", name)
 
 
-def test_duplicates_and_conflicts_are_told_at_once_with_both_places() -> None:
+def test_duplicates_and_conflicts_are_reported_at_once_with_both_places() -> None:
     with pytest.raises(UserError) as caught:
         kconfig.merge([fragment("a", "CONFIG_A=y\nCONFIG_B=y"), fragment("b", "CONFIG_A=y\n# CONFIG_B is not set")])
     text = str(caught.value)
-    assert "b:2: CONFIG_A=y is a duplicate: a:2 asks the same" in text
-    assert "b:3: CONFIG_B=n is a conflict: a:3 asks for y" in text
+    assert "b:2: CONFIG_A=y is a duplicate of a:2" in text
+    assert "b:3: CONFIG_B=n is a conflict: a:3 requests y" in text
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_override_wins_and_says_so(value: str | int | bool, spelled: str) -> 
     [
         ("CONFIG_A", True, "write it without CONFIG_"),
         ("A B", True, "not the name of an option"),
-        ("A", "x\nCONFIG_B=y", "a value of two lines"),
+        ("A", "x\nCONFIG_B=y", "a value with a line break"),
     ],
 )
 def test_a_wrong_override(name: str, value: str | bool, what: str) -> None:
@@ -189,7 +189,7 @@ def test_select(folder: Path, globs: list[str], line: str, names: list[str]) -> 
     assert [path.name.removesuffix(".config") for path in found] == names
 
 
-def test_globs_that_match_nothing_are_told_with_the_nearest(folder: Path) -> None:
+def test_globs_that_match_nothing_are_reported_with_the_nearest(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         kconfig.select(folder, ["hotplg", "mine/extr.config", "zzz"], "4.12", folder.parents[1])
     text = str(caught.value)
@@ -232,7 +232,7 @@ def test_parse_config() -> None:
 )
 def test_unmet(wanted: str, config: str, found: str) -> None:
     requested = option("A", wanted)
-    assert kconfig.unmet(wishes(requested), kconfig.parse_config(config)) == [kconfig.Unmet(requested, found)]
+    assert kconfig.unmet(requests(requested), kconfig.parse_config(config)) == [kconfig.Unmet(requested, found)]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_unmet(wanted: str, config: str, found: str) -> None:
     ],
 )
 def test_met(wanted: str, config: str) -> None:
-    assert kconfig.unmet(wishes(option("A", wanted)), kconfig.parse_config(config)) == []
+    assert kconfig.unmet(requests(option("A", wanted)), kconfig.parse_config(config)) == []
 
 
 def test_describe() -> None:
@@ -271,7 +271,7 @@ values = st.one_of(
 
 @given(st.dictionaries(names, values))
 def test_what_is_rendered_is_read_back(config: dict[str, str]) -> None:
-    requested = wishes(*(Option(name, value, "f", n, "r") for n, (name, value) in enumerate(config.items())))
+    requested = requests(*(Option(name, value, "f", n, "r") for n, (name, value) in enumerate(config.items())))
     text = kconfig.render(requested)
     assert kconfig.parse_config(text) == config
     assert kconfig.unmet(requested, kconfig.parse_config(text)) == []
@@ -283,7 +283,7 @@ def test_what_is_rendered_is_read_back(config: dict[str, str]) -> None:
 
 
 def test_render() -> None:
-    requested = wishes(option("A", "n", "a", 3), option("B", "64", "guest.toml", 0))
+    requested = requests(option("A", "n", "a", 3), option("B", "64", "guest.toml", 0))
     assert kconfig.render(requested) == "# a:3\n# CONFIG_A is not set\n\n# guest.toml\nCONFIG_B=64\n\n"
 
 
@@ -309,12 +309,12 @@ def test_spellings_of_source(tmp_path: Path, spelling: str) -> None:
 
 
 def test_no_kernel_tree(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no Kconfig in it, so this is no kernel tree"):
+    with pytest.raises(UserError, match="not a kernel tree: it has no Kconfig"):
         kconfig.known_symbols(tmp_path)
 
 
 def test_unknown_options() -> None:
-    requested = wishes(
+    requested = requests(
         option("EFI", "y"),
         option("EFII", "y", "configs/kernel/20-efi.config", 5),
         option("MEMCG_V9", "n", "configs/kernel/60-mem.config", 7),
@@ -323,16 +323,16 @@ def test_unknown_options() -> None:
     )
     found = kconfig.unknown(requested, "4.12", frozenset({"EFI", "EXT4"}), {"6.12": frozenset({"MEMCG_V9", "SLUB"})})
     assert [(each.what, each.remedy) for each in found] == [
-        ("configs/kernel/20-efi.config:5: linux 4.12 knows no CONFIG_EFII", "nearest: CONFIG_EFI"),
+        ("configs/kernel/20-efi.config:5: linux 4.12 has no CONFIG_EFII", "nearest: CONFIG_EFI"),
         (
-            "configs/kernel/60-mem.config:7: linux 4.12 knows no CONFIG_MEMCG_V9",
-            "only linux 6.12 has it: move it into configs/kernel/60-mem.6.12.config",
+            "configs/kernel/60-mem.config:7: linux 4.12 has no CONFIG_MEMCG_V9",
+            "only linux 6.12 has it: move it to configs/kernel/60-mem.6.12.config",
         ),
         (
-            "guest.toml: linux 4.12 knows no CONFIG_SLUB",
-            "only linux 6.12 has it: take it out of guest.toml where that is built for another series",
+            "guest.toml: linux 4.12 has no CONFIG_SLUB",
+            "only linux 6.12 has it: remove it from guest.toml for other series",
         ),
-        ("a:1: linux 4.12 knows no CONFIG_QQQQQQQQ", "nothing is spelled like it: remove it"),
+        ("a:1: linux 4.12 has no CONFIG_QQQQQQQQ", "remove it: no option has a similar name"),
     ]
     with pytest.raises(UserError, match="4 things to fix"):
         kconfig.refuse(found)

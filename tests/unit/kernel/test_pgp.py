@@ -37,7 +37,7 @@ def test_a_changed_tarball_is_refused(tmp_path: Path) -> None:
     content = lzma.decompress((DATA / "tiny.tar.xz").read_bytes()).replace(b"VERSION = 0", b"VERSION = 1")
     changed = tmp_path / "changed.tar.xz"
     changed.write_bytes(lzma.compress(content))
-    with pytest.raises(ToolError, match=r"(?s)changed\.tar\.xz: does not fit.*Test Signer.*signer\.asc.*remedy: "):
+    with pytest.raises(ToolError, match=r"(?s)changed\.tar\.xz: does not match.*Test Signer.*signer\.asc.*remedy: "):
         pgp.verify_tarball(changed, SIGNED, [DATA / "signer.asc"])
 
 
@@ -93,16 +93,16 @@ def test_several_keys_in_one_file_and_headers_and_no_checksum(tmp_path: Path) ->
     assert lines[-2].startswith("=")
     bare = "\r\n".join([lines[0], "Comment: by hand", "Version: 1", *lines[1:-2], lines[-1]])
     both = tmp_path / "both.asc"
-    both.write_bytes(f"words before\n{bare}\n\n{other}".encode())
+    both.write_bytes(f"text before\n{bare}\n\n{other}".encode())
     assert pgp.dearmour(both) == pgp.dearmour(DATA / "signer.asc") + pgp.dearmour(DATA / "other.asc")
 
 
-def test_a_damaged_key_is_told(tmp_path: Path) -> None:
+def test_a_damaged_key_is_reported(tmp_path: Path) -> None:
     text = (DATA / "signer.asc").read_text()
     line = text.splitlines()[3]
     damaged = tmp_path / "damaged.asc"
     damaged.write_text(text.replace(line, line[:9] + ("A" if line[9] != "A" else "B") + line[10:]))
-    with pytest.raises(UserError, match=r"damaged\.asc: damaged: its check sum"):
+    with pytest.raises(UserError, match=r"damaged\.asc: damaged: its checksum"):
         pgp.dearmour(damaged)
     damaged.write_text("<html>")
     with pytest.raises(UserError, match="no PGP PUBLIC KEY BLOCK"):

@@ -28,8 +28,8 @@ def having(*there: Source) -> Callable[[Source], str | None]:
     return lambda wanted: "in the cache" if wanted in there else None
 
 
-def unasked(_: Source) -> str | None:
-    raise AssertionError("no mirror is to be asked")
+def unreached(_: Source) -> str | None:
+    raise AssertionError("no mirror may be contacted")
 
 
 def tree(folder: Path, version: tuple[int, int, int] = (4, 12, 10)) -> Path:
@@ -52,7 +52,7 @@ def test_the_first_line_that_is_there_is_taken_and_the_others_are_named() -> Non
 
 def test_the_choice_stays_and_asks_nobody() -> None:
     kept = Choice(("4.12", "6.12"), "6.12", "6.12.94", "r")
-    assert source.choose(GUEST, SOURCES, kept, None, None, unasked) == kept
+    assert source.choose(GUEST, SOURCES, kept, None, None, unreached) == kept
 
 
 def test_the_choice_is_made_anew_when_the_guest_or_the_user_says_so() -> None:
@@ -62,51 +62,51 @@ def test_the_choice_is_made_anew_when_the_guest_or_the_user_says_so() -> None:
     assert source.choose(GUEST, SOURCES, kept, "auto", None, having(OLD, NEW)).series == "4.12"
 
 
-def test_a_series_that_is_insisted_on_is_had_or_named() -> None:
+def test_a_required_series_is_chosen_or_the_error_names_it() -> None:
     choice = source.choose(GUEST, SOURCES, None, "6.12", None, having(OLD, NEW))
     assert (choice.series, choice.wanted, choice.fixed) == ("6.12", ("6.12",), True)
-    with pytest.raises(ToolError, match=r"(?s)kernel=4\.12: linux 4\.12\.14 cannot be had.*2 mirrors.*source=DIR"):
+    with pytest.raises(ToolError, match=r"(?s)kernel=4\.12: linux 4\.12\.14 is not available.*2 mirrors.*source=DIR"):
         source.choose(GUEST, SOURCES, None, "4.12", None, having(NEW))
     with pytest.raises(UserError, match=r"(?s)kernel=5\.4: no such series.*4\.12, 6\.12"):
         source.choose(GUEST, SOURCES, None, "5.4", None, having(NEW))
 
 
-def test_no_line_at_all_is_an_error_that_names_each() -> None:
-    with pytest.raises(ToolError, match=r"no kernel can be had: linux 4\.12\.14: 2 .*; linux 6\.12\.94: 1 "):
+def test_no_series_at_all_is_an_error_that_names_each() -> None:
+    with pytest.raises(ToolError, match=r"no kernel is available: linux 4\.12\.14: 2 .*; linux 6\.12\.94: 1 "):
         source.choose(GUEST, SOURCES, None, None, None, having())
 
 
-def test_the_users_tree_tells_its_line_and_stays(tmp_path: Path) -> None:
+def test_the_users_tree_gives_its_series_and_stays(tmp_path: Path) -> None:
     own = tree(tmp_path / "t")
-    choice = source.choose(GUEST, SOURCES, None, None, str(own), unasked)
+    choice = source.choose(GUEST, SOURCES, None, None, str(own), unreached)
     assert (choice.series, choice.version, choice.source, choice.fixed) == ("4.12", "4.12.10", str(own), True)
-    assert source.choose(GUEST, SOURCES, choice, None, None, unasked) == choice
-    assert source.choose(GUEST, SOURCES, choice, "4.12", None, unasked).source == str(own)
+    assert source.choose(GUEST, SOURCES, choice, None, None, unreached) == choice
+    assert source.choose(GUEST, SOURCES, choice, "4.12", None, unreached).source == str(own)
     assert source.choose(GUEST, SOURCES, choice, "6.12", None, having(NEW)).source is None
     assert source.choose(GUEST, SOURCES, choice, None, "pinned", having(OLD)).source is None
 
 
-def test_a_tarball_tells_its_line(tmp_path: Path) -> None:
+def test_a_tarball_gives_its_series(tmp_path: Path) -> None:
     tree(tmp_path / "linux-6.12.3", (6, 12, 3))
     with tarfile.open(tmp_path / "t.tar.xz", "w:xz") as archive:
         archive.add(tmp_path / "linux-6.12.3", "linux-6.12.3")
     assert source.own_version(tmp_path / "t.tar.xz") == "6.12.3"
 
 
-def test_a_tree_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_an_unusable_tree_is_named(tmp_path: Path) -> None:
     own = tree(tmp_path / "t", (5, 4, 1))
-    with pytest.raises(UserError, match=r"(?s)is linux 5\.4\.1.*can build 4\.12, 6\.12"):
-        source.choose(GUEST, SOURCES, None, None, str(own), unasked)
+    with pytest.raises(UserError, match=r"(?s)is linux 5\.4\.1.*name a tree of linux 4\.12 or 6\.12"):
+        source.choose(GUEST, SOURCES, None, None, str(own), unreached)
     own = tree(tmp_path / "u")
     with pytest.raises(UserError, match=r"(?s)is linux 4\.12\.10, but kernel=6\.12 was requested"):
-        source.choose(GUEST, SOURCES, None, "6.12", str(own), unasked)
-    with pytest.raises(UserError, match=r"no kernel tree or tarball"):
+        source.choose(GUEST, SOURCES, None, "6.12", str(own), unreached)
+    with pytest.raises(UserError, match=r"not a kernel tree or tarball"):
         source.own_version(tmp_path / "nowhere")
     (tmp_path / "text").write_text("no tarball")
-    with pytest.raises(UserError, match=r"no kernel tree or tarball"):
+    with pytest.raises(UserError, match=r"not a kernel tree or tarball"):
         source.own_version(tmp_path / "text")
     (own / "Makefile").write_text("all:\n")
-    with pytest.raises(UserError, match=r"tells no kernel version"):
+    with pytest.raises(UserError, match=r"has no kernel version"):
         source.own_version(own)
 
 
@@ -267,10 +267,10 @@ def test_a_tree_that_has_the_patch_already_is_left_as_it_is(tmp_path: Path, patc
     assert (place / "file.c").read_text() == "one\n2\nthree\n"
 
 
-def test_a_patch_that_does_not_fit_leaves_no_tree(tmp_path: Path, patches: Path) -> None:
+def test_a_patch_that_does_not_apply_leaves_no_tree(tmp_path: Path, patches: Path) -> None:
     own = tree(tmp_path / "own")
     (own / "file.c").write_text("something else\n")
-    with pytest.raises(ToolError, match=r"a\.patch: does not fit this tree"):
+    with pytest.raises(ToolError, match=r"a\.patch: does not apply to this tree"):
         prepare(own, tmp_path / "trees", patches)
     assert [path for path in (tmp_path / "trees").iterdir() if path.is_dir()] == []
 
