@@ -198,7 +198,7 @@ def _cards(options: argparse.Namespace, wanted: Launch) -> list[cards.Card]:
         )
     if options.count > 1 and any(pci.is_address(name) for name in hosts):
         raise UserError(f"--count {options.count}: each card of this host has its own address", "--gpu BDF,BDF,…")
-    found = cards.of_words(hosts, runner.SYSFS) + [cards.described(name, paths.known_cards()) for name in saved]
+    found = cards.named(hosts, runner.SYSFS) + [cards.described(name, paths.known_cards()) for name in saved]
     return [card for card in found for _ in range(options.count)]
 
 

@@ -269,7 +269,7 @@ def second(card: str) -> str:
 
 def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float) -> Spec:
     """The launch of the host; the guest's `memory` in bytes."""
-    large = [cards.one_bar(gpu.word) for gpu in found if gpu.bar]
+    large = [cards.one_bar(gpu.name) for gpu in found if gpu.bar]
     large = [msgspec.structs.replace(card, bars=(*card.bars, SECOND_BAR)) for card in large]
     bits = bar_window.plan(large, memory + HOST_MEMORY, BITS).alone_bits if large else BITS
     words = ("intel_iommu=on", "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")

@@ -234,7 +234,7 @@ def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], Non
     make_empty(folder, bench.bundle)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
     if made is not None:
-        say(launch.room_told(spec, made))
+        say(launch.window_line(spec, made))
     known = catalogue.load(bench.pits) if bench.pits else {}
     breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, series)
     command = argv(bench, spec, folder)
@@ -390,7 +390,7 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
         and spec.plug_memory == (settings.size(words.plug_memory, "--plug-memory") if words.plug_memory else 0)
         and spec.power_button == words.power_button
         and spec.cmdline == wanted.cmdline
-        and [_short(gpu.word) for gpu in spec.gpus] == [_short(name) for name in cards]
+        and [_short(gpu.name) for gpu in spec.gpus] == [_short(name) for name in cards]
     )
 
 

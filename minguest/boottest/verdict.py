@@ -340,7 +340,7 @@ def _button(shutdown: Shutdown | None) -> Check:
 
 def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:
     """The BARs that lie above 4 GiB behind a root port, each by its card's id and its index."""
-    found = [(gpu.id, gpu.card or (cards.one_bar(gpu.word) if gpu.bar else None)) for gpu in gpus]
+    found = [(gpu.id, gpu.card or (cards.one_bar(gpu.name) if gpu.bar else None)) for gpu in gpus]
     return [(name, bar.index) for name, card in found if card is not None for bar in card.bars if bar.high]
 
 

@@ -22,7 +22,7 @@ def render(template: Path, **facts: Any) -> str:
         autoescape=template.name.endswith((".html.j2", ".xml.j2")),
     )
     environment.filters["cell"] = _cell
-    environment.filters["word"] = shlex.quote
+    environment.filters["quote"] = shlex.quote
     try:
         return environment.get_template(template.name).render(**facts)
     except jinja2.TemplateError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the BARs of cards find room under OVMF on q35, and what to tell OVMF and the CPU where they do not. Pure.
+"""Whether the BARs of cards find room under OVMF on q35, and which options of QEMU make the room. Pure.
 
 A model of three programs, each rule beside its function. QEMU lays out memory; OVMF's PlatformInitLib (MemDetect.c)
 opens one window for all 64-bit BARs; edk2's PciBusDxe (PciResourceSupport.c) packs root ports and BARs into it. Linux
-keeps what they did. Real boots of OVMF 2025.02 under QEMU 7.2 agree; tests/unit/vm/test_bar_window.py lists them.
+keeps these addresses. Real boots of OVMF 2025.02 under QEMU 7.2 agree; tests/unit/vm/test_bar_window.py lists them.
 """
 
 import re
@@ -18,28 +18,28 @@ from minguest.util.units import GIB, MIB, TIB
 from minguest.vm.cards import Bar, Card
 
 BASE_4G = 4 * GIB
-# The least memory of which a q35 has some above 4 GiB (hw/i386/pc_q35.c: pc_q35_init).
+# From this size on, a q35 has some of its memory above 4 GiB (hw/i386/pc_q35.c: pc_q35_init).
 LOW_MAX = 0xB000_0000
 Vendor = Literal["AuthenticAMD", "GenuineIntel", "other"]
 INTEL = "GenuineIntel"
-# QEMU's default where nobody says phys-bits (target/i386/cpu.h: TCG_PHYS_ADDR_BITS), and what -cpu accepts.
+# QEMU's default without phys-bits= (target/i386/cpu.h: TCG_PHYS_ADDR_BITS), and what -cpu accepts.
 BITS_DEFAULT, BITS_MIN, BITS_MAX = 40, 32, 52
-# Vendors of QEMU's CPU models under software emulation, by their names' beginnings; all others are Intel's
-# (target/i386/cpu.c: builtin_x86_defs; as QEMU 7.2's query-cpu-model-expansion says).
+# Vendors of QEMU's CPU models under software emulation, by the beginnings of their names; all others are Intel's
+# (target/i386/cpu.c: builtin_x86_defs; QEMU 7.2's query-cpu-model-expansion says the same).
 MODELS = {"AuthenticAMD": "max|qemu64|EPYC|Opteron|phenom|athlon", "other": "base|Dhyana|YongFeng"}
 # OVMF uses no more with 4-level paging, "as some older Linux kernels have problems" (PlatformAddressWidthFromCpuid).
 BITS_USED = 46
 # The window that OVMF opens where it does not trust the CPU's width (PcdPciMmio64Size in OvmfPkgX64.dsc).
 CLASSIC = 32 * GIB
-# The largest that X-PciMmio64Mb may say (PlatformGetFirstNonAddress).
-TOLD_MAX = 16 * TIB
-# q35's own reserve for 64-bit BARs, which QEMU counts when it holds memory against phys-bits (hw/pci-host/q35.c).
+# The largest value that OVMF accepts from X-PciMmio64Mb (PlatformGetFirstNonAddress).
+FW_CFG_MAX = 16 * TIB
+# q35's own reserve for 64-bit BARs, which QEMU counts when it checks memory against phys-bits (hw/pci-host/q35.c).
 HOLE64 = 32 * GIB
 # HyperTransport's addresses, which QEMU reserves with an AMD CPU of 40 bits or more (hw/i386/pc.c: AMD_HT_START).
 HT = (0xFD_0000_0000, TIB)
-# A bridge's windows are aligned to 1 MiB (PciBusDxe: CreateResourceMap); every hot-plug port gets 2 MiB below 4 GiB
-# (OvmfPkg/PciHotPlugInitDxe: GetResourcePadding), and above it a share of a window that is larger than the classic
-# one: 1/256, as a power of two. Seen in boots with windows of 8 GiB to 8 TiB.
+# A bridge's windows are aligned to 1 MiB (PciBusDxe: CreateResourceMap). Every hot-plug port gets 2 MiB below 4 GiB
+# (OvmfPkg/PciHotPlugInitDxe: GetResourcePadding). If the window above 4 GiB is larger than the classic one, every
+# hot-plug port also gets 1/256 of it, as a power of two. Seen in boots with windows of 8 GiB to 8 TiB.
 GRAIN, PORT_LOW, PORT_SHARE = MIB, 2 * MIB, 256
 # Where the 32-bit aperture ends: q35's ECAM.
 ECAM = 0xE000_0000
@@ -52,7 +52,7 @@ class Window(msgspec.Struct, frozen=True):
 
     base: int
     size: int
-    rule: Literal["an eighth of the address space", "the classic window", "as told"]
+    rule: Literal["an eighth of the address space", "the classic window", "set by X-PciMmio64Mb"]
 
     @property
     def end(self) -> int:
@@ -71,11 +71,11 @@ class Port(msgspec.Struct, frozen=True):
     pref64_reserve: int = 0
     """For -device pcie-root-port; 0: none is needed, since OVMF sees the card."""
     mem_reserve: int = 0
-    """Likewise, where the 2 MiB that every port gets are too little."""
+    """Likewise, if the 2 MiB that every port gets are too little."""
     share: int = 0
-    """What of `high` is not the card's need but a hot-plug port's part of the window; 0: its card needs more."""
+    """`high`, if it is not the card's need but a hot-plug port's share of the window; 0: the card needs more."""
     base: int | None = None
-    """Where `high` comes to lie; None where nothing does, or it does not fit."""
+    """Address of `high`; None if `high` is 0 or does not fit."""
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -88,16 +88,16 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What cards need, what OVMF makes of it, and what to tell QEMU."""
+    """What cards need, what OVMF does with it, and which options QEMU needs."""
 
     need: int
     """Bytes of the window that the packed ports fill."""
     window_mib: int
     """The same, with room for the machine's own devices, in whole GiB as OVMF rounds it."""
     phys_bits: int | None
-    """The fewest physical address bits with which it fits, by X-PciMmio64Mb if need be; None: no number does."""
+    """The fewest physical address bits with which it fits, if need be with X-PciMmio64Mb; None: no number does."""
     alone_bits: int | None
-    """The fewest with which OVMF needs no telling."""
+    """The fewest with which it fits without X-PciMmio64Mb."""
     given_bits: int
     vendor: Vendor
     memory: Memory
@@ -108,7 +108,7 @@ class Plan(msgspec.Struct, frozen=True):
     fits: bool
     ports: tuple[Port, ...]
     fw_cfg: tuple[str, ...]
-    """Words for QEMU; empty: OVMF does it alone, or nothing helps at `given_bits`."""
+    """Options for QEMU; empty: OVMF needs none, or nothing helps at `given_bits`."""
 
 
 def plan(
@@ -123,11 +123,11 @@ def plan(
 ) -> Plan:
     """Plan a q35 guest with `cards`, each behind a root port of its own, in this order.
 
-    `phys_bits` and `vendor` are those of the guest's CPU: AuthenticAMD is what QEMU's own `max` says under software
-    emulation. With `hotplug` all cards are plugged in later. UserError for what QEMU does not accept.
+    `phys_bits` and `vendor` are those of the guest's CPU: QEMU's own `max` is AuthenticAMD under software emulation.
+    With `hotplug` all cards are plugged in later. UserError for what QEMU does not accept.
     """
     if not BITS_MIN <= phys_bits <= BITS_MAX:
-        raise UserError(f"phys-bits = {phys_bits}: QEMU takes {BITS_MIN} to {BITS_MAX}", "46 is what OVMF uses at most")
+        raise UserError(f"phys-bits = {phys_bits}: QEMU accepts {BITS_MIN} to {BITS_MAX}", "OVMF uses 46 at most")
     ports = [root_port(card, hotplug) for card in cards]
     memory = layout(memory_bytes, max_memory, slots, vendor)
     requested = _requested(ports, ROOM)
@@ -162,14 +162,14 @@ def plan(
     )
 
 
-def cpu(words: str, accel: Accel, cpuinfo: str = "") -> tuple[int, Vendor]:
+def cpu(option: str, accel: Accel, cpuinfo: str = "") -> tuple[int, Vendor]:
     """Physical address bits and vendor of a guest's CPU, by QEMU's -cpu; `cpuinfo` is the host's /proc/cpuinfo, for
-    KVM. What it does not say is taken for an Intel of 40 bits, which OVMF trusts least.
+    KVM. The default is an Intel of 40 bits, which OVMF trusts least.
 
-    Under KVM every model has the host's vendor, `host` and `max` its width too, whatever phys-bits= says
+    Under KVM every model has the host's vendor; `host` and `max` have its width too, and ignore phys-bits=
     (target/i386/host-cpu.c: host_cpu_instance_init, host_cpu_max_instance_init, host_cpu_adjust_phys_bits).
     """
-    name, *flags = words.split(",")
+    name, *flags = option.split(",")
     said = {key.lstrip("+"): value or "on" for key, _, value in (flag.partition("=") for flag in flags)}
     bits, vendor = BITS_DEFAULT, next((vendor for vendor, models in MODELS.items() if re.match(models, name)), INTEL)
     if said.get("phys-bits", "").isdecimal():
@@ -188,8 +188,9 @@ def cpu(words: str, accel: Accel, cpuinfo: str = "") -> tuple[int, Vendor]:
 def layout(memory: int, max_memory: int, slots: int, vendor: Vendor) -> Memory:
     """QEMU's map of a q35 (hw/i386/pc_q35.c: pc_q35_init; hw/i386/pc.c: pc_memory_init, pc_max_used_gpa).
 
-    Up to 2816 MiB lie below 4 GiB, else 2 GiB, and the rest above. What can be plugged in follows, with a GiB a slot
-    for its alignment. With an AMD CPU all that is above goes over 1 TiB where it would touch HyperTransport's range.
+    Less than 2816 MiB all lie below 4 GiB; else 2 GiB do, and the rest lies above. What can be plugged in follows,
+    with a GiB a slot for its alignment. With an AMD CPU all that is above 4 GiB moves above 1 TiB if it would touch
+    HyperTransport's range.
     """
     low = memory if memory < LOW_MAX else 2 * GIB
 
@@ -205,20 +206,20 @@ def layout(memory: int, max_memory: int, slots: int, vendor: Vendor) -> Memory:
     return Memory(low, top)
 
 
-def opened(memory: Memory, bits: int, vendor: Vendor, told: int = 0) -> Window:
-    """The window that OVMF opens; `told` is X-PciMmio64Mb in bytes, 0 for none.
+def opened(memory: Memory, bits: int, vendor: Vendor, fw_cfg: int = 0) -> Window:
+    """The window that OVMF opens; `fw_cfg` is X-PciMmio64Mb in bytes, 0 for none.
 
     PlatformGetFirstNonAddress: above memory and etc/reserved-memory-end, aligned to the largest power of two that the
-    window holds. PlatformDynamicMmioWindow: where the width is trusted, an eighth of the address space at its end, if
-    it is larger than the window so far and does not reach down to it; PlatformReservationConflictCB moves it below
-    HyperTransport's range. What was told stands, be it smaller than the eighth: tianocore/edk2 pull request 10856,
-    which Debian's 2025.02 has, as a boot showed; before, the larger of the two was taken. From August 2026 on edk2 has
-    a quarter in place of the eighth (pull request 12997): what fits here fits there too, but at other addresses.
+    window holds. PlatformDynamicMmioWindow: if the width is trusted, the last eighth of the address space, if it is
+    larger than the window so far and does not reach down to it; PlatformReservationConflictCB moves it below
+    HyperTransport's range. X-PciMmio64Mb wins even if it is smaller than the eighth: tianocore/edk2 pull request 10856,
+    which Debian's 2025.02 has, as a boot showed; before, the larger of the two won. From August 2026 on edk2 has a
+    quarter in place of the eighth (pull request 12997): what fits here fits there too, but at other addresses.
     """
-    size = rounded_up(told, GIB) if told else CLASSIC
+    size = rounded_up(fw_cfg, GIB) if fw_cfg else CLASSIC
     base = rounded_up(rounded_up(max(memory.end, BASE_4G), GIB), 1 << (size.bit_length() - 1))
-    if told:
-        return Window(base, size, "as told")
+    if fw_cfg:
+        return Window(base, size, "set by X-PciMmio64Mb")
     space = 1 << min(bits, BITS_USED)
     eighth = space >> 3
     if trusted(bits, vendor) and size < eighth and base + eighth < space:
@@ -230,13 +231,13 @@ def opened(memory: Memory, bits: int, vendor: Vendor, told: int = 0) -> Window:
 
 
 def trusted(bits: int, vendor: Vendor) -> bool:
-    """Whether OVMF believes the CPU's width (PlatformAddressWidthFromCpuid): QEMU says 40 where nobody said anything,
-    which only AMD's CPUs have."""
+    """Whether OVMF trusts the CPU's width (PlatformAddressWidthFromCpuid): 40 is QEMU's default, and only AMD's CPUs
+    have it."""
     return bits >= 41 or bits in {"GenuineIntel": (36, 39), "AuthenticAMD": (40,), "other": ()}[vendor]
 
 
 def best_window(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]) -> tuple[Window, Window, bool]:
-    """What OVMF opens alone, what it should open, and whether the ports fit then."""
+    """What OVMF opens by itself, what it should open, and whether the ports fit then."""
     requested = _requested(ports, ROOM)
 
     def fits(window: Window) -> bool:
@@ -245,7 +246,7 @@ def best_window(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]
         return (
             need <= window.size
             and window.base >= memory.end
-            # All of it: a window that ends above what OVMF maps is a hang without a word.
+            # All of the window, not only the part in use: if it ends above what OVMF maps, OVMF hangs silently.
             and window.end <= 1 << min(bits, BITS_USED)
             and not _crosses(window.base, end, bits, vendor)
         )
@@ -254,24 +255,24 @@ def best_window(memory: Memory, bits: int, vendor: Vendor, ports: Sequence[Port]
     starts = qemu_starts(memory, bits)
     if not requested or (starts and fits(alone)):
         return alone, alone, starts
-    # As little as will do; or a power of two, which begins at a multiple of itself and may so clear an obstacle; or
-    # nothing to spare.
+    # First the smallest with room to spare; then a power of two, which begins at a multiple of itself and may so
+    # avoid an obstacle; then the smallest with nothing to spare.
     for size in (requested, _power(requested), _requested(ports, 0)):
         window = opened(memory, bits, vendor, size)
-        if starts and size <= TOLD_MAX and fits(window):
+        if starts and size <= FW_CFG_MAX and fits(window):
             return alone, window, True
     return alone, alone, False
 
 
 def _requested(ports: Sequence[Port], spare: int) -> int:
-    """The smallest window that the ports fit in with `spare` bytes, in whole GiB; 0 where no card needs one.
+    """The smallest window that the ports fit in with `spare` bytes, in whole GiB; 0 if no card needs one.
 
-    Their share grows with the window; of more than a hundred ports it has no end, which TOLD_MAX is then.
+    Their share grows with the window: with more than a hundred ports it never ends, so FW_CFG_MAX ends it.
     """
     if not any(port.high for port in ports):
         return 0
     size = 0
-    while size <= TOLD_MAX:
+    while size <= FW_CFG_MAX:
         wanted = rounded_up(packed(_padded(ports, size))[0] + spare, GIB)
         if wanted <= size:
             break
@@ -280,7 +281,7 @@ def _requested(ports: Sequence[Port], spare: int) -> int:
 
 
 def _padded(ports: Sequence[Port], window: int) -> list[Port]:
-    """The ports with their share of a window of so many bytes; one that was told what to keep has that alone."""
+    """The ports with their share of a window of so many bytes; a port with a reserve gets its reserve alone."""
     share = _power(window // PORT_SHARE) if window > CLASSIC else 0
     return [
         port
@@ -300,10 +301,10 @@ def _crosses(start: int, end: int, bits: int, vendor: Vendor) -> bool:
 
 
 def root_port(card: Card, hotplug: bool) -> Port:
-    """What a root port's windows come to (PciBusDxe: CalculateResourceAperture, DegradeResource): the sum of the BARs,
-    each aligned to its size, the largest first; rounded to 1 MiB, and aligned as its largest BAR is.
+    """A root port's windows (PciBusDxe: CalculateResourceAperture, DegradeResource): the sum of the BARs, each aligned
+    to its size, the largest first; rounded up to 1 MiB, and aligned as its largest BAR is.
 
-    A port that a card is plugged into later gets what it was told to keep, as a power of two (GetResourcePadding).
+    A port that a card is plugged into later gets its reserve, as a power of two (GetResourcePadding).
     """
     high, alignment = bridge_window(bar for bar in card.bars if bar.high)
     low, _ = bridge_window(bar for bar in card.bars if not bar.high)
@@ -323,10 +324,10 @@ def bridge_window(bars: Iterable[Bar]) -> tuple[int, int]:
 def packed(ports: Sequence[Port]) -> tuple[int, list[int]]:
     """How much the ports fill together, and each one's offset.
 
-    PciBusDxe sorts by alignment; of equals, an order that depends on who comes first decides (InsertResourceNode).
-    The prefetchable windows are sorted once, and once more when the root bridge takes them for memory like any other
-    (DegradeResource, EFI_PCI_HOST_BRIDGE_COMBINE_MEM_PMEM). The gaps behind a card like the H100 come from here: its
-    window is a little more than a power of two, and the next one starts at a multiple of that.
+    PciBusDxe sorts by alignment. Among equals the order depends on which came first (InsertResourceNode). The
+    prefetchable windows are sorted once, and again when the root bridge treats them as any other memory
+    (DegradeResource, EFI_PCI_HOST_BRIDGE_COMBINE_MEM_PMEM). The gap behind a card like the H100 comes from here: its
+    window is a little more than a power of two, and the next one starts at a multiple of that power.
     """
     first: list[int] = []
     for number, port in enumerate(ports):
@@ -343,7 +344,8 @@ def packed(ports: Sequence[Port]) -> tuple[int, list[int]]:
 
 
 def _insert(order: list[int], number: int, ports: Sequence[Port]) -> None:
-    """InsertResourceNode: before the first that is less aligned, or aligned alike and no worse a neighbour."""
+    """InsertResourceNode: before the first node of a smaller alignment. Among equals by size modulo alignment: before
+    the first with no larger rest, or before all of them if its own rest is 0."""
     new = ports[number]
     rest = new.high % new.alignment
 
@@ -356,7 +358,7 @@ def _insert(order: list[int], number: int, ports: Sequence[Port]) -> None:
 
 
 def low_aperture(memory: Memory) -> int:
-    """Bytes for 32-bit BARs: from where MTRRs end the low memory, up to ECAM (PlatformQemuUc32BaseInitialization,
+    """Bytes for 32-bit BARs: from the end of low memory by the MTRRs, up to ECAM (PlatformQemuUc32BaseInitialization,
     PlatformMemMapInitialization)."""
     hole = BASE_4G - memory.low
     return ECAM - (BASE_4G - (1 << (hole.bit_length() - 1)))
@@ -367,5 +369,5 @@ def rounded_up(count: int, step: int) -> int:
 
 
 def _power(count: int) -> int:
-    """The power of two that is no smaller."""
+    """The next power of two; a power of two itself stays."""
     return 1 << (count - 1).bit_length()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a guest's console: plain lines out of what a serial port carried, and the lines that tell most."""
+"""Reads a guest's console: plain lines from a serial port's output, and the lines that name trouble."""
 
 import re
 
 import msgspec
 
-# CSI and single-character escapes, as the firmware draws its screens with them (ECMA-48).
+# CSI and single-character escapes, with which the firmware draws its screens (ECMA-48).
 ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
-# Lines that name trouble in the words of 4.12 and 6.12; each was seen in a real console.
+# Lines that name trouble, as 4.12 and 6.12 print them; each was seen in a real console.
 TELLING = re.compile(
     r"A valid RSDP was not found|SMP disabled|SMP motherboard not detected|MADT or MP tables are not detected|"
     r"Kernel panic - not syncing|NR_CPUS/possible_cpus limit|no space for|failed to assign|"
@@ -28,7 +28,7 @@ def plain(raw: bytes) -> bytes:
 
 
 def lines(raw: bytes) -> list[Line]:
-    """The console as text: empty lines are kept for the numbers."""
+    """The console as text; empty lines stay, for the numbers."""
     text = plain(raw).decode("utf-8", "replace")
     return [Line(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1)]
 

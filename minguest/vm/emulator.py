@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What QEMU says of itself."""
+"""QEMU's version and its display devices."""
 
 import re
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts QEMU, listens to it until the guest is done or the time is over, asks it what it made, and ends it.
+"""Starts QEMU, listens until the guest is done or its time is over, queries QEMU's view of the guest, and ends it.
 
-Every wait is bounded. QEMU runs in a process group of its own that is gone when `boot` returns.
+Every wait is bounded. QEMU runs in a process group of its own, which is gone when `boot` returns.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ from minguest.vm.report import BEGIN, END, IN_USE, READY
 
 # Seconds between two looks at the report file and at QEMU.
 LOOK = 0.02
-# Seconds that a guest has to power off after its report ended. Without ACPI it cannot, and halts.
+# Seconds that a guest has to power off after the end of its report. Without ACPI it cannot, and halts.
 POWER_OFF = 10.0
-# Bytes of console after which the guest counts as lost: it repeats itself. To judge as much takes some seconds.
+# Bytes of console after which the guest counts as lost: it repeats itself. Judging so much takes some seconds.
 CONSOLE_MAX = 8 << 20
 # Bytes of report, likewise. A guest with a thousand PCI functions writes about 1 MiB.
 REPORT_MAX = 8 << 20
-# Bytes of QEMU's own words that qemu.log gets: so many of the first ones, and of the last ones if there are more.
-WORDS_MAX = 1 << 20
-LAST_WORDS_MAX = 64 << 10
+# Bytes of QEMU's own output that qemu.log gets: so many of the first ones, and of the last ones if there are more.
+LOG_FIRST_MAX = 1 << 20
+LOG_LAST_MAX = 64 << 10
 # How many of its last lines an error shows, and how much of each.
 LAST_LINES, LINE_MAX = 10, 300
-# Seconds between the end of QMP and that of QEMU, if it is QEMU that ends.
+# Seconds between the end of QMP and the end of QEMU, if QEMU itself ends.
 GRACE = 1.0
 
-# Where a guest stands and stays, by its words on the console: it is given DEAD_END seconds to say the rest.
+# Text on the console that shows where a guest stays. It gets DEAD_END seconds to print the rest.
 DEAD_ENDS = {
-    b"UEFI Interactive Shell": "it stands in the UEFI shell: the firmware could not start the kernel",
+    b"UEFI Interactive Shell": "it waits in the UEFI shell: the firmware could not start the kernel",
     b"!!!! X64 Exception Type": "the firmware crashed",
     b"-- System halted": "the kernel's decompressor halted",
 }
@@ -57,7 +57,7 @@ Ending = Literal[
     "console flood",
     "report flood",
 ]
-# Ends that take nothing away from a guest's report.
+# Ends after which a guest's report still counts.
 QUIET: tuple[Ending, ...] = ("power-off", "no power-off", "reset")
 
 
@@ -67,9 +67,9 @@ class Deeds(msgspec.Struct, frozen=True):
     cpus: int = 0
     """CPUs are plugged in until there are so many, once initd says that it is ready."""
     left: int = 0
-    """And taken out again until so many are left, once it has them; 0: none is."""
+    """CPUs are unplugged until so many are left, once initd says that it has them; 0: none is unplugged."""
     dimms: tuple[int, ...] = ()
-    """Bytes of DIMMs that are plugged in then."""
+    """Bytes of each DIMM that is plugged in with the CPUs."""
     nmi: bool = False
     """A non-maskable interrupt after the report."""
     button: bool = False
@@ -80,7 +80,7 @@ NOTHING = Deeds()
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What came of one start of QEMU. Times are seconds since it was started."""
+    """The result of one start of QEMU. Times are seconds since it was started."""
 
     argv: tuple[str, ...]
     ending: Ending
@@ -88,7 +88,7 @@ class Run(msgspec.Struct, frozen=True):
     console: bytes
     report: bytes
     views: dict[str, Any]
-    """Answers of QMP by the names in qmp.QUERIES; after a report all of them, or the end is "qemu died" or
+    """QMP's answers by the names in qmp.QUERIES; after a report all of them, or the end is "qemu died" or
     "no answer"."""
     begin: float | None
     """When the report's first line came."""
@@ -96,7 +96,7 @@ class Run(msgspec.Struct, frozen=True):
     """When the report's last line came."""
     wall: float
     status: int | None = None
-    """QEMU's exit status, if it ended by itself; of a signal its negative number."""
+    """QEMU's exit status, if it ended by itself; for a signal its negative number."""
 
 
 def boot(
@@ -109,19 +109,19 @@ def boot(
 ) -> Run:
     """Run QEMU in `folder`, which gets console.log, report.jsonl, qemu.sh and qemu.log.
 
-    `linger`: seconds that the guest may run on after its report. `look` is called many times a second meanwhile.
+    `linger`: seconds that the guest may run after its report. `look` is called many times a second meanwhile.
 
     ToolError if QEMU is missing, ends before the guest has run, or refuses one of the deeds.
     """
     result = start(argv, folder, timeout, deeds, linger, look)
     if result.ending == "qemu died" and not result.console and not result.report:
-        why = f"{result.detail}\n{last_words(folder / 'qemu.log')}"
+        why = f"{result.detail}\n{last_output(folder / 'qemu.log')}"
         raise ToolError(f"QEMU ended before the guest ran: {why}", f"the command is {folder / 'qemu.sh'}")
     return result
 
 
-def last_words(log: Path, lines: int = LAST_LINES) -> str:
-    """The last lines of what QEMU itself said, cut to what a person reads."""
+def last_output(log: Path, lines: int = LAST_LINES) -> str:
+    """The last lines of QEMU's own output, cut to what a person reads."""
     text = log.read_text(errors="replace").strip().splitlines()
     return "\n".join(line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]} …" for line in text[-lines:])
 
@@ -134,7 +134,7 @@ def start(
     linger: float = POWER_OFF,
     look: Callable[[], None] | None = None,
 ) -> Run:
-    """The same, but a QEMU that ends before the guest has run makes a Run too."""
+    """The same, but a QEMU that ends before the guest has run also gives a Run."""
     program = run.require(argv[0])
     for name in ("report.jsonl", "qmp.sock"):
         (folder / name).unlink(missing_ok=True)
@@ -156,12 +156,12 @@ async def _boot(
 ) -> Run:
     start = time.monotonic()
     with (
-        (folder / "qemu.log").open("wb") as words,
+        (folder / "qemu.log").open("wb") as log,
         (folder / "console.log").open("wb") as sink,
         (folder / "report.jsonl").open("rb") as report,
     ):
         loop = asyncio.get_running_loop()
-        # What asyncio.create_subprocess_exec does, but for its transport, which must be closed here.
+        # As asyncio.create_subprocess_exec does it; but the transport must be closed here.
         transport, protocol = await loop.subprocess_exec(
             lambda: asyncio.subprocess.SubprocessStreamProtocol(1 << 16, loop),
             *run.bound([program, *argv[1:]]),
@@ -177,7 +177,7 @@ async def _boot(
         console = bytearray()
         readers = [
             asyncio.create_task(_tee(process.stdout, console, sink)),
-            asyncio.create_task(_keep(process.stderr, words)),
+            asyncio.create_task(_keep(process.stderr, log)),
         ]
         watch = _Watch(process, folder, start, timeout, console, report, readers, deeds, linger, look)
         status = None
@@ -189,7 +189,7 @@ async def _boot(
                 os.killpg(process.pid, 9)
             await process.wait()
             await watch.qmp.hang_up()
-            # A stranger may have its outputs open: nobody waits for that one.
+            # Another process may have its outputs open: do not wait for that one.
             await asyncio.wait(readers, timeout=GRACE)
             for reader in readers:
                 reader.cancel()
@@ -223,8 +223,8 @@ async def _tee(stream: asyncio.StreamReader, console: bytearray, sink: IO[bytes]
 
 
 async def _keep(stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
-    """Copy the first bytes as they come and, at the end, the last ones: why a program died is what it says last."""
-    room, dropped, last = WORDS_MAX, 0, b""
+    """Copy the first bytes as they come and, at the end, the last ones: a program says last why it died."""
+    room, dropped, last = LOG_FIRST_MAX, 0, b""
     try:
         while chunk := await stream.read(1 << 16):
             sink.write(chunk[:room])
@@ -232,7 +232,7 @@ async def _keep(stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
             rest = chunk[room:]
             room -= len(chunk) - len(rest)
             dropped += len(rest)
-            last = (last + rest)[-LAST_WORDS_MAX:]
+            last = (last + rest)[-LOG_LAST_MAX:]
     finally:
         if last:
             sink.write(b"\n[%d bytes left out]\n" % (dropped - len(last)) + last)
@@ -243,9 +243,9 @@ def _died(status: int) -> str:
 
 
 class _Watch:
-    """Looks at QEMU and at the report until one of them says that the guest is done.
+    """Looks at QEMU and at the report until one of them shows that the guest is done.
 
-    What is said over QMP is said beside that, so that no answer that is late holds up the looking.
+    QMP has a task of its own, so that a late answer does not hold up the looking.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class _Watch:
         self.over = False
         self.mute: tuple[float, str] | None = None
         self.looked_at = 0
-        self.stands: tuple[float, str] | None = None
+        self.stuck: tuple[float, str] | None = None
         self.plugged: list[str] = []
         self.plug = bool(deeds.cpus or deeds.dimms)
         self.unplug = bool(deeds.left)
@@ -300,21 +300,21 @@ class _Watch:
                     break
                 await asyncio.sleep(LOOK)
         finally:
-            # To cancel it is not enough: asyncio.wait_for loses that where what it waits for ends at that moment.
+            # Cancelling is not enough: asyncio.wait_for loses it if what it waits for ends at that moment.
             self.over = True
             talk.cancel()
             await asyncio.wait([talk], timeout=qmp.ANSWER)
             if talk.done() and not talk.cancelled():
-                talk.exception()  # else asyncio complains that nobody asked
+                talk.exception()  # else asyncio complains that it was never retrieved
         ending, detail = done
         views, why = await self.qmp.views() if ending != "qemu died" else ({}, "")
         if why and self.end is not None and ending != "no answer":
-            # A guest that nobody can compare with what QEMU made neither passes nor fails.
+            # A guest that cannot be compared with QEMU's view neither passes nor fails.
             return "no answer", why, views
         return ending, detail, views
 
     async def _talk(self) -> None:
-        """Hear and act until QMP ends."""
+        """Read events and act until QMP ends."""
         while not self.over and not await self.qmp.connect():
             await asyncio.sleep(LOOK)
         try:
@@ -322,20 +322,20 @@ class _Watch:
                 await self._hear()
                 await self._act()
                 await asyncio.sleep(LOOK)
-            await self._hear()  # what came last
-            raise qmp.NoAnswerError("it ended QMP's connection")
+            await self._hear()  # the last events
+            raise qmp.NoAnswerError("it closed the QMP connection")
         except qmp.NoAnswerError as error:
             self.mute = time.monotonic() - self.start, str(error)
 
     async def _act(self) -> None:
-        """Do what is to be done and whose time has come; each once."""
+        """Do each deed once, when its time has come."""
         try:
             if self.plug and READY in self.report:
                 self.plug = False
                 await self._plug()
             if self.unplug and IN_USE in self.report:
                 self.unplug = False
-                for name in reversed(self.plugged[self.deeds.left - self.deeds.cpus :]):  # what came last goes first
+                for name in reversed(self.plugged[self.deeds.left - self.deeds.cpus :]):  # the last one first
                     await self.qmp.answer("device_del", id=name)
             if self.nmi and self.end is not None:
                 self.nmi = False
@@ -347,10 +347,10 @@ class _Watch:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.process.wait(), GRACE)
             if self.process.returncode is None:
-                raise ToolError(f"QEMU did not do what it was told to: {error}") from error
+                raise ToolError(f"QEMU did not do what was requested: {error}") from error
 
     async def _plug(self) -> None:
-        # In order: 4.12 hung when a CPU came whose APIC id is not its number.
+        # In order: 4.12 hung when a CPU was added whose APIC ID is not its number.
         slots = await self.qmp.answer("query-hotpluggable-cpus")
         free = sorted(
             (slot for slot in slots if "qom-path" not in slot), key=lambda slot: sorted(slot["props"].items())
@@ -368,12 +368,12 @@ class _Watch:
             if event["event"] == "SHUTDOWN":
                 self.shutdown = qmp.reason(event)
             elif self.shutdown is None:
-                # KVM stops a guest whose code it cannot run, and says so only here. After SHUTDOWN it is no news.
+                # KVM stops a guest whose code it cannot run, and says so only here. After SHUTDOWN that is not news.
                 status = await self.qmp.answer("query-status")
                 self.broken = status["status"] == "internal-error"
 
     def _done(self) -> tuple[Ending, str] | None:
-        """The first of the ways to end that has come true."""
+        """The first of the endings that applies, if one does."""
         now = time.monotonic() - self.start
         if self.process.returncode is not None:
             return "qemu died", _died(self.process.returncode)
@@ -386,7 +386,7 @@ class _Watch:
         if self.mute is not None and now > self.mute[0] + GRACE:
             return "no answer", self.mute[1]
         if self.end is not None and now > self.end + self.linger:
-            return "no power-off", f"{self.linger:g} s after its report it still ran"
+            return "no power-off", f"it still ran {self.linger:g} s after its report"
         if (why := self._dead_end(now)) is not None:
             return "dead end", why
         if now > self.timeout:
@@ -399,13 +399,13 @@ class _Watch:
 
     def _dead_end(self, now: float) -> str | None:
         if len(self.console) != self.looked_at:
-            # Words that were cut by the last look are whole now.
+            # Text that was cut at the last look is whole now.
             new = max(0, self.looked_at - max(map(len, DEAD_ENDS)))
             self.looked_at = len(self.console)
-            for words, why in DEAD_ENDS.items():
-                if self.stands is None and self.console.find(words, new) >= 0:
-                    self.stands = now, why
-        return self.stands[1] if self.stands and now > self.stands[0] + DEAD_END else None
+            for text, why in DEAD_ENDS.items():
+                if self.stuck is None and self.console.find(text, new) >= 0:
+                    self.stuck = now, why
+        return self.stuck[1] if self.stuck and now > self.stuck[0] + DEAD_END else None
 
     def _read_report(self) -> None:
         new = self.source.read(REPORT_MAX + 1 - len(self.report))
@@ -416,6 +416,6 @@ class _Watch:
         first = self.report.find(BEGIN)
         if self.begin is None and first >= 0:
             self.begin = now
-        # What stands before the report ends nothing.
+        # An end line before the report does not count.
         if self.end is None and first >= 0 and (at := self.report.find(END, first)) >= 0:
             self.end = now if self.report.find(b"\n", at) >= 0 else None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One QMP connection to a QEMU that may die, hang or answer nonsense at any moment: every wait is bounded, and an
-answer has the shape that QEMU documents or is none."""
+"""One QMP connection to a QEMU that may die, hang or answer nonsense at any moment: every wait is bounded, and only
+an answer in the shape that QEMU documents is accepted."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ class _Bus(msgspec.Struct):
     devices: list[_Function]
 
 
-# What is read of the answers, as in QEMU's qapi/*.json; the rest may be anything.
+# The fields that are read, as in QEMU's qapi/*.json; the others may be anything.
 SHAPES: dict[str, Any] = {
     "query-status": _Status,
     "query-cpus-fast": list[dict[str, Any]],
@@ -84,27 +84,27 @@ class _Shutdown(msgspec.Struct):
 
 
 class NoAnswerError(Exception):
-    """QEMU did not answer, or not in a way that it documents; never seen outside of a run."""
+    """QEMU did not answer, or not as it documents; never seen outside a run."""
 
 
 class Connection:
-    """To the QEMU that has its socket qmp.sock in `folder`."""
+    """To the QEMU whose socket is qmp.sock in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._client = QMPClient("minguest")
-        # It would print what it does not understand, as it came.
+        # It would print unescaped what it does not understand.
         self._client.logger.disabled = True
         self._listener = EventListener(names=("SHUTDOWN", "STOP"))
         self._client.register_listener(self._listener)
 
     @property
     def up(self) -> bool:
-        """Whether QEMU can be asked."""
+        """Whether QEMU can be queried."""
         return self._client.runstate == Runstate.RUNNING
 
     async def connect(self) -> bool:
-        """Try to reach the socket once; QEMU makes it soon after its start."""
+        """Try once to connect; QEMU creates the socket soon after its start."""
         handle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         folder = os.open(self._folder, os.O_PATH)
         try:
@@ -113,7 +113,7 @@ class Connection:
             handle.setblocking(False)
             await asyncio.wait_for(self._client.connect(handle), ANSWER)
         except (TimeoutError, OSError, QMPError, EOFError, AssertionError):
-            # AssertionError: it is what QMPClient makes of a peer that hangs up at once.
+            # AssertionError: QMPClient raises it for a peer that hangs up at once.
             await self.hang_up()
             handle.close()
             return False
@@ -122,17 +122,17 @@ class Connection:
         return True
 
     async def hang_up(self) -> None:
-        """End it, best when QEMU is gone."""
-        # What its reader stumbled over, a RecursionError for one, is raised here.
+        """Close the connection, best when QEMU is gone."""
+        # An error of its reader, such as a RecursionError, is raised here.
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.disconnect(), ANSWER)
 
     def events(self) -> list[Message]:
-        """SHUTDOWN and STOP, those that came since the last call."""
+        """The SHUTDOWN and STOP events since the last call."""
         return self._listener.clear()
 
     async def answer(self, command: str, **arguments: Any) -> Any:
-        """What QEMU returns, in the shape of SHAPES; NoAnswerError with the reason why there is none."""
+        """QEMU's answer, in the shape that SHAPES has; NoAnswerError says why there is none."""
         try:
             answer = await asyncio.wait_for(self._client.execute(command, arguments or None), ANSWER)
             if command in SHAPES:
@@ -144,7 +144,7 @@ class Connection:
         return answer
 
     async def views(self) -> tuple[dict[str, Any], str]:
-        """The answers by the names in QUERIES, as far as they come; and why not all of them, if so."""
+        """The answers by the names in QUERIES, as many as came; and why some did not, if so."""
         views: dict[str, Any] = {}
         if not self.up:
             return views, "QMP could not be reached"
@@ -157,7 +157,7 @@ class Connection:
 
 
 def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every PCI function that query-pci tells, by address, bridges' too."""
+    """Every PCI function in query-pci's answer, by address; bridges too."""
     found = {}
     pending = [device for bus in buses for device in bus["devices"]]
     while pending:
@@ -168,7 +168,7 @@ def functions(buses: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def reason(event: Message) -> str:
-    """Of a SHUTDOWN; NoAnswerError if it has none that can be read."""
+    """The reason in a SHUTDOWN event; NoAnswerError if it cannot be read."""
     try:
         return msgspec.convert(event.get("data"), _Shutdown).reason
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what initd saw: JSON lines, protocol 1 (docs/report.md)."""
+"""Reads initd's report: JSON lines, protocol 1 (docs/report.md)."""
 
 from typing import Annotated, Any
 
@@ -10,16 +10,15 @@ BEGIN = b'{"record":"begin"'
 END = b'{"record":"end"'
 # More than any kernel's NR_CPUS.
 CPUS_MAX = 1 << 16
-# initd waits for CPUs or memory that are to be plugged in now.
+# initd waits for the host to plug in CPUs or memory.
 READY = b'{"record":"ready"'
-# It has them, and waits for CPUs to be taken out again.
+# initd has them in use, and waits for the host to unplug CPUs again.
 IN_USE = b'{"record":"in-use"'
-# What initd writes after the end: what came of later plugging, how the program ended that it was to run, and last of
-# all how the guest went down.
+# What initd writes after the end: later hotplug events, how its program ended, and last how the guest shut down.
 AFTER_END = ("event", "exit", "shutdown")
 # The index of an expansion ROM among the BARs.
 ROM = 6
-# How deep a record may be nested: one of initd's is a list of objects in an object.
+# How deep a record may be nested: initd's deepest is a list of objects in an object.
 DEPTH = 16
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -29,7 +28,7 @@ _Hex = Annotated[str, msgspec.Meta(pattern="^(0x)?[0-9a-f]{1,16}$")]
 class Bar(msgspec.Struct, frozen=True):
     """A base address register as the guest's kernel sees it; `start` in hex, `size` in bytes.
 
-    Linux forgets both for a BAR that it could not place.
+    Linux drops both for a BAR that it could not place.
     """
 
     index: Annotated[int, msgspec.Meta(ge=0, le=ROM)]
@@ -53,7 +52,7 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     """The command register in hex: bit 1 is memory decoding."""
     numa_node: int | None = None
     messages: _Count | None = None
-    """Interrupts that came by MSI or MSI-X; None: it uses neither."""
+    """Interrupts that came by MSI or MSI-X; None: the device uses neither."""
 
 
 class _Uname(msgspec.Struct):
@@ -94,7 +93,7 @@ class _Interrupts(msgspec.Struct):
     controllers: tuple[str, ...] | None = None
 
 
-# What is read of records that stay as they came: a guest that says something else there has no report.
+# Types of the fields that are read in records that are kept as they came. A report with another type is damaged.
 SHAPES = {
     "begin": _Begin,
     "cpus": _Cpus,
@@ -106,7 +105,7 @@ SHAPES = {
 
 
 class Shutdown(msgspec.Struct, frozen=True):
-    """How the guest went down: docs/report.md has the fields."""
+    """How the guest shut down: docs/report.md has the fields."""
 
     why: str
     how: str
@@ -117,7 +116,7 @@ class Shutdown(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What initd said, as far as it came. Without `complete` the rest was lost."""
+    """initd's report, as far as it came. Without `complete` the rest was lost."""
 
     complete: bool
     records: tuple[dict[str, Any], ...]
@@ -125,23 +124,23 @@ class Report(msgspec.Struct, frozen=True):
     damage: str | None = None
     """Why reading stopped early, if it did."""
     shutdown: Shutdown | None = None
-    """What initd wrote last of all; None: it did not come so far."""
+    """initd's last record; None: it did not come."""
 
     def all(self, name: str) -> list[dict[str, Any]]:
         """Every record of that name."""
         return [each for each in self.records if each["record"] == name]
 
     def record(self, name: str) -> dict[str, Any]:
-        """The first record of that name; empty where there is none."""
+        """The first record of that name; empty if there is none."""
         return next((each for each in self.records if each["record"] == name), {})
 
 
 def parse(text: bytes) -> Report:
-    """Read a report, whole or cut anywhere. A line that is no record ends it; nothing is guessed.
+    """Read a report, whole or cut anywhere. A line that is not a record ends it; nothing is guessed.
 
-    What comes before `begin` is not the report's: a firmware that takes the port for a console writes there first.
-    After `end` come AFTER_END's records at most: with anything else, a second report for one, nobody knows which of
-    it initd wrote, so there is no report. Its last line may be cut, as QEMU may be ended while the guest writes.
+    Text before `begin` does not belong to the report: a firmware that uses the port as a console writes there first.
+    After `end` only AFTER_END's records may come. With anything else, such as a second report, it is not known what
+    initd wrote, so the report is damaged. The last line may be cut, as QEMU may be ended while the guest writes.
     """
     records: list[dict[str, Any]] = []
     devices: list[PciDevice] = []
@@ -174,16 +173,16 @@ def parse(text: bytes) -> Report:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """One line; ValueError where it is no record."""
+    """One line as a record; ValueError if it is not one."""
     record = msgspec.json.decode(line)
     if not isinstance(record, dict) or not isinstance(record.get("record"), str):
-        raise ValueError("no record")
+        raise ValueError("not a record")
     _check_depth(record, DEPTH)
     return record
 
 
 def _device(record: dict[str, Any], number: int) -> PciDevice | None:
-    """The device that a record of the report is about, if it is; ValueError where it says what none may say."""
+    """The device that a record describes, if it is a `pci` record; ValueError if the record is not valid."""
     name = record["record"]
     if name == "begin" and record.get("protocol") != PROTOCOL:
         raise ValueError(f"protocol {record.get('protocol')}, this reader knows {PROTOCOL}")
@@ -205,7 +204,7 @@ def _check_depth(value: Any, room: int) -> None:
 
 
 def cpu_list(text: str) -> list[int]:
-    """The CPUs that a kernel list such as `0-3,8` names; ValueError where it is none."""
+    """The CPUs that a kernel list such as `0-3,8` names; ValueError if it is not such a list."""
     found: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")

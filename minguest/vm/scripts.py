@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a bundle's own launch to the files that start it: run-guest for QEMU, domain.xml for libvirt. Pure.
 
-What is in both is launch.Spec's; how QEMU is told of it is arguments.groups' alone, and run-guest prints just that.
-The domain's words: https://libvirt.org/formatdomain.html
+Both are made from launch.Spec. QEMU's options come from arguments.groups alone, and run-guest uses exactly these.
+The domain's format: https://libvirt.org/formatdomain.html
 """
 
 import re
@@ -20,19 +20,19 @@ from minguest.util import pci, templates
 from minguest.util.errors import UserError
 from minguest.vm import arguments, disks, emulator, launch
 
-# What stands in domain.xml for the bundle's folder, of which libvirt wants the whole path.
+# Placeholder in domain.xml for the bundle's folder: libvirt needs its absolute path.
 FOLDER = "/path/to/bundle"
-# Slots of q35's root bus that are given out: 0 is the host bridge, 31 the chipset.
+# Slots of q35's root bus that devices get: 0 is the host bridge, 31 the chipset.
 SLOTS = range(0x02, 0x1F)
-# What no XML 1.0 can have (its Char), and what ends a line of a script for one reader or another.
+# Characters that XML 1.0 does not allow (its Char), and those that end a line for some readers of a script.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a bundle's launch files are headed with."""
+    """The heading of a bundle's launch files."""
 
     name: str
-    """`guest-line`: the domain's name too."""
+    """`GUEST-SERIES`, also the domain's name."""
     kernel: str
     firmware: str
 
@@ -41,14 +41,14 @@ def render(
     folder: Path, about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec], absent: Sequence[str] = ()
 ) -> dict[str, str]:
     """Both files by name, from the templates in `folder`; `specs` are launch.shipped's, `absent` are the cards that
-    could not be looked at.
+    could not be read.
 
-    UserError for a launch that cannot be written down: a disk by half a path, a control character.
+    UserError for a launch that the files cannot express: a disk with a relative path, a control character.
     """
     _check(about, wanted, specs)
     facts = {"about": about, "absent": absent}
     script = templates.render(folder / "run-guest.j2", **facts, **_script(specs))
-    # As run-guest starts it where KVM can be used.
+    # As run-guest starts it if KVM works.
     accel: Accel = "tcg" if wanted.accel == "tcg" else "kvm"
     domain = templates.render(folder / "domain.xml.j2", **facts, **_domain(about.name, specs[accel]))
     return {RUN_GUEST: script, DOMAIN: domain}
@@ -58,10 +58,10 @@ def _check(about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> 
     for what, text in msgspec.structs.asdict(about).items():
         if CONTROL.search(text):
             raise UserError(f"{what} {text!r} has a control character, which would end a line of run-guest")
-    for word in (word for spec in specs.values() for group in arguments.groups(spec) for word in group.words):
-        if CONTROL.search(word):
+    for each in (each for spec in specs.values() for group in arguments.groups(spec) for each in group.options):
+        if CONTROL.search(each):
             raise UserError(
-                f"launch: {word!r} has a control character, which no line of a script and no XML can have",
+                f"launch: {each!r} has a control character, which neither a line of a script nor XML can have",
                 "look for it in cmdline, cpu, disks and gpus",
             )
     for number, disk in enumerate(wanted.disks):
@@ -69,8 +69,8 @@ def _check(about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> 
             path = getattr(disk, key)
             if path and not path.startswith("/"):
                 raise UserError(
-                    f"launch.disks[{number}].{key} = {path!r}: is not a whole path, and run-guest and domain.xml are "
-                    "started from anywhere",
+                    f"launch.disks[{number}].{key} = {path!r}: is not an absolute path, and run-guest and domain.xml "
+                    "are started from any folder",
                     "write the path from / on",
                 )
 
@@ -79,13 +79,13 @@ def _check(about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec]) -> 
 
 
 def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
-    """Each group's rows: alike for every accelerator, or by accelerator."""
-    made = {accel: arguments.groups(specs[accel]) for accel in launch.ACCELS}
+    """Each group's rows: the same for every accelerator, or by accelerator."""
+    by_accel = {accel: arguments.groups(specs[accel]) for accel in launch.ACCELS}
     groups = []
-    for alike in zip(*made.values(), strict=True):
-        rows = {accel: _rows(group.words) for accel, group in zip(made, alike, strict=True)}
+    for alike in zip(*by_accel.values(), strict=True):
+        rows = {accel: _rows(group.options) for accel, group in zip(by_accel, alike, strict=True)}
         if any(rows.values()):
-            same = len({group.words for group in alike}) == 1
+            same = len({group.options for group in alike}) == 1
             groups.append({"why": alike[0].why, "rows": {"": rows[launch.ACCELS[0]]} if same else rows})
     machine = specs["kvm"].machine
     return {
@@ -98,17 +98,18 @@ def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
     }
 
 
-def _rows(words: Sequence[str]) -> list[str]:
-    """The rows of arguments.rows; the user's own words for the kernel come last and win."""
+def _rows(options: Sequence[str]) -> list[str]:
+    """The rows of arguments.rows; the user's own kernel parameters come last and win."""
     append = '"${append:+ $append}"'
-    return [row + append if row.startswith("-append ") else row for row in arguments.rows(words)]
+    return [row + append if row.startswith("-append ") else row for row in arguments.rows(options)]
 
 
 # ── domain.xml ──
 
 
 def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
-    """What the template is told beside the spec: places on the bus, and QEMU's words for what libvirt has none for."""
+    """What the template needs beside the spec: addresses on the bus, and QEMU's options for what libvirt cannot
+    express."""
     q35 = spec.machine == "q35"
     slots = iter(SLOTS)
     disks = [_disk(name, disk, n, _slot(slots) if q35 else None) for n, disk in enumerate(spec.disks)]
@@ -118,28 +119,29 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
     ]
     by_node = {bridge["node"]: bridge["index"] for bridge in bridges}
     ports: list[dict[str, Any]] = []
-    hosts, words = [], []
+    hosts, options = [], []
     for number, gpu in enumerate(spec.gpus):
         bus, parent = 0, by_node.get(gpu.node, 0)
         if q35 and (parent or not gpu.model):
             bus = len(bridges) + len(ports) + 1
             beside = sum(port["bus"] == parent for port in ports)
             ports.append({"index": bus, "bus": parent, "slot": f"{beside:#04x}" if parent else _slot(slots)})
-        # libvirt calls the bus of its controller N pci.N. A device with no bus takes the first that fits, a node's too.
+        # libvirt calls the bus of its controller N pci.N. A device without bus= takes the first that fits, perhaps a
+        # node's.
         at = f",bus=pci.{bus}" if bus else ",bus=pcie.0" if bridges else ""
         if gpu.host:
             functions = [pci.parts(each) for each in (gpu.host, *gpu.functions)]
-            # As in arguments._gpu_argv: functions of one card share a slot. A lone one libvirt places itself on a pc.
+            # As in arguments._gpu_argv: functions of one card share a slot. On a pc libvirt places a single one itself.
             slot = "0x00" if q35 else f"{0x1F - number:#04x}"
             hosts.append({"functions": functions, "bus": bus, "slot": slot if q35 or gpu.functions else None})
         elif gpu.bar:
-            words += ["-device", f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}{at}"]
+            options += ["-device", f"pci-testdev,membar={gpu.bar // 2**20}M,id={gpu.id}{at}"]
         else:
-            words += ["-device", f"{gpu.model},id={gpu.id}{at}"]
+            options += ["-device", f"{gpu.model},id={gpu.id}{at}"]
     cpu, flags = _cpu(spec)
     if spec.window:
-        # libvirt keeps what begins with opt/ovmf/ out of its <sysinfo type="fwcfg">.
-        words += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={spec.window}"]
+        # libvirt does not allow names with opt/ovmf/ in its <sysinfo type="fwcfg">.
+        options += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={spec.window}"]
     return {
         "folder": FOLDER,
         "spec": spec,
@@ -151,7 +153,7 @@ def _domain(name: str, spec: launch.Spec) -> dict[str, Any]:
         "bridges": bridges,
         "ports": ports,
         "hosts": hosts,
-        "words": [*flags, *words],
+        "options": [*flags, *options],
         "report_index": arguments.REPORT_INDEX,
     }
 
@@ -160,34 +162,34 @@ def _slot(slots: Iterator[int]) -> str:
     slot = next(slots, None)
     if slot is None:
         raise UserError(
-            f"launch: more than {len(SLOTS)} disks and cards, and q35's root bus has no place for more",
+            f"launch: more than {len(SLOTS)} disks and cards, and q35's root bus has no slot for more",
             "put several images into one disk, or take fewer",
         )
     return f"{slot:#04x}"
 
 
 def _cpu(spec: launch.Spec) -> tuple[dict[str, str], list[str]]:
-    """The CPU in libvirt's words, and in QEMU's the flags that it need not know."""
+    """The CPU in libvirt's terms, and as QEMU's options the flags that libvirt may not know."""
     name, *flags = spec.cpu.split(",")
     found = {"mode": "custom", "model": name, "phys_bits": ""}
     if spec.accel == "kvm" and name in ("max", "host"):
         found |= {"mode": "host-passthrough", "model": ""}
     elif name == "max":
         found |= {"mode": "maximum", "model": ""}
-    words = []
+    options = []
     for flag in flags:
         key, equals, value = flag.partition("=")
         if key == "phys-bits" and value.isdecimal():
             found["phys_bits"] = value
         elif flag[:1] in "+-":
-            words += ["-global", f"x86_64-cpu.{flag[1:]}={'on' if flag[0] == '+' else 'off'}"]
+            options += ["-global", f"x86_64-cpu.{flag[1:]}={'on' if flag[0] == '+' else 'off'}"]
         else:
-            words += ["-global", f"x86_64-cpu.{key}={value if equals else 'on'}"]
-    return found, words
+            options += ["-global", f"x86_64-cpu.{key}={value if equals else 'on'}"]
+    return found, options
 
 
 def _cells(spec: launch.Spec) -> list[dict[str, Any]]:
-    """NUMA nodes. libvirt wants one at least where memory can be plugged in."""
+    """NUMA nodes. libvirt needs at least one if memory can be plugged in."""
     if not spec.numa and spec.max_memory:
         return [{"cpus": f"0-{spec.max_cpus - 1}", "memory": spec.memory, "distances": ()}]
     return [

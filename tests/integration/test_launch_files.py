@@ -254,7 +254,7 @@ def test_libvirt_makes_the_machine_that_the_script_makes(home: Path, name: str) 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ('disks = [{file = "disk.raw"}]', "launch.disks[0].file = 'disk.raw': is not a whole path"),
+        ('disks = [{file = "disk.raw"}]', "launch.disks[0].file = 'disk.raw': is not an absolute path"),
         ('cmdline = ["a\\nb"]', "has a control character"),
         ('numa = [{memory = "1M"}]', "the nodes have 1 MiB, the launch has 1 GiB"),
     ],

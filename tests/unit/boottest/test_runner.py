@@ -471,7 +471,7 @@ def test_what_is_no_answer_is_not_kept(host: Host, steps: list[Any], monkeypatch
     host.qemu(*steps)
     accel, why = host.accelerator()
     assert accel == "tcg"
-    assert why.startswith("software emulation (whether KVM works is not known")
+    assert why.startswith("software emulation (it is not known whether KVM works")
     assert not host.at.kvm.exists()
     monkeypatch.setattr(kvm, "TIME", 20.0)
     host.qemu(*WELL)

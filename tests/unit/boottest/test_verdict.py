@@ -306,7 +306,7 @@ def test_a_panic_after_the_report_is_told() -> None:
 @pytest.mark.parametrize(
     ("screen", "reason"),
     [
-        (b"BdsDxe: failed to load Boot0001\nUEFI Interactive Shell v2.2\nShell> ", "it stands in the UEFI shell"),
+        (b"BdsDxe: failed to load Boot0001\nUEFI Interactive Shell v2.2\nShell> ", "it waits in the UEFI shell"),
         (b"initd: 0.1.0: 14 records, 3634 bytes, to no port\n", "initd could not write its report (console line 1)"),
     ],
 )
@@ -487,13 +487,18 @@ def test_large_bars_are_where_they_were_planned() -> None:
         checks = verdict.judge(of_host(HOST_CARD), run, seen, window=window).checks
         return next((check for check in checks if check.name == "BAR window"), None)
 
-    inside = row(bar_window.Window(0xC0000000, 1 << 24, "as told"))
+    inside = row(bar_window.Window(0xC0000000, 1 << 24, "set by X-PciMmio64Mb"))
     assert inside is not None and inside.ok and inside.guest == "1 of 1 BARs"
-    for wrong in (bar_window.Window(0xC0000000, 1 << 23, "as told"), bar_window.Window(0xD0000000, 1 << 30, "as told")):
+    for wrong in (
+        bar_window.Window(0xC0000000, 1 << 23, "set by X-PciMmio64Mb"),
+        bar_window.Window(0xD0000000, 1 << 30, "set by X-PciMmio64Mb"),
+    ):
         outside = row(wrong)
         assert outside is not None and not outside.ok and "gpu0 BAR 0 at 0xc0000000" in outside.why
     # A BAR that the guest has not is not where it was planned.
-    gone = row(bar_window.Window(0, 1 << 40, "as told"), gpu_changed(gpu=False, bars=[bar(2, 0xC1000000, 4096)]))
+    gone = row(
+        bar_window.Window(0, 1 << 40, "set by X-PciMmio64Mb"), gpu_changed(gpu=False, bars=[bar(2, 0xC1000000, 4096)])
+    )
     assert gone is not None and not gone.ok and gone.guest == "0 of 1 BARs"
 
 
@@ -507,14 +512,14 @@ def test_a_window_has_its_ends() -> None:
         (0xC0000000, 1 << 24, True), (0xBF000000, 1 << 25, True), (0xC0000001, 1 << 24, False),
         (0xC0000000, (1 << 24) - 1, False), (0xBF000000, (1 << 25) - 1, False), (0xC1000000, 1 << 24, False),
     ):  # fmt: skip
-        window = bar_window.Window(base, size, "as told")
+        window = bar_window.Window(base, size, "set by X-PciMmio64Mb")
         judged = verdict.judge(of_host(card), run, seen, window=window)
         row = next(check for check in judged.checks if check.name == "BAR window")
         assert row.ok is ok and row.requested == f"{base:#x} to {base + size:#x}"
         assert row.why == ("" if ok else f"not where it was planned, {row.requested}: gpu0 BAR 0 at 0xc0000000")
     # A card that is one large BAR is planned too; an emulated one has none that lies high.
     large = msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "bar:16M", bar=1 << 24), SPEC.gpus[0]))
-    window = bar_window.Window(0, 1, "as told")
+    window = bar_window.Window(0, 1, "set by X-PciMmio64Mb")
     row = next(each for each in verdict.judge(large, run, seen, window=window).checks if each.name == "BAR window")
     assert row.guest == "0 of 1 BARs"
     assert "BAR window" not in [each.name for each in verdict.judge(SPEC, run, seen, window=window).checks]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qemu.sh starts QEMU with exactly the words that it was started with."""
+"""qemu.sh starts QEMU with exactly the arguments of the first start."""
 
 import subprocess
 from pathlib import Path
@@ -22,7 +22,7 @@ ARGUMENTS = [
 ]
 
 
-def test_every_word_is_quoted(tmp_path: Path) -> None:
+def test_every_argument_is_quoted(tmp_path: Path) -> None:
     script = tmp_path / "qemu.sh"
     script.write_text(arguments.script(["printf", *ARGUMENTS]))
     shown = subprocess.run(["sh", script], check=True, capture_output=True, text=True).stdout

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether BARs fit: figures from real boots, and arithmetic by hand of the PCI specification and edk2's rules.
 
-The boots: OVMF 2025.02-8+deb13u1, QEMU 7.2.22, q35, TCG, linux 6.12.94, 1 GiB of memory, 22 November 2026. An H100 was
-played by three pci-testdev (128 GiB, 32 MiB, 16 MiB) as functions of one slot behind one root port.
+The boots: OVMF 2025.02-8+deb13u1, QEMU 7.2.22, q35, TCG, linux 6.12.94, 1 GiB of memory, 22 November 2026. In place of
+an H100: three pci-testdev (128 GiB, 32 MiB, 16 MiB) as functions of one slot behind one root port.
 """
 
 import time
@@ -29,17 +29,17 @@ def bar(size: int) -> Card:
     return cards.one_bar(f"bar:{size // M}M")
 
 
-def bases(made: bar_window.Plan) -> list[int | None]:
-    return [port.base for port in made.ports]
+def bases(plan: bar_window.Plan) -> list[int | None]:
+    return [port.base for port in plan.ports]
 
 
-def test_the_h100_is_as_a_real_guest_told_it() -> None:
+def test_the_h100_is_as_a_real_guest_reported_it() -> None:
     assert (H100.vendor, H100.device, H100.pci_class) == ("10de", "2330", "030200")
     assert [(bar.index, bar.size) for bar in H100.bars] == [(0, 16 * M), (2, 128 * G), (4, 32 * M)]
     assert all(bar.bits == 64 and bar.prefetchable for bar in H100.bars)
 
 
-# Each row was booted: the addresses are those that the guest's report told, None where a BAR had none.
+# Each row was booted: the addresses are those in the guest's report, None for a BAR without one.
 BOOTED: list[tuple[list[Card], int, bar_window.Vendor, str, list[int | None]]] = [
     # An eighth of 1 TiB is 128 GiB, moved from 896 GiB to 768 GiB by HyperTransport's range; filled to the last byte.
     ([bar(128 * G)], 40, "AuthenticAMD", "", [0xC0_0000_0000]),
@@ -59,7 +59,7 @@ BOOTED: list[tuple[list[Card], int, bar_window.Vendor, str, list[int | None]]] =
     ([H100, bar(128 * G)], 46, "AuthenticAMD", "", [0x3800_0000_0000, 0x3840_0000_0000]),
     # Of different alignment the larger is first, whatever its port: 64 GiB, and 8 GiB behind them.
     ([bar(8 * G), bar(64 * G)], 46, "AuthenticAMD", "", [0x3810_0000_0000, 0x3800_0000_0000]),
-    # Told to be just as large as needed.
+    # Set to be just as large as needed.
     ([bar(64 * G)], 37, "AuthenticAMD", "65536", [0x10_0000_0000]),
     ([bar(256 * G)], 39, "GenuineIntel", "262144", [0x40_0000_0000]),
     # 40 bits of an Intel are not trusted: 32 GiB at 32 GiB. 39 bits are: 64 GiB at 448 GiB.
@@ -88,17 +88,17 @@ BOOTED: list[tuple[list[Card], int, bar_window.Vendor, str, list[int | None]]] =
 ]
 
 
-@pytest.mark.parametrize(("requested", "bits", "vendor", "told", "where"), BOOTED)
+@pytest.mark.parametrize(("requested", "bits", "vendor", "fw_cfg", "where"), BOOTED)
 def test_the_plan_is_what_real_boots_showed(
-    requested: list[Card], bits: int, vendor: bar_window.Vendor, told: str, where: list[int | None]
+    requested: list[Card], bits: int, vendor: bar_window.Vendor, fw_cfg: str, where: list[int | None]
 ) -> None:
     made = bar_window.plan(requested, G, bits, vendor=vendor)
     assert made.fits
-    assert made.fw_cfg == (("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={told}") if told else ())
+    assert made.fw_cfg == (("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={fw_cfg}") if fw_cfg else ())
     assert bases(made) == where
 
 
-# Booted too: the guest found no address for the BAR that OVMF was not told of.
+# Booted too: without X-PciMmio64Mb the guest found no address for the BAR.
 @pytest.mark.parametrize(
     ("card", "bits", "vendor"),
     [
@@ -108,16 +108,16 @@ def test_the_plan_is_what_real_boots_showed(
         (bar(256 * G), 40, "AuthenticAMD"),
     ],
 )
-def test_where_ovmf_alone_was_seen_to_fail_it_is_told(card: Card, bits: int, vendor: bar_window.Vendor) -> None:
+def test_where_ovmf_alone_was_seen_to_fail_its_window_is_set(card: Card, bits: int, vendor: bar_window.Vendor) -> None:
     made = bar_window.plan([card], G, bits, vendor=vendor)
     assert made.fits and made.fw_cfg
     assert made.alone.size < made.need <= made.window.size
 
 
 def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
-    # The only place for 64 GiB below 64 GiB is memory's. Told all the same, the guest hung (Intel, trusted), or Linux
+    # The only place for 64 GiB below 64 GiB is memory's. With X-PciMmio64Mb the guest hung (Intel, trusted), or Linux
     # said "ignored, not CPU addressable" (AMD).
-    for vendor, what in (("GenuineIntel", "hang without a word"), ("AuthenticAMD", "not be used by Linux")):
+    for vendor, what in (("GenuineIntel", "OVMF would hang silently"), ("AuthenticAMD", "Linux would not use it")):
         made = bar_window.plan([bar(64 * G)], G, 36, vendor=vendor)  # type: ignore[arg-type]
         assert not made.fits and not made.fw_cfg and bases(made) == [None]
         assert what in warnings(made)[0]
@@ -129,7 +129,7 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
     assert "0 bytes left" in warning
 
 
-# Booted with one card of 16 MiB: the port's window in MiB, by what was told or by itself.
+# Booted with one card of 16 MiB: the port's window in MiB, with X-PciMmio64Mb or without.
 @pytest.mark.parametrize(
     ("window", "share"),
     [(8 * G, 16), (32 * G, 16), (33 * G, 256), (48 * G, 256), (64 * G, 256), (100 * G, 512), (128 * G, 512),
@@ -138,16 +138,14 @@ def test_at_36_bits_64_gib_do_not_fit_at_all() -> None:
 def test_a_hot_plug_port_gets_its_share_of_a_large_window(window: int, share: int) -> None:
     (port,) = bar_window._padded([bar_window.root_port(bar(16 * M), False)], window)
     assert (port.high, port.alignment) == (share * M, share * M)
-    assert (
-        bar_window._padded([bar_window.root_port(bar(16 * M), True)], window)[0].high == 16 * M
-    )  # it was told what to keep
+    assert bar_window._padded([bar_window.root_port(bar(16 * M), True)], window)[0].high == 16 * M  # it has a reserve
 
 
 def test_more_ports_than_their_shares_leave_room_for_never_fit() -> None:
     assert not bar_window.plan([bar(64 * G)] + [bar(16 * M)] * 300, G, 46).fits
 
 
-# First address after memory, bits, vendor, told; base and size by hand.
+# First address after memory, bits, vendor, X-PciMmio64Mb; base and size by hand.
 WINDOWS: list[tuple[int, int, bar_window.Vendor, int, int, int]] = [
     (4 * G, 36, "GenuineIntel", 0, 32 * G, 32 * G),  # an eighth, 8 GiB, is less than 32 GiB
     (4 * G, 37, "AuthenticAMD", 0, 32 * G, 32 * G),
@@ -155,11 +153,11 @@ WINDOWS: list[tuple[int, int, bar_window.Vendor, int, int, int]] = [
     (4 * G, 41, "AuthenticAMD", 0, 2048 * G - 256 * G, 256 * G),
     # Booted: -m 1G,slots=4,maxmem=40G, which ends at 47 GiB.
     (47 * G, 40, "GenuineIntel", 0, 64 * G, 32 * G),
-    # Booted: 64 GiB told win over an eighth of 128 GiB.
+    # Booted: 64 GiB by X-PciMmio64Mb win over an eighth of 128 GiB.
     (4 * G, 40, "AuthenticAMD", 64 * G, 64 * G, 64 * G),
-    # Booted: 1 TiB told at 40 bits is a hang; the window ends at 2 TiB.
+    # Booted: 1 TiB by X-PciMmio64Mb at 40 bits is a hang; the window ends at 2 TiB.
     (4 * G, 40, "AuthenticAMD", T, T, T),
-    # 512 GiB told begin at 512 GiB; 513 GiB are aligned like 512 GiB.
+    # 512 GiB by X-PciMmio64Mb begin at 512 GiB; 513 GiB are aligned like 512 GiB.
     (4 * G, 46, "AuthenticAMD", 512 * G, 512 * G, 512 * G),
     (600 * G, 46, "AuthenticAMD", 513 * G, 1024 * G, 513 * G),
     # Whole GiB; the largest power of two in 101 GiB is 64 GiB.
@@ -169,9 +167,9 @@ WINDOWS: list[tuple[int, int, bar_window.Vendor, int, int, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("first", "bits", "vendor", "told", "base", "size"), WINDOWS)
-def test_windows_of_ovmf(first: int, bits: int, vendor: bar_window.Vendor, told: int, base: int, size: int) -> None:
-    window = opened(Memory(G, first), bits, vendor, told)
+@pytest.mark.parametrize(("first", "bits", "vendor", "fw_cfg", "base", "size"), WINDOWS)
+def test_windows_of_ovmf(first: int, bits: int, vendor: bar_window.Vendor, fw_cfg: int, base: int, size: int) -> None:
+    window = opened(Memory(G, first), bits, vendor, fw_cfg)
     assert (window.base, window.size) == (base, size)
 
 
@@ -201,11 +199,11 @@ def test_how_many_bits_are_needed() -> None:
     eight = bar_window.plan([H100] * 8, G, 46)
     assert (eight.need, eight.window_mib) == ((7 * 256 + 128) * G + 48 * M, 1921 * 1024)
     assert (eight.phys_bits, eight.alone_bits) == (42, 44)
-    # Memory pushes the told window up: 300 GiB, then a multiple of 128 GiB: 384 + 129 GiB end above 512 GiB.
+    # Memory pushes the window up: 300 GiB, then a multiple of 128 GiB: 384 + 129 GiB end above 512 GiB.
     assert bar_window.plan([H100], 300 * G, 46).phys_bits == 40
     # What can be plugged in counts like what is there.
     assert bar_window.plan([H100], G, 46, max_memory=300 * G, slots=4).phys_bits == 40
-    # An eighth of 64 TiB is 8 TiB, and not more than 16 TiB can be told: 16 TiB at 16 TiB end at 32 TiB.
+    # An eighth of 64 TiB is 8 TiB, and X-PciMmio64Mb is 16 TiB at most: 16 TiB at 16 TiB end at 32 TiB.
     assert bar_window.plan([bar(8 * T)], G, 46).alone_bits == 46
     assert bar_window.plan([bar(16 * T)], G, 46).phys_bits == 45
     assert bar_window.plan([bar(32 * T)], G, 46).phys_bits is None
@@ -228,8 +226,8 @@ def test_a_full_window_is_warned_of() -> None:
 
 
 def test_a_port_for_later_keeps_a_power_of_two() -> None:
-    # Booted: pref64-reserve=129G at 46 bits opened 256 GiB at 56 TiB; two of 256 GiB at 41 bits, 1 TiB told, opened
-    # 0x10000000000 and 0x14000000000.
+    # Booted: pref64-reserve=129G at 46 bits opened 256 GiB at 56 TiB; two of 256 GiB at 41 bits, X-PciMmio64Mb 1 TiB,
+    # opened 0x10000000000 and 0x14000000000.
     made = bar_window.plan([H100, H100], G, 46, hotplug=True)
     assert [(port.pref64_reserve, port.mem_reserve) for port in made.ports] == [(256 * G, 0)] * 2
     assert bases(made) == [56 * T, 56 * T + 256 * G]
@@ -247,7 +245,7 @@ def test_what_must_lie_below_4_gib() -> None:
     assert (made.need, made.fw_cfg, made.ports[0].base) == (0, (), None)
     assert ["is 64-bit but not prefetchable" in warning for warning in warnings(made)] == [True]
     # 3 GiB to 3.5 GiB with 2.5 GiB of it; booted: the first 32-bit BAR was at 0xc0000000.
-    assert any("512 MiB are there" in warning for warning in warnings(bar_window.plan([low], 5 * G // 2, 46)))
+    assert any("512 MiB are free" in warning for warning in warnings(bar_window.plan([low], 5 * G // 2, 46)))
     # Small ones share the 2 MiB that OVMF gives every hot-plug port; booted.
     assert bar_window.plan([bar(G)], G, 46).ports[0].low == 2 * M
     assert bar_window.plan([low], G, 46, hotplug=True).ports[0].mem_reserve == 2 * G
@@ -255,28 +253,28 @@ def test_what_must_lie_below_4_gib() -> None:
 
 def test_memory_that_qemu_refuses_at_these_bits() -> None:
     made = bar_window.plan([bar(G)], 40 * G, 36)
-    assert not made.fits and "QEMU wants 32 GiB more" in warnings(made)[0]
+    assert not made.fits and "QEMU needs 32 GiB more" in warnings(made)[0]
     assert made.phys_bits == 37
     # Both booted: "Address space limit 0xfffffffff < 0x13bfffffff phys-bits too low (36)": 79 GiB are 47 and 32.
-    assert "QEMU wants 32 GiB more" in warnings(bar_window.plan([bar(G)], G, 36, max_memory=40 * G, slots=4))[0]
+    assert "QEMU needs 32 GiB more" in warnings(bar_window.plan([bar(G)], G, 36, max_memory=40 * G, slots=4))[0]
     # "0x7ffffffff < 0x8ffffffff phys-bits too low (35)": 36 GiB are 4 and 32.
-    assert "QEMU wants 32 GiB more" in warnings(bar_window.plan([bar(G)], G, 35))[0]
+    assert "QEMU needs 32 GiB more" in warnings(bar_window.plan([bar(G)], G, 35))[0]
 
 
-def test_bits_that_qemu_does_not_take() -> None:
+def test_bits_that_qemu_does_not_accept() -> None:
     for bits in (31, 53):
-        with pytest.raises(UserError, match=rf"phys-bits = {bits}: QEMU takes 32 to 52"):
+        with pytest.raises(UserError, match=rf"phys-bits = {bits}: QEMU accepts 32 to 52"):
             bar_window.plan([H100], G, bits)
 
 
 def test_no_card_is_no_window() -> None:
     made = bar_window.plan([], G, 40)
     assert (made.need, made.window_mib, made.fw_cfg, made.ports, made.fits) == (0, 0, (), (), True)
-    assert "none is needed above 4 GiB" in bar_window_text.describe(made)
+    assert "no window above 4 GiB is needed" in bar_window_text.describe(made)
 
 
 @pytest.mark.parametrize(
-    ("words", "accel", "expected"),
+    ("option", "accel", "expected"),
     [
         ("max", "tcg", (40, AMD)),
         ("max", "auto", (40, AMD)),
@@ -284,7 +282,7 @@ def test_no_card_is_no_window() -> None:
         ("max,phys-bits=39,vendor=GenuineIntel", "tcg", (39, INTEL)),
         ("SapphireRapids", "tcg", (40, INTEL)),
         ("EPYC-Milan", "tcg", (40, AMD)),
-        # As QEMU 7.2's query-cpu-model-expansion told each of these.
+        # As QEMU 7.2's query-cpu-model-expansion answers for each of these.
         ("qemu64", "tcg", (40, AMD)),
         ("Opteron_G5-v1", "tcg", (40, AMD)),
         ("athlon", "tcg", (40, AMD)),
@@ -293,7 +291,7 @@ def test_no_card_is_no_window() -> None:
         ("qemu32", "tcg", (40, INTEL)),
         ("Dhyana-v1", "tcg", (40, "other")),
         ("base", "tcg", (40, "other")),
-        # QEMU asks the host of nothing but its own vendor and, for host and max, its width.
+        # From the host QEMU takes nothing but its vendor and, for host and max, its width.
         ("host", "auto", (46, INTEL)),
         ("max", "kvm", (46, INTEL)),
         ("host,kvm=off", "kvm", (46, INTEL)),
@@ -308,9 +306,9 @@ def test_no_card_is_no_window() -> None:
         ("kvm64,host-phys-bits", "kvm", (46, INTEL)),
     ],
 )
-def test_bits_and_vendor_of_a_cpu(words: str, accel: Accel, expected: tuple[int, str]) -> None:
+def test_bits_and_vendor_of_a_cpu(option: str, accel: Accel, expected: tuple[int, str]) -> None:
     cpuinfo = "vendor_id\t: GenuineIntel\naddress sizes\t: 46 bits physical, 57 bits virtual\n"
-    assert bar_window.cpu(words, accel, cpuinfo) == expected
+    assert bar_window.cpu(option, accel, cpuinfo) == expected
 
 
 def test_under_kvm_the_vendor_is_the_hosts() -> None:
@@ -318,7 +316,7 @@ def test_under_kvm_the_vendor_is_the_hosts() -> None:
         cpuinfo = f"vendor_id\t: {host}\naddress sizes\t: 48 bits physical, 48 bits virtual\n"
         assert bar_window.cpu("kvm64", "kvm", cpuinfo) == (40, vendor)
         assert bar_window.cpu("max", "kvm", cpuinfo) == (48, vendor)
-    # Of a host that nobody knows: what OVMF trusts least.
+    # For an unknown host: what OVMF trusts least.
     assert bar_window.cpu("max,phys-bits=46", "kvm") == bar_window.cpu("EPYC", "kvm") == (40, INTEL)
     assert not any(bar_window.trusted(bits, "other") for bits in (36, 39, 40)) and bar_window.trusted(41, "other")
 
@@ -331,18 +329,18 @@ def test_the_arithmetic_is_printed() -> None:
         "  a root port each: 128 GiB + 32 MiB + 16 MiB, in whole MiB 128 GiB 48 MiB, aligned to 128 GiB; "
         "below 4 GiB 2 MiB",
         "window: 7 x 256 GiB (the next is aligned to 128 GiB) + 128 GiB 48 MiB = 1920 GiB 48 MiB",
-        "OVMF alone: an eighth of the address space, 128 GiB at 0xc000000000 (768 GiB): too little",
+        "OVMF by itself: an eighth of the address space, 128 GiB at 0xc000000000 (768 GiB): too small",
         "  39: does not fit",
         "  42: X-PciMmio64Mb=1967104",
-        "  44: OVMF needs no telling",
+        "  44: OVMF needs no option",
         "  what would make it fit: -cpu …,phys-bits=42 with X-PciMmio64Mb=1967104; or "
-        "-cpu …,phys-bits=44, and OVMF needs no telling",
+        "-cpu …,phys-bits=44, and OVMF needs no option",
     ):
         assert line in text.splitlines()
     assert bar_window_text.describe(bar_window.plan([H100], G, 40)).endswith(
         "fits at 40 bits: with X-PciMmio64Mb=132096"
     )
-    assert bar_window_text.describe(bar_window.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no telling")
+    assert bar_window_text.describe(bar_window.plan([H100], G, 46)).endswith("fits at 46 bits: OVMF needs no option")
 
 
 def test_a_plan_is_quick() -> None:
@@ -367,7 +365,7 @@ def described_bars(*bars: tuple[int, str, int]) -> str:
     [
         (described_bars((0, "16M", 64), (0, "16M", 64)), r"BAR 0 is there twice"),
         (described_bars((0, "16M", 64), (1, "16M", 32)), r"(?s)BAR 0 is 64-bit and takes index 1 too.*remedy"),
-        (described_bars((3, "16M", 32), (2, "16M", 64)), r"BAR 2 is 64-bit and takes index 3 too, which is BAR 3's"),
+        (described_bars((3, "16M", 32), (2, "16M", 64)), r"BAR 2 is 64-bit and takes index 3 too, which BAR 3 has"),
         (described_bars((5, "16M", 64)), r"BAR 5: a 64-bit BAR needs the next index too"),
         (described_bars((7, "16M", 32)), r"BAR 7: a device has the indices 0 to 5"),
         (described_bars((-1, "16M", 32)), r"BAR -1: a device has"),
@@ -408,7 +406,7 @@ def test_a_card_is_found_by_name_or_file(tmp_path: Path, monkeypatch: pytest.Mon
         cards.described("nvidia-h10", FOLDER)
 
 
-# Linux, include/linux/ioport.h: 0x14220c is what the H100's guest told.
+# Linux, include/linux/ioport.h: 0x14220c is what the H100's guest reported.
 RESOURCE = """0x0000380042000000 0x0000380042ffffff 0x000000000014220c
 0x0000000000000000 0x0000000000000000 0x0000000000000000
 0x0000380000000000 0x0000381fffffffff 0x000000000014220c
@@ -440,22 +438,22 @@ def test_a_card_of_this_host(sysfs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("address", "message"),
     [
-        ("01:00", r"gpu=01:00: not a PCI address"),
+        ("01:00", r"--gpu 01:00: not a PCI address"),
         ("0000:01:00.8", r"not a PCI address"),
         ("../../..", r"not a PCI address"),
-        ("02:00.0", r"gpu=0000:02:00\.0: .*/0000:02:00\.0 is not there: this host has no such PCI device"),
+        ("02:00.0", r"--gpu 0000:02:00\.0: .*/0000:02:00\.0 does not exist: this host has no such PCI device"),
         ("00:01.0", r"is a bridge \(class 060400\)"),
     ],
 )
-def test_a_card_that_is_none_is_refused(sysfs: Path, word: str, message: str) -> None:
+def test_what_is_not_a_card_is_refused(sysfs: Path, address: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        cards.on_host(word, sysfs)
+        cards.on_host(address, sysfs)
     assert caught.value.remedy
 
 
-def test_a_resource_file_that_is_none_is_refused(sysfs: Path) -> None:
+def test_a_wrong_resource_file_is_refused(sysfs: Path) -> None:
     resource = sysfs / "bus/pci/devices/0000:01:00.0/resource"
     resource.write_text("0x0 0x1\n")
     with pytest.raises(UserError, match=r"resource: line 1, '0x0 0x1', is not START END FLAGS"):
@@ -468,11 +466,11 @@ def test_a_resource_file_that_is_none_is_refused(sysfs: Path) -> None:
         cards.on_host("01:00.0", sysfs)
 
 
-def test_cards_by_words(sysfs: Path) -> None:
-    assert [card.name for card in cards.of_words(["01:00.0", "bar:64G", "bar:64G"], sysfs)] == [
+def test_cards_by_name(sysfs: Path) -> None:
+    assert [card.name for card in cards.named(["01:00.0", "bar:64G", "bar:64G"], sysfs)] == [
         "0000:01:00.0", "bar:64G", "bar:64G",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"0000:01:00\.0 is there twice"):
-        cards.of_words(["01:00.0", "0000:01:00.0"], sysfs)
+    with pytest.raises(UserError, match=r"0000:01:00\.0 is named twice"):
+        cards.named(["01:00.0", "0000:01:00.0"], sysfs)
     with pytest.raises(UserError, match="power of two"):
         cards.one_bar("bar:3G")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM is believed in when a guest ran under it, and given up only when KVM itself could not go on."""
+"""KVM is used when a guest ran under it, and given up only when KVM itself failed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ SPEC = launch.Spec("q35", "auto", "EPYC,+x2apic", 2, 64, 4 << 30, (), ("a=b",), 
 STOP = [["heard", "qmp_capabilities"], ["event", "STOP", {}]]
 INTERNAL = {"query-status": {"status": "internal-error"}}
 SURE = "/dev/kvm opens, but OVMF or the kernel does not run under it: "
-NOT_KNOWN = "whether KVM works is not known, its trial came to nothing: "
+NOT_KNOWN = "it is not known whether KVM works, the trial failed: "
 
 
 def test_a_device_that_does_not_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_a_device_that_does_not_open_is_named(tmp_path: Path, monkeypatch: pytes
     assert kvm.closed() == f"{tmp_path}/kvm cannot be opened: No such file or directory"
     (tmp_path / "kvm").write_text("")
     assert kvm.closed() == ""
-    # Its mode says nothing of it; this one can be opened by nobody.
+    # The mode does not decide it; nobody can open this one.
     monkeypatch.setattr(kvm, "DEVICE", tmp_path)
     assert kvm.closed() == f"{tmp_path} cannot be opened: Is a directory"
 
@@ -46,12 +46,12 @@ def test_the_probe_is_a_launch_of_its_own() -> None:
         window=1024,
         hide_kvm=False,
     )
-    made = kvm.probe(of, Path("/sys"), "4.12")
-    assert made == launch.Spec(
+    probe = kvm.probe(of, Path("/sys"), "4.12")
+    assert probe == launch.Spec(
         "q35", "kvm", "EPYC,+x2apic", 1, 1, 1 << 30, (), (), kvm.TIME, series_options=("nokaslr",), hide_kvm=False
     )
     assert kvm.probe(SPEC, Path("/sys")).hide_kvm
-    assert not [word for word in arguments.argv(made) if "wait-" in word or "numa" in word or "disk" in word]
+    assert not [each for each in arguments.argv(probe) if "wait-" in each or "numa" in each or "disk" in each]
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_qemu_that_aborts_is_a_sure_no(prove: Callable[..., kvm.Proof]) -> None:
             [["stderr", "ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy\n"], ["exit", 1]],
             "qemu died: exit status 1: ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy",
         ),
-        # The kernel's killer of those who take much memory.
+        # The kernel's OOM killer.
         ([["console", "x"], ["kill", 9]], "qemu died: killed by signal 9 (Killed)"),
         ([STOP[0], ["event", "SHUTDOWN", {"reason": "guest-shutdown"}]], "power-off"),
         ([STOP[0], ["event", "SHUTDOWN", {"reason": "guest-reset"}]], "reset: guest-reset"),

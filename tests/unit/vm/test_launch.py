@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches become QEMU's argv; what cannot be is refused before QEMU starts."""
+"""Launches become QEMU's argv; what QEMU could not start is refused before it starts."""
 
 from pathlib import Path
 
@@ -39,12 +39,12 @@ def argv(spec: launch.Spec) -> list[str]:
 
 
 def value(command: list[str], option: str) -> list[str]:
-    return [command[at + 1] for at, word in enumerate(command) if word == option]
+    return [command[at + 1] for at, each in enumerate(command) if each == option]
 
 
-def test_words_win_over_the_launch(sysfs: Path) -> None:
-    words = Options(cpus="8", memory="2G", gpu="virtio-gpu-pci", machine="pc", accel="tcg", timeout="9")
-    spec = settle(Launch(), words, 64, MODELS, sysfs)
+def test_options_win_over_the_launch(sysfs: Path) -> None:
+    options = Options(cpus="8", memory="2G", gpu="virtio-gpu-pci", machine="pc", accel="tcg", timeout="9")
+    spec = settle(Launch(), options, 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.memory, spec.machine, spec.timeout) == (8, 64, 2 << 30, "pc", 9)
     command = argv(spec)
     assert value(command, "-smp") == ["8,maxcpus=64"]
@@ -53,7 +53,7 @@ def test_words_win_over_the_launch(sysfs: Path) -> None:
     assert value(command, "-device") == [SERIAL, "virtio-gpu-pci,id=gpu0"]
 
 
-def test_the_launch_stands_without_words(sysfs: Path) -> None:
+def test_the_launch_stays_without_options(sysfs: Path) -> None:
     spec = settle(Launch(cmdline=("a=b",)), Options(), 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.machine) == (4, 64, "q35")
     (append,) = value(argv(msgspec.structs.replace(spec, accel="tcg")), "-append")
@@ -61,7 +61,7 @@ def test_the_launch_stands_without_words(sysfs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (Options(cpus="0"), r"--cpus = 0: a guest has at least one CPU"),
         (Options(cpus="-2"), r"--cpus = -2"),
@@ -74,14 +74,14 @@ def test_the_launch_stands_without_words(sysfs: Path) -> None:
         (Options(gpu="secondary-vgaa"), r"(?s)no PCI display device of that name.*did you mean secondary-vga"),
         (Options(gpu="isa-vga:3"), r"(?s)not a PCI address.*0000:01:00\.0"),
         (Options(gpu="0000:09:00.0"), r"--gpu 0000:09:00.0: this host has no such PCI device"),
-        (Options(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*host-bind gpu=0000:02:00.0"),
+        (Options(gpu="02:00.0"), r"(?s)0000:02:00.0: is bound to nouveau.*host-bind --gpu 0000:02:00.0"),
         (Options(gpu="00:01.0"), r"--gpu 0000:00:01.0: is a bridge \(class 060400\)"),
         (Options(gpu="0000:03:00.0"), r"is bound to no driver"),
     ],
 )
-def test_what_cannot_be_is_refused(sysfs: Path, words: Options, message: str) -> None:
+def test_wrong_options_are_refused(sysfs: Path, options: Options, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        settle(Launch(), words, 64, MODELS, sysfs)
+        settle(Launch(), options, 64, MODELS, sysfs)
 
 
 def test_a_real_card_sits_behind_a_root_port_on_q35(sysfs: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_real_card_sits_behind_a_root_port_on_q35(sysfs: Path) -> None:
     assert value(argv(spec), "-device") == [SERIAL, "vfio-pci,host=0000:01:00.0,id=gpu0"]
 
 
-def test_no_gpu_when_asked(sysfs: Path) -> None:
+def test_no_gpu_when_requested(sysfs: Path) -> None:
     assert settle(Launch(), Options(gpu="none"), 64, MODELS, sysfs).gpus == ()
 
 
@@ -130,9 +130,9 @@ def test_nodes_become_memory_backends_and_distances(sysfs: Path) -> None:
     [
         ((Node("512M"),), "the nodes have 512 MiB, the launch has 1 GiB"),
         ((Node("512M", "0-1"), Node("512M", "1-2")), "CPU 1 is in two nodes"),
-        ((Node("512M", "0-1"), Node("512M", "64")), "CPU 64 is .* none of the 64"),
-        ((Node("512M", "0-x"), Node("512M")), "is no list of CPUs"),
-        ((Node("512M", "", (10,)), Node("512M")), "one a node is wanted"),
+        ((Node("512M", "0-1"), Node("512M", "64")), "CPU 64 is .* not one of the 64"),
+        ((Node("512M", "0-x"), Node("512M")), "is not a list of CPUs"),
+        ((Node("512M", "", (10,)), Node("512M")), "give one for each node"),
         ((Node("512M", "", (11, 20)), Node("512M")), "10 to itself"),
         ((Node("512M", "", (10, 255)), Node("512M")), "10 to 254 to others"),
         ((Node("much"), Node("512M")), r"launch.numa\[0\].memory = 'much' is not a size"),
@@ -143,9 +143,9 @@ def test_nodes_that_do_not_add_up_are_refused(sysfs: Path, numa: tuple[Node, ...
         settle(Launch(numa=numa), Options(), 64, MODELS, sysfs)
 
 
-def test_what_is_plugged_in_gets_room_and_is_waited_for(sysfs: Path) -> None:
-    words = Options(plug_cpus="8", plug_memory="3G", accel="tcg")
-    spec = settle(Launch(), words, 64, MODELS, sysfs)
+def test_what_is_plugged_in_gets_room_and_initd_waits_for_it(sysfs: Path) -> None:
+    options = Options(plug_cpus="8", plug_memory="3G", accel="tcg")
+    spec = settle(Launch(), options, 64, MODELS, sysfs)
     assert (spec.plug_cpus, spec.plug_memory, spec.max_memory) == (8, 3 << 30, 3 << 30)
     command = argv(spec)
     assert value(command, "-m") == ["1024M,slots=4,maxmem=3072M"]
@@ -162,16 +162,16 @@ def test_a_guest_whose_power_button_is_pressed_waits_for_it(sysfs: Path) -> None
 
 
 @pytest.mark.parametrize("slots", [1, 256])
-def test_a_machine_has_as_many_slots_as_qemu_takes(slots: int, sysfs: Path) -> None:
+def test_a_machine_has_as_many_slots_as_qemu_allows(slots: int, sysfs: Path) -> None:
     assert settle(Launch(max_memory="4G", slots=slots), Options(), 64, MODELS, sysfs).slots == slots
 
 
-def test_the_cpus_that_there_are_in_the_end(sysfs: Path) -> None:
-    for words, last in (
+def test_how_many_cpus_there_are_in_the_end(sysfs: Path) -> None:
+    for options, last in (
         (Options(), 4), (Options(plug_cpus="8"), 8), (Options(cpus="2", plug_cpus="8", unplug_cpus="4"), 4),
     ):  # fmt: skip
-        assert settle(Launch(), words, 64, MODELS, sysfs).last_cpus == last
-    # As far as the kernel and the launch go, and to the CPUs that there were.
+        assert settle(Launch(), options, 64, MODELS, sysfs).last_cpus == last
+    # Up to what the kernel and the launch allow, and down to the CPUs of the start.
     assert settle(Launch(), Options(plug_cpus="64"), 64, MODELS, sysfs).last_cpus == 64
     assert settle(Launch(), Options(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs).last_cpus == 4
     (append,) = value(argv(settle(Launch(), Options(plug_cpus="8", unplug_cpus="4"), 64, MODELS, sysfs)), "-append")
@@ -181,17 +181,21 @@ def test_the_cpus_that_there_are_in_the_end(sysfs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launched", "words", "message"),
+    ("launched", "options", "message"),
     [
         (Launch(), Options(plug_cpus="4"), "starts with 4 CPUs and can have 64"),
         (Launch(), Options(plug_cpus="65"), "starts with 4 CPUs and can have 64"),
         (Launch(), Options(plug_cpus="many"), "is not a whole number"),
-        (Launch(), Options(unplug_cpus="2"), "--unplug-cpus 2: only what was plugged in .* of 4 CPUs, 4 at least"),
-        (Launch(), Options(plug_cpus="8", unplug_cpus="3"), "of 8 CPUs, 4 at least are left"),
-        (Launch(), Options(plug_cpus="8", unplug_cpus="8"), "of 8 CPUs, 4 at least are left"),
+        (
+            Launch(),
+            Options(unplug_cpus="2"),
+            "--unplug-cpus 2: only CPUs that were plugged in .* of 4, at least 4 are left",
+        ),
+        (Launch(), Options(plug_cpus="8", unplug_cpus="3"), "of 8, at least 4 are left"),
+        (Launch(), Options(plug_cpus="8", unplug_cpus="8"), "of 8, at least 4 are left"),
         (Launch(), Options(plug_memory="1G"), "nothing is left to plug in"),
         (Launch(max_memory="512M"), Options(), "memory 1 GiB, at most 512 MiB: nothing can be plugged in"),
-        (Launch(), Options(plug_memory="1100M"), "76 MiB is no multiple of 128 MiB"),
+        (Launch(), Options(plug_memory="1100M"), "76 MiB is not a multiple of 128 MiB"),
         (
             Launch(memory="4G", max_memory="8G"),
             Options(plug_memory="2G"),
@@ -203,14 +207,14 @@ def test_the_cpus_that_there_are_in_the_end(sysfs: Path) -> None:
             "--plug-memory 4G: the guest starts with 4 GiB",
         ),
         (Launch(memory="4G"), Options(plug_memory="2G"), "--plug-memory 2G: the guest starts with 4 GiB"),
-        (Launch(max_memory="4G", slots=0), Options(), "launch.slots = 0: memory is plugged in by DIMMs"),
+        (Launch(max_memory="4G", slots=0), Options(), "launch.slots = 0: memory is plugged in as DIMMs"),
         (Launch(slots=-1), Options(plug_memory="2G"), "launch.slots = -1"),
         (Launch(max_memory="4G", slots=257), Options(), "launch.slots = 257: .* 1 to 256"),
     ],
 )
-def test_what_cannot_be_plugged_in_is_refused(sysfs: Path, launched: Launch, words: Options, message: str) -> None:
+def test_what_cannot_be_plugged_in_is_refused(sysfs: Path, launched: Launch, options: Options, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        settle(launched, words, 64, MODELS, sysfs)
+        settle(launched, options, 64, MODELS, sysfs)
 
 
 def test_a_card_that_is_one_large_bar(sysfs: Path) -> None:
@@ -221,9 +225,9 @@ def test_a_card_that_is_one_large_bar(sysfs: Path) -> None:
     ]  # fmt: skip
     on_pc = settle(Launch(machine="pc"), Options(gpu="bar:16M", accel="tcg"), 64, MODELS, sysfs)
     assert value(argv(on_pc), "-device")[1:] == ["pci-testdev,membar=16M,id=gpu0"]
-    for word, why in (("bar:3G", "a power of two"), ("bar:", "is not a size"), ("bar:much", "is not a size")):
+    for name, why in (("bar:3G", "a power of two"), ("bar:", "is not a size"), ("bar:much", "is not a size")):
         with pytest.raises(UserError, match=why):
-            settle(Launch(), Options(gpu=word), 64, MODELS, sysfs)
+            settle(Launch(), Options(gpu=name), 64, MODELS, sysfs)
 
 
 def test_a_launch_that_is_only_planned_needs_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +255,9 @@ def test_what_is_shipped_is_planned_for_each_accelerator(sysfs: Path) -> None:
     wide = launch.shipped(Launch(gpus=("bar:128G",) * 8), "6.12", sysfs, "")
     assert (wide["tcg"].cpu, wide["kvm"].cpu) == ("max,phys-bits=43", "max")
     # With an emulated card the host's CPU counts as one of 40 bits that OVMF does not trust, whatever builds it.
-    told = [launch.shipped(Launch(gpus=("bar:64G",)), "6.12", sysfs, info) for info in ("", "vendor_id : AuthenticAMD")]
-    assert told[0] == told[1]
-    assert (told[0]["tcg"].window, told[0]["kvm"].window) == (0, 65 << 10)
+    both = [launch.shipped(Launch(gpus=("bar:64G",)), "6.12", sysfs, info) for info in ("", "vendor_id : AuthenticAMD")]
+    assert both[0] == both[1]
+    assert (both[0]["tcg"].window, both[0]["kvm"].window) == (0, 65 << 10)
 
 
 def test_4_12_is_kept_from_unpacking_itself_over_the_memory_map(sysfs: Path) -> None:
@@ -318,12 +322,12 @@ def test_disks_of_files_and_of_ceph(sysfs: Path, tmp_path: Path, key: Path) -> N
     ]
     assert value(command, "-object") == [f"secret,id=disk1-key,format=base64,file={key}"]
     assert "virtio-blk-pci,drive=disk0,id=disk0-device,serial=root" in value(command, "-device")
-    # A command line is for everyone to read.
+    # Everyone can read a command line.
     assert key.read_text().strip() not in " ".join(command)
 
 
 def test_a_ceph_disk_names_its_monitors(sysfs: Path) -> None:
-    # As librbd 16 took them by way of QEMU 7.2: the port is a must, an IPv6 address has no brackets.
+    # As librbd 16 accepts them from QEMU 7.2: the port is required, an IPv6 address has no brackets.
     monitors = ("10.0.0.1", "mon-2.example:3300", "[2001:db8::1]:6790", "[2001:db8::2]")
     command = argv(settle(Launch(disks=(Disk(rbd="a/b", monitors=monitors),)), Options(accel="tcg"), 64, MODELS, sysfs))
     assert value(command, "-blockdev") == [
@@ -334,11 +338,11 @@ def test_a_ceph_disk_names_its_monitors(sysfs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["", ":6789", "a:0", "a:65536", "a:b", "2001:db8::1", "[x]:1", "a,b", "a b", "[::1]6789", "a:1:2", "v2:a:1",
+    "text", ["", ":6789", "a:0", "a:65536", "a:b", "2001:db8::1", "[x]:1", "a,b", "a b", "[::1]6789", "a:1:2", "v2:a:1",
              "a/b", "[::1", "-a"]
 )  # fmt: skip
-def test_a_monitor_that_cannot_be_is_refused(sysfs: Path, word: str) -> None:
-    wanted = Launch(disks=(Disk(rbd="a/b", monitors=("ok", word)),))
+def test_a_wrong_monitor_is_refused(sysfs: Path, text: str) -> None:
+    wanted = Launch(disks=(Disk(rbd="a/b", monitors=("ok", text)),))
     with pytest.raises(UserError, match=r"launch.disks\[0\].monitors\[1\] = .*\n.*\[2001:db8::1\]:6789"):
         settle(wanted, Options(), 64, MODELS, sysfs)
 
@@ -347,8 +351,8 @@ def test_a_monitor_that_cannot_be_is_refused(sysfs: Path, word: str) -> None:
     ("disk", "message"),
     [
         (Disk(file=__file__, monitors=("a",)), "are for rbd"),
-        (Disk(), "exclude each other, and one of them is wanted"),
-        (Disk(file="/dev/null", rbd="a/b"), "exclude each other"),
+        (Disk(), "give one of file = and rbd ="),
+        (Disk(file="/dev/null", rbd="a/b"), "give one of file = and rbd ="),
         (Disk(file="/nowhere/disk"), "no such file or block device"),
         (Disk(file=__file__, user="me"), "are for rbd"),
         (Disk(rbd="image"), r"(?:.|\n)*POOL/IMAGE"),
@@ -356,7 +360,7 @@ def test_a_monitor_that_cannot_be_is_refused(sysfs: Path, word: str) -> None:
         (Disk(rbd="a/b", key_file="/nowhere/key"), "cannot be read"),
     ],
 )
-def test_a_disk_that_cannot_be_is_refused(sysfs: Path, disk: Disk, message: str) -> None:
+def test_a_wrong_disk_is_refused(sysfs: Path, disk: Disk, message: str) -> None:
     with pytest.raises(UserError, match=rf"launch.disks\[0\].*{message}"):
         settle(Launch(disks=(disk,)), Options(), 64, MODELS, sysfs)
 
@@ -369,7 +373,7 @@ def test_a_key_that_others_can_read_is_refused(sysfs: Path, key: Path) -> None:
             settle(launched, Options(), 64, MODELS, sysfs)
     key.chmod(0o600)
     key.write_text("[client.guest]\n\tkey = AQBSdFhcGijgFRAAuTtQQMqzU4xNPQEBVKxzPA==\n")
-    with pytest.raises(UserError, match="is not a key alone"):
+    with pytest.raises(UserError, match="is not a plain key"):
         settle(launched, Options(), 64, MODELS, sysfs)
 
 
@@ -381,8 +385,8 @@ def test_a_virtual_function_is_a_card_of_its_own(sysfs: Path) -> None:
     (virtual / "physfn").symlink_to(devices / "0000:01:00.0")
     for name in ("vendor", "device", "class", "resource"):
         (virtual / name).write_text((devices / "0000:01:00.0" / name).read_text())
-    for word in ("01:00.4", "01:00.0"):
-        (gpu,) = settle(Launch(), Options(gpu=word), 64, MODELS, sysfs).gpus
+    for name in ("01:00.4", "01:00.0"):
+        (gpu,) = settle(Launch(), Options(gpu=name), 64, MODELS, sysfs).gpus
         assert gpu.functions == ()
 
 
@@ -407,20 +411,18 @@ def test_a_card_is_near_its_node(sysfs: Path) -> None:
 @pytest.mark.parametrize(
     ("gpus", "machine", "message"),
     [
-        ((1,), "q35", r"GPU 1 is in two nodes, or is none of the 1"),
+        ((1,), "q35", r"GPU 1 is in two nodes, or is not one of the 1"),
         ((-1,), "q35", r"GPU -1"),
         ((0, 0), "q35", r"GPU 0 is in two nodes"),
-        ((0,), "pc", r"machine pc has no buses of a node"),
+        ((0,), "pc", r"machine pc has no bus near a node"),
     ],
 )
-def test_a_card_that_can_be_near_no_node_is_refused(
-    sysfs: Path, gpus: tuple[int, ...], machine: str, message: str
-) -> None:
+def test_a_card_near_a_wrong_node_is_refused(sysfs: Path, gpus: tuple[int, ...], machine: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settle(Launch(numa=(Node("1G", gpus=gpus),)), Options(machine=machine), 64, MODELS, sysfs)
 
 
-def test_a_card_goes_along_with_what_the_host_says_of_it(sysfs: Path) -> None:
+def test_a_card_has_what_the_hosts_sysfs_says(sysfs: Path) -> None:
     (gpu,) = settle(Launch(), Options(gpu="01:00.0"), 64, MODELS, sysfs).gpus
     assert gpu.card is not None
     assert (gpu.card.vendor, gpu.card.device, gpu.card.pci_class) == ("10de", "2330", "030200")
@@ -436,7 +438,7 @@ def test_a_cards_functions_stay_together(sysfs: Path) -> None:
     with pytest.raises(UserError, match=r"0000:01:00.1: is bound to no driver"):
         settle(Launch(), Options(gpu="01:00.0"), 64, MODELS, sysfs)
     (audio / "driver").symlink_to(sysfs / "drivers/vfio-pci")
-    with pytest.raises(UserError, match=r"(?s)0000:01:00.0 is there twice.*name its first one"):
+    with pytest.raises(UserError, match=r"(?s)0000:01:00.0 is named twice.*name the first one"):
         settle(Launch(), Options(gpu="01:00.0,0000:01:00.0"), 64, MODELS, sysfs)
     q35 = argv(settle(Launch(), Options(gpu="01:00.0", accel="kvm"), 64, MODELS, sysfs))
     assert value(q35, "-device")[1:] == [
@@ -456,13 +458,13 @@ def roomy(sysfs: Path, cpuinfo: str = "", **launched: object) -> tuple[launch.Sp
     return launch.with_room(spec, sysfs, cpuinfo)
 
 
-def test_ovmf_is_told_of_a_window_only_where_its_own_is_too_small(sysfs: Path) -> None:
+def test_x_pcimmio64mb_is_set_only_where_ovmfs_own_window_is_too_small(sysfs: Path) -> None:
     # TCG's `max` has 40 bits, and OVMF opens an eighth of them: 128 GiB. QEMU 7.2 and OVMF 2025.02 boot each of these.
     small, made = roomy(sysfs, gpus=("bar:64G",))
     assert (small.window, small.cpu, made is not None and made.fits) == (0, "max", True)
-    told, _ = roomy(sysfs, gpus=("bar:256G",))
-    assert told.window >= 256 << 10 and told.cpu == "max"
-    assert value(argv(told), "-fw_cfg") == [f"name=opt/ovmf/X-PciMmio64Mb,string={told.window}"]
+    large, _ = roomy(sysfs, gpus=("bar:256G",))
+    assert large.window >= 256 << 10 and large.cpu == "max"
+    assert value(argv(large), "-fw_cfg") == [f"name=opt/ovmf/X-PciMmio64Mb,string={large.window}"]
     assert not value(argv(small), "-fw_cfg")
 
 
@@ -470,7 +472,7 @@ def test_an_emulated_cpu_is_widened_where_no_window_would_do(sysfs: Path) -> Non
     wide, made = roomy(sysfs, gpus=("bar:128G",) * 8)
     assert made is not None and made.fits
     assert (wide.cpu, wide.window) == ("max,phys-bits=43", 0)  # an eighth of 8 TiB
-    # What the launch says itself stands.
+    # What the launch itself sets stays.
     narrow, made = roomy(sysfs, gpus=("bar:128G",) * 8, cpu="max,phys-bits=36")
     assert made is not None and not made.fits
     assert (narrow.cpu, narrow.window) == ("max,phys-bits=36", 0)
@@ -478,14 +480,14 @@ def test_an_emulated_cpu_is_widened_where_no_window_would_do(sysfs: Path) -> Non
     assert (forced.cpu, forced.window) == ("max", 1024)
 
 
-def test_under_kvm_the_hosts_width_stands(sysfs: Path) -> None:
+def test_under_kvm_the_hosts_width_stays(sysfs: Path) -> None:
     spec = settle(Launch(gpus=("bar:256G",) * 4), Options(accel="kvm"), 64, MODELS, sysfs)
     info = "vendor_id : GenuineIntel\naddress sizes : 39 bits physical, 48 bits virtual\n"
     narrow, made = launch.with_room(spec, sysfs, info)
     assert (narrow.cpu, narrow.window) == ("max", 0) and made is not None and not made.fits
-    assert "does NOT fit" in launch.room_told(narrow, made)
+    assert "does NOT fit" in launch.window_line(narrow, made)
     wide, made = launch.with_room(spec, sysfs, info.replace("39", "46"))
-    assert made is not None and made.fits and "OVMF opens enough by itself" in launch.room_told(wide, made)
+    assert made is not None and made.fits and "OVMF opens enough by itself" in launch.window_line(wide, made)
 
 
 def test_a_named_model_has_the_hosts_vendor_under_kvm(sysfs: Path) -> None:
@@ -494,10 +496,10 @@ def test_a_named_model_has_the_hosts_vendor_under_kvm(sysfs: Path) -> None:
     wanted = Launch(gpus=("bar:64G",), cpu="EPYC")
     kvm, made = launch.with_room(settle(wanted, Options(accel="kvm"), 64, MODELS, sysfs), sysfs, info)
     assert made is not None and (kvm.window, made.vendor, made.given_bits) == (66560, "GenuineIntel", 40)
-    assert "OVMF is told to open 65 GiB (-cpu EPYC,kvm=off)" in launch.room_told(kvm, made)
+    assert "X-PciMmio64Mb makes OVMF open 65 GiB (-cpu EPYC,kvm=off)" in launch.window_line(kvm, made)
     tcg, made = launch.with_room(settle(wanted, Options(accel="tcg"), 64, MODELS, sysfs), sysfs, info)
     assert made is not None and (tcg.window, made.vendor) == (0, "AuthenticAMD")
-    # Built for hosts that nobody knows: told in any case, which an AMD takes too.
+    # Built for unknown hosts: set in any case, which works on an AMD too.
     assert launch.shipped(wanted, "6.12", sysfs, "")["kvm"].window == 66560
 
 

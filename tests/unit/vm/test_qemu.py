@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of QEMU ends, bounded in time and bytes, and says how, whatever QEMU does: here a program is in its place."""
+"""A run of QEMU ends, bounded in time and bytes, and says how, whatever QEMU does. Here a fake is in its place."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class Rig:
-    """Runs the program in QEMU's place."""
+    """Runs the fake in QEMU's place."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "run"
@@ -36,10 +36,10 @@ class Rig:
     ) -> qemu.Run:
         settings = {name: more.pop(name) for name in ("linger", "look") if name in more}
         program = fake_qmp.install(self.bin, steps=steps, **more)
-        return qemu.boot([str(program), "-word"], self.folder, timeout, deeds, **settings)
+        return qemu.boot([str(program), "-option"], self.folder, timeout, deeds, **settings)
 
     def heard(self, *commands: str) -> list[dict[str, Any]]:
-        """What was requested; of these commands alone, if any are named."""
+        """The commands that were sent; only these, if any are named."""
         every = fake_qmp.heard(self.folder)
         return [each.get("arguments", {}) for each in every if each["execute"] in commands] if commands else every
 
@@ -62,14 +62,14 @@ def test_a_guest_that_powers_off(rig: Rig) -> None:
     assert (run.ending, run.detail, run.status) == ("power-off", "", None)
     assert run.console == b"Linux version 6.12\n" == (rig.folder / "console.log").read_bytes()
     assert run.report == REPORT.encode() == (rig.folder / "report.jsonl").read_bytes()
-    assert run.argv == (str(rig.bin / "qemu-system-x86_64"), "-word")
+    assert run.argv == (str(rig.bin / "qemu-system-x86_64"), "-option")
     assert run.views.keys() == qmp.QUERIES.keys()
     assert run.views["memory"] == {"base-memory": 1 << 30, "plugged-memory": 0}
     assert run.begin is not None
     assert run.end is not None
     assert 0 < run.begin <= run.end <= run.wall < 20
     assert os.access(rig.folder / "qemu.sh", os.X_OK)
-    # What is not asked for is not done.
+    # What is not requested is not done.
     assert not rig.heard("device_add", "device_del", "object-add", "inject-nmi", "system_powerdown", "query-status")
 
 
@@ -96,7 +96,7 @@ def test_how_the_guest_went(rig: Rig, reason: str | None, ending: tuple[str, str
 
 def test_a_guest_that_stays_after_its_report_is_ended(rig: Rig) -> None:
     run = rig.boot(CONNECTED, ["report", REPORT], linger=0.3)
-    assert (run.ending, run.detail) == ("no power-off", "0.3 s after its report it still ran")
+    assert (run.ending, run.detail) == ("no power-off", "it still ran 0.3 s after its report")
     assert run.end is not None
     assert run.end + 0.3 < run.wall < run.end + 5
     assert run.views.keys() == qmp.QUERIES.keys()
@@ -122,13 +122,13 @@ def test_a_report_that_comes_in_pieces(rig: Rig) -> None:
     assert run.begin < run.end
 
 
-@pytest.mark.parametrize("words", list(qemu.DEAD_ENDS))
-def test_where_a_guest_stands(rig: Rig, short: None, words: bytes) -> None:
-    text = words.decode()
+@pytest.mark.parametrize("shown", list(qemu.DEAD_ENDS))
+def test_where_a_guest_waits_for_good(rig: Rig, short: None, shown: bytes) -> None:
+    text = shown.decode()
     # Cut by a look, among others.
     run = rig.boot(["console", "BdsDxe\n" + text[:9]], ["wait", 0.2], ["console", text[9:] + "\nmore\n"])
-    assert (run.ending, run.detail) == ("dead end", qemu.DEAD_ENDS[words])
-    assert run.console.endswith(b"more\n")  # it had the time to say the rest
+    assert (run.ending, run.detail) == ("dead end", qemu.DEAD_ENDS[shown])
+    assert run.console.endswith(b"more\n")  # it had the time to print the rest
     assert run.wall > 0.5
 
 
@@ -158,9 +158,9 @@ def _nobody_listens(folder: Path) -> bool:
 
 
 def test_qemu_that_ends_before_the_guest_ran_is_named(rig: Rig) -> None:
-    words = "".join(f"line {number}\n" for number in range(30)) + "x" * 5000 + "\n"
+    text = "".join(f"line {number}\n" for number in range(30)) + "x" * 5000 + "\n"
     with pytest.raises(ToolError, match="QEMU ended before the guest ran: exit status 3") as caught:
-        rig.boot(["stderr", words], ["exit", 3])
+        rig.boot(["stderr", text], ["exit", 3])
     lines = caught.value.message.splitlines()
     assert lines[1:-1] == [f"line {number}" for number in range(21, 30)]
     assert lines[-1] == "x" * qemu.LINE_MAX + " …"
@@ -190,16 +190,16 @@ def test_qemu_that_hangs_up_first_and_then_dies_died(rig: Rig) -> None:
 # ── QEMU that does not answer ──
 
 
-def test_after_a_power_off_nobody_asks_why_it_stopped(rig: Rig) -> None:
+def test_after_a_power_off_query_status_does_not_matter(rig: Rig) -> None:
     assert rig.boot(*WELL, answers={"query-status": {"error": "no"}}).ending == "power-off"
 
 
-def test_kvm_that_cannot_go_on(rig: Rig) -> None:
+def test_kvm_that_fails(rig: Rig) -> None:
     run = rig.boot(CONNECTED, ["event", "STOP", {}], answers={"query-status": {"status": "internal-error"}})
     assert (run.ending, run.detail) == ("internal error", "QEMU stopped the guest with an internal error")
 
 
-def test_a_stop_that_is_no_error_is_no_end(rig: Rig) -> None:
+def test_a_stop_without_an_error_ends_nothing(rig: Rig) -> None:
     paused = {"query-status": {"status": "paused"}}
     run = rig.boot(CONNECTED, ["event", "STOP", {}], ["wait", 0.2], *POWER_OFF, answers=paused)
     assert run.ending == "power-off"
@@ -269,7 +269,7 @@ def test_a_line_of_nonsense_is_no_traceback(rig: Rig, short: None, line: str) ->
         ("query-version", {"error": "no such command"}),
     ],
 )
-def test_answers_of_other_types_are_none(rig: Rig, command: str, answer: Any) -> None:
+def test_answers_of_other_types_are_refused(rig: Rig, command: str, answer: Any) -> None:
     run = rig.boot(*WELL, answers={command: answer})
     assert run.ending == "no answer"
     assert run.detail.startswith(f"{command}: ")
@@ -285,9 +285,9 @@ def test_without_a_report_a_power_off_stays_one(rig: Rig) -> None:
 
 def test_qemu_that_hangs_up_is_not_waited_for(rig: Rig, short: None) -> None:
     run = rig.boot(["heard", "query-status"], answers={"query-status": "close"}, timeout=2)
-    assert run.ending == "deadline"  # it never was requested
+    assert run.ending == "deadline"  # it was never sent
     run = rig.boot(CONNECTED, ["wait", 0.2], ["report", REPORT], ["close"])
-    assert (run.ending, run.detail) == ("no answer", "it ended QMP's connection")
+    assert (run.ending, run.detail) == ("no answer", "it closed the QMP connection")
     assert run.wall < 5
 
 
@@ -296,7 +296,7 @@ def test_the_last_event_is_heard_when_qemu_hung_up(rig: Rig) -> None:
     assert run.ending == "power-off"
 
 
-def test_without_qmp_the_guest_is_watched_all_the_same(rig: Rig) -> None:
+def test_without_qmp_the_guest_is_still_watched(rig: Rig) -> None:
     run = rig.boot(["report", REPORT], greeting=None, linger=0.3)
     assert (run.ending, run.detail) == ("no answer", "QMP could not be reached")
     run = rig.boot(["console", "x"], greeting=None, timeout=0.5)
@@ -319,7 +319,7 @@ def test_a_qmp_that_says_nothing_does_not_hold_up_the_rest(rig: Rig) -> None:
 
 def test_a_connection_that_cannot_be_cancelled_holds_up_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def connect(_: qmp.Connection) -> bool:
-        # As asyncio.wait_for did when QEMU died while it was connected to.
+        # As asyncio.wait_for did when QEMU died during the connect.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
         return False
@@ -356,7 +356,7 @@ def test_the_reports_flood_is_cut(rig: Rig) -> None:
     assert run.wall < 15
 
 
-def test_qemus_own_words_are_cut_in_the_middle(rig: Rig) -> None:
+def test_qemus_own_output_is_cut_in_the_middle(rig: Rig) -> None:
     last = "qemu: Assertion `x' failed.\n"
     run = rig.boot(CONNECTED, ["stderr", "first\n"], ["flood", "stderr", 300 * MIB, "boom\n"], ["stderr", last], *WELL)
     text = (rig.folder / "qemu.log").read_text()
@@ -364,12 +364,12 @@ def test_qemus_own_words_are_cut_in_the_middle(rig: Rig) -> None:
     assert text.startswith("first\nboom\n")
     assert text.endswith("boom\n" + last)
     whole = 300 * (MIB // 5 * 5) + len("first\n" + last)
-    left_out = whole - qemu.WORDS_MAX - qemu.LAST_WORDS_MAX
+    left_out = whole - qemu.LOG_FIRST_MAX - qemu.LOG_LAST_MAX
     assert f"\n[{left_out} bytes left out]\n" in text
-    assert len(text) == qemu.WORDS_MAX + qemu.LAST_WORDS_MAX + len(f"\n[{left_out} bytes left out]\n")
+    assert len(text) == qemu.LOG_FIRST_MAX + qemu.LOG_LAST_MAX + len(f"\n[{left_out} bytes left out]\n")
 
 
-def test_a_few_words_of_qemu_are_kept_as_they_are(rig: Rig) -> None:
+def test_a_little_output_of_qemu_is_kept_as_it_is(rig: Rig) -> None:
     rig.boot(["stderr", "qemu: warning: a\n"], *WELL)
     assert (rig.folder / "qemu.log").read_text() == "qemu: warning: a\n"
 
@@ -381,7 +381,7 @@ def test_a_flood_does_not_outlast_the_deadline(rig: Rig, output: str) -> None:
     assert run.wall < 10
 
 
-def test_who_has_qemus_output_is_not_waited_for(rig: Rig, tmp_path: Path) -> None:
+def test_another_process_with_qemus_output_is_not_waited_for(rig: Rig, tmp_path: Path) -> None:
     program = tmp_path / "forks"
     program.write_text(f"#!/bin/sh\nsetsid sleep 30 & echo $! >{tmp_path}/pid\necho Linux\nexit 1\n")
     program.chmod(0o755)
@@ -428,7 +428,7 @@ def test_cpus_are_plugged_in_in_their_order_and_the_last_go_first(rig: Rig) -> N
     assert rig.heard("device_del") == [{"id": "plugged-cpu1"}, {"id": "plugged-cpu0"}]
 
 
-def test_only_as_many_cpus_go_as_shall(rig: Rig) -> None:
+def test_only_as_many_cpus_are_unplugged_as_requested(rig: Rig) -> None:
     steps: list[list[Any]] = [["report", READY], ["heard", "device_add"], ["wait", 0.2], ["report", IN_USE]]
     steps += [["heard", "device_del"], ["wait", 0.1], ["report", REPORT], *POWER_OFF]
     rig.boot(CONNECTED, *steps, answers=ANSWERS, deeds=qemu.Deeds(cpus=3, left=2))
@@ -456,7 +456,7 @@ def test_the_power_button_is_pressed_once_after_the_report(rig: Rig) -> None:
 
 @pytest.mark.parametrize("answer", [{"error": "no such slot"}, "hang", "close"])
 def test_a_deed_that_qemu_refuses_is_named(rig: Rig, short: None, answer: Any) -> None:
-    with pytest.raises(ToolError, match="QEMU did not do what it was told to: device_add: "):
+    with pytest.raises(ToolError, match="QEMU did not do what was requested: device_add: "):
         rig.boot(CONNECTED, ["report", READY], answers={**ANSWERS, "device_add": answer}, deeds=qemu.Deeds(cpus=2))
 
 
@@ -468,7 +468,7 @@ def test_qemu_that_dies_of_a_deed_died(rig: Rig) -> None:
 # ── the rest ──
 
 
-def test_the_script_runs_the_same_words(tmp_path: Path) -> None:
+def test_the_script_has_the_same_arguments(tmp_path: Path) -> None:
     show = tmp_path / "show it"
     show.write_text("#!/usr/bin/env python3\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     show.chmod(0o755)
@@ -505,5 +505,5 @@ def test_the_version_is_qemus_own(in_path: Callable[..., Path]) -> None:
     assert emulator.version() == ""
 
 
-def test_a_report_of_the_fake_is_one() -> None:
+def test_the_fakes_report_is_complete() -> None:
     assert report.parse(REPORT.encode()).complete

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report is whole or lost; cut anywhere, it is never taken for whole."""
+"""A report is whole or lost; one that was cut never counts as whole."""
 
 import json
 
@@ -60,10 +60,10 @@ LAST = b'{"record":"shutdown","uptime":3.5,"why":"power-button","how":"power-off
 LAST += b'"synced":true,"busy":null}\n'
 
 
-def test_how_the_guest_went_down_comes_after_the_end() -> None:
+def test_how_the_guest_shut_down_comes_after_the_end() -> None:
     event = b'{"record":"event","uptime":3.0,"action":"add","subsystem":"cpu","device":"cpu4","online":true}\n'
-    went = report.Shutdown("power-button", "power-off", 0, 0, True, None)
-    assert report.parse(WHOLE + event + LAST).shutdown == went
+    shutdown = report.Shutdown("power-button", "power-off", 0, 0, True, None)
+    assert report.parse(WHOLE + event + LAST).shutdown == shutdown
     assert report.parse(WHOLE).shutdown is None
 
 
@@ -80,7 +80,7 @@ def test_how_the_guest_went_down_comes_after_the_end() -> None:
         (WHOLE + LAST + b'{"record":"event"}\n', "line 6: event after the shutdown"),
     ],
 )
-def test_a_shutdown_that_is_not_whole_or_not_in_its_place_is_none(text: bytes, damage: str | None) -> None:
+def test_a_shutdown_that_is_not_whole_or_not_in_its_place_does_not_count(text: bytes, damage: str | None) -> None:
     found = report.parse(text)
     assert (found.shutdown, found.complete) == (None, damage is None)
     assert (found.damage or "").startswith(damage or "")
@@ -89,7 +89,7 @@ def test_a_shutdown_that_is_not_whole_or_not_in_its_place_is_none(text: bytes, d
 def test_events_after_the_end_are_not_the_reports() -> None:
     found = report.parse(WHOLE + b'{"record":"event"}\n{"record":"exit","status":0}\n{"rec')
     assert (found.complete, found.damage, len(found.records)) == (True, None, 4)
-    # Lost lines are noticed all the same.
+    # Lost lines are still noticed.
     assert not report.parse(WHOLE.replace(b'"records":3', b'"records":4') + b'{"record":"event"}\n').complete
 
 
@@ -101,12 +101,12 @@ def test_events_after_the_end_are_not_the_reports() -> None:
         (json.dumps(DEVICE).encode() + b"\n", "line 5: pci after the end"),
         (b'{"record":"end","records":3}\n', "line 5: end after the end"),
         (b'{"record":"ready"}\n', "line 5: ready after the end"),
-        (b"words of somebody\n", "line 5: "),
+        (b"a foreign text\n", "line 5: "),
         (b"\n", "line 5: "),
-        (b"7\n", "line 5: no record"),
+        (b"7\n", "line 5: not a record"),
     ],
 )
-def test_what_nobody_writes_after_the_end_is_refused(after: bytes, damage: str) -> None:
+def test_what_initd_never_writes_after_the_end_is_refused(after: bytes, damage: str) -> None:
     found = report.parse(WHOLE + after)
     assert not found.complete
     assert (found.damage or "").startswith(damage)
@@ -120,7 +120,7 @@ def test_a_report_has_one_begin_and_it_is_first() -> None:
     assert report.parse(lines[0] + lines[0] + end).damage == "line 2: a second begin"
 
 
-def test_only_what_is_ready_or_noise_stands_before() -> None:
+def test_ready_and_noise_may_come_before() -> None:
     assert report.parse(b'{"record":"ready","cpus":2}\n{"record":"in-use","cpus":8}\n' + WHOLE).complete
 
 
@@ -128,7 +128,7 @@ def test_only_what_is_ready_or_noise_stands_before() -> None:
     ("line", "damage"),
     [
         (b'{"record":"begin","protocol":2}', "protocol 2, this reader knows 1"),
-        (b"[1]", "no record"),
+        (b"[1]", "not a record"),
         (b'{"record":"pci","address":"x"}', "missing required field"),
         (b"\xff\xfe", "line 1: "),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run-guest tells QEMU exactly what a boot test does; domain.xml is valid and says the same."""
+"""run-guest passes QEMU exactly what a boot test does; domain.xml is valid and says the same."""
 
 import os
 import subprocess
@@ -27,13 +27,13 @@ def render(wanted: Launch, sysfs: Path, cpuinfo: str = "") -> dict[str, str]:
     return scripts.render(ROOT / "configs/templates", launches.ABOUT, wanted, specs, absent)
 
 
-def show(text: str, folder: Path, *words: str) -> list[str]:
+def show(text: str, folder: Path, *options: str) -> list[str]:
     """What the script would start, run in an empty folder that it must leave empty."""
     (folder / "here").mkdir()
     script = folder / RUN_GUEST
     script.write_text(text)
     done = subprocess.run(
-        ["sh", script, "--show", *words], cwd=folder / "here", check=True, capture_output=True, text=True
+        ["sh", script, "--show", *options], cwd=folder / "here", check=True, capture_output=True, text=True
     )
     assert done.stderr == "" and not list((folder / "here").iterdir())
     (folder / "here").rmdir()
@@ -50,15 +50,15 @@ def test_the_script_starts_what_a_boot_test_starts(name: str, accel: Accel, sysf
 
 
 def test_the_launches_are_of_every_kind(sysfs: Path) -> None:
-    """What the test above is worth: that its launches ask for all that there is."""
+    """The test above covers every option: its launches need all of them."""
     made = {name: launches.specs(name, sysfs) for name in launches.LAUNCHES}
-    words = " ".join(word for specs in made.values() for spec in specs.values() for word in arguments.argv(spec))
+    line = " ".join(each for specs in made.values() for spec in specs.values() for each in arguments.argv(spec))
     for part in (
         "pc,accel=kvm", "q35,accel=tcg", "memory-backend-memfd", "mem-lock=on", "-numa dist", "maxmem=", "-fw_cfg",
         "phys-bits=43", "qcow2", "driver=host_device", "key-secret=", "multifunction=on", "addr=1f.1", "nokaslr",
         "virtio-gpu-pci", "pci-testdev", "kvm-pit", "clock=vm",
     ):  # fmt: skip
-        assert part in words, part
+        assert part in line, part
     # Planned apart for each accelerator: software emulation has a wider CPU, KVM the host's.
     wide = made["wide"]
     assert "phys-bits=43" in wide["tcg"].cpu and "phys-bits" not in wide["kvm"].cpu
@@ -68,14 +68,14 @@ def test_the_launches_are_of_every_kind(sysfs: Path) -> None:
 EVIL = ("-x;touch evil", "-$(touch evil)", "-`touch evil`", "--\"'|touch evil", "- >evil")
 
 
-@pytest.mark.parametrize("word", EVIL)
+@pytest.mark.parametrize("text", EVIL)
 @pytest.mark.parametrize("accel", launch.ACCELS)
-def test_no_word_is_the_shells_own(word: str, accel: Accel, sysfs: Path, tmp_path: Path) -> None:
-    wanted = Launch(cpu=word, gpus=(word,), cmdline=(word,), disks=(Disk(file=f"/{word}", serial=word),))
+def test_the_shell_interprets_nothing(text: str, accel: Accel, sysfs: Path, tmp_path: Path) -> None:
+    wanted = Launch(cpu=text, gpus=(text,), cmdline=(text,), disks=(Disk(file=f"/{text}", serial=text),))
     script = render(wanted, sysfs)[RUN_GUEST]
     shown = show(script, tmp_path, "--accel", accel)
     assert shown == arguments.argv(launch.shipped(wanted, "6.12", sysfs, "")[accel], watched=False)
-    # Nor where it looks whether KVM can be used, with the words of the launch.
+    # Nor where it checks whether KVM works, with values from the launch.
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / emulator.QEMU).symlink_to("/bin/false")
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
@@ -92,28 +92,28 @@ def test_no_version_ends_its_comment(about: tuple[str, str], sysfs: Path) -> Non
         scripts.render(ROOT / "configs/templates", scripts.About("it", *about), Launch(), specs)
 
 
-def test_the_users_words_come_last(sysfs: Path, tmp_path: Path) -> None:
+def test_the_users_options_come_last(sysfs: Path, tmp_path: Path) -> None:
     script = launches.files("default", sysfs)[RUN_GUEST]
     plain = show(script, tmp_path, "--accel", "tcg")
     more = show(script, tmp_path, "--accel=tcg", "--append", "a='b c' $d", "-m", "4G", "-name", "x y")
     assert more[-4:] == ["-m", "4G", "-name", "x y"]
-    (at,) = [n for n, word in enumerate(plain) if plain[n - 1] == "-append"]
+    (at,) = [n for n in range(len(plain)) if plain[n - 1] == "-append"]
     assert more[at] == f"{plain[at]} a='b c' $d"
     assert [*more[:at], *more[at + 1 : -4]] == [*plain[:at], *plain[at + 1 :]]
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("options", "why"),
     [
         (["--accel"], "--accel wants a value"),
         (["--accel", "xen"], "--accel xen: kvm or tcg"),
         (["-m", "4G", "--show"], "--show: this script's own options come before QEMU's"),
     ],
 )
-def test_wrong_words_for_the_script_are_named(sysfs: Path, tmp_path: Path, words: list[str], why: str) -> None:
+def test_wrong_options_for_the_script_are_named(sysfs: Path, tmp_path: Path, options: list[str], why: str) -> None:
     script = tmp_path / RUN_GUEST
     script.write_text(launches.files("default", sysfs)[RUN_GUEST])
-    done = subprocess.run(["sh", script, *words], check=False, capture_output=True, text=True)
+    done = subprocess.run(["sh", script, *options], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
 
 
@@ -125,18 +125,18 @@ def test_the_script_is_readable(sysfs: Path, tmp_path: Path) -> None:
     options = [line.strip() for line in groups.splitlines() if line.strip().startswith("-")]
     assert len(options) > 15 and not any(" -" in line for line in options)
     assert groups.count("\n# ") == groups.count('\nset -- "$@"') + groups.count("\ncase ")
-    # What the launch does not ask for leaves no comment behind.
+    # What the launch does not need leaves no comment.
     assert "Disks" not in groups and "window" not in groups
     (tmp_path / RUN_GUEST).write_text(text)
-    told = subprocess.run(["sh", tmp_path / RUN_GUEST, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "--show" in told and "set -eu" not in told
+    usage = subprocess.run(["sh", tmp_path / RUN_GUEST, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--show" in usage and "set -eu" not in usage
 
 
 # ── domain.xml ──
 
 
 @pytest.mark.parametrize("name", launches.LAUNCHES)
-def test_the_domain_is_what_libvirts_schema_wants(name: str, sysfs: Path, tmp_path: Path) -> None:
+def test_the_domain_is_valid_by_libvirts_schema(name: str, sysfs: Path, tmp_path: Path) -> None:
     path = tmp_path / DOMAIN
     path.write_text(launches.files(name, sysfs)[DOMAIN])
     done = subprocess.run(["virt-xml-validate", path, "domain"], check=False, capture_output=True, text=True)
@@ -148,7 +148,7 @@ def domain(name: str, sysfs: Path) -> ET.Element:
 
 
 @pytest.mark.parametrize("name", launches.LAUNCHES)
-def test_the_domain_keeps_every_word_whole(name: str, sysfs: Path) -> None:
+def test_the_domain_keeps_every_value_whole(name: str, sysfs: Path) -> None:
     spec = launches.specs(name, sysfs)["tcg" if name == "tcg" else "kvm"]
     found = domain(name, sysfs)
     assert found.get("type") == ("qemu" if name == "tcg" else "kvm")
@@ -163,8 +163,8 @@ def test_cards_keep_their_functions_on_one_slot(sysfs: Path) -> None:
         assert [each.get("managed") for each in found] == ["yes"] * 3
         places = [each.find("address") for each in found[:2]]
         assert [place is not None and (place.get("bus"), place.get("slot")) for place in places] == [(bus, slot)] * 2
-        told = [place is not None and (place.get("function"), place.get("multifunction")) for place in places]
-        assert told == [("0x0", "on"), ("0x1", None)]
+        functions = [place is not None and (place.get("function"), place.get("multifunction")) for place in places]
+        assert functions == [("0x0", "on"), ("0x1", None)]
 
 
 def test_a_ceph_key_stays_in_its_file(tmp_path: Path, sysfs: Path) -> None:
@@ -175,8 +175,8 @@ def test_a_ceph_key_stays_in_its_file(tmp_path: Path, sysfs: Path) -> None:
     found = ET.fromstring(made[DOMAIN])
     secret = found.find(".//disk/auth/secret")
     assert secret is not None and (secret.get("type"), secret.get("usage")) == ("ceph", "default-6.12-disk0")
-    told = found.findtext("description") or ""
-    assert "virsh secret-define" in told and f"virsh secret-set-value UUID --file {key}" in told
+    text = found.findtext("description") or ""
+    assert "virsh secret-define" in text and f"virsh secret-set-value UUID --file {key}" in text
 
 
 AWKWARD = ("plain", "a b", "a,b;c'd\"e", "<x>&amp;y&", "$HOME `id` $(id)", "back\\slash\\1 \\& %s", "path/to/bundle",
@@ -195,10 +195,10 @@ def test_the_script_fills_the_folder_in(name: str, sysfs: Path, tmp_path: Path) 
         done = subprocess.run(["sh", script, "--domain-xml"], check=True, capture_output=True, text=True, cwd="/")
         assert done.stderr == ""
     (tmp_path / "filled.xml").write_text(done.stdout)
-    told = subprocess.run(
+    checked = subprocess.run(
         ["virt-xml-validate", tmp_path / "filled.xml", "domain"], check=False, capture_output=True, text=True
     )
-    assert told.returncode == 0, told.stderr
+    assert checked.returncode == 0, checked.stderr
     made, before = ET.fromstring(done.stdout), ET.fromstring(texts[DOMAIN])
     values = [(each.text, each.attrib) for each in made.iter()]
     wanted = [
@@ -209,7 +209,7 @@ def test_the_script_fills_the_folder_in(name: str, sysfs: Path, tmp_path: Path) 
     assert values == wanted and made.findtext("os/kernel") == f"{folder}/bzImage"
 
 
-def test_a_folder_that_no_xml_can_name_is_refused(sysfs: Path, tmp_path: Path) -> None:
+def test_a_folder_that_xml_cannot_name_is_refused(sysfs: Path, tmp_path: Path) -> None:
     texts = launches.files("default", sysfs)
     for name, why in (("a\nb", "has a control character"), ("gone", "domain.xml: cannot be read")):
         (tmp_path / name).mkdir()
@@ -220,9 +220,9 @@ def test_a_folder_that_no_xml_can_name_is_refused(sysfs: Path, tmp_path: Path) -
             ["sh", tmp_path / name / RUN_GUEST, "--domain-xml"], check=False, capture_output=True, text=True
         )
         assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
-    # What it would not be in.
-    for words in (["--append", "a"], ["-m", "4G"], ["--accel", "tcg"], ["--show"], ["--keep", "k"]):
-        for requested in (["--domain-xml", *words], [*words, "--domain-xml"]):
+    # It does not include these.
+    for options in (["--append", "a"], ["-m", "4G"], ["--accel", "tcg"], ["--show"], ["--keep", "k"]):
+        for requested in (["--domain-xml", *options], [*options, "--domain-xml"]):
             done = subprocess.run(
                 ["sh", tmp_path / "gone" / RUN_GUEST, *requested], check=False, capture_output=True, text=True
             )
@@ -232,14 +232,14 @@ def test_a_folder_that_no_xml_can_name_is_refused(sysfs: Path, tmp_path: Path) -
 # ── both ──
 
 
-def test_a_card_that_is_not_here_is_said_to_be_unplanned(sysfs: Path) -> None:
+def test_the_files_say_that_an_absent_card_is_not_planned(sysfs: Path) -> None:
     for text in launches.files("absent", sysfs).values():
-        assert "0000:99:00.0 could not be looked at" in text and "doit plan" in text
+        assert "0000:99:00.0 could not be read" in text and "minguest plan" in text
     for text in launches.files("cards", sysfs).values():
-        assert "could not be looked at" not in text
+        assert "could not be read" not in text
 
 
-def test_the_bytes_tell_nothing_of_the_machine(sysfs: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_the_machine(sysfs: Path, tmp_path: Path) -> None:
     for name in ("default", "bars", "disks"):
         wanted = launches.LAUNCHES[name]
         made = render(wanted, sysfs, launches.CPUINFO)
@@ -250,8 +250,8 @@ def test_the_bytes_tell_nothing_of_the_machine(sysfs: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("wanted", "why"),
     [
-        (Launch(disks=(Disk(file="disk.raw"),)), r"launch.disks\[0\].file = 'disk.raw': is not a whole path"),
-        (Launch(disks=(Disk(file="~/disk.raw"),)), "is not a whole path"),
+        (Launch(disks=(Disk(file="disk.raw"),)), r"launch.disks\[0\].file = 'disk.raw': is not an absolute path"),
+        (Launch(disks=(Disk(file="~/disk.raw"),)), "is not an absolute path"),
         (Launch(disks=(Disk(file="/a"), Disk(rbd="a/b", conf="c"))), r"launch.disks\[1\].conf = 'c'"),
         (Launch(disks=(Disk(rbd="a/b", key_file="k"),)), r"launch.disks\[0\].key_file = 'k'"),
         (Launch(cmdline=("a\nb",)), "has a control character"),
@@ -262,7 +262,7 @@ def test_the_bytes_tell_nothing_of_the_machine(sysfs: Path, tmp_path: Path) -> N
         (Launch(disks=tuple(Disk(file=f"/{n}") for n in range(30))), "more than 29 disks and cards"),
     ],
 )
-def test_what_cannot_be_written_down_is_refused(wanted: Launch, why: str, sysfs: Path) -> None:
+def test_what_the_files_cannot_express_is_refused(wanted: Launch, why: str, sysfs: Path) -> None:
     with pytest.raises(UserError, match=why):
         render(wanted, sysfs)
 
