@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that are no change of config, command line or launch: what the `fault` of a pit's [[inject]] can name."""
+"""Faults beside changes of config, command line or launch: what the `fault` of a pit's [[inject]] can name."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ class Parts:
     """The files of one start of QEMU, and what is changed in its command."""
 
     folder: Path
-    """For what is made here."""
+    """Gets the changed files."""
     package: Path
     """Debian's package of OVMF, which has other builds too."""
     code: Path
@@ -25,7 +25,7 @@ class Parts:
     kernel: Path
     initrd: Path
     edits: list[Callable[[list[str]], list[str]]] = field(default_factory=list)
-    """Of QEMU's argv, in this order."""
+    """Changes to QEMU's argv, in this order."""
     nmi: bool = False
     """Whether the guest gets a non-maskable interrupt after its report."""
 
@@ -45,12 +45,12 @@ def _cut(*parts: str) -> Callable[[Parts], None]:
     return lambda parts: parts.edits.append(edit)
 
 
-def _add(*words: str) -> Callable[[Parts], None]:
-    return lambda parts: parts.edits.append(lambda argv: [*argv, *words])
+def _add(*options: str) -> Callable[[Parts], None]:
+    return lambda parts: parts.edits.append(lambda argv: [*argv, *options])
 
 
-def _word(old: str, new: str) -> Callable[[Parts], None]:
-    """Another word on the kernel's command line."""
+def _parameter(old: str, new: str) -> Callable[[Parts], None]:
+    """Replace a parameter on the kernel's command line."""
 
     def edit(argv: list[str]) -> list[str]:
         at = argv.index("-append") + 1
@@ -60,7 +60,7 @@ def _word(old: str, new: str) -> Callable[[Parts], None]:
 
 
 def _file(part: str, change: Callable[[bytes], bytes]) -> Callable[[Parts], None]:
-    """Give a changed copy of the file that is `part`."""
+    """Use a changed copy of the file that is `part`."""
 
     def do(parts: Parts) -> None:
         path = parts.folder / f"{part}.changed"
@@ -71,7 +71,7 @@ def _file(part: str, change: Callable[[bytes], bytes]) -> Callable[[Parts], None
 
 
 def _init(change: Callable[[bytes], bytes] | None, mode: int = 0o100755) -> Callable[[Parts], None]:
-    """Give an initrd whose /init is changed; None: it has none."""
+    """Use an initrd whose /init is changed; None: without /init."""
 
     def do(image: bytes) -> bytes:
         members, _ = cpio.parse(gzip.decompress(image))
@@ -107,18 +107,18 @@ def _other_pe(image: bytes) -> bytes:
 
 
 def _flipped(image: bytes) -> bytes:
-    """4 KiB in the middle of the compressed kernel, every bit the other way."""
+    """The image with every bit of 4 KiB in its middle, in the compressed kernel, inverted."""
     half = len(image) // 2
     return image[:half] + bytes(byte ^ 0xFF for byte in image[half : half + 4096]) + image[half + 4096 :]
 
 
 def _noise(data: bytes) -> bytes:
-    """As many bytes without a meaning, the same each time."""
+    """As many bytes of noise, the same each time."""
     return hashlib.shake_256(b"minguest").digest(len(data))
 
 
 def _secure_boot(parts: Parts) -> None:
-    """The build with Secure Boot, and the variables with Microsoft's keys, of the same package."""
+    """The build with Secure Boot, and the variables with Microsoft's keys, from the same package."""
     names = {part: f"{firmware.FOLDER}/OVMF_{file}" for part, file in
              (("code", "CODE_4M.secboot.fd"), ("variables", "VARS_4M.ms.fd"))}  # fmt: skip
     members = archive.deb_member(parts.package, list(names.values()))
@@ -136,11 +136,11 @@ CRASHES = bytes.fromhex("31c0 8800")  # xor eax, eax; mov [rax], al
 ENDS = bytes.fromhex("b83c000000 bf03000000 0f05")  # exit(3)
 # reboot(LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF); then wait
 POWERS_OFF = bytes.fromhex("b8a9000000 bfaddee1fe be69191228 badcfe2143 0f05 ebfe")
-# mmap(NULL, 1 MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0), for ever
+# mmap(NULL, 1 MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0); repeat
 EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 4531c9 b809000000 0f05 ebdb")
 
 FAULTS: Mapping[str, Callable[[Parts], None]] = {
-    "console=elsewhere": _word(f"console={arguments.CONSOLE}", "console=ttyS1"),
+    "console=elsewhere": _parameter(f"console={arguments.CONSOLE}", "console=ttyS1"),
     "firmware=odd-size": _file("code", lambda code: code[:-1000]),
     "firmware=seabios": _cut("if=pflash"),
     "firmware=secure-boot": _secure_boot,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Injects faults: starts a guest with one thing wrong, and compares what its verdict names with what was done to it.
+"""Injects faults: starts a guest with one thing wrong, and compares what its verdict names with what was injected.
 
-The cells of all pits on one series, healthy guests among them, are the matrix.
+The cells of all pits on one series, healthy guests included, are the matrix.
 """
 
 import difflib
@@ -26,9 +26,9 @@ from minguest.util import files, templates
 from minguest.util.errors import MinguestError, UserError
 from minguest.vm import arguments, emulator, launch
 
-# Seconds after which a guest that says nothing more counts as lost; a healthy one is done in four to ten.
+# Seconds after which a guest counts as lost; a healthy one is done in four to ten.
 TIMEOUT = 40
-# What an injection may need of the machine.
+# What an injection may need from the machine.
 NEEDS = {"broken-kvm": "a /dev/kvm that opens and cannot run this guest"}
 NODES = [{"cpus": "0-1", "memory": "512M"}, {"cpus": "2-3", "memory": "512M"}]
 # Guests with nothing wrong, in the same run: they must pass, and no pit may be named.
@@ -43,13 +43,13 @@ CONTROLS = (
     catalogue.Injection("two-nodes", launch={"numa": NODES}),
     catalogue.Injection("plugged", launch={"cpus": 2}, plug={"cpus": 4, "memory": "2G"}),
 )
-# The modules that inject and judge: what they found is not kept when they change.
+# The modules that inject and judge: when they change, kept cells are dropped.
 CODE = (
     "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts",
     "diagnose/matching", "kernel/contract", "util/pci", "util/units", "vm/arguments", "vm/bar_window",
     "vm/bar_window_text", "vm/cards", "vm/disks", "vm/emulator", "vm/launch", "vm/qemu", "vm/qmp", "vm/report",
 )  # fmt: skip
-# A kernel with these options: the folder with its bzImage and kernel.config.
+# Builds a kernel with these options, and returns the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]
 
 
@@ -57,7 +57,7 @@ class Site(msgspec.Struct, frozen=True):
     """Where faults are injected."""
 
     bench: runner.Bench
-    """Of the guest that is healthy."""
+    """The healthy guest's."""
     launch: Launch
     known: Mapping[str, catalogue.Pit]
     folder: Path
@@ -68,17 +68,17 @@ class Site(msgspec.Struct, frozen=True):
 
 
 def verify(known: Mapping[str, catalogue.Pit]) -> None:
-    """Check that every injection can be understood; UserError names pit and value."""
+    """Check every injection; UserError names pit and value."""
     for name, pit in known.items():
         for each in pit.inject:
             where = f"{name}.toml: [[inject]] {each.name}".rstrip()
-            for word in each.fault:
-                if word not in FAULTS:
-                    raise UserError(f"{where}: fault = {word!r}: not known", f"known: {', '.join(FAULTS)}")
+            for fault in each.fault:
+                if fault not in FAULTS:
+                    raise UserError(f"{where}: fault = {fault!r}: not known", f"known: {', '.join(FAULTS)}")
             if each.needs and each.needs not in NEEDS:
                 raise UserError(f"{where}: needs = {each.needs!r}: not known", f"known: {', '.join(NEEDS)}")
             if bool(each.cannot) == _changes(each):
-                raise UserError(f"{where}: changes nothing", "say what is changed, or cannot = WHY, and not both")
+                raise UserError(f"{where}: changes nothing", "give a change, or cannot = WHY, and not both")
             try:
                 _launch(Launch(), each)
             except msgspec.ValidationError as error:
@@ -86,12 +86,12 @@ def verify(known: Mapping[str, catalogue.Pit]) -> None:
 
 
 def plan(known: Mapping[str, catalogue.Pit], series: str, only: Sequence[str]) -> list[tuple[str, catalogue.Injection]]:
-    """What is injected, in this order: controls, what needs no other kernel, the rest. UserError for an unknown id."""
+    """What is injected, in order: controls, what needs no other kernel, the rest. UserError for an unknown id."""
     names = [HEALTHY, *(name for name, pit in known.items() if pit.inject)]
     if unknown := [name for name in only if name not in names]:
         near = difflib.get_close_matches(unknown[0], names, 1)
         raise UserError(
-            f"only={unknown[0]}: no pit that can be brought about",
+            f"only={unknown[0]}: not a pit that can be injected",
             f"nearest: {near[0]}" if near else f"known: {', '.join(names)}",
         )
     injections = [(HEALTHY, each) for each in CONTROLS]
@@ -103,7 +103,7 @@ def plan(known: Mapping[str, catalogue.Pit], series: str, only: Sequence[str]) -
 
 
 def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
-    """Inject, and write matrix.json after every cell. Cells of an earlier run on the same bytes and pits are kept."""
+    """Inject, and write matrix.json after every cell. Cells of an earlier run with the same bytes and pits stay."""
     with files.lock(site.folder / ".run", lambda: say("waiting for another matrix")):
         return _run(site, only, say)
 
@@ -119,14 +119,14 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
     order = [_cell(site, name, each).id for name, each in plan(site.known, series, ())]
 
     def keep() -> Matrix:
-        made = tuple(cells[each] for each in order if each in cells)
-        whole = len(made) == len(order)
-        matrix = Matrix(MATRIX_SCHEMA, series, manifest.kernel.version, manifest.files, key, whole, made)
+        done = tuple(cells[each] for each in order if each in cells)
+        whole = len(done) == len(order)
+        matrix = Matrix(MATRIX_SCHEMA, series, manifest.kernel.version, manifest.files, key, whole, done)
         files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
         return matrix
 
     for name, each in chosen:
-        # Forgotten first: its console is about to go.
+        # Removed first: its console is about to be overwritten.
         cells.pop(_cell(site, name, each).id, None)
         keep()
         cell = _inject(site, name, each, manifest)
@@ -136,7 +136,7 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
 
 
 def key_of(manifest: manifests.Manifest, wanted: Launch, known: Mapping[str, catalogue.Pit]) -> str:
-    """What a matrix must have been made with to tell of this bundle, launch and these pits."""
+    """The key that a matrix must have to be valid for this bundle, this launch and these pits."""
     judged = [(name, pit.layer, pit.symptom, pit.require, pit.leads_to, pit.inject) for name, pit in known.items()]
     code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in CODE]
     return hashlib.sha256(
@@ -145,7 +145,7 @@ def key_of(manifest: manifests.Manifest, wanted: Launch, known: Mapping[str, cat
 
 
 def load(folder: Path) -> Matrix | None:
-    """The matrix that an earlier run left; None where there is none that can be read."""
+    """The matrix of an earlier run; None if there is none, or it cannot be read."""
     try:
         return msgspec.json.decode((folder / "matrix.json").read_bytes(), type=Matrix)
     except (OSError, msgspec.DecodeError):
@@ -154,28 +154,29 @@ def load(folder: Path) -> Matrix | None:
 
 def row(cell: Cell) -> str:
     """One cell on the terminal."""
-    told = cell.got if cell.result == "right" else f"{cell.got or cell.why}"
-    text = f"  {cell.result:<7}  {cell.id:<28}  {cell.seconds:5.1f} s  {told}"
+    shown = cell.got if cell.result == "right" else f"{cell.got or cell.why}"
+    text = f"  {cell.result:<7}  {cell.id:<28}  {cell.seconds:5.1f} s  {shown}"
     if cell.result == "wrong":
         text += f"\n           done: {cell.done}\n           wanted: {cell.wanted}\n           {cell.why}"
     return text
 
 
 def summary(cells: Iterable[Cell]) -> str:
-    """How many cells came to what."""
+    """How many cells have which result."""
     results = [cell.result for cell in cells]
     return ", ".join(f"{results.count(each)} {each}" for each in ("right", "wrong", "NOT RUN"))
 
 
 def page(template: Path, matrices: Sequence[Matrix], folders: Sequence[str]) -> str:
     """The page: a row for each injection, a column for each series. `folders` are relative to the page."""
-    by_line = [{cell.id: cell for cell in matrix.cells} for matrix in matrices]
-    names = list(dict.fromkeys(name for cells in by_line for name in cells))
+    by_series = [{cell.id: cell for cell in matrix.cells} for matrix in matrices]
+    names = list(dict.fromkeys(name for cells in by_series for name in cells))
     return templates.render(
         template,
         all_series=list(zip(matrices, folders, strict=True)),
         rows=[
-            (next(cells[name] for cells in by_line if name in cells), [c.get(name) for c in by_line]) for name in names
+            (next(cells[name] for cells in by_series if name in cells), [c.get(name) for c in by_series])
+            for name in names
         ],
         healthy=HEALTHY,
         summaries=[summary(matrix.cells) for matrix in matrices],
@@ -206,7 +207,7 @@ def _cell(site: Site, name: str, each: catalogue.Injection) -> Cell:
 
 
 def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifests.Manifest) -> Cell:
-    """Bring one pit about and see what is named. An error is a cell that is wrong, not an exception."""
+    """Inject one fault and see what is named. An error makes the cell wrong, and is not raised."""
     cell = _cell(site, name, each)
     folder = site.folder / "runs" / cell.id
     shutil.rmtree(folder, ignore_errors=True)
@@ -235,12 +236,12 @@ def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifest
 def _try(
     site: Site, each: catalogue.Injection, manifest: manifests.Manifest, folder: Path
 ) -> tuple[runner.Trial | None, str]:
-    """What came of it; or None, and why it cannot be tried on this machine."""
+    """The trial; or None, and why this machine cannot try it."""
     wanted = _launch(site.launch, each)
-    words = launch.Options(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
-    # The kernel may be for fewer CPUs than are requested: that is what is tried.
+    options = launch.Options(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
+    # The kernel may be for fewer CPUs than requested: that is what is tried.
     series = manifest.kernel.series
-    spec = launch.settle(wanted, words, wanted.max_cpus, emulator.display_models(), runner.SYSFS, series)
+    spec = launch.settle(wanted, options, wanted.max_cpus, emulator.display_models(), runner.SYSFS, series)
     healthy, why = runner.accelerator(
         site.bench, msgspec.structs.replace(spec, accel="auto"), emulator.version(), manifest
     )
@@ -254,8 +255,8 @@ def _try(
     parts = Parts(
         folder, site.package, base / "OVMF_CODE.fd", base / "OVMF_VARS.fd", own / "bzImage", base / "initrd.img"
     )
-    for word in each.fault:
-        FAULTS[word](parts)
+    for fault in each.fault:
+        FAULTS[fault](parts)
     files.copy(parts.variables, folder / "OVMF_VARS.fd")
     argv = arguments.argv(
         spec,
@@ -289,14 +290,14 @@ def _got(trial: runner.Trial) -> str:
 
 
 def _blind(site: Site, name: str, each: catalogue.Injection) -> str:
-    """What must be named where the kernel's config is not known."""
+    """What must be named if the kernel's config is not known."""
     if each.blind is not None:
         return each.blind
     return name if name in site.known and site.known[name].symptom else ""
 
 
 def against(name: str, each: catalogue.Injection, trial: runner.Trial, blind: str) -> str:
-    """What of the trial is not as it must be; empty if all is."""
+    """What in the trial is not as it must be; empty if nothing."""
     against = []
     results = ("pass",) if name == HEALTHY else each.result
     if _result(trial) not in results:
@@ -310,9 +311,9 @@ def against(name: str, each: catalogue.Injection, trial: runner.Trial, blind: st
         )
         against.append(f"wrong rows are {rows or 'none'}")
     if trial.roots != (() if name == HEALTHY else (name,)):
-        against.append(f"named was {', '.join(trial.roots) or 'no pit'}")
+        against.append(f"it names {', '.join(trial.roots) or 'no pit'}")
     if (named := ", ".join(hit.id for hit in trial.blind.roots)) != blind:
-        against.append(f"without the kernel's config, named was {named or 'no pit'}, not {blind or 'none'}")
+        against.append(f"without the kernel's config it names {named or 'no pit'}, not {blind or 'none'}")
     if trial.diagnosis.unexplained:
         against.append(f"unexplained: {', '.join(hit.id for hit in trial.diagnosis.unexplained)}")
     return "; ".join(against)

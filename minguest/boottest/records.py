@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records of what was run beside single boot tests: the matrix and the rehearsal. Evidence reads them."""
+"""The records of the fault matrix and of the rehearsal. Evidence reads them."""
 
 from typing import Literal
 
@@ -15,12 +15,12 @@ HEALTHY = "healthy"
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One injection on one series: what was done, what must follow, what came of it."""
+    """One injection on one series: what was done, what must follow, and the result."""
 
     pit: str
     """Its id; HEALTHY for a control."""
     name: str
-    """Tells the injections of a pit apart."""
+    """Differs between the injections of a pit."""
     title: str
     done: str
     wanted: str
@@ -38,22 +38,23 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 class Matrix(msgspec.Struct, frozen=True):
-    """matrix.json: the cells of one line."""
+    """matrix.json: the cells of one series."""
 
     schema: int
     series: str
     version: str
-    """Of the kernel."""
+    """The kernel's."""
     bundle: dict[str, File]
     key: str
-    """Of all that a cell hangs on: bundle, launch, how pits are recognised and injected, and this program's code."""
+    """A hash of all that a cell depends on: bundle, launch, how pits are recognized and injected, this program's
+    code."""
     whole: bool
-    """Whether every pit has all of its cells, and every control."""
+    """Whether all cells are there: of every pit, and of every control."""
     cells: tuple[Cell, ...]
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What the user typed after rehearse."""
+    """The user's options of rehearse."""
 
     gpu: str = "secondary-vga"
     cpus: str = "2"
@@ -76,12 +77,12 @@ class Rehearsal(msgspec.Struct, frozen=True):
     schema: int
     bundle: dict[str, File]
     host: dict[str, File]
-    words: Options
+    options: Options = msgspec.field(name="words")
     qemu: str
     result: Literal["pass", "failed", "lost"]
     checks: tuple[Check, ...]
     outcome: runner.Outcome | None
-    """Of the boot test in the host; None: it came to no verdict."""
+    """The outcome of the boot test in the host; None: it has no verdict."""
     seconds: float
     before: tuple[str, ...] = ()
     """Why each try before this one was lost; empty: this is the first."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rehearsal: a real VFIO passthrough of emulated cards, on a machine with no GPU, no IOMMU and no KVM of its own.
 
-A host is emulated with an IOMMU, AMD's virtualization and cards; its root is this machine's own, read-only. In it this
-project's own host-bind, host-check, boot-test and host-unbind run, as they would on a host with real cards, and the
-guest runs under the host's KVM. `argv` and `script` are pure.
+QEMU emulates a host with an IOMMU, AMD's virtualization and cards; its root is this machine's own, read-only. The host
+runs this project's host-bind, host-check, boot-test and host-unbind, as a host with real cards would, and the guest
+runs under the host's KVM. `argv` and `script` are pure.
 """
 
 import os
@@ -28,43 +28,43 @@ from minguest.util.errors import GuestFailed, GuestLost, UserError
 from minguest.vm import arguments, bar_window, cards, console, emulator, launch, qemu, report, scripts
 from minguest.vm.launch import Spec
 
-# A card's second function, as a GPU has one for sound: it has a driver in host and guest, writes to the guest's memory
-# and raises interrupts. iommu_platform: it goes through the IOMMU, which a virtio device else does not.
+# A card's second function, as a GPU's sound: it has a driver in host and guest, writes to the guest's memory and raises
+# interrupts. iommu_platform: its DMA goes through the IOMMU, which a virtio device's otherwise does not.
 SECOND = "virtio-rng-pci"
 SECOND_IDS = ("1af4", "1044")
 # Its registers (QEMU, hw/virtio/virtio-pci.c: VIRTIO_PCI_MODERN_MEM_BAR).
 SECOND_BAR = cards.Bar(4, 16 << 10, 64, True)
-# Bytes that the host has beside its guest's memory.
+# Bytes that the host has beyond its guest's memory.
 HOST_MEMORY = 1 << 30
-# What the host's CPU addresses; emulated, it has no fewer.
+# Physical address bits of the host's CPU, at least.
 BITS = 40
-# VT-d's second-level tables of four levels (QEMU: 39 or 48): BARs lie higher than 39 bits reach, and a card's own DMA
-# to them is mapped too.
+# VT-d's second-level tables with four levels (QEMU: 39 or 48): BARs lie higher than 39 bits reach, and are mapped for a
+# card's DMA too.
 IOMMU_BITS = 48
-# Where this machine's cards are not looked for: the host's are others, at the same addresses.
+# Not /sys: this machine's cards may have the addresses of the emulated host's cards.
 NO_SYSFS = Path("/nonexistent")
 # The host's time is counted in instructions, each of 8 ns (2**3), not taken from the machine's clock. The thread of
 # QEMU's CPU then runs the timers itself (accel/tcg/tcg-accel-ops-icount.c). Else another thread raises their
 # interrupts, and both write the CPU's interrupt_request: do_vmexit (target/i386/tcg/sysemu/svm_helper.c, QEMU 7.2)
 # clears a bit of it with no lock, and an interrupt that comes just then can be lost. A host that loses its timer's
-# interrupt gets no other one, and stands. And a clock that goes on while QEMU waits for a CPU leaves the host of a
-# loaded machine little time for anything but those interrupts.
+# interrupt gets no other one, and hangs. And if the clock runs while QEMU waits for a CPU, the host on a loaded machine
+# has little time for anything but those interrupts.
 ICOUNT = "shift=3,sleep=on"
-# How often a rehearsal is tried whose time ran out; the later tries have twice the time.
+# How often a rehearsal is tried if its time runs out; the later tries have twice the time.
 TRIES = 3
-# The guest's part of the time.
+# The guest's share of the time.
 GUEST_TIME = 0.8
 STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
-# What the host leaves in its share, and what boot-test left of the guest.
+# Files that the host leaves in its share.
 SCRIPT, STEP_FILE = "rehearse", "steps"
 OWNERS = ("before", "during", "after")
 
-# What a user may say of one rehearsal.
+# The options of a rehearsal.
 OPTIONS = {
-    "gpu": "the emulated cards, with commas: models, or bar:SIZE; secondary-vga if left out",
-    "cpus": "how many CPUs the guest has; 2 if left out",
-    "memory": "how much memory the guest has; 512M if left out",
-    "timeout": "seconds after which a try counts as lost, the later ones have twice as many; 300 if left out",
+    "gpu": "the emulated cards, with commas: models, or bar:SIZE; the default is secondary-vga",
+    "cpus": "how many CPUs the guest has; the default is 2",
+    "memory": "how much memory the guest has; the default is 512M",
+    "timeout": "seconds after which a try counts as lost, the later tries have twice as many; the default is 300",
 }
 
 
@@ -73,12 +73,12 @@ class Site(msgspec.Struct, frozen=True):
 
     name: str
     root: Path
-    """Of the project: where the host's programs start."""
+    """The project's folder: the host's programs start there."""
     bundle: Path
     host: Path
     """The host's bundle."""
     folder: Path
-    """Gets the host's console, each step's log and what boot-test leaves; what was in it is removed."""
+    """Gets the host's console, each step's log and boot-test's files; its old content is removed."""
     record: Path
     templates: Path
 
@@ -91,14 +91,14 @@ class Step(msgspec.Struct, frozen=True):
     uptime: float
 
 
-def run(site: Site, words: Options, say: Callable[[str], None]) -> None:
+def run(site: Site, options: Options, say: Callable[[str], None]) -> None:
     """Rehearse, and write the record. GuestFailed, GuestLost or ToolError for anything but a pass."""
 
     def waiting() -> None:
         say(f"waiting for another rehearsal of {site.name}")
 
     with files.lock(site.folder.with_name(f".{site.folder.name}.run"), waiting):
-        record = tried(lambda before: _run(site, words, say, before), say)
+        record = tried(lambda before: _run(site, options, say, before), say)
     say(table(record.checks))
     if record.result == "pass":
         say(f"PASS: the cards went to the guest and back, in {record.seconds:.0f} s")
@@ -109,9 +109,10 @@ def run(site: Site, words: Options, say: Callable[[str], None]) -> None:
 
 
 def tried(attempt: Callable[[tuple[str, ...]], tuple[Rehearsal, str]], say: Callable[[str], None]) -> Rehearsal:
-    """The first record that is not lost for want of time, or the last of TRIES.
+    """The first record that did not run out of time, or the last of TRIES.
 
-    `attempt` gets why the tries before it were lost, and gives its record and why it is to be tried again, if so.
+    `attempt` gets the reasons why the tries before it were lost. It returns its record, and the reason to try again, if
+    there is one.
     """
     before: tuple[str, ...] = ()
     while True:
@@ -128,7 +129,7 @@ def tried(attempt: Callable[[tuple[str, ...]], tuple[Rehearsal, str]], say: Call
 def out_of_time(
     ending: qemu.Ending, outcome: runner.Outcome | None, wall: float, used: float, load: float, cpus: int
 ) -> str:
-    """Why the time ran out, the host's or the guest's; empty: it did not.
+    """Why the time of the host or the guest ran out; empty: it did not.
 
     `wall`: seconds that passed; `used`: seconds of CPU that QEMU had; `load`: the machine's, a mean of five minutes.
     """
@@ -139,44 +140,44 @@ def out_of_time(
     else:
         return ""
     facts = f"in {wall:.0f} s QEMU had {used:.0f} s of a CPU; load {load:.1f} on {cpus} CPUs"
-    # A load says that it may have been slow, not that it did not hang.
+    # A high load shows that it may have been slow, not that it did not hang.
     why = "this machine is too loaded, or it hangs" if load > cpus else "it hangs, or it is slow"
     return f"{who} was not done in its time: {why} ({facts})"
 
 
 def _used() -> float:
-    """Seconds of CPU that this program's children had, those that have ended."""
+    """Seconds of CPU of this program's children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def _run(site: Site, words: Options, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Rehearsal, str]:
+def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple[str, ...]) -> tuple[Rehearsal, str]:
     manifest, host = manifests.load(site.bundle), manifests.load(site.host)
-    found = given(words)
-    timeout = settings.integer(words.timeout, "--timeout")
+    found = requested_cards(options)
+    timeout = settings.integer(options.timeout, "--timeout")
     if timeout <= 0:
         raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
     timeout *= 2 if before else 1
-    spec = host_spec(found, settings.size(words.memory, "--memory"), timeout)
+    spec = host_spec(found, settings.size(options.memory, "--memory"), timeout)
     runner.check_memory(spec, runner.MEMINFO.read_text())
     folder = site.folder
-    # What an earlier rehearsal came to is not what this one comes to, should it be ended.
+    # If this rehearsal is interrupted, an earlier record must not count as its own.
     site.record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "share").mkdir(parents=True)
     files.copy(site.host / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
     addresses = [address(number) for number in range(len(found))]
-    wanted = guest_launch(manifest.guest.launch, words, addresses, timeout)
+    wanted = guest_launch(manifest.guest.launch, options, addresses, timeout)
     _with_cards(site, manifest, wanted, addresses)
     files.write(folder / "share" / SCRIPT, script(site.templates / "rehearse.j2", site.root, addresses))
     (folder / "share" / SCRIPT).chmod(0o755)
     say(f"{site.name}: linux {manifest.kernel.version} as the guest of linux {host.kernel.version}, which has")
     say("\n".join(f"  {place}: {card}, {SECOND}" for place, card in zip(addresses, found, strict=True)))
-    told_steps: list[Step] = []
+    shown_steps: list[Step] = []
 
     def look() -> None:
-        for step in read_steps(folder / "share" / STEP_FILE)[len(told_steps) :]:
-            told_steps.append(step)
+        for step in read_steps(folder / "share" / STEP_FILE)[len(shown_steps) :]:
+            shown_steps.append(step)
             say(f"  {step.uptime:6.1f} s  {step.name}{'' if step.status == 0 else f': status {step.status}'}")
 
     used = _used()
@@ -188,14 +189,14 @@ def _run(site: Site, words: Options, say: Callable[[str], None], before: tuple[s
         say(verdict.table(outcome.verdict))
     late = out_of_time(result.ending, outcome, result.wall, used, os.getloadavg()[1], os.cpu_count() or 1)
     wrong = [check for check in checks if check.why]
-    # A host that went through its steps spoke, whatever it said.
+    # A host that went through its steps and powered off is not lost, whatever the result.
     lost = result.ending != "power-off" or bool(checks[0].why)
     kind: Literal["pass", "failed", "lost"] = "pass" if not wrong else "lost" if lost else "failed"
     record = Rehearsal(
         schema=REHEARSAL_SCHEMA,
         bundle=manifest.files,
         host=host.files,
-        words=words,
+        options=options,
         qemu=emulator.version(),
         result=kind,
         checks=tuple(checks),
@@ -207,19 +208,19 @@ def _run(site: Site, words: Options, say: Callable[[str], None], before: tuple[s
     return record, late
 
 
-def guest_launch(own: Launch, words: Options, addresses: Sequence[str], timeout: int) -> Launch:
-    """The guest's launch, with the host's cards in place of its own; UserError for what cannot be.
+def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeout: int) -> Launch:
+    """The guest's launch, with the host's cards in place of its own; UserError for a wrong option.
 
-    Of its memory only the size is rehearsed, and its disks stay: the host has none of this machine's.
+    Of its memory only the size is rehearsed. Its disks are left out: the host does not have this machine's disks.
     """
-    cpus = settings.integer(words.cpus, "--cpus")
+    cpus = settings.integer(options.cpus, "--cpus")
     settings.check_cpus(cpus, "--cpus")
     return msgspec.structs.replace(
         own,
         machine="q35",
         cpus=cpus,
         max_cpus=max(cpus, own.max_cpus),
-        memory=words.memory,
+        memory=options.memory,
         max_memory="",
         numa=(),
         hugepages="",
@@ -231,34 +232,34 @@ def guest_launch(own: Launch, words: Options, addresses: Sequence[str], timeout:
 
 
 def _with_cards(site: Site, manifest: manifests.Manifest, wanted: Launch, addresses: Sequence[str]) -> None:
-    """Put a bundle into the share: the guest's own, but for the launch, and so for what starts it."""
+    """Put a bundle into the share: the guest's own, but with this launch and its launch files."""
     specs = {}
     for accel, spec in launch.shipped(wanted, manifest.kernel.series, NO_SYSFS, "").items():
         gpus = [msgspec.structs.replace(gpu, functions=(second(gpu.host or ""),)) for gpu in spec.gpus]
         specs[accel] = msgspec.structs.replace(spec, gpus=tuple(gpus))
     about = scripts.About(site.name, manifest.kernel.version, manifest.firmware.version)
-    started = scripts.render(site.templates, about, wanted, specs)
+    launch_files = scripts.render(site.templates, about, wanted, specs)
     facts = msgspec.to_builtins(manifest)
     facts["guest"]["launch"] = msgspec.to_builtins(wanted)
-    told = {name: fact for name, fact in facts.items() if name not in ("schema", "minguest", "files")}
+    inputs = {name: fact for name, fact in facts.items() if name not in ("schema", "minguest", "files")}
     parts = {name: site.bundle / name for name in manifests.PARTS}
-    manifests.write(site.folder / "share/bundle", parts, told, started)
+    manifests.write(site.folder / "share/bundle", parts, inputs, launch_files)
 
 
-def given(words: Options) -> list[cards.Gpu]:
+def requested_cards(options: Options) -> list[cards.Gpu]:
     """The cards that the host gets; UserError for what it cannot have."""
-    names = [name for name in words.gpu.split(",") if name]
+    names = [name for name in options.gpu.split(",") if name]
     if not names or any(pci.is_address(name) for name in names):
         raise UserError(
-            f"--gpu {words.gpu}: a rehearsal is with emulated cards",
-            "for example --gpu secondary-vga,bar:1G; a real card is boot-test's: doit boot-test --gpu 0000:01:00.0",
+            f"--gpu {options.gpu}: a rehearsal uses emulated cards",
+            "for example --gpu secondary-vga,bar:1G; for a real card: doit boot-test --gpu 0000:01:00.0",
         )
     models = emulator.display_models()
     return [cards.one_gpu(f"card{number}", name, models, Path("/sys")) for number, name in enumerate(names)]
 
 
 def address(number: int) -> str:
-    """Of a card in the host, and in the guest as well: each is behind a root port of its own, and nothing else is."""
+    """A card's address in the host and in the guest: each card is alone behind a root port of its own."""
     return f"0000:{number + 1:02x}:00.0"
 
 
@@ -272,8 +273,8 @@ def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float) -> Spec:
     large = [cards.one_bar(gpu.name) for gpu in found if gpu.bar]
     large = [msgspec.structs.replace(card, bars=(*card.bars, SECOND_BAR)) for card in large]
     bits = bar_window.plan(large, memory + HOST_MEMORY, BITS).alone_bits if large else BITS
-    words = ("intel_iommu=on", "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
-    # npt: the guest's page tables are the CPU's work, not KVM's.
+    cmdline = ("intel_iommu=on", "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
+    # npt: the CPU walks the guest's page tables, so KVM need not shadow them.
     return Spec(
         machine="q35",
         accel="tcg",
@@ -282,13 +283,13 @@ def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float) -> Spec:
         max_cpus=1,
         memory=memory + HOST_MEMORY,
         gpus=(),
-        cmdline=words,
+        cmdline=cmdline,
         timeout=timeout,
     )
 
 
 def argv(site: Site, spec: Spec, found: Sequence[cards.Gpu]) -> list[str]:
-    """QEMU's command for the host; relative paths are the folder's."""
+    """QEMU's command for the host; relative paths start in the site's folder."""
     command = arguments.argv(
         spec,
         code=str(site.host / "OVMF_CODE.fd"),
@@ -296,13 +297,13 @@ def argv(site: Site, spec: Spec, found: Sequence[cards.Gpu]) -> list[str]:
         kernel=str(site.host / "bzImage"),
         initrd=str(site.host / "initrd.img"),
     )
-    # split: interrupts that the IOMMU remaps. In one thread: with more, QEMU 7.2 aborts as soon as KVM runs in there
-    # (tcg_handle_interrupt: assertion failed: (qemu_mutex_iothread_locked())).
+    # split: so that the IOMMU can remap interrupts. In one thread: with more, QEMU 7.2 aborts as soon as KVM runs in
+    # the host (tcg_handle_interrupt: assertion failed: (qemu_mutex_iothread_locked())).
     command[command.index("-machine") + 1] = f"{spec.machine},kernel-irqchip=split"
     command += [
         "-accel", "tcg,thread=single",
         "-icount", ICOUNT,
-        # caching-mode: VFIO in the host is told of mappings. intremap: without it VFIO refuses.
+        # caching-mode: mappings are reported to VFIO in the host. intremap: VFIO refuses without it.
         "-device", f"intel-iommu,intremap=on,caching-mode=on,aw-bits={IOMMU_BITS}",
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
@@ -321,7 +322,7 @@ def argv(site: Site, spec: Spec, found: Sequence[cards.Gpu]) -> list[str]:
 
 
 def script(template: Path, root: Path, addresses: Sequence[str]) -> str:
-    """What the host does."""
+    """The script that the host runs."""
     python = shlex.quote(sys.executable)
     return templates.render(
         template,
@@ -334,13 +335,13 @@ def script(template: Path, root: Path, addresses: Sequence[str]) -> str:
 
 
 def read_steps(place: Path) -> list[Step]:
-    """The steps that are done; a line that is not whole yet is none."""
+    """The steps that are done; a line that is not whole yet does not count."""
     try:
         lines = place.read_text().splitlines(keepends=True)
     except OSError:
         return []
-    words = [line.split() for line in lines if line.endswith("\n")]
-    return [Step(name, int(status), float(uptime)) for name, status, uptime in words]
+    rows = [line.split() for line in lines if line.endswith("\n")]
+    return [Step(name, int(status), float(uptime)) for name, status, uptime in rows]
 
 
 def _left(share: Path) -> tuple[runner.Outcome | None, report.Report | None]:
@@ -362,17 +363,17 @@ def judge(
     """The rows of the verdict, in the order of the steps."""
     steps = {step.name: step for step in read_steps(share / STEP_FILE)}
     if "host" not in steps:
-        told = [line.text for line in console.tail(console.lines(result.console), 3)]
-        return [Check("host", "never came up", f"{result.ending} {result.detail}; its last lines: {' / '.join(told)}")]
+        last = [line.text for line in console.tail(console.lines(result.console), 3)]
+        return [Check("host", "never came up", f"{result.ending} {result.detail}; its last lines: {' / '.join(last)}")]
     checks = [Check("host", f"up in {steps['host'].uptime:.1f} s")]
     before, during, after = ([row.split(" ") for row in _lines(share / name)] for name in OWNERS)
     functions = 2 * len(found)
-    given_away = len(during) == functions and all(row[1:] == [VFIO, VFIO] for row in during)
+    all_bound = len(during) == functions and all(row[1:] == [VFIO, VFIO] for row in during)
     for name in STEPS[1:]:
         step = steps.get(name)
         why = "" if step and step.status == 0 else _why(share, name, step)
         if name == "host-bind":
-            why = why or ("" if given_away else f"{VFIO} does not have all of them: {during}")
+            why = why or ("" if all_bound else f"{VFIO} does not have all of them: {during}")
             checks.append(Check(name, _owners(during), why))
         elif name == "boot-test" and outcome is not None:
             kvm = outcome.spec.accel == "kvm" and all(gpu.host for gpu in outcome.spec.gpus)
@@ -394,11 +395,13 @@ def judge(
 
 
 def _messages(seen: report.Report | None, wanted: int) -> Check:
-    """Whether the guest's drivers of the second functions were answered: by DMA, and an interrupt through the IOMMU."""
+    """Whether the second functions answered their drivers in the guest: by DMA, and an interrupt through the IOMMU."""
     devices = [] if seen is None else [each for each in seen.pci if (each.vendor, each.device) == SECOND_IDS]
-    told = ", ".join(f"{each.messages or 0} from {each.address}" for each in devices) or "none"
+    counts = ", ".join(f"{each.messages or 0} from {each.address}" for each in devices) or "none"
     dead = len(devices) != wanted or not all(each.messages for each in devices)
-    return Check("interrupts", told, "a card's second function did not answer its driver in the guest" if dead else "")
+    return Check(
+        "interrupts", counts, "a card's second function did not answer its driver in the guest" if dead else ""
+    )
 
 
 def _why(share: Path, name: str, step: Step | None) -> str:

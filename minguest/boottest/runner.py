@@ -26,22 +26,22 @@ from minguest.vm.launch import Options
 SYSFS = Path("/sys")
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
-# Seconds that run-guest has to print some words.
+# Seconds that run-guest has to print QEMU's command.
 SHOW = 20.0
 
 
 class Test(msgspec.Struct, frozen=True):
-    """A boot test that a release tells of: the guest's own launch, but for the words."""
+    """A boot test that a release lists: the guest's own launch, changed by the options."""
 
     name: str
     title: str
-    words: Options
+    options: Options
 
 
-# What a release is expected to have been tested with, beside the guest's own launch.
+# The boot tests of a release, beside the guest's own launch.
 MACHINES: tuple[Machine, ...] = get_args(Machine)
 CPUS = (1, 4, 8)
-# 2 to 8 CPUs are what is said most of hot-adding; a DIMM of 2 GiB crosses 4 GiB on q35. 128 GiB is the BAR of an H100.
+# 2 to 8 CPUs is the usual example of hot-adding; a DIMM of 2 GiB crosses 4 GiB on q35. 128 GiB is the BAR of an H100.
 EXTRA = [
     Test(
         "hotplug",
@@ -53,15 +53,14 @@ EXTRA = [
 ]
 # What launch.with_room appends to an emulated CPU.
 WIDENED = r",phys-bits=\d+$"
-# What is kept of a boot test as evidence.
+# A boot test's files that are kept as evidence.
 KEPT = ("console.log", "report.json", "verdict.json")
-# And in its place of a test that this machine has no room for.
+# The file that is kept instead for a test that this machine has no room for.
 NO_ROOM = "no-room.json"
-# And all that one makes in its folder.
-MADE = (*KEPT, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
+# All files that a boot test writes to its folder.
+OUTPUT = (*KEPT, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
 
-
-# What a user may say of one boot test: the fields of Words.
+# The options of a boot test: the fields of Options.
 OPTIONS = {
     "cpus": "how many CPUs",
     "memory": "how much memory, such as 2G",
@@ -70,10 +69,10 @@ OPTIONS = {
     "accel": "auto, kvm or tcg",
     "timeout": "seconds after which the guest counts as lost",
     "plug-cpus": "plug CPUs in while the guest runs, until there are so many",
-    "unplug-cpus": "then take CPUs out again, until so many are left",
+    "unplug-cpus": "then unplug CPUs again, until so many are left",
     "plug-memory": "plug memory in while the guest runs, until there is so much, such as 3G",
 }
-# And what takes no value.
+# And those without a value.
 FLAGS = {"power-button": "press the power button after the report: the guest must shut down in order"}
 
 
@@ -83,31 +82,31 @@ class Bench(msgspec.Struct, frozen=True):
     name: str
     bundle: Path
     folder: Path
-    """Gets console.log, report.json, verdict.json and qemu.sh; what a boot test before left in it is removed."""
+    """Gets console.log, report.json, verdict.json and qemu.sh; the files of an earlier boot test are removed."""
     kvm: Path
     """A file: whether KVM runs this firmware on this machine."""
     pits: Path | None = None
-    """configs/pits/: a guest that fails is told its pit."""
+    """configs/pits/: a failure is reported with its pit."""
     evidence: Path | None = None
-    """A folder: a run that is one of `cells` is kept here too, by the cell's name."""
+    """A folder: a run that is one of `tests` is kept here too, by the test's name."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """verdict.json: the verdict and what it was about."""
+    """verdict.json: the verdict and what it is about."""
 
     bundle: dict[str, manifests.File]
     wanted: Launch
-    """The guest's own launch, before the user's words."""
+    """The guest's own launch, before the user's options."""
     spec: launch.Spec
     qemu: str
     accel: str
-    """Which accelerator was taken, and why."""
+    """Which accelerator was used, and why."""
     argv: tuple[str, ...]
     verdict: verdict.Verdict
     pits: tuple[str, ...] = ()
-    """Known ways to fail that were recognized, roots only; of a pass none."""
+    """Known ways to fail that were recognized, roots only; none for a pass."""
     run_guest: bool = False
-    """Whether QEMU was told what the bundle's run-guest tells it, and no more than watching takes."""
+    """Whether QEMU's command was that of the bundle's run-guest, changed only as watching needs it."""
 
 
 class NoRoom(msgspec.Struct, frozen=True):
@@ -119,17 +118,17 @@ class NoRoom(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What one start of QEMU came to."""
+    """The result of one start of QEMU."""
 
     verdict: verdict.Verdict | None
     """None: QEMU did not start the guest."""
     report: report.Report
     diagnosis: matching.Diagnosis
     blind: matching.Diagnosis
-    """The same without knowing the kernel's config, as for a stranger's console."""
+    """The same without the kernel's config, as for the console of an unknown kernel."""
     argv: tuple[str, ...]
     refusal: str = ""
-    """What QEMU said in place of starting."""
+    """QEMU's error, if it did not start."""
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -137,7 +136,7 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 def tests(launch: Launch) -> list[Test]:
-    """Every boot test that a release tells of; the guest's own launch is among them."""
+    """Every boot test that a release lists, the guest's own launch included."""
     own = (launch.machine, launch.cpus)
     cells = {(machine, cpus) for machine in MACHINES for cpus in CPUS} | {own}
     found = []
@@ -149,38 +148,36 @@ def tests(launch: Launch) -> list[Test]:
 
 
 def own_test(launch: Launch) -> str:
-    """The name of the boot test of the guest's launch as its file says it."""
+    """The name of the boot test of the guest's launch as in its file."""
     return f"boot-test-{launch.machine}-{launch.cpus}"
 
 
 def cannot(test: Test, launch: Launch, nr_cpus: int) -> str:
-    """Why a guest of this launch cannot be tested so, if it cannot; `nr_cpus` is what its kernel was built for."""
-    most = max(int(test.words.cpus or 0), int(test.words.plug_cpus or 0))
+    """Why a guest of this launch cannot run this test, if it cannot; `nr_cpus` is what its kernel was built for."""
+    most = max(int(test.options.cpus or 0), int(test.options.plug_cpus or 0))
     if most > nr_cpus:
         return "the kernel was built for fewer CPUs"
-    if test.words.plug_cpus and most > launch.max_cpus:
+    if test.options.plug_cpus and most > launch.max_cpus:
         return "the launch has no room for more CPUs"
-    if test.words.machine == "pc" and any(node.gpus for node in launch.numa):
-        return "the launch has cards near nodes, which pc has no buses for"
-    if test.words.memory and launch.numa:
+    if test.options.machine == "pc" and any(node.gpus for node in launch.numa):
+        return "the launch has cards near nodes, and pc has no buses for them"
+    if test.options.memory and launch.numa:
         return "the launch has its memory in nodes"
     return ""
 
 
 def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
-    """Why a test's own cards have no room on this machine, by the plan, and keep that as evidence; empty: they have.
-
-    The guest's own cards are what it is for: without room it fails.
-    """
-    if not test.words.gpu:
+    """Why the plan has no room on this machine for a test's own cards, kept as evidence too; empty: there is room. The
+    guest's own cards are different: the guest is built for them, so without room its test fails."""
+    if not test.options.gpu:
         return ""
     manifest = manifests.load(bench.bundle)
-    spec = launch.settle(wanted, test.words, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.series)
+    spec = launch.settle(wanted, test.options, nr_cpus_of(bench.bundle), (), SYSFS, manifest.kernel.series)
     accel, _ = accelerator(bench, spec, emulator.version(), manifest)
-    _, made = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text(encoding="utf-8"))
-    if made is None or made.fits:
+    _, plan = launch.with_room(msgspec.structs.replace(spec, accel=accel), SYSFS, CPUINFO.read_text(encoding="utf-8"))
+    if plan is None or plan.fits:
         return ""
-    said = [line.strip() for warning in bar_window_text.warnings(made) for line in warning.splitlines()]
+    said = [line.strip() for warning in bar_window_text.warnings(plan) for line in warning.splitlines()]
     why = f"no room on this machine under {accel}: {'; '.join(said)}"
     if bench.evidence is not None:
         with files.replacing_tree(bench.evidence / test.name) as kept:
@@ -188,7 +185,7 @@ def without_room(bench: Bench, test: Test, wanted: Launch) -> str:
     return why
 
 
-def run(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]) -> None:
+def run(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], None]) -> None:
     """Boot the bundle and write console.log, report.json, verdict.json and qemu.sh.
 
     Raises GuestFailed, GuestLost or ToolError for anything but a pass. A second run waits for the first.
@@ -198,7 +195,7 @@ def run(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]
         say(f"waiting for another boot test of {bench.name}")
 
     with files.lock(bench.folder.with_name(f".{bench.folder.name}.run"), waiting):
-        trial = _boot(bench, words, wanted, say)
+        trial = _boot(bench, options, wanted, say)
     judged = trial.verdict
     if judged is None:
         raise ToolError(trial.refusal, _pit(trial))
@@ -215,26 +212,26 @@ def _pit(trial: Trial) -> str:
     return matching.describe(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
-def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
+def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
     manifest = manifests.load(bench.bundle)
     nr_cpus = nr_cpus_of(bench.bundle)
     if manifest.config.problems:
-        # contract=ignore: the guest is booted as it was meant, to see what comes of its wrong config.
+        # contract=ignore: the guest is booted as it was meant, to show what its wrong config leads to.
         nr_cpus = max(nr_cpus, wanted.max_cpus)
     series = manifest.kernel.series
-    spec = launch.settle(wanted, words, nr_cpus, emulator.display_models(), SYSFS, series)
+    spec = launch.settle(wanted, options, nr_cpus, emulator.display_models(), SYSFS, series)
     version = emulator.version()
     accel, why = accelerator(bench, spec, version, manifest)
     requested = msgspec.structs.replace(spec, accel=accel)
     cpuinfo = CPUINFO.read_text(encoding="utf-8")
-    spec, made = launch.with_room(requested, SYSFS, cpuinfo)
+    spec, plan = launch.with_room(requested, SYSFS, cpuinfo)
     own = scripted(manifest, wanted, requested, cpuinfo)
     check_memory(spec, MEMINFO.read_text(encoding="utf-8"))
     folder = bench.folder
     make_empty(folder, bench.bundle)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
-    if made is not None:
-        say(launch.window_line(spec, made))
+    if plan is not None:
+        say(launch.window_line(spec, plan))
     known = catalogue.load(bench.pits) if bench.pits else {}
     breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, series)
     command = argv(bench, spec, folder)
@@ -242,9 +239,9 @@ def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], Non
         scripts = script_argv(folder, accel)
         if scripts != command:
             own = None
-            say(f"{paths.RUN_GUEST}: does not know these cards as this machine has them, so it is not used")
-    # A window that the launch insists on is not the plan's.
-    window = made.window if made is not None and made.fits and not wanted.window else None
+            say(f"{paths.RUN_GUEST}: was not made for these cards as this machine has them, so it is not used")
+    # A window that the launch itself sets is not the plan's.
+    window = plan.window if plan is not None and plan.fits and not wanted.window else None
     shipped = verdict.Shipped(manifest.kernel.release, manifest.firmware.version)
     trial = attempt(spec, command, folder, known, breaches, manifest.config.problems, window=window, shipped=shipped)
     if trial.verdict is None:
@@ -254,8 +251,8 @@ def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], Non
     )
     files.write(folder / "verdict.json", msgspec.json.format(msgspec.json.encode(outcome)))
     test = next((test for test in tests(wanted) if is_of(spec, wanted, test)), None)
-    # Cards of the test's own that have no room on this machine tell nothing of the bundle.
-    hopeless = test is not None and test.words.gpu and made is not None and not made.fits
+    # If a test's own cards have no room on this machine, that says nothing about the bundle.
+    hopeless = test is not None and test.options.gpu and plan is not None and not plan.fits
     if bench.evidence is not None and test is not None and not hopeless:
         with files.replacing_tree(bench.evidence / test.name) as kept:
             for name in KEPT:
@@ -264,19 +261,19 @@ def _boot(bench: Bench, words: Options, wanted: Launch, say: Callable[[str], Non
 
 
 def make_empty(folder: Path, of: Path) -> None:
-    """Make a boot test's folder, or remove what one before left in it; UserError, and nothing is removed, where
-    there is anything else. `of`: the bundle that it is about."""
-    names = "|".join(map(re.escape, MADE))
-    made = re.compile(rf"{names}|\.({names})\.\w{{8}}")  # or as files.replacing names it until it is whole
+    """Make a boot test's folder, or remove what an earlier one left in it; UserError, and nothing is removed, if
+    there is anything else. `of`: the bundle under test."""
+    names = "|".join(map(re.escape, OUTPUT))
+    ours = re.compile(rf"{names}|\.({names})\.\w{{8}}")  # or the temporary name that files.replacing gives
     there = sorted(folder.iterdir()) if folder.is_dir() else []
-    others = [path for path in there if not made.fullmatch(path.name) or (path.is_dir() and not path.is_symlink())]
+    others = [path for path in there if not ours.fullmatch(path.name) or (path.is_dir() and not path.is_symlink())]
     link = folder / arguments.LINK
     if there and not link.is_symlink():
-        others = there  # it comes first, and stays
+        others = there  # a boot test makes the link first, and keeps it
     if others:
         names = ", ".join(path.name for path in others[:3])
         raise UserError(
-            f"{folder}: has {names}, which no boot test made; a boot test empties its folder first",
+            f"{folder}: has {names}, which no boot test wrote; a boot test empties its folder first",
             "move that away, or give another folder with --work",
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,9 +294,9 @@ def _link(link: Path, of: Path) -> None:
 
 
 def check_memory(spec: launch.Spec, meminfo: str) -> None:
-    """UserError for more memory than the host, whose /proc/meminfo is given, can ever give.
+    """UserError for more memory than the host has; `meminfo` is its /proc/meminfo.
 
-    QEMU would start, and be killed when the guest takes it; with a card all of it is taken at once.
+    QEMU would start, and be killed when the guest uses the memory; with a card all of it is allocated at the start.
     """
     if spec.hugepages:
         return
@@ -325,19 +322,19 @@ def attempt(
     window: bar_window.Window | None = None,
     shipped: verdict.Shipped | None = None,
 ) -> Trial:
-    """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose what came of it."""
+    """Start QEMU in `folder`, which gets console.log, report.json and qemu.sh; judge and diagnose the result."""
     plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
     try:
         deeds = qemu.Deeds(spec.plug_cpus, spec.unplug_cpus, plugged, nmi, spec.power_button)
         result = qemu.boot(command, folder, spec.timeout, deeds)
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
-        told = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
-        found = matching.diagnose(known, matching.see(said, facts=told))
+        facts = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
+        found = matching.diagnose(known, matching.see(said, facts=facts))
         return Trial(None, report.Report(False, (), ()), found, found, tuple(command), str(error))
     seen = report.parse(result.report)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
-    # QEMU's own words too: some pits are the host's.
+    # QEMU's own output too: some pits are the host's.
     text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
     found = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen), breaches))
     blind = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
@@ -350,7 +347,7 @@ def attempt(
 def breaches_of(
     known: Mapping[str, catalogue.Pit], config: Path, wanted: Launch, spec: launch.Spec, series: str
 ) -> list[contract.Breach]:
-    """Where a kernel's config breaks the contract of what is launched in fact."""
+    """Where a kernel's config breaks the contract of this launch."""
     launched = msgspec.structs.replace(
         wanted,
         machine=spec.machine,
@@ -374,33 +371,33 @@ def nr_cpus_of(folder: Path) -> int:
 def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
     """Whether what was booted is this test of the guest's launch.
 
-    How it is accelerated, how long it may take and what room its BARs were given does not matter; the verdict tells it.
+    The accelerator, the timeout and the room for BARs do not matter; the verdict records them.
     """
-    words = test.words
-    cpus = int(words.cpus or wanted.cpus)
-    memory = words.memory or wanted.memory
-    cards = words.gpu.split(",") if words.gpu else [name for name in wanted.gpus if name != "none"]
+    options = test.options
+    cpus = int(options.cpus or wanted.cpus)
+    memory = options.memory or wanted.memory
+    cards = options.gpu.split(",") if options.gpu else [name for name in wanted.gpus if name != "none"]
     return (
-        (spec.machine, spec.cpus) == (words.machine or wanted.machine, cpus)
+        (spec.machine, spec.cpus) == (options.machine or wanted.machine, cpus)
         and re.sub(WIDENED, "", spec.cpu) == re.sub(WIDENED, "", wanted.cpu)
         and spec.disks == wanted.disks
         and spec.max_cpus == max(cpus, wanted.max_cpus)
         and spec.memory == settings.size(memory, "launch.memory")
-        and (spec.plug_cpus, spec.unplug_cpus) == (int(words.plug_cpus or 0), int(words.unplug_cpus or 0))
-        and spec.plug_memory == (settings.size(words.plug_memory, "--plug-memory") if words.plug_memory else 0)
-        and spec.power_button == words.power_button
+        and (spec.plug_cpus, spec.unplug_cpus) == (int(options.plug_cpus or 0), int(options.unplug_cpus or 0))
+        and spec.plug_memory == (settings.size(options.plug_memory, "--plug-memory") if options.plug_memory else 0)
+        and spec.power_button == options.power_button
         and spec.cmdline == wanted.cmdline
         and [_short(gpu.name) for gpu in spec.gpus] == [_short(name) for name in cards]
     )
 
 
-def _short(word: str) -> str:
-    return word.lower().removeprefix("0000:")
+def _short(name: str) -> str:
+    return name.lower().removeprefix("0000:")
 
 
 def scripted(manifest: manifests.Manifest, wanted: Launch, requested: launch.Spec, cpuinfo: str) -> launch.Spec | None:
-    """The launch that the bundle's run-guest is for, if it is what is requested; the time that it may take is the
-    asker's. None: it is another, or the bundle is of a minguest that made no run-guest."""
+    """The launch that the bundle's run-guest is for, if that is what is requested, with the requested timeout. None: it
+    is another launch, or the bundle has no run-guest."""
     if paths.RUN_GUEST not in manifest.files or wanted != manifest.guest.launch:
         return None
     own = launch.shipped(wanted, manifest.kernel.series, SYSFS, cpuinfo)[requested.accel]
@@ -409,7 +406,7 @@ def scripted(manifest: manifests.Manifest, wanted: Launch, requested: launch.Spe
 
 
 def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
-    """QEMU's command for a boot test in `folder`, which gets what run-guest has in its own: a fresh copy of the
+    """QEMU's command for a boot test in `folder`, which gets the same as run-guest's own: a fresh copy of the
     variables, and the link to the bundle."""
     files.copy(bench.bundle / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
     _link(folder / arguments.LINK, bench.bundle)
@@ -417,16 +414,16 @@ def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
 
 
 def script_argv(folder: Path, accel: Accel) -> list[str]:
-    """The same by the bundle's own run-guest; `folder` is as `argv` left it."""
-    # By sh: a bundle that was copied may have lost the bit that makes it a program.
+    """The same command from the bundle's own run-guest; `folder` is as `argv` left it."""
+    # With sh: a bundle that was copied may have lost the executable bit.
     script = [f"{arguments.LINK}/{paths.RUN_GUEST}", "--accel", accel, "--show"]
     _, shown = run_tool(["sh", *script], cwd=folder, deadline=SHOW, merge=False)
     return arguments.watching(shown.split("\n"))
 
 
 def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifests.Manifest) -> tuple[Accel, str]:
-    """KVM or TCG, and why. What KVM answered is kept until QEMU, the bundle's bytes, the CPU or the host's kernel
-    change; where it gave no answer, it is asked again the next time."""
+    """KVM or TCG, and why. A sure result is kept until QEMU, the bundle's bytes, the CPU or the host's kernel change;
+    an unsure one is tried again the next time."""
     if spec.accel != "auto":
         return spec.accel, f"{spec.accel} as requested"
     if shut := kvm.closed():

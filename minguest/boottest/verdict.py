@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares three views of one guest: what was requested, what QEMU made, what initd saw. Pure."""
+"""Compares three views of one guest: what was requested, what QEMU has, what the guest reports. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ from minguest.vm.qemu import DEAD_ENDS, Run
 from minguest.vm.qmp import functions
 from minguest.vm.report import ROM, PciDevice, Report, Shutdown, cpu_count, cpu_list
 
-# A guest never sees all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
-# Measured with OVMF 2025.02: 1.5 to 4 MiB on both lines.
+# A guest never has all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
+# Measured with OVMF 2025.02: 1.5 to 4 MiB on both series.
 RESERVED_MAX = 32 << 20
-# Linux keeps buffers below 4 GiB for devices that reach no further, where any memory may lie above
-# (swiotlb: IO_TLB_DEFAULT_SIZE), all of one node.
+# If memory may lie above 4 GiB, Linux keeps buffers below it for devices that reach no further, all of them from one
+# node (swiotlb: IO_TLB_DEFAULT_SIZE).
 BOUNCE = 64 << 20
-# QEMU says this of a BAR that has no address: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
+# QEMU's address of a BAR that has none: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
 UNMAPPED = -1
-# What initd says on the console when its report went nowhere.
+# What initd prints on the console when its report went nowhere.
 NO_PORT = re.compile(r"initd: .* bytes, to no port")
 
 
@@ -40,17 +40,17 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Shipped(msgspec.Struct, frozen=True):
-    """What a bundle says is in it."""
+    """The kernel and firmware that a bundle's manifest names."""
 
     kernel: str
-    """Its release, as uname(2) tells it."""
+    """Its release, as in uname(2)."""
     firmware: str
-    """OVMF's version, as SMBIOS tells it."""
+    """OVMF's version, as in SMBIOS."""
 
 
 class Phases(msgspec.Struct, frozen=True):
-    """Seconds. `firmware`: from QEMU's start to the kernel's clock, so the image's unpacking is in it;
-    `kernel`: to initd's start, by the guest's clock; `initd`: the report, first to last line."""
+    """Seconds. `firmware`: from QEMU's start to the start of the kernel's clock, which includes unpacking the image;
+    `kernel`: from there to initd's start, by the guest's clock; `initd`: the report, first to last line."""
 
     firmware: float | None
     kernel: float | None
@@ -59,7 +59,7 @@ class Phases(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What the host concludes."""
+    """The result of one boot."""
 
     result: Literal["pass", "failed", "lost"]
     reason: str
@@ -67,9 +67,9 @@ class Verdict(msgspec.Struct, frozen=True):
     phases: Phases
     ending: str
     telling: tuple[console.Line, ...] = ()
-    """Console lines that name trouble, on anything but a pass."""
+    """Console lines that name trouble, for anything but a pass."""
     tail: tuple[console.Line, ...] = ()
-    """The last lines of the console of a lost guest."""
+    """The last lines of the console, for a lost guest."""
 
 
 def judge(
@@ -80,11 +80,11 @@ def judge(
     window: bar_window.Window | None = None,
     shipped: Shipped | None = None,
 ) -> Verdict:
-    """The verdict of one boot. `problems` is what the bundle's config was known to lack (contract=ignore), `window`
-    where the plan has the cards' large BARs, `shipped` what the guest's kernel and firmware must be."""
+    """The verdict of one boot. `problems` are those of the bundle's config that contract=ignore accepted; `window` is
+    where the plan has the cards' large BARs; `shipped` is what the guest's kernel and firmware must be."""
     screen = console.lines(run.console)
     phases = _phases(run, report)
-    # A QEMU that cannot be asked leaves nothing to compare the report with.
+    # Without QEMU's answers there is nothing to compare the report with.
     if not report.complete or run.ending in ("qemu died", "no answer"):
         return Verdict(
             result="lost",
@@ -92,7 +92,7 @@ def judge(
             checks=(),
             phases=phases,
             ending=run.ending,
-            telling=tuple(console.telling(screen)),
+            telling=tuple(console.trouble(screen)),
             tail=tuple(console.tail(screen, 12)),
         )
     checks = tuple(_checks(spec, run, report, window, shipped))
@@ -106,12 +106,12 @@ def judge(
         checks=checks,
         phases=phases,
         ending=run.ending,
-        telling=tuple(console.telling(screen)),
+        telling=tuple(console.trouble(screen)),
     )
 
 
 def with_pits(judged: Verdict, roots: Mapping[str, str]) -> Verdict:
-    """The verdict with the pits that were recognized, by id with their titles. A guest in a pit does not pass."""
+    """The verdict with the pits that were recognized, by id with their titles. With a pit a guest does not pass."""
     if judged.result == "lost" or (judged.result == "failed" and roots):
         return judged
     why = "; ".join(f"{name}: {title}" for name, title in roots.items())
@@ -124,9 +124,9 @@ def with_pits(judged: Verdict, roots: Mapping[str, str]) -> Verdict:
 
 def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
     panic = _panic(screen)
-    stands = next((why for words, why in DEAD_ENDS.items() if words in run.console), None)
-    if stands:
-        what = stands
+    dead_end = next((why for text, why in DEAD_ENDS.items() if text in run.console), None)
+    if dead_end:
+        what = dead_end
     elif panic:
         what = f"the kernel panicked (console line {panic.number})"
     else:
@@ -139,7 +139,7 @@ def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
             "panic": "it panicked",
             "internal error": run.detail,
             "qemu died": f"QEMU died ({run.detail})",
-            "no answer": f"QEMU could not be asked what it has ({run.detail})",
+            "no answer": f"QEMU did not answer what it has ({run.detail})",
             "console flood": run.detail,
             "report flood": run.detail,
         }[run.ending]
@@ -173,10 +173,10 @@ def _checks(
     views = run.views
     cpus = report.record("cpus")
     online = cpu_count(cpus.get("online") or "")
-    made = len(views["cpus"]) if "cpus" in views else None
+    in_qemu = len(views["cpus"]) if "cpus" in views else None
     before = "".join(f"{count} → " for count in (spec.cpus, spec.plug_cpus) if spec.plug_cpus and count)
     before = before if spec.unplug_cpus else before.removesuffix(f"{spec.plug_cpus} → ")
-    yield _equal("CPUs", spec.last_cpus, made, online, before)
+    yield _equal("CPUs", spec.last_cpus, in_qemu, online, before)
     slots = len(views["hotpluggable_cpus"]) if "hotpluggable_cpus" in views else None
     yield _equal("CPUs at most", spec.max_cpus, slots, cpu_count(cpus.get("possible") or ""))
     yield _memory(spec, views, report)
@@ -186,13 +186,13 @@ def _checks(
     if shipped is not None:
         yield _kernel(report, shipped)
     devices = {device.address: device for device in report.pci}
-    in_qemu = functions(views.get("pci", ()))
-    yield _all_devices(in_qemu, devices)
+    qemu_devices = functions(views.get("pci", ()))
+    yield _all_devices(qemu_devices, devices)
     yield _bars(report.pci)
     for gpu in spec.gpus:
-        yield _gpu(gpu, in_qemu, devices)
+        yield _gpu(gpu, qemu_devices, devices)
     if window is not None and (high := _high(spec.gpus)):
-        yield _window(window, high, in_qemu, devices)
+        yield _window(window, high, qemu_devices, devices)
     if spec.power_button:
         yield _button(report.shutdown)
     off = run.ending == "power-off"
@@ -203,11 +203,11 @@ def _checks(
 
 
 def _firmware(report: Report, shipped: Shipped | None) -> Check:
-    told = report.record("firmware")
-    kind, version = told.get("kind"), told.get("version") or ""
-    why = "" if kind == "uefi" else f"the guest saw {kind}, not UEFI"
+    record = report.record("firmware")
+    kind, version = record.get("kind"), record.get("version") or ""
+    why = "" if kind == "uefi" else f"the guest reports {kind}, not UEFI"
     if not why and shipped is not None and version != shipped.firmware:
-        why = f"the guest saw {version or 'no version'}, the bundle has {shipped.firmware}"
+        why = f"the guest reports {version or 'no version'}, the bundle has {shipped.firmware}"
     requested = f"UEFI {shipped.firmware}" if shipped is not None else "UEFI"
     return Check("firmware", requested, "", f"{kind} {version}".strip(), not why, why)
 
@@ -232,12 +232,12 @@ def _shown(value: int | None) -> str:
 
 def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
     facts = views.get("memory", {})
-    made = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
+    size = facts["base-memory"] + facts.get("plugged-memory", 0) if facts else None
     ram = report.record("memory").get("ram_bytes") or 0
     requested = max(spec.memory, spec.plug_memory)
     enough = requested - RESERVED_MAX <= ram <= requested
-    ok = made == requested and enough
-    in_qemu = "not answered" if made is None else units.rounded(made)
+    ok = size == requested and enough
+    in_qemu = "not answered" if size is None else units.rounded(size)
     why = f"{units.rounded(ram)} of {units.rounded(requested)}" if not enough else f"QEMU has {in_qemu}"
     return Check(
         "memory",
@@ -250,9 +250,9 @@ def _memory(spec: Spec, views: dict[str, Any], report: Report) -> Check:
 
 
 def _nodes(spec: Spec, report: Report) -> Check:
-    """Every node's CPUs and distances; its memory, less what the kernel keeps of it, to a tenth.
+    """Every node's CPUs and distances; its memory, less what the kernel keeps, to a tenth.
 
-    What is plugged in is the first node's: QEMU's pc-dimm has node=0 where nobody says otherwise.
+    Memory that is plugged in goes to the first node: QEMU's pc-dimm has node=0 by default.
     """
     seen = report.all("node")
     plugged = max(0, spec.plug_memory - spec.memory)
@@ -270,35 +270,36 @@ def _nodes(spec: Spec, report: Report) -> Check:
     return Check("NUMA nodes", str(len(spec.numa)), "", guest, not wrong, "; ".join(wrong))
 
 
-def _all_devices(made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
-    missing, extra = sorted(made.keys() - seen.keys()), sorted(seen.keys() - made.keys())
+def _all_devices(in_qemu: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
+    missing, extra = sorted(in_qemu.keys() - seen.keys()), sorted(seen.keys() - in_qemu.keys())
     why = "; ".join(
-        [f"the guest does not see {', '.join(missing)}"] * bool(missing)
-        + [f"QEMU does not know {', '.join(extra)}"] * bool(extra)
+        [f"the guest does not report {', '.join(missing)}"] * bool(missing)
+        + [f"QEMU does not have {', '.join(extra)}"] * bool(extra)
     )
-    ok = bool(made) and not why
-    return Check("PCI devices", "all", str(len(made)), str(len(seen)), ok, why or ("" if ok else "QMP did not answer"))
+    ok = bool(in_qemu) and not why
+    why = why or ("" if ok else "QMP did not answer")
+    return Check("PCI devices", "all", str(len(in_qemu)), str(len(seen)), ok, why)
 
 
 def _bars(devices: Sequence[PciDevice]) -> Check:
-    """Every BAR of every device has an address: one that has none may take the others of its bridge with it."""
+    """Every BAR of every device has an address: one without may leave others behind the same bridge without one too."""
     bars = [(device.address, bar) for device in devices for bar in device.bars if bar.index != ROM]
     dead = [f"{address} BAR {bar.index}" for address, bar in bars if not bar.assigned]
     why = f"no address: {', '.join(dead)}" if dead else ""
     return Check("BARs", "all placed", "", f"{len(bars) - len(dead)} of {len(bars)}", not dead, why)
 
 
-def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
+def _gpu(gpu: Gpu, devices: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) -> Check:
     name = f"GPU {gpu.id}"
-    found = next(((address, each) for address, each in made.items() if each.get("qdev_id") == gpu.id), None)
+    found = next(((address, each) for address, each in devices.items() if each.get("qdev_id") == gpu.id), None)
     if found is None:
-        return Check(name, str(gpu), "not there", "", False, "QEMU made no such device")
+        return Check(name, str(gpu), "not there", "", False, "QEMU has no such device")
     address, device = found
     regions = {each["bar"]: each for each in device["regions"] if each["bar"] != ROM}
     in_qemu = f"{address}, {len(regions)} BARs"
     view = seen.get(address)
     if view is None:
-        return Check(name, str(gpu), in_qemu, "not there", False, f"the guest sees nothing at {address}")
+        return Check(name, str(gpu), in_qemu, "not there", False, f"the guest reports nothing at {address}")
     bars = {bar.index: bar for bar in view.bars if bar.index != ROM}
     wrong = _identity(gpu, view, {index: region["size"] for index, region in regions.items()})
     if gpu.node is not None and view.numa_node != gpu.node:
@@ -307,7 +308,7 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
     wrong += [f"BAR {index} ({units.rounded(regions[index]['size'])}) has no address" for index in dead]
     for index, region in sorted(regions.items()):
         if dead:
-            break  # Linux does not enable such a device, so QEMU knows the addresses of none of its BARs
+            break  # Linux does not enable such a device, so QEMU has no address for any of its BARs
         bar = bars[index]
         if region["address"] == UNMAPPED:
             off = f"the device does not decode (command {view.command})"
@@ -317,7 +318,7 @@ def _gpu(gpu: Gpu, made: dict[str, dict[str, Any]], seen: dict[str, PciDevice]) 
         elif bar.size != region["size"]:
             wrong.append(f"BAR {index}: guest {units.rounded(bar.size or 0)}, QEMU {units.rounded(region['size'])}")
     if not regions:
-        wrong.append("QEMU tells no BARs")
+        wrong.append("QEMU reports no BARs")
     placed = sum(bar.assigned for bar in bars.values())
     guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
     guest += f", node {view.numa_node}" * (gpu.node is not None)
@@ -328,11 +329,11 @@ def _button(shutdown: Shutdown | None) -> Check:
     """Whether the guest shut down because of its power button, and in order."""
     name, requested = "power button", "shut down in order"
     if shutdown is None:
-        return Check(name, requested, "", "nothing", False, "the guest did not shut down when it was pressed")
-    wrong = [f"it was {shutdown.why} that ended it"] * (shutdown.why != "power-button")
-    wrong += [f"it went for {shutdown.how}"] * (shutdown.how != "power-off")
+        return Check(name, requested, "", "nothing", False, "the guest did not shut down when the button was pressed")
+    wrong = [f"it ended because of {shutdown.why}"] * (shutdown.why != "power-button")
+    wrong += [f"it ended with {shutdown.how}"] * (shutdown.how != "power-off")
     wrong += [f"{shutdown.killed} programs had to be killed, {shutdown.left} are left"] * bool(shutdown.killed)
-    wrong += ["not all was written to the disks"] * (not shutdown.synced)
+    wrong += ["not all data was written to the disks"] * (not shutdown.synced)
     if shutdown.busy != 0:
         wrong.append(f"{'some' if shutdown.busy is None else shutdown.busy} file systems stayed writable")
     return Check(name, requested, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
@@ -347,11 +348,11 @@ def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:
 def _window(
     window: bar_window.Window,
     high: Sequence[tuple[str, int]],
-    made: dict[str, dict[str, Any]],
+    devices: dict[str, dict[str, Any]],
     seen: dict[str, PciDevice],
 ) -> Check:
     """Whether the guest has all of these BARs where the plan has them."""
-    addresses = {each.get("qdev_id"): address for address, each in made.items()}
+    addresses = {each.get("qdev_id"): address for address, each in devices.items()}
     outside = []
     for name, index in high:
         view = seen.get(addresses.get(name, ""))
@@ -365,10 +366,10 @@ def _window(
 
 
 def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
-    """What is wrong with which device it is; `sizes` of its BARs in bytes as QEMU has them."""
+    """Whether the device is the card, and if not why; `sizes` of its BARs in bytes as QEMU has them."""
     if gpu.card is None:
-        return [] if view.gpu or gpu.bar else [f"class {view.pci_class} is no display controller's"]
-    # A card of the host's is what it is there.
+        return [] if view.gpu or gpu.bar else [f"class {view.pci_class} is not a display controller's"]
+    # The host's card must look the same in the guest.
     host = gpu.card
     there = f"{host.vendor}:{host.device} class {host.pci_class}"
     here = f"{view.vendor}:{view.device} class {view.pci_class}"
@@ -396,20 +397,20 @@ def facts_of_launch(spec: Spec) -> dict[str, Fact]:
 
 
 def facts(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
-    """All that is known of one boot, by the names in facts.NAMES."""
+    """All that is known about one boot, by the names in facts.NAMES."""
     found = {**facts_of_launch(spec), **of_report(report), "ending": run.ending}
     found["kernel.speaks"] = "yes" if b"Linux version" in run.console else "no"
     found["console.lines"] = sum(bool(line.strip()) for line in run.console.splitlines())
     if "cpus" in run.views:
         found["cpus.made"] = len(run.views["cpus"])
     if memory := run.views.get("memory"):
-        made = memory["base-memory"] + memory.get("plugged-memory", 0)
-        found["memory.made"] = made
+        size = memory["base-memory"] + memory.get("plugged-memory", 0)
+        found["memory.made"] = size
         if isinstance(ram := found.get("memory.ram"), int):
-            found["memory.missing"] = made - ram
+            found["memory.missing"] = size - ram
     if "pci" in run.views:
-        made = {device.get("qdev_id") for device in functions(run.views["pci"]).values()}
-        found["gpus.made"] = sum(gpu.id in made for gpu in spec.gpus)
+        ids = {device.get("qdev_id") for device in functions(run.views["pci"]).values()}
+        found["gpus.made"] = sum(gpu.id in ids for gpu in spec.gpus)
     return found
 
 
@@ -428,7 +429,10 @@ def table(verdict: Verdict) -> str:
              (("firmware", p.firmware), ("kernel", p.kernel), ("initd", p.initd)) if value is not None]  # fmt: skip
     text.append("  times: " + " · ".join([*times, f"whole {p.wall:.2f} s"]))
     if verdict.telling:
-        text += ["  telling lines of the console:", *(f"  {line.number:5} | {line.text}" for line in verdict.telling)]
+        text += [
+            "  console lines that name trouble:",
+            *(f"  {line.number:5} | {line.text}" for line in verdict.telling),
+        ]
     if verdict.tail:
-        text += ["  its last lines:", *(f"  {line.number:5} | {line.text}" for line in verdict.tail)]
+        text += ["  the console's last lines:", *(f"  {line.number:5} | {line.text}" for line in verdict.tail)]
     return "\n".join(text)

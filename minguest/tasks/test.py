@@ -44,7 +44,7 @@ def evidence_step(project: Project) -> Task:
                 if why := runner.without_room(project.bench, test, project.guest.launch):
                     say(f"{test.name} is not run: {why}")
                     continue
-                runner.run(project.bench, test.words, project.guest.launch, say)
+                runner.run(project.bench, test.options, project.guest.launch, say)
             except GuestError as error:
                 say(str(error))
                 failed.append(test.name)

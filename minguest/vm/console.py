@@ -8,7 +8,7 @@ import msgspec
 # CSI and single-character escapes, with which the firmware draws its screens (ECMA-48).
 ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 # Lines that name trouble, as 4.12 and 6.12 print them; each was seen in a real console.
-TELLING = re.compile(
+TROUBLE = re.compile(
     r"A valid RSDP was not found|SMP disabled|SMP motherboard not detected|MADT or MP tables are not detected|"
     r"Kernel panic - not syncing|NR_CPUS/possible_cpus limit|no space for|failed to assign|"
     r"KVM internal error|initd: (?!\d).*:|Out of memory"
@@ -33,9 +33,9 @@ def lines(raw: bytes) -> list[Line]:
     return [Line(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1)]
 
 
-def telling(console: list[Line]) -> list[Line]:
+def trouble(console: list[Line]) -> list[Line]:
     """The lines that name trouble."""
-    return [line for line in console if TELLING.search(line.text)]
+    return [line for line in console if TROUBLE.search(line.text)]
 
 
 def tail(console: list[Line], count: int) -> list[Line]:

@@ -39,7 +39,7 @@ def test_boot_test_passes(built: paths.Layout, doit: Doit, cpus: int, machine: s
     assert json.loads((built.boot_test / "report.json").read_bytes())["complete"] is True
     assert f"-smp {cpus}," in (built.boot_test / "qemu.sh").read_text()
     # What the next one may remove.
-    assert {path.name for path in built.boot_test.iterdir()} <= set(runner.MADE)
+    assert {path.name for path in built.boot_test.iterdir()} <= set(runner.OUTPUT)
 
 
 @pytest.mark.parametrize("gpu", ["virtio-gpu-pci", "bochs-display,secondary-vga"])
@@ -115,7 +115,7 @@ def test_seabios_in_place_of_ovmf_fails(bench: Bench) -> None:
     # Without its two pflash drives QEMU takes SeaBIOS.
     found, _ = bench.boot(drop=("if=pflash", "-drive"))
     assert found.result == "failed"
-    assert "firmware: the guest saw bios, not UEFI" in found.reason
+    assert "firmware: the guest reports bios, not UEFI" in found.reason
 
 
 def test_less_memory_fails(bench: Bench) -> None:

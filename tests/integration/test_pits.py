@@ -90,5 +90,5 @@ def test_a_pit_that_is_not_named_is_a_wrong_cell(built: paths.Layout, tmp_path: 
     matrix = inject.run(site, ["msi-off-cmdline"], said.append)
     (cell,) = matrix.cells
     assert (cell.result, matrix.whole) == ("wrong", False)
-    assert "named was nmi-panic" in cell.why
+    assert "it names nmi-panic" in cell.why
     assert "wrong  " in said[0] and "wanted: failed: pits; pit msi-off-cmdline" in said[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a guest is done to it, and to nothing else of it."""
+"""A fault changes what it names, and nothing else."""
 
 import gzip
 import io
@@ -33,10 +33,10 @@ def parts(tmp_path: Path) -> Parts:
     return Parts(tmp_path, tmp_path / "ovmf.deb", code, variables, image, initrd)
 
 
-def command(parts: Parts, *words: str) -> list[str]:
+def command(parts: Parts, *faults: str) -> list[str]:
     """QEMU's argv after the fault."""
-    for word in words:
-        FAULTS[word](parts)
+    for fault in faults:
+        FAULTS[fault](parts)
     spec = launch.settle(Launch(), launch.Options(accel="tcg"), 64, ["secondary-vga"], Path("/sys"))
     argv = arguments.argv(spec, code="c", variables="v", kernel="k", initrd="i")
     for edit in parts.edits:
@@ -50,7 +50,7 @@ def members(parts: Parts) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("word", "gone"),
+    ("fault", "gone"),
     [
         ("firmware=seabios", {"-drive"}),
         ("initrd=none", {"-initrd"}),
@@ -58,18 +58,18 @@ def members(parts: Parts) -> dict[str, tuple[int, bytes]]:
         ("gpu=left-out", {"secondary-vga,id=gpu0"}),
     ],
 )
-def test_options_are_left_out_with_their_values(parts: Parts, word: str, gone: set[str]) -> None:
-    whole, cut = command(parts), command(parts, word)
+def test_options_are_left_out_with_their_values(parts: Parts, fault: str, gone: set[str]) -> None:
+    whole, cut = command(parts), command(parts, fault)
     assert gone <= set(whole) and not gone & set(cut)
     rest = [each for each in cut if each.startswith("-")]
     assert "-serial" in rest and "-chardev" in rest and cut[0] == whole[0]
-    # Each option has kept its value: the words of the whole, in their order.
+    # Each option has kept its value: arguments of the whole command, in their order.
     positions = iter(whole)
     assert all(each in positions for each in cut)
 
 
-def test_words_and_devices(parts: Parts) -> None:
-    (append,) = [word for word in command(parts, "console=elsewhere") if "panic=-1" in word]
+def test_parameters_and_devices(parts: Parts) -> None:
+    (append,) = [each for each in command(parts, "console=elsewhere") if "panic=-1" in each]
     assert "console=ttyS1" in append and "ttyS0" not in append
     assert command(parts, "gpu=no-such-card")[-2] == "-device"
     command(parts, "nmi")
@@ -83,9 +83,9 @@ def test_an_initrd_gets_another_init_and_keeps_the_rest(parts: Parts) -> None:
         "init=ends": (0o100755, program(ENDS)), "init=eats-memory": (0o100755, program(EATS)),
         "init=powers-off": (0o100755, program(POWERS_OFF)),
     }  # fmt: skip
-    for word, init in wanted.items():
+    for fault, init in wanted.items():
         parts.initrd = original
-        command(parts, word)
+        command(parts, fault)
         found = members(parts)
         assert found.pop("init", None) == init
         assert found == {"dev": (0o40755, b""), "etc": (0o100644, b"x")}

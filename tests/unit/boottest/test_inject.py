@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix: what is injected, what counts as right, and what is kept of it. The injection itself needs a guest."""
+"""The matrix: what is injected, what counts as right, and what is kept. The injection itself needs a guest."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ PHASES = verdict.Phases(1.0, 1.0, 0.1, 2.1)
 def trial(
     result: str, wrong: tuple[str, ...] = (), roots: tuple[str, ...] = (), effects: tuple[str, ...] = ()
 ) -> runner.Trial:
-    """What a boot might have come to."""
+    """A possible result of a boot."""
     checks = tuple(verdict.Check(name, "", "", "", False, "why") for name in wrong)
     judged = None if result == "not started" else verdict.Verdict(result, "a reason", checks, PHASES, "")  # type: ignore[arg-type]
     found = matching.Diagnosis(
@@ -46,17 +46,17 @@ LOST = Injection(fault=("initrd=none",), result=("lost", "not started"))
         ("efi-off", EFI, trial("failed", ("firmware", "CPUs"), ("efi-off",)), ""),
         ("efi-off", EFI, trial("failed", ("CPUs",), ("efi-off",)), "wrong rows are CPUs: why"),
         ("efi-off", EFI, trial("failed", ("CPUs", "firmware", "memory"), ("efi-off",)), "memory: why"),
-        ("efi-off", EFI, trial("pass"), "the verdict is pass: a reason; named was no pit"),
+        ("efi-off", EFI, trial("pass"), "the verdict is pass: a reason; it names no pit"),
         ("efi-off", EFI, trial("lost", (), ("efi-off",)), "the verdict is lost: a reason"),
-        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("acpi-off",)), "named was acpi-off"),
-        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("efi-off", "acpi-off")), "named was efi-off, acpi-off"),
-        ("efi-off", EFI, trial("failed", ("CPUs", "firmware")), "named was no pit"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("acpi-off",)), "it names acpi-off"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("efi-off", "acpi-off")), "it names efi-off, acpi-off"),
+        ("efi-off", EFI, trial("failed", ("CPUs", "firmware")), "it names no pit"),
         ("efi-off", EFI, trial("failed", ("CPUs", "firmware"), ("efi-off",), ("one-cpu",)), "unexplained: one-cpu"),
         ("initrd-missing", LOST, trial("lost", (), ("initrd-missing",)), ""),
         ("initrd-missing", LOST, trial("not started", (), ("initrd-missing",)), ""),
         ("initrd-missing", EFI, trial("not started", (), ("initrd-missing",)), "not started: QEMU said no"),
         (HEALTHY, Injection(), trial("pass"), ""),
-        (HEALTHY, Injection(), trial("pass", (), ("efi-off",)), "named was efi-off"),
+        (HEALTHY, Injection(), trial("pass", (), ("efi-off",)), "it names efi-off"),
         (HEALTHY, Injection(), trial("pass", (), (), ("one-cpu",)), "unexplained: one-cpu"),
         (HEALTHY, Injection(), trial("failed", ("CPUs",)), "the verdict is failed"),
     ],
@@ -69,9 +69,9 @@ def test_what_is_right(name: str, each: Injection, came: runner.Trial, why: str)
 
 def test_a_config_pit_is_named_by_its_symptoms_too() -> None:
     came = trial("failed", ("CPUs", "firmware"), ("efi-off",))
-    assert "without the kernel's config, named was efi-off, not none" in inject.against("efi-off", EFI, came, "")
+    assert "without the kernel's config it names efi-off, not none" in inject.against("efi-off", EFI, came, "")
     deaf = msgspec.structs.replace(came, blind=matching.Diagnosis((), (), (), ()))
-    assert "named was no pit, not efi-off" in inject.against("efi-off", EFI, deaf, "efi-off")
+    assert "it names no pit, not efi-off" in inject.against("efi-off", EFI, deaf, "efi-off")
 
 
 def test_a_matrix_is_of_its_bundle_launch_and_pits(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_matrix_is_of_its_bundle_launch_and_pits(tmp_path: Path) -> None:
     assert key != inject.key_of(manifest, Launch(), {**KNOWN, "efi-off": other})
 
 
-def test_every_pit_of_the_project_can_be_dug_or_says_why_not() -> None:
+def test_every_pit_of_the_project_can_be_injected_or_says_why_not() -> None:
     inject.verify(KNOWN)
     assert sum(pit.layer != "effect" for pit in KNOWN.values()) >= 20
     for line in ("4.12", "6.12"):
@@ -101,7 +101,7 @@ def test_the_plan() -> None:
     ]
     assert [each.name for name, each in inject.plan(KNOWN, "4.12", ["pci-off"])] == ["without-acpi"]
     assert len(inject.plan(KNOWN, "6.12", ["healthy"])) == len(inject.CONTROLS)
-    with pytest.raises(UserError, match=r"only=efi-of: no pit that can be brought about\n.*nearest: efi-off"):
+    with pytest.raises(UserError, match=r"only=efi-of: not a pit that can be injected\n.*nearest: efi-off"):
         inject.plan(KNOWN, "6.12", ["efi-of"])
     with pytest.raises(UserError, match=r"known: healthy, "):
         inject.plan(KNOWN, "6.12", ["zzz"])
@@ -118,7 +118,7 @@ def test_the_plan() -> None:
         (Injection(launch={"cpuss": 3}), r"launch: .*unknown field `cpuss`"),
     ],
 )
-def test_a_dig_that_cannot_be_understood_is_named(each: Injection, why: str) -> None:
+def test_a_wrong_injection_is_named(each: Injection, why: str) -> None:
     with pytest.raises(UserError, match=rf"efi-off.toml: \[\[inject\]\].*{why}"):
         inject.verify({"efi-off": msgspec.structs.replace(KNOWN["efi-off"], inject=(each,))})
 
@@ -130,7 +130,7 @@ def cell(pit: str, result: str, line_why: str = "") -> Cell:
 def test_the_page_has_a_cell_for_each_pit_and_series_with_its_console(tmp_path: Path) -> None:
     cells = (
         cell("efi-off", "right"),
-        cell("msi-off", "wrong", "named was no pit"),
+        cell("msi-off", "wrong", "it names no pit"),
         cell("apic-off", "NOT RUN", "cannot"),
     )
     files = {"bzImage": manifests.File("a" * 64, 1)}
@@ -142,11 +142,11 @@ def test_the_page_has_a_cell_for_each_pit_and_series_with_its_console(tmp_path: 
     assert "Linux 4.12.14, QEMU 7.2: 1 right, 1 wrong, 1 NOT RUN; not every pit was brought about" in text
     assert "Linux 6.12.94, QEMU 7.2: 1 right, 0 wrong, 0 NOT RUN<" in text
     assert text.count("no cell") == 2
-    assert "NOT RUN: cannot" in text and "named was no pit" in text
+    assert "NOT RUN: cannot" in text and "it names no pit" in text
     assert "EFI &lt;b&gt;" in text and "it &lt;was&gt;" in text
 
 
-def test_a_matrix_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+def test_a_matrix_that_cannot_be_read_does_not_count(tmp_path: Path) -> None:
     assert inject.load(tmp_path) is None
     (tmp_path / "matrix.json").write_text(json.dumps({"schema": 1}))
     assert inject.load(tmp_path) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rehearsal's host is and does, and that every way to go wrong in it is no pass."""
+"""What the rehearsal's host is and does; whatever goes wrong in it is not a pass."""
 
 import subprocess
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def judged(
     guest: report.Report | None = None,
 ) -> dict[str, str]:
     """What is wrong, by the name of the row."""
-    run = Run((), ending, "a detail", b"[ 1.0] the last words\n", b"", {}, None, None, 30.0)
+    run = Run((), ending, "a detail", b"[ 1.0] the last line\n", b"", {}, None, None, 30.0)
     rows = rehearse.judge(share, run, CARDS[:1], of or outcome(), guest or seen())
     return {row.name: row.why for row in rows if row.why}
 
@@ -69,7 +69,7 @@ def written(name: str, text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("change", "row", "why"),
     [
-        (written("steps", ""), "host", "power-off a detail; its last lines: [ 1.0] the last words"),
+        (written("steps", ""), "host", "power-off a detail; its last lines: [ 1.0] the last line"),
         (written("steps", STEPS.replace("host-bind 0", "host-bind 1")), "host-bind", "status 1"),
         (written("steps", STEPS.replace("host-check 0", "host-check 1")), "host-check", "status 1"),
         (written("steps", STEPS.replace("host-unbind 0 26.00\n", "host-unbind 0 26.")), "host-unbind", "not done"),
@@ -84,7 +84,7 @@ def test_a_step_that_went_wrong_is_named(share: Path, change: Callable[[Path], o
     assert why in judged(share)[row]
 
 
-def test_the_log_of_a_step_tells_why(share: Path) -> None:
+def test_the_log_of_a_step_says_why(share: Path) -> None:
     (share / "steps").write_text("host 0 1.0\nhost-bind 1 2.0\nhost-unbind 0 3.0\n")
     (share / "host-bind.log").write_text("first\nno such group\n")
     wrong = judged(share)
@@ -128,7 +128,7 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
     # An eighth of 2**41 is 256 GiB, and the second function's BAR wants room beside that.
     assert rehearse.host_spec([cards.Gpu("card0", "bar:256G", bar=256 << 30)], 1 << 30, 9).cpu.endswith("=42")
     assert command[command.index("-accel") + 1] == "tcg,thread=single"
-    devices = [command[at + 1] for at, word in enumerate(command) if word == "-device"]
+    devices = [command[at + 1] for at, each in enumerate(command) if each == "-device"]
     assert devices[-6:] == [
         "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1",
         "secondary-vga,id=card0,bus=port0,addr=0.0,multifunction=on",
@@ -141,7 +141,7 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
 
 
 def test_the_hosts_time_is_counted_in_instructions(tmp_path: Path) -> None:
-    """By the machine's clock QEMU 7.2 can lose the host's tick, and on a loaded machine the host stands."""
+    """With the machine's clock QEMU 7.2 can lose the host's tick, and on a loaded machine the host hangs."""
     site = rehearse.Site("g", ROOT, tmp_path, Path("/b"), tmp_path, tmp_path, tmp_path)
     command = rehearse.argv(site, rehearse.host_spec(CARDS, 512 << 20, 100), CARDS)
     assert "-icount" in command
@@ -194,14 +194,14 @@ def test_a_rehearsal_without_time_is_tried_again_and_no_other(
         kind, why = runs.pop(0)
         return record(kind, earlier), why
 
-    made = rehearse.tried(attempt, said.append)
-    assert (made.result, made.before, runs) == (result, before, [])
+    last = rehearse.tried(attempt, said.append)
+    assert (last.result, last.before, runs) == (result, before, [])
     assert said == [f"{why}; trying once more, with more time" for why in before] + [
         why for why in whys[len(before) :] if why
     ]
 
 
-def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path) -> None:
+def test_sh_accepts_the_script_wherever_the_project_is(tmp_path: Path) -> None:
     place = tmp_path / "it's a place"
     text = rehearse.script(ROOT / "configs/templates/rehearse.j2", place, ["0000:01:00.0", "0000:02:00.0"])
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
@@ -209,23 +209,23 @@ def test_the_script_is_one_that_sh_takes_wherever_the_project_is(tmp_path: Path)
     assert "--gpu 0000:01:00.0,0000:02:00.0 --yes" in text
 
 
-def test_the_guest_is_its_own_but_for_what_the_host_has_not() -> None:
+def test_the_guest_is_its_own_without_what_the_host_does_not_have() -> None:
     disk = Disk(file="/disk.img")
     own = Launch(cmdline=("a=b",), disks=(disk,), numa=(Node("1G"),), max_cpus=8, max_memory="4G", window="1G")
-    made = rehearse.guest_launch(own, Options(memory="768M"), ["0000:01:00.0"], 100)
-    assert (made.cpus, made.max_cpus, made.memory, made.gpus) == (2, 8, "768M", ("0000:01:00.0",))
-    assert (made.accel, made.timeout, made.cmdline, made.window) == ("kvm", 80, ("a=b",), "1G")
-    assert (made.disks, made.numa, made.max_memory, made.hugepages) == ((), (), "", "")
+    guest = rehearse.guest_launch(own, Options(memory="768M"), ["0000:01:00.0"], 100)
+    assert (guest.cpus, guest.max_cpus, guest.memory, guest.gpus) == (2, 8, "768M", ("0000:01:00.0",))
+    assert (guest.accel, guest.timeout, guest.cmdline, guest.window) == ("kvm", 80, ("a=b",), "1G")
+    assert (guest.disks, guest.numa, guest.max_memory, guest.hugepages) == ((), (), "", "")
     with pytest.raises(UserError, match="at least one CPU"):
         rehearse.guest_launch(own, Options(cpus="0"), [], 100)
 
 
 @pytest.mark.parametrize("gpu", ["0000:01:00.0", "", "secondary-vga,01:00.0"])
-def test_a_real_card_is_not_rehearsed_with(gpu: str) -> None:
-    with pytest.raises(UserError, match=r"(?s)a rehearsal is with emulated cards.*boot-test --gpu 0000:01:00\.0"):
-        rehearse.given(Options(gpu=gpu))
+def test_a_real_card_is_refused(gpu: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)a rehearsal uses emulated cards.*boot-test --gpu 0000:01:00\.0"):
+        rehearse.requested_cards(Options(gpu=gpu))
 
 
-def test_an_emulated_card_that_is_none_is_refused() -> None:
+def test_an_unknown_emulated_card_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean secondary-vga"):
-        rehearse.given(Options(gpu="secondary-vgaa"))
+        rehearse.requested_cards(Options(gpu="secondary-vgaa"))

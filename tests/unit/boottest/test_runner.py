@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which boot tests a release tells of, and which are started by the bundle's own run-guest."""
+"""Which boot tests a release lists, and which of them the bundle's own run-guest starts."""
 
 import json
 import os
@@ -83,11 +83,11 @@ def test_a_run_counts_only_with_the_launch_of_a_test(changes: dict[str, object],
     assert counts_as(msgspec.structs.replace(OWN, **changes)) == as_
 
 
-@pytest.mark.parametrize("word", ["bar:16G", "0000:01:00.0", "01:00.0"])
-def test_every_kind_of_card_counts(word: str) -> None:
-    card = cards.Gpu("gpu0", word, bar=1 << 34) if "bar" in word else cards.Gpu("gpu0", word, host="0000:01:00.0")
+@pytest.mark.parametrize("name", ["bar:16G", "0000:01:00.0", "01:00.0"])
+def test_every_kind_of_card_counts(name: str) -> None:
+    card = cards.Gpu("gpu0", name, bar=1 << 34) if "bar" in name else cards.Gpu("gpu0", name, host="0000:01:00.0")
     spec = msgspec.structs.replace(OWN, gpus=(card,))
-    assert counts_as(spec, msgspec.structs.replace(LAUNCH, gpus=(word,))) == ["boot-test-q35-4"]
+    assert counts_as(spec, msgspec.structs.replace(LAUNCH, gpus=(name,))) == ["boot-test-q35-4"]
     assert counts_as(spec) == []
 
 
@@ -108,7 +108,7 @@ def test_more_memory_than_the_host_has_is_refused() -> None:
         runner.check_memory(msgspec.structs.replace(OWN, memory=5 << 30), MEMINFO)
     with pytest.raises(UserError, match="memory 5 GiB"):
         runner.check_memory(msgspec.structs.replace(OWN, plug_memory=5 << 30), MEMINFO)
-    # A card of the host's locks all of it from the start.
+    # With a host's card all of it is locked from the start.
     passed = msgspec.structs.replace(OWN, memory=3 << 30, gpus=(cards.Gpu("gpu0", "01:00.0", host="0000:01:00.0"),))
     with pytest.raises(UserError, match=r"memory 3 GiB: 2048 MiB are available, and all .* is locked"):
         runner.check_memory(passed, MEMINFO)
@@ -117,8 +117,8 @@ def test_more_memory_than_the_host_has_is_refused() -> None:
 # ── by run-guest ──
 
 
-def requested(words: launch.Options, wanted: Launch = workshop.LAUNCH, accel: Accel = "tcg") -> launch.Spec:
-    spec = launch.settle(wanted, words, 64, ["secondary-vga", "virtio-vga"], Path("/sys"), "4.12")
+def requested(options: launch.Options, wanted: Launch = workshop.LAUNCH, accel: Accel = "tcg") -> launch.Spec:
+    spec = launch.settle(wanted, options, 64, ["secondary-vga", "virtio-vga"], Path("/sys"), "4.12")
     return msgspec.structs.replace(spec, accel=accel)
 
 
@@ -128,7 +128,7 @@ def at(tmp_path: Path) -> Layout:
 
 
 @pytest.mark.parametrize(
-    ("words", "by_it"),
+    ("options", "by_it"),
     [
         ({}, True),
         ({"cpus": "4", "memory": "1024M", "gpu": "secondary-vga", "machine": "q35"}, True),
@@ -145,9 +145,9 @@ def at(tmp_path: Path) -> Layout:
 )
 @pytest.mark.parametrize("accel", launch.ACCELS)
 def test_the_guests_own_launch_is_started_by_its_script(
-    at: Layout, words: dict[str, Any], by_it: bool, accel: Accel
+    at: Layout, options: dict[str, Any], by_it: bool, accel: Accel
 ) -> None:
-    spec = requested(launch.Options(**words), accel=accel)
+    spec = requested(launch.Options(**options), accel=accel)
     assert runner.scripted(manifests.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)
 
 
@@ -157,17 +157,17 @@ def test_a_launch_that_was_edited_since_is_not_the_scripts(at: Layout) -> None:
         assert runner.scripted(manifest, edited, requested(launch.Options(), edited), "") is None
 
 
-def test_a_bundle_of_before_has_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_bundle_has_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "launch_files", lambda *_: {})
     manifest = manifests.load(workshop.build(tmp_path / "project").bundle)
     assert runner.scripted(manifest, workshop.LAUNCH, requested(launch.Options()), "") is None
 
 
 @pytest.mark.parametrize("accel", launch.ACCELS)
-def test_the_script_and_the_launch_say_the_same_to_qemu(at: Layout, accel: Accel) -> None:
+def test_the_script_and_the_launch_give_the_same_command(at: Layout, accel: Accel) -> None:
     folder = at.work / "boot test"
     folder.mkdir()
-    (at.bundle / "run-guest").chmod(0o644)  # as a copy by way of other file systems
+    (at.bundle / "run-guest").chmod(0o644)  # as a copy over other file systems
     bench = runner.Bench("it", at.bundle, folder, at.kvm)
     command = runner.argv(bench, requested(launch.Options(), accel=accel), folder)
     assert runner.script_argv(folder, accel) == command
@@ -179,7 +179,7 @@ def test_the_script_and_the_launch_say_the_same_to_qemu(at: Layout, accel: Accel
     )  # once more in the same folder
 
 
-def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
+def test_a_script_that_does_not_show_its_command_is_named(at: Layout) -> None:
     at.boot_test.mkdir()
     runner.argv(runner.Bench("it", at.bundle, at.boot_test, at.kvm), requested(launch.Options()), at.boot_test)
     (at.bundle / "run-guest").write_text("echo something else\n")
@@ -191,9 +191,7 @@ def test_a_script_that_does_not_show_its_words_is_named(at: Layout) -> None:
 
 
 @pytest.mark.parametrize("made_here", [True, False])
-def test_a_script_that_knows_a_card_otherwise_is_not_used(
-    made_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_script_for_other_cards_is_not_used(made_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sys = launches.sysfs(tmp_path / "sys")
     for bdf in launches.CARDS:
         (tmp_path / "vfio-pci").mkdir(exist_ok=True)
@@ -205,7 +203,7 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
     monkeypatch.setattr(runner, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(workshop, "LAUNCH", Launch(gpus=("41:00.0",), accel="tcg"))
     make, builder = workshop.launch_files, sys if made_here else tmp_path / "elsewhere"
-    monkeypatch.setattr(workshop, "launch_files", lambda at, told: make(at, told, builder))
+    monkeypatch.setattr(workshop, "launch_files", lambda at, facts: make(at, facts, builder))
     at = workshop.build(tmp_path / "project")
     started: list[list[str]] = []
 
@@ -218,9 +216,11 @@ def test_a_script_that_knows_a_card_otherwise_is_not_used(
     said: list[str] = []
     with pytest.raises(ToolError, match="not started"):
         runner.run(runner.Bench("it", at.bundle, at.boot_test, at.kvm), launch.Options(), workshop.LAUNCH, said.append)
-    # Its sound goes along in any case, as this machine has it.
-    assert any("host=0000:41:00.1" in word for word in started[0])
-    assert ("run-guest: does not know these cards as this machine has them, so it is not used" in said) is not made_here
+    # Its sound goes with it in any case, as this machine has it.
+    assert any("host=0000:41:00.1" in each for each in started[0])
+    assert (
+        "run-guest: was not made for these cards as this machine has them, so it is not used" in said
+    ) is not made_here
 
 
 # ── without room ──
@@ -238,7 +238,7 @@ def large_bars(at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str) -> tup
     return bench, next(test for test in runner.tests(workshop.LAUNCH) if test.name == "large-bars")
 
 
-def told(at: Layout, test: runner.Test) -> evidence.Check:
+def recorded(at: Layout, test: runner.Test) -> evidence.Check:
     return evidence.of_boot(at.evidence, test, manifests.load(at.bundle), 64)
 
 
@@ -247,21 +247,21 @@ def test_bars_that_have_no_room_on_this_machine_are_not_run(at: Layout, monkeypa
     why = runner.without_room(bench, test, workshop.LAUNCH)
     assert "under kvm" in why and "1 TiB are needed" in why and "39 bits end at 512 GiB" in why
     assert "; what would make it fit: " in why and "\n" not in why
-    found = told(at, test)
+    found = recorded(at, test)
     assert (found.result, found.reason, found.files) == ("NOT RUN", why, {})
-    # The next machine may have the room: it stays to be run.
+    # The next machine may have the room, so it is still missing.
     assert test in evidence.missing([found], workshop.LAUNCH, 64)
-    # Said of these bytes alone.
+    # It holds for these bytes alone.
     (at.bundle / "manifest.json").unlink()
     workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=65\n")
-    assert told(at, test).reason == "nobody ran it"
+    assert recorded(at, test).reason == "nobody ran it"
 
 
 def test_bars_that_have_room_are_run(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, test = large_bars(at, monkeypatch, NARROW.replace("39", "46"))
     assert runner.without_room(bench, test, workshop.LAUNCH) == ""
-    assert not at.evidence.exists() and told(at, test).reason == "nobody ran it"
-    # A guest's own cards are what it is for: without room it fails, and does not ship.
+    assert not at.evidence.exists() and recorded(at, test).reason == "nobody ran it"
+    # A guest is built for its own cards: without room it fails, and does not ship.
     bench, _ = large_bars(at, monkeypatch, NARROW)
     own = next(test for test in runner.tests(workshop.LAUNCH) if test.name == "boot-test-q35-4")
     assert runner.without_room(bench, own, Launch(gpus=("bar:128G",) * 8)) == ""
@@ -271,7 +271,7 @@ def test_bars_that_have_room_are_run(at: Layout, monkeypatch: pytest.MonkeyPatch
 def test_a_run_without_room_is_no_evidence(
     at: Layout, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, kept: bool
 ) -> None:
-    """Whoever starts the same cards by hand sees them fail, and the bundle is not to blame."""
+    """A run of the same cards by hand fails too, and the bundle is not the reason."""
     bench, test = large_bars(at, monkeypatch, cpuinfo)
     silent = report.Report(False, (), ())
     lost = verdict.Verdict("lost", "it hung", (), verdict.Phases(None, None, None, 1.0), "deadline")
@@ -284,8 +284,8 @@ def test_a_run_without_room_is_no_evidence(
 
     monkeypatch.setattr(runner, "attempt", attempt)
     with pytest.raises(GuestLost, match="it hung"):
-        runner.run(bench, test.words, workshop.LAUNCH, lambda _: None)
-    assert (told(at, test).result, told(at, test).reason) == (
+        runner.run(bench, test.options, workshop.LAUNCH, lambda _: None)
+    assert (recorded(at, test).result, recorded(at, test).reason) == (
         ("FAIL", "it hung") if kept else ("NOT RUN", "nobody ran it")
     )
 
@@ -293,10 +293,10 @@ def test_a_run_without_room_is_no_evidence(
 # ── its folder ──
 
 
-def test_a_folder_that_no_boot_test_made_is_left_alone(
+def test_a_folder_with_other_files_is_left_alone(
     at: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command, on which --work DIR deleted DIR/boot-test, whatever was in it."""
+    """With the command, whose --work DIR once deleted DIR/boot-test, whatever was in it."""
     for name in ("notes.txt", "console.log"):
         mine = tmp_path / "work" / name / "boot-test" / name
         mine.parent.mkdir(parents=True)
@@ -314,17 +314,17 @@ def test_a_folder_that_no_boot_test_made_is_left_alone(
         assert cli.main(argv) == 1
         assert mine.read_text() == "precious"
         said = capsys.readouterr().err
-        assert f"boot-test: has {name}, which no boot test made" in said and "--work" in said
+        assert f"boot-test: has {name}, which no boot test wrote" in said and "--work" in said
 
 
-def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
+def test_the_files_of_an_earlier_boot_test_are_removed(tmp_path: Path) -> None:
     folder, of = tmp_path / "boot-test", tmp_path / "bundle"
     of.mkdir()
     (of / "kept").write_text("")
     for _ in range(2):
         runner.make_empty(folder, of)
         assert [path.name for path in folder.iterdir()] == [arguments.LINK]
-        for name in runner.MADE:
+        for name in runner.OUTPUT:
             if name != arguments.LINK:
                 (folder / name).write_text("old")
         (folder / ".report.json.abcd_123").write_text("half")
@@ -344,7 +344,7 @@ def test_what_a_boot_test_left_goes(tmp_path: Path) -> None:
     assert (folder / arguments.LINK).resolve() == other
 
 
-def test_every_word_is_explained() -> None:
+def test_every_option_is_explained() -> None:
     explained = runner.OPTIONS | runner.FLAGS
     assert [name.replace("-", "_") for name in explained] == list(launch.Options.__struct_fields__)
     assert all(explained.values())
@@ -388,7 +388,7 @@ KEPT_NO = "/dev/kvm opens, but OVMF or the kernel does not run under it: killed 
 
 
 class Host:
-    """A machine with a program in QEMU's place, and a bundle."""
+    """A machine with a fake in QEMU's place, and a bundle."""
 
     def __init__(self, at: Layout, path: Path) -> None:
         self.at = at
@@ -403,9 +403,9 @@ class Host:
         spec = msgspec.structs.replace(OWN, **{"accel": "auto", **changes})
         return runner.accelerator(self.bench, spec, version, manifests.load(self.at.bundle))
 
-    def run(self, wanted: Launch = workshop.LAUNCH, **words: Any) -> runner.Outcome:
+    def run(self, wanted: Launch = workshop.LAUNCH, **options: Any) -> runner.Outcome:
         (self.bench.folder / "heard.jsonl").unlink(missing_ok=True)  # the fake's own
-        runner.run(self.bench, launch.Options(**{"accel": "tcg", **words}), wanted, self.said.append)
+        runner.run(self.bench, launch.Options(**{"accel": "tcg", **options}), wanted, self.said.append)
         return self.outcome()
 
     def outcome(self) -> runner.Outcome:
@@ -431,7 +431,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 @pytest.mark.parametrize("accel", launch.ACCELS)
-def test_what_is_asked_for_is_not_tried(host: Host, accel: str) -> None:
+def test_a_requested_accelerator_is_not_tried(host: Host, accel: str) -> None:
     host.qemu(["exit", 1])
     assert host.accelerator(accel=accel) == (accel, f"{accel} as requested")
     assert not host.at.kvm.exists()
@@ -443,11 +443,11 @@ def test_kvm_is_tried_once(host: Host) -> None:
     assert host.accelerator() == works
     host.qemu(["kill", 6])
     assert host.accelerator() == works
-    # Another QEMU, CPU or kernel may say something else.
+    # The result may differ with another QEMU, CPU or kernel.
     assert host.accelerator(version="8.0") == ("tcg", f"software emulation ({KEPT_NO})")
 
 
-def test_a_no_of_kvms_is_kept(host: Host) -> None:
+def test_that_kvm_does_not_work_is_kept(host: Host) -> None:
     host.qemu(["kill", 6])
     assert host.accelerator() == ("tcg", f"software emulation ({KEPT_NO})")
     host.qemu(*WELL)
@@ -466,7 +466,7 @@ def test_another_bundle_is_tried_anew(host: Host, changed: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("steps", [[["wait", 60]], [["exit", 1]], [["kill", 9]]])
-def test_what_is_no_answer_is_not_kept(host: Host, steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsure_result_is_not_kept(host: Host, steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "TIME", 1.0)
     host.qemu(*steps)
     accel, why = host.accelerator()
@@ -478,7 +478,7 @@ def test_what_is_no_answer_is_not_kept(host: Host, steps: list[Any], monkeypatch
     assert host.accelerator()[0] == "kvm"
 
 
-def test_a_device_that_does_not_open_is_no_answer_of_kvms(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_that_the_device_does_not_open_is_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.qemu(*WELL)
     device = kvm.DEVICE
     monkeypatch.setattr(kvm, "DEVICE", device / "none")
@@ -486,13 +486,13 @@ def test_a_device_that_does_not_open_is_no_answer_of_kvms(host: Host, monkeypatc
     assert not host.at.kvm.exists()
     monkeypatch.setattr(kvm, "DEVICE", device)
     assert host.accelerator()[0] == "kvm"
-    # And a proof is worth nothing to a user who may not open it.
+    # And a proof does not help a user who may not open it.
     monkeypatch.setattr(kvm, "DEVICE", device / "none")
     assert host.accelerator()[0] == "tcg"
 
 
 @pytest.mark.parametrize("kept", [b"", b"[", b"[1, 2]", b'["", true, ""]', b"\xff"])
-def test_a_damaged_answer_is_none(host: Host, kept: bytes) -> None:
+def test_a_damaged_result_does_not_count(host: Host, kept: bytes) -> None:
     host.at.kvm.parent.mkdir(exist_ok=True)
     host.at.kvm.write_bytes(kept)
     host.qemu(["kill", 6])
@@ -505,10 +505,10 @@ def test_a_first_run_that_plugs_in_does_not_spoil_the_trial(host: Host) -> None:
     plugged: dict[str, Any] = {"cpus": 2, "plug_cpus": 8, "plug_memory": 3 << 30, "max_memory": 3 << 30, "slots": 4}
     assert host.accelerator(**plugged, hugepages="1G", numa=numa, cmdline=("initd.then=wait",))[0] == "kvm"
     tried = (host.at.work / "kvm-proof/qemu.sh").read_text()
-    for word in ("wait-", "maxmem", "hugetlb", "-numa", "initd.then=wait", "secondary-vga"):
-        assert word not in tried
-    for word in ("accel=kvm", "-cpu host,kvm=off", "-smp 1,maxcpus=1", "-m 1024M", "OVMF_CODE.fd", "bzImage"):
-        assert word in tried
+    for each in ("wait-", "maxmem", "hugetlb", "-numa", "initd.then=wait", "secondary-vga"):
+        assert each not in tried
+    for each in ("accel=kvm", "-cpu host,kvm=off", "-smp 1,maxcpus=1", "-m 1024M", "OVMF_CODE.fd", "bzImage"):
+        assert each in tried
 
 
 # ── a whole run ──
@@ -530,7 +530,7 @@ def records(online: str = "0-3", ram: int = (1 << 30) - (4 << 20)) -> str:
     return "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in said)
 
 
-def made(cpus: int = 4) -> dict[str, Any]:
+def in_qemu(cpus: int = 4) -> dict[str, Any]:
     slots = [{"type": "x", "props": {"core-id": n}, "qom-path": "/x"} for n in range(cpus)]
     slots += [{"type": "x", "props": {"core-id": n}} for n in range(cpus, 64)]
     return {"query-cpus-fast": [{"cpu-index": n} for n in range(cpus)], "query-hotpluggable-cpus": slots}
@@ -541,8 +541,8 @@ def steps(report: str, *after: list[Any]) -> list[list[Any]]:
     return [*start, ["report", report], *(after or fake_qmp.POWER_OFF)]
 
 
-def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
-    host.qemu(*steps(records()), answers=made())
+def test_a_guest_that_is_as_requested_passes(host: Host) -> None:
+    host.qemu(*steps(records()), answers=in_qemu())
     runner.make_empty(host.bench.folder, host.bench.bundle)
     (host.bench.folder / "qemu.log").write_text("of an earlier run")
     outcome = host.run()
@@ -563,15 +563,15 @@ def test_a_guest_that_is_as_asked_passes(host: Host) -> None:
     assert (kept / "console.log").read_text() == "Linux version 4.12.14\n"
 
 
-def test_a_run_that_is_no_test_is_not_kept(host: Host) -> None:
-    host.qemu(*steps(records("0-2")), answers=made(3))
+def test_a_run_that_is_not_a_test_is_not_kept(host: Host) -> None:
+    host.qemu(*steps(records("0-2")), answers=in_qemu(3))
     outcome = host.run(cpus="3")
     assert (outcome.verdict.result, outcome.run_guest) == ("pass", False)
     assert not host.at.evidence.exists()
 
 
 def test_without_a_place_for_evidence_none_is_kept(host: Host) -> None:
-    host.qemu(*steps(records()), answers=made())
+    host.qemu(*steps(records()), answers=in_qemu())
     host.bench = msgspec.structs.replace(host.bench, evidence=None, pits=None)
     outcome = host.run()
     assert [check.name for check in outcome.verdict.checks][-1] == "power-off"
@@ -579,7 +579,7 @@ def test_without_a_place_for_evidence_none_is_kept(host: Host) -> None:
 
 
 def test_a_guest_with_fewer_cpus_failed(host: Host) -> None:
-    host.qemu(*steps(records("0")), answers=made())
+    host.qemu(*steps(records("0")), answers=in_qemu())
     with pytest.raises(GuestFailed, match=r"FAIL, failed: CPUs: 1 of 4") as caught:
         host.run()
     assert caught.value.remedy == f"read {host.bench.folder / 'console.log'}"
@@ -596,10 +596,10 @@ def test_a_guest_that_says_nothing_is_lost(host: Host) -> None:
 
 
 def test_a_report_that_cannot_be_compared_is_lost(host: Host) -> None:
-    host.qemu(*steps(records()), answers={**made(), "query-pci": {"raw": '{"id": ID, "return": ' + "[" * 9999}})
-    with pytest.raises(GuestLost, match="QEMU could not be asked what it has"):
+    host.qemu(*steps(records()), answers={**in_qemu(), "query-pci": {"raw": '{"id": ID, "return": ' + "[" * 9999}})
+    with pytest.raises(GuestLost, match="QEMU did not answer what it has"):
         host.run()
-    host.qemu(*steps(records(), ["wait", 0.2], ["event", "STOP", {}]), answers={**made(), "query-status": "die"})
+    host.qemu(*steps(records(), ["wait", 0.2], ["event", "STOP", {}]), answers={**in_qemu(), "query-status": "die"})
     with pytest.raises(GuestLost, match=r"QEMU died \(killed by signal 9"):
         host.run()
 
@@ -617,9 +617,9 @@ def test_qemu_that_refuses_is_named_with_its_pit(host: Host) -> None:
     assert caught.value.remedy == ""
 
 
-def test_what_is_plugged_in_is_told_to_qemu(host: Host) -> None:
+def test_what_is_requested_is_plugged_in(host: Host) -> None:
     ready = '{"record":"ready","cpus":4,"memory_bytes":0}\n'
-    answers = {**made(), "query-memory-size-summary": {"base-memory": 1 << 30, "plugged-memory": 2 << 30}}
+    answers = {**in_qemu(), "query-memory-size-summary": {"base-memory": 1 << 30, "plugged-memory": 2 << 30}}
     after: list[list[Any]] = [["heard", "object-add"], ["wait", 0.2], ["report", records("0-4", 3 << 30)]]
     host.qemu(*steps(ready, *after, *fake_qmp.POWER_OFF), answers={**answers, "query-cpus-fast": [{}] * 5})
     outcome = host.run(plug_cpus="5", plug_memory="3G")
@@ -631,7 +631,7 @@ def test_what_is_plugged_in_is_told_to_qemu(host: Host) -> None:
 
 def test_a_kernel_with_a_known_fault_is_booted_as_it_was_meant(host: Host, tmp_path: Path) -> None:
     host.at = workshop.build(tmp_path / "project", sound(NR_CPUS="8", EFI="n"))
-    host.qemu(*steps(records()), answers=made())
+    host.qemu(*steps(records()), answers=in_qemu())
     with pytest.raises(UserError, match="built for at most 8 CPUs"):
         host.run(cpus="9")
     facts = workshop.facts()
@@ -651,7 +651,7 @@ def test_the_last_cpus_are_the_kernels(tmp_path: Path) -> None:
 
 
 def test_a_second_run_waits_for_the_first(host: Host) -> None:
-    host.qemu(*steps(records()), answers=made())
+    host.qemu(*steps(records()), answers=in_qemu())
     lock = host.bench.folder.with_name(".boot-test.run")
     with files.lock(lock):
         thread = threading.Thread(target=host.run)
@@ -665,11 +665,11 @@ def test_a_second_run_waits_for_the_first(host: Host) -> None:
     assert host.said[-1].startswith("PASS")
 
 
-def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_for: list[object] = []
+def test_the_guest_is_compared_with_its_own_manifest(at: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[object] = []
 
     def attempt(*_: object, shipped: verdict.Shipped, **__: object) -> runner.Trial:
-        asked_for.append(shipped)
+        expected.append(shipped)
         nothing = matching.diagnose({}, matching.see(b""))
         return runner.Trial(None, report.Report(False, (), ()), nothing, nothing, (), "not started")
 
@@ -677,13 +677,13 @@ def test_the_guest_is_held_against_its_own_manifest(at: Layout, monkeypatch: pyt
     with pytest.raises(ToolError, match="not started"):
         bench = runner.Bench("it", at.bundle, at.boot_test, at.kvm)
         runner.run(bench, launch.Options(accel="tcg"), workshop.LAUNCH, lambda _: None)
-    assert asked_for == [verdict.Shipped("4.12.14", "2025.02-8+deb13u1")]
+    assert expected == [verdict.Shipped("4.12.14", "2025.02-8+deb13u1")]
 
 
-def test_room_for_large_bars_is_told_and_looked_at(host: Host) -> None:
+def test_room_for_large_bars_is_shown_and_checked(host: Host) -> None:
     regions = [{"bar": 2, "type": "memory", "size": 1 << 36, "address": 1 << 32}]
     card = {"bus": 1, "slot": 0, "function": 0, "qdev_id": "gpu0", "regions": regions}
-    answers = {**made(), "query-pci": [{"bus": 0, "devices": [card]}]}
+    answers = {**in_qemu(), "query-pci": [{"bus": 0, "devices": [card]}]}
     bar = {"index": 2, "start": hex(1 << 32), "size": 1 << 36, "kind": "mem64", "assigned": True}
     text = records().replace('"gpu":true', '"gpu":false')
     lines = [json.loads(line) for line in text.splitlines() if '"0000:00:0' not in line]
@@ -693,7 +693,7 @@ def test_room_for_large_bars_is_told_and_looked_at(host: Host) -> None:
     with pytest.raises(GuestFailed, match="BAR window: not where it was planned"):
         host.run(gpu="bar:64G")
     assert host.said[1].startswith("64-bit window: ")
-    # A window of the launch's own is not the plan's.
+    # A window that the launch itself sets is not the plan's.
     wanted = msgspec.structs.replace(workshop.LAUNCH, window="256G")
     assert host.run(wanted, gpu="bar:64G").verdict.result == "pass"
 
@@ -705,7 +705,7 @@ def test_more_memory_than_there_is_is_refused_before_anything_starts(host: Host)
     assert not host.bench.folder.exists()
 
 
-def test_an_attempt_does_what_it_is_told(host: Host, tmp_path: Path) -> None:
+def test_an_attempt_does_what_is_requested(host: Host, tmp_path: Path) -> None:
     host.qemu(["heard", "qmp_capabilities"], ["report", records()], ["heard", "inject-nmi"], *fake_qmp.POWER_OFF)
     known = catalogue.load(host.at.pits)
     breach = contract.Breach("EFI", "y", "n", "20-efi", "one CPU", "efi-off")
@@ -719,7 +719,7 @@ def test_an_attempt_does_what_it_is_told(host: Host, tmp_path: Path) -> None:
     assert len([each for each in fake_qmp.heard(tmp_path) if each["execute"] == "inject-nmi"]) == 1
 
 
-def test_what_qemu_said_itself_is_read_too(host: Host, tmp_path: Path) -> None:
+def test_qemus_own_output_is_read_too(host: Host, tmp_path: Path) -> None:
     host.qemu(["stderr", "KVM internal error. Suberror: 1\n"], *steps(""))
     command = [str(host.path / "qemu-system-x86_64")]
     trial = runner.attempt(OWN, command, tmp_path, catalogue.load(host.at.pits), [])

@@ -28,7 +28,7 @@ def function(slot: int, qdev_id: str = "", regions: tuple[dict[str, Any], ...] =
     return {"bus": 0, "slot": slot, "function": 0, "qdev_id": qdev_id, "regions": list(regions)}
 
 
-# query-pci also tells a bridge's devices below it; docs/interop/qemu-qmp-ref, PciBusInfo.
+# query-pci also lists the devices behind a bridge; docs/interop/qemu-qmp-ref, PciBusInfo.
 BEHIND = {"bus": 1, "slot": 0, "function": 0, "qdev_id": "nic", "regions": []}
 BRIDGE = {**function(3), "pci_bridge": {"devices": [BEHIND]}}
 VIEWS: dict[str, Any] = {
@@ -101,7 +101,7 @@ def test_three_views_that_agree_are_a_pass() -> None:
 SHIPPED = verdict.Shipped("6.12.94", "2025.02")
 
 
-def test_no_cell_tells_what_nobody_looked_at() -> None:
+def test_no_cell_shows_what_was_not_checked() -> None:
     rows = {check.name: check for check in judge(shipped=SHIPPED).checks}
     firmware, kernel, off = rows["firmware"], rows["kernel"], rows["power-off"]
     assert (firmware.requested, firmware.qemu, firmware.guest, firmware.ok) == (
@@ -112,7 +112,7 @@ def test_no_cell_tells_what_nobody_looked_at() -> None:
     )
     assert (kernel.requested, kernel.qemu, kernel.guest, kernel.ok) == ("6.12.94", "", "6.12.94", True)
     assert (off.requested, off.qemu, off.guest, off.ok) == ("yes", "power-off", "", True)
-    # Of a guest whose bundle nobody knows: what it saw, and held against nothing.
+    # For a guest of an unknown bundle: what it reports, compared with nothing.
     rows = {check.name: check for check in judge().checks}
     assert (rows["firmware"].requested, rows["firmware"].guest) == ("UEFI", "uefi 2025.02") and "kernel" not in rows
 
@@ -120,10 +120,13 @@ def test_no_cell_tells_what_nobody_looked_at() -> None:
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        (lambda: changed("firmware", version="2022.11"), "firmware: the guest saw 2022.11, the bundle has 2025.02"),
-        (lambda: changed("firmware", version="2025.02-1"), "firmware: the guest saw 2025.02-1, the bundle has 2025.02"),
-        (lambda: changed("firmware", version=None), "firmware: the guest saw no version, the bundle has 2025.02"),
-        (lambda: changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
+        (lambda: changed("firmware", version="2022.11"), "firmware: the guest reports 2022.11, the bundle has 2025.02"),
+        (
+            lambda: changed("firmware", version="2025.02-1"),
+            "firmware: the guest reports 2025.02-1, the bundle has 2025.02",
+        ),
+        (lambda: changed("firmware", version=None), "firmware: the guest reports no version, the bundle has 2025.02"),
+        (lambda: changed("firmware", kind="bios"), "firmware: the guest reports bios, not UEFI"),
         (lambda: changed("begin", kernel={"release": "6.12.9"}), "kernel: it is 6.12.9, the bundle has 6.12.94"),
         (lambda: changed("begin", kernel={"release": "6.12.94+"}), "kernel: it is 6.12.94+, the bundle has 6.12.94"),
         (lambda: changed("begin", kernel=None), "kernel: it is not reported, the bundle has 6.12.94"),
@@ -154,10 +157,10 @@ def gpu_changed(**fields: Any) -> list[dict[str, Any]]:
         (changed("memory", ram_bytes=(1 << 30) - (33 << 20)), "memory: 991 MiB of 1024 MiB"),
         (changed("memory", ram_bytes=2 << 30), "memory: 2048 MiB of 1024 MiB"),
         (changed("memory", ram_bytes=None), "memory: 0 bytes of 1024 MiB"),
-        (changed("firmware", kind="bios"), "firmware: the guest saw bios, not UEFI"),
-        (RECORDS[:-1], "PCI devices: the guest does not see 0000:01:00.0"),
-        ([*RECORDS, pci("0000:09:00.0")], "PCI devices: QEMU does not know 0000:09:00.0"),
-        (gpu_changed(gpu=False), "GPU gpu0: class 038000 is no display controller's"),
+        (changed("firmware", kind="bios"), "firmware: the guest reports bios, not UEFI"),
+        (RECORDS[:-1], "PCI devices: the guest does not report 0000:01:00.0"),
+        ([*RECORDS, pci("0000:09:00.0")], "PCI devices: QEMU does not have 0000:09:00.0"),
+        (gpu_changed(gpu=False), "GPU gpu0: class 038000 is not a display controller's"),
         (gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24)]), "GPU gpu0: BAR 2 (4 KiB) has no address"),
         (
             gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24), {**bar(2, 0, 4096), "assigned": False}]),
@@ -169,11 +172,11 @@ def gpu_changed(**fields: Any) -> list[dict[str, Any]]:
         ),
         (
             [each for each in RECORDS if each.get("address") != GPU_AT],
-            "PCI devices: the guest does not see 0000:00:02.0; GPU gpu0: the guest sees nothing at 0000:00:02.0",
+            "PCI devices: the guest does not report 0000:00:02.0; GPU gpu0: the guest reports nothing at 0000:00:02.0",
         ),
     ],
 )
-def test_what_the_guest_saw_otherwise_fails(records: list[dict[str, Any]], reason: str) -> None:
+def test_another_view_of_the_guest_fails(records: list[dict[str, Any]], reason: str) -> None:
     found = judge(records)
     assert (found.result, found.reason) == ("failed", reason)
 
@@ -187,7 +190,7 @@ def test_what_the_guest_saw_otherwise_fails(records: list[dict[str, Any]], reaso
         ("pci", [{"bus": 0, "devices": []}], "PCI devices: "),
     ],
 )
-def test_what_qemu_made_otherwise_fails(view: str, value: object, reason: str) -> None:
+def test_another_view_of_qemu_fails(view: str, value: object, reason: str) -> None:
     found = judge(views={**VIEWS, view: value})
     assert found.result == "failed"
     assert found.reason.startswith(reason)
@@ -198,7 +201,7 @@ def test_a_view_that_is_missing_is_not_a_pass(view: str) -> None:
     assert judge(views={name: each for name, each in VIEWS.items() if name != view}).result == "failed"
 
 
-def test_no_devices_at_all_are_not_alike() -> None:
+def test_no_devices_at_all_do_not_agree() -> None:
     found = judge(
         [each for each in RECORDS if each["record"] != "pci"],
         {name: each for name, each in VIEWS.items() if name != "pci"},
@@ -232,9 +235,9 @@ def test_one_dead_bar_is_named_and_not_those_that_suffer_from_it() -> None:
     )
 
 
-def test_a_gpu_that_qemu_did_not_make_fails() -> None:
+def test_a_gpu_that_qemu_does_not_have_fails() -> None:
     spec = msgspec.structs.replace(SPEC, gpus=(*SPEC.gpus, Gpu("gpu1", "x", model="x")))
-    assert judge(spec=spec).reason == "GPU gpu1: QEMU made no such device"
+    assert judge(spec=spec).reason == "GPU gpu1: QEMU has no such device"
 
 
 @pytest.mark.parametrize("ending", ["qemu died", "no answer"])
@@ -272,7 +275,7 @@ def test_a_report_without_its_end_is_lost(
     assert not found.checks
 
 
-def test_a_failure_quotes_the_telling_lines_and_what_was_known() -> None:
+def test_a_failure_quotes_the_lines_that_name_trouble_and_what_was_known() -> None:
     found = judge(
         changed("cpus", online="0"), console=b"fine\n[    0.1] smpboot: SMP disabled\n", problems=("CONFIG_EFI is off",)
     )
@@ -289,13 +292,13 @@ def test_the_table_of_a_pass_has_a_row_a_check_and_the_times() -> None:
     assert shown[-1] == "  times: firmware 1.25 s · kernel 0.75 s · initd 0.10 s · whole 3.00 s"
 
 
-def test_what_qemu_made_beside_what_was_asked_is_told() -> None:
+def test_what_qemu_has_is_shown_beside_what_was_requested() -> None:
     assert judge(views={**VIEWS, "cpus": [{}] * 6}).reason == "CPUs: QEMU has 6, 4 were requested"
     more = {"base-memory": 1 << 30, "plugged-memory": 256 << 20}
     assert judge(views={**VIEWS, "memory": more}).reason == "memory: QEMU has 1280 MiB"
 
 
-def test_a_panic_after_the_report_is_told() -> None:
+def test_a_panic_after_the_report_is_reported() -> None:
     screen = b"[ 1.0] Linux version 6.12\n[ 2.0] Kernel panic - not syncing: NMI: Not continuing\n"
     assert (
         judge(console=screen, ending="reset").reason
@@ -325,7 +328,7 @@ def test_a_guest_in_a_pit_does_not_pass() -> None:
     assert [check for check in found.checks if not check.ok] == [
         verdict.Check("pits", "none", "", "msi-off", False, "msi-off: no MSI")
     ]
-    # Where another row is wrong, that is the failure, and the pit only its name.
+    # If another row is wrong, that is the failure, and the pit only names it.
     failed = judge(changed("firmware", kind="bios"))
     assert verdict.with_pits(failed, {"seabios": "SeaBIOS"}) == failed
     lost = judge([], ending="deadline", end=False)
@@ -335,7 +338,7 @@ def test_a_guest_in_a_pit_does_not_pass() -> None:
 PLUGGED = msgspec.structs.replace(SPEC, cpus=2, plug_cpus=4, memory=512 << 20, plug_memory=1 << 30)
 
 
-def test_what_was_plugged_in_is_asked_for_too() -> None:
+def test_what_was_plugged_in_counts_as_requested() -> None:
     found = judge(spec=PLUGGED)
     assert found.result == "pass"
     shown = {check.name: check.requested for check in found.checks}
@@ -372,7 +375,7 @@ def test_nodes_are_as_launched(records: list[dict[str, Any]], reason: str) -> No
 
 
 def test_a_dimm_is_the_first_nodes() -> None:
-    # QEMU's pc-dimm has node=0 where nobody says otherwise (hw/mem/pc-dimm.c).
+    # QEMU's pc-dimm has node=0 by default (hw/mem/pc-dimm.c).
     spec = msgspec.structs.replace(NUMA, plug_memory=2 << 30)
     views = {**VIEWS, "memory": {"base-memory": 1 << 30, "plugged-memory": 1 << 30}}
 
@@ -409,7 +412,7 @@ def of_host(card: cards.Card) -> Spec:
     return msgspec.structs.replace(SPEC, gpus=(Gpu("gpu0", "65:00.0", host="0000:65:00.0", card=card),))
 
 
-def test_what_was_taken_out_again_is_gone() -> None:
+def test_what_was_unplugged_again_is_gone() -> None:
     spec = msgspec.structs.replace(SPEC, cpus=2, plug_cpus=6, unplug_cpus=4)
     judged = judge(spec=spec)
     assert judged.result == "pass"
@@ -423,7 +426,7 @@ DOWN = report.Shutdown("power-button", "power-off", 0, 0, True, 0)
 
 
 def pressed(spec: Spec = BUTTON, ending: Ending = "power-off", **changes: Any) -> verdict.Verdict:
-    """The verdict on a guest that went down with these `changes` to the right way."""
+    """The verdict on a guest that shut down, with these `changes` to the right way."""
     text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in END_TOO).encode()
     seen = msgspec.structs.replace(report.parse(text), shutdown=msgspec.structs.replace(DOWN, **changes))
     return verdict.judge(spec, Run((), ending, "a detail", b"", text, VIEWS, 2.0, 2.1, 3.0), seen)
@@ -446,10 +449,10 @@ def test_a_power_button_ends_the_guest_in_order() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"why": "initd.then"}, "it was initd.then that ended it"),
-        ({"how": "reboot"}, "it went for reboot"),
+        ({"why": "initd.then"}, "it ended because of initd.then"),
+        ({"how": "reboot"}, "it ended with reboot"),
         ({"killed": 2, "left": 1}, "2 programs had to be killed, 1 are left"),
-        ({"synced": False}, "not all was written to the disks"),
+        ({"synced": False}, "not all data was written to the disks"),
         ({"busy": 1}, "1 file systems stayed writable"),
         ({"busy": None}, "some file systems stayed writable"),
     ],
@@ -459,13 +462,13 @@ def test_a_shutdown_that_was_not_in_order_fails(changes: dict[str, Any], reason:
     assert (judged.result, judged.reason) == ("failed", f"power button: {reason}")
 
 
-def test_a_power_button_that_nobody_heard_fails() -> None:
+def test_a_power_button_without_effect_fails() -> None:
     judged = judge(spec=BUTTON, ending="no power-off")
     assert judged.result == "failed"
-    assert "power button: the guest did not shut down when it was pressed; power-off: a detail" in judged.reason
+    assert "power button: the guest did not shut down when the button was pressed; power-off: a detail" in judged.reason
 
 
-def test_a_card_of_the_hosts_is_what_it_is_there() -> None:
+def test_a_hosts_card_is_the_same_in_the_guest() -> None:
     # Its class is the host's business.
     seen = gpu_changed(gpu=False, **{"class": "00ff00"})
     assert judge(seen, spec=of_host(HOST_CARD)).result == "pass"
@@ -495,7 +498,7 @@ def test_large_bars_are_where_they_were_planned() -> None:
     ):
         outside = row(wrong)
         assert outside is not None and not outside.ok and "gpu0 BAR 0 at 0xc0000000" in outside.why
-    # A BAR that the guest has not is not where it was planned.
+    # A BAR that the guest does not have is not where it was planned.
     gone = row(
         bar_window.Window(0, 1 << 40, "set by X-PciMmio64Mb"), gpu_changed(gpu=False, bars=[bar(2, 0xC1000000, 4096)])
     )
@@ -525,7 +528,7 @@ def test_a_window_has_its_ends() -> None:
     assert "BAR window" not in [each.name for each in verdict.judge(SPEC, run, seen, window=window).checks]
 
 
-def test_every_cell_is_what_its_view_said() -> None:
+def test_every_cell_shows_its_view() -> None:
     rows = {check.name: check for check in judge().checks}
     cells = {name: (row.requested, row.qemu, row.guest) for name, row in rows.items()}
     assert cells == {
@@ -541,7 +544,7 @@ def test_every_cell_is_what_its_view_said() -> None:
     rows = {check.name: check for check in judge(records, spec=near).checks}
     assert (rows["NUMA nodes"].requested, rows["NUMA nodes"].guest) == ("2", "CPUs 0-1; CPUs 2-3")
     assert rows["GPU gpu0"].guest == "1234:1111, 2 of 2 BARs placed, node 1"
-    # Where nobody answered, no view is made up.
+    # Without an answer no view is invented.
     rows = {check.name: check for check in judge(views={}).checks}
     assert [rows[name].qemu for name in ("CPUs", "CPUs at most", "memory")] == ["not answered"] * 3
     assert (rows["GPU gpu0"].qemu, rows["GPU gpu0"].guest) == ("not there", "")
@@ -549,7 +552,7 @@ def test_every_cell_is_what_its_view_said() -> None:
     assert rows["NUMA nodes"].guest == "none"
 
 
-def test_memory_is_right_to_what_the_firmware_keeps() -> None:
+def test_memory_is_right_up_to_what_the_firmware_keeps() -> None:
     least = (1 << 30) - verdict.RESERVED_MAX
     assert verdict.RESERVED_MAX == 32 << 20
     for ram, result in ((least, "pass"), (least - 1, "failed"), (1 << 30, "pass"), ((1 << 30) + 1, "failed")):
@@ -588,7 +591,7 @@ def test_a_size_is_shown_in_whole_units(count: int, text: str) -> None:
     assert judge(gpu_changed(bars=dead), views).reason.endswith(f"GPU gpu0: BAR 0 ({text}) has no address")
 
 
-def test_times_are_told_as_far_as_they_are_known() -> None:
+def test_times_are_shown_if_they_are_known() -> None:
     def phases(begin: float | None, end: float | None, uptime: object) -> verdict.Phases:
         lines = [{**RECORDS[0], "uptime": uptime}]
         text = json.dumps(lines[0], separators=(",", ":")).encode() + b"\n"
@@ -597,7 +600,7 @@ def test_times_are_told_as_far_as_they_are_known() -> None:
 
     assert phases(2.0, 2.5, 0.75) == verdict.Phases(1.25, 0.75, 0.5, 9.0)
     assert phases(2.0, None, 0.75) == verdict.Phases(1.25, 0.75, None, 9.0)
-    # The guest's clock may run ahead of what the host has measured.
+    # The guest's clock may be ahead of what the host measured.
     assert phases(2.0, 2.5, 3.0) == verdict.Phases(0.0, 3.0, 0.5, 9.0)
     for unknown in (phases(None, None, 0.75), phases(2.0, 2.5, None)):
         assert unknown == verdict.Phases(None, None, None, 9.0)
@@ -608,17 +611,17 @@ def test_a_lost_guest_leaves_its_last_lines() -> None:
     found = judge([], console=screen, ending="deadline", end=False)
     assert [line.number for line in found.tail] == list(range(19, 31))
     shown = verdict.table(found).splitlines()
-    assert shown[:2] == ["  times: whole 3.00 s", "  its last lines:"] and shown[-1] == "     30 | line 30"
+    assert shown[:2] == ["  times: whole 3.00 s", "  the console's last lines:"] and shown[-1] == "     30 | line 30"
     assert not judge().tail and not judge(changed("cpus", online="0")).tail
 
 
 def test_a_card_without_bars_is_not_right() -> None:
     views = copy.deepcopy(VIEWS)
     views["pci"][0]["devices"][1]["regions"] = []
-    assert judge(gpu_changed(bars=[]), views).reason == "GPU gpu0: QEMU tells no BARs"
+    assert judge(gpu_changed(bars=[]), views).reason == "GPU gpu0: QEMU reports no BARs"
 
 
-def test_an_expansion_rom_is_no_bar() -> None:
+def test_an_expansion_rom_is_not_a_bar() -> None:
     rom = {**bar(6, 0, 0), "start": None, "size": None, "assigned": False}
     seen = gpu_changed(bars=[bar(0, 0xC0000000, 1 << 24), bar(2, 0xC1000000, 4096), rom])
     assert judge(seen).result == "pass"

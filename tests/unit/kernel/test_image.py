@@ -253,9 +253,7 @@ def test_more_than_it_says_is_not_unpacked(
 
 def test_a_payload_of_an_unlikely_size(read: Read) -> None:
     assert "2147483648 bytes, more than any kernel" in closed(read, b"BZh9" + struct.pack("<I", 1 << 31))
-    assert closed(read, b"unknown to us") == "unknown compression: its first bytes are " + (
-        b"unknown ".hex(" ")
-    )
+    assert closed(read, b"unknown to us") == "unknown compression: its first bytes are " + (b"unknown ".hex(" "))
 
 
 # ── what is refused ──

@@ -15,9 +15,9 @@ def test_bytes_that_are_no_text_are_kept_visible() -> None:
     assert console.lines(b"a\xffb")[0].text == "a\ufffdb"
 
 
-def test_telling_lines_have_their_numbers() -> None:
+def test_lines_that_name_trouble_have_their_numbers() -> None:
     raw = b"fine\n[    0.0] ACPI BIOS Error (bug): A valid RSDP was not found\nfine\n[    0.1] smpboot: SMP disabled\n"
-    assert [line.number for line in console.telling(console.lines(raw))] == [2, 4]
+    assert [line.number for line in console.trouble(console.lines(raw))] == [2, 4]
 
 
 def test_the_tail_skips_empty_lines() -> None:
