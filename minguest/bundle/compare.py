@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two folders of build output: what differs, down to the ELF section, the cpio entry or the config option.
 
-What a file has inside is opened in turn: a kernel's `.text` is found inside of zstd inside of a bzImage. Two files
-that differ always give a row, at worst one about bytes.
+The contents of a file are opened in turn: a kernel's `.text` is inside zstd inside a bzImage. Two files that differ
+always give a row, at worst one about bytes.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from minguest.kernel import binary
 from minguest.util import files, run, scratch
 from minguest.util.errors import ToolError, UserError
 
-# How many rows describe() shows, more or less, and how many differing fields of one object folders() gives.
+# How many rows describe() shows, more or less, and how many differing fields of one object folders() returns.
 ROWS = 40
 FIELDS = 20
 # Bytes and characters of a value around the place where it differs.
 SHOWN_BYTES = 8
 SHOWN_TEXT = 60
-# How deep contents are opened.
+# How many levels of contents are opened.
 DEEPEST = 8
 CHUNK = 1 << 16
 REGULAR = "regular file"
@@ -38,8 +38,8 @@ Row = tuple[str, str, str]
 def folders(first: Path, second: Path) -> list[Difference]:
     """Compare every file below two folders by content; an empty list: identical.
 
-    Symbolic links are compared as links. Modes, owners, times and empty folders do not count: of those a build's
-    output keeps none. Files are read whole. UserError when a folder is missing or a file cannot be read.
+    Symbolic links are compared as links. Modes, owners, times and empty folders do not count: a build's output does
+    not keep them. Files are read whole. UserError if a folder is missing or a file cannot be read.
     """
     found = [_files(folder) for folder in (first, second)]
     return [
@@ -50,9 +50,9 @@ def folders(first: Path, second: Path) -> list[Difference]:
 
 
 def describe(differences: Iterable[Difference]) -> str:
-    """For a person: a line a difference, about ROWS of them, shared out among the files, and how many there are more.
+    """For a person: a line a difference, about ROWS of them, shared out among the files, and how many more there are.
 
-    Shared out, so that a kernel of other code does not hide the one option of its config that made it so.
+    Shared out, so that a kernel with other code does not hide the one option of its config that is the reason.
     """
     by_file: dict[str, list[Difference]] = {}
     for each in differences:
@@ -70,15 +70,15 @@ def describe(differences: Iterable[Difference]) -> str:
 
 
 def diffoscope(first: Path, second: Path, report: Path) -> bool:
-    """Write diffoscope's text report on two folders (at most 120 s and about 2 MB); False where it made none.
+    """Write diffoscope's text report on two folders (at most 120 s and about 2 MB); False if there is no report.
 
-    The program is in Debian's package diffoscope-minimal, which is not among configs/packages.txt: folders() finds
-    what differs, this shows it disassembled.
+    The program is in Debian's package diffoscope-minimal, which is not in configs/packages.txt: folders() finds what
+    differs, this shows it disassembled.
     """
     limits = ["--no-progress", "--max-text-report-size", "2000000", "--exclude-directory-metadata", "yes"]
     try:
         run.require("diffoscope")
-        # Ended at the deadline, it does not tidy up itself.
+        # Killed at the deadline, it does not remove its temporary files.
         with files.replacing(report) as temporary, scratch.folder("compare") as work:
             status, output = run.run(
                 ["diffoscope", *limits, "--text", temporary, first, second],
@@ -87,7 +87,7 @@ def diffoscope(first: Path, second: Path, report: Path) -> bool:
                 check=False,
                 bare=True,
             )
-            # 0: the same, 1: they differ, else: trouble.
+            # 0: the same, 1: they differ, else: it failed.
             if status not in (0, 1):
                 raise ToolError(f"diffoscope: exit status {status}: {output[-500:]}")
     except ToolError:
@@ -97,8 +97,8 @@ def diffoscope(first: Path, second: Path, report: Path) -> bool:
 
 def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "two folders are compared, each with a build's output")
-    # Not rglob: before Python 3.12 it stumbles over a link whose target is too long a name.
+        raise UserError(f"{folder}: no such folder", "give two folders, each with a build's output")
+    # Not rglob: before Python 3.12 it fails on a link whose target has too long a name.
     found = {}
     for place, folders, names in os.walk(folder):
         for name in (*names, *(each for each in folders if Path(place, each).is_symlink())):
@@ -128,7 +128,7 @@ def _kind(path: Path | None) -> str:
         return MISSING
     if path.is_symlink():
         return f"{LINK}{path.readlink()}"
-    return REGULAR if path.is_file() else "no regular file, not compared"
+    return REGULAR if path.is_file() else "not a regular file, not compared"
 
 
 def _summary(data: bytes) -> str:
@@ -136,10 +136,10 @@ def _summary(data: bytes) -> str:
 
 
 def _rows(where: str, first: bytes, second: bytes, depth: int) -> list[Row]:
-    """What differs: the first format that both are in and that shows something says it, else the bytes do."""
+    """What differs: in the first format that both have and that shows a difference, else in bytes."""
     if first == second:
         return []
-    # Where it is opened after all, what is found says more.
+    # Used only if no opener opens it.
     packer = binary.packer(first)
     note = f" (packed by {packer}, not opened)" if packer and packer == binary.packer(second) else ""
     for opener in OPENERS if depth else ():
@@ -152,7 +152,7 @@ def _rows(where: str, first: bytes, second: bytes, depth: int) -> list[Row]:
             ]
             if rows:
                 return rows
-            note = " (all that is in it is the same, packed otherwise)"
+            note = " (the contents are the same, packed differently)"
     texts = _text(first), _text(second)
     if texts[0] is not None and texts[1] is not None:
         return [_lines(where, texts[0], texts[1])]
@@ -163,7 +163,7 @@ def _opened(opener: Opener, data: bytes) -> Parts | None:
     try:
         return opener(data)
     except Exception:
-        # Libraries raise nearly anything at damaged input; it is still to be compared, as bytes then.
+        # Libraries raise nearly anything at damaged input; it is compared as bytes then.
         return None
 
 
@@ -184,7 +184,7 @@ def _fields(where: str, first: Mapping[str, str], second: Mapping[str, str]) -> 
     for name in names[:FIELDS]:
         yield _join(where, name), *_window(first.get(name, MISSING), second.get(name, MISSING))
     if len(names) > FIELDS:
-        yield _join(where, "more facts"), *2 * (f"{len(names) - FIELDS} that are not told here",)
+        yield _join(where, "more facts"), *2 * (f"{len(names) - FIELDS} that are not shown here",)
 
 
 def _lines(where: str, first: str, second: str) -> Row:
@@ -200,7 +200,7 @@ def _bytes(where: str, first: bytes, second: bytes) -> Row:
     """Sizes, the first differing offset with the bytes there, and how many bytes differ."""
     shared = min(len(first), len(second))
     at, count = shared, abs(len(first) - len(second))
-    # Most of two builds is the same: whole chunks are compared quickly.
+    # Most of two builds is the same: comparing whole chunks is fast.
     for start in range(0, shared, CHUNK):
         one, two = (side[start : min(start + CHUNK, shared)] for side in (first, second))
         if one != two:
@@ -230,7 +230,7 @@ def _window(first: str, second: str) -> tuple[str, str]:
 
 
 def _printable(text: str) -> str:
-    """Without what a terminal obeys; short."""
+    """Without control characters for a terminal; short."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
     return shown if len(shown) <= 3 * SHOWN_TEXT else shown[: 3 * SHOWN_TEXT] + "…"
 

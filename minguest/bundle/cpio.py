@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cpio archive in the newc format, from the words of the kernel's own gen_init_cpio.
+"""A cpio archive in the newc format, from a list in the format of the kernel's own gen_init_cpio.
 
 Sources of the format: cpio(5), Documentation/driver-api/early-userspace/buffer-format.rst and usr/gen_init_cpio.c
-of the Linux tree. Written here because device nodes must be made without being root and every byte must follow
-from the input alone: owner 0:0, time 0, inodes counted from 1.
+of the Linux tree. Our own code, because it must make device nodes without root, and every byte must follow from the
+input alone: owner 0:0, time 0, inodes counted from 1.
 """
 
 import re
@@ -36,7 +36,7 @@ class Entry:
 class Member:
     """One member with every header field. `mtime` in seconds since 1970; `on` and `device` are (major, minor).
 
-    `data` is a file's content or a symlink's target; of hard links GNU cpio gives it to the last one only.
+    `data` is a file's content or a symlink's target; among hard links GNU cpio gives it to the last one only.
     """
 
     name: str
@@ -48,32 +48,32 @@ class Member:
     nlink: int
     mtime: int
     on: tuple[int, int]
-    """The file system that it was on."""
+    """The device of the file system that it was on."""
     device: tuple[int, int]
-    """For nodes: which device it is."""
+    """For nodes: the device."""
     check: int
-    """The sum of the data's bytes in the format with sums (070702), else 0."""
+    """The sum of the data's bytes in the format with check sums (070702), else 0."""
 
 
 def parse_list(text: str, where: str) -> list[Entry]:
     """Read gen_init_cpio's grammar; owners must be 0:0. UserError names `where` and the line.
 
     dir NAME MODE UID GID · file NAME LOCATION MODE UID GID · slink NAME TARGET MODE UID GID ·
-    nod NAME MODE UID GID b|c MAJOR MINOR. Words with blanks are quoted as in a shell.
+    nod NAME MODE UID GID b|c MAJOR MINOR. Fields with blanks are quoted as in a shell.
     """
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            words = shlex.split(line, comments=True)
-            if words:
-                entries.append(_entry(words))
+            fields = shlex.split(line, comments=True)
+            if fields:
+                entries.append(_entry(fields))
         except ValueError as error:
             raise UserError(f"{where}:{number}: {line.strip()!r}: {error}") from None
     return entries
 
 
-def _entry(words: list[str]) -> Entry:
-    match words:
+def _entry(fields: list[str]) -> Entry:
+    match fields:
         case ["dir", name, mode, "0", "0"]:
             return Entry(_name(name), stat.S_IFDIR | _mode(mode))
         case ["file", name, location, mode, "0", "0"]:
@@ -111,7 +111,7 @@ def _mode(text: str) -> int:
 
 
 def tree(folder: Path) -> list[Entry]:
-    """A folder's content as entries. Modes do not depend on the umask: 755 for what its owner may execute, else 644."""
+    """A folder's content as entries. Modes do not depend on the umask: 755 if the owner may execute it, else 644."""
     entries = []
     for path in folder.rglob("*"):
         name = _name("/" + path.relative_to(folder).as_posix())
@@ -129,15 +129,15 @@ def tree(folder: Path) -> list[Entry]:
 
 
 def merge(*layers: Iterable[Entry]) -> list[Entry]:
-    """Lay entries over each other (a later one wins), add the parents that are missing, sort by name."""
+    """Lay entries over each other (a later one wins), add missing parents, sort by name."""
     merged = {entry.name: entry for layer in layers for entry in layer}
     for name in list(merged):
         for parent in PurePosixPath(name).parents:
             if str(parent) != ".":
                 found = merged.setdefault(str(parent), Entry(str(parent), stat.S_IFDIR | 0o755))
                 if not stat.S_ISDIR(found.mode):
-                    raise UserError(f"initrd: /{name} is to lie below /{parent}, which is not a folder")
-    # A folder's name is a prefix of what is in it, so it comes first, as the unpacker needs it.
+                    raise UserError(f"initrd: /{name} cannot lie below /{parent}, which is not a folder")
+    # A folder's name is a prefix of the names in it, so it comes first, as the unpacker needs it.
     return [merged[name] for name in sorted(merged)]
 
 
@@ -153,8 +153,8 @@ def archive(entries: Iterable[Entry]) -> bytes:
 def parse(data: bytes) -> tuple[list[Member], bytes]:
     """Read one newc archive: its members in their order, without the trailer, and what follows the trailer.
 
-    That is padding as a rule, or another archive, which the kernel would unpack too. Takes the format with check sums
-    also (070702), and does not check them. UserError when it is damaged, cut short or no newc archive.
+    Usually padding follows, or another archive, which the kernel would unpack too. Also reads the format with check
+    sums (070702), and does not check them. UserError if it is damaged, cut short or not a newc archive.
     """
     members: list[Member] = []
     at = 0
@@ -164,14 +164,14 @@ def parse(data: bytes) -> tuple[list[Member], bytes]:
             raise UserError(f"cpio: no newc header at byte {at}" + (", the archive is cut short" if members else ""))
         fields = [int(head[start : start + 8], 16) for start in range(6, HEAD, 8)]
         ino, mode, uid, gid, nlink, mtime, size, *devices, name_size, check = fields
-        # Name and data begin at multiples of 4 from the archive's beginning; the name's size counts its zero byte.
+        # Name and data begin at multiples of 4 from the archive's beginning; the name's size includes its zero byte.
         name_end = at + HEAD + name_size
         start = _aligned(name_end)
         end = start + size
         raw = data[at + HEAD : name_end]
         if end > len(data) or not raw.endswith(b"\0"):
             raise UserError(f"cpio: the member at byte {at} is damaged or cut short")
-        # A file's name is any bytes; what is no UTF-8 must survive, so that two names stay two.
+        # A file's name may be any bytes; what is not UTF-8 is kept, so that two names stay different.
         name = raw[:-1].decode(errors="surrogateescape")
         at = _aligned(end)
         if name == TRAILER:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OVMF: code and variables out of Debian's package, checked to be firmware volumes."""
+"""OVMF: code and variables from Debian's package, checked to be firmware volumes."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from minguest.model import Source
 from minguest.util import archive, files
 from minguest.util.errors import UserError
 
-# The 4 MiB build without Secure Boot: a kernel that nobody signed starts in it. README.Debian of ovmf tells the builds.
+# The 4 MiB build without Secure Boot: it starts a kernel without a signature. ovmf's README.Debian lists the builds.
 CODE = "OVMF_CODE_4M.fd"
 VARS = "OVMF_VARS_4M.fd"
 FOLDER = "./usr/share/OVMF"
 
 
 class Firmware(msgspec.Struct, frozen=True):
-    """Where the two halves are, and what they are."""
+    """OVMF's version, and the hashes of code and variables."""
 
     version: str
     code_sha256: str

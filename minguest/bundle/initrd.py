@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PID 1 and the initrd around it: initd is compiled from initd/*.c with musl; the initrd is a list rendered from a
-template, overlays on top, newc, gzip."""
+"""PID 1 and its initrd: initd is compiled from initd/*.c with musl; the initrd is a list rendered from a template,
+with overlays on top, in newc, compressed by gzip."""
 
 import re
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from minguest.util.errors import ToolError
 
 
 def compiler_argv(sources: Sequence[Path], target: Path, *, strict: bool = False) -> list[str]:
-    """The compiler's command; `strict`: a warning is an error. Sections are split so that the linker drops what is not
-    used."""
+    """The compiler's command; `strict`: a warning is an error. Each function has a section of its own, so that the
+    linker drops what is not used."""
     return [
         "musl-gcc",
         "-std=gnu11", "-static", "-Os", "-s",
         "-Wall", "-Wextra", *["-Werror"] * strict,
         "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections",
-        # The build id would hash paths of this machine's C library.
+        # The build ID would depend on paths of this machine's C library.
         "-Wl,--build-id=none",
         f'-DINITD_VERSION="{VERSION}"',
         "-o", str(target),
@@ -32,7 +32,7 @@ def compiler_argv(sources: Sequence[Path], target: Path, *, strict: bool = False
 def compile_initd(folder: Path, target: Path, log: Path, *, strict: bool = False) -> None:
     """Compile initd; ToolError unless the result is a static program for x86-64.
 
-    The tests are `strict`: no warning. For a user it is not an error that a newer compiler warns of more.
+    The tests are `strict`: no warning. For a user it is not an error if a newer compiler warns about more.
     """
     with files.replacing(target) as temporary:
         run.run(compiler_argv(sorted(folder.glob("*.c")), temporary, strict=strict), log=log, bare=True)
@@ -45,14 +45,14 @@ def compile_initd(folder: Path, target: Path, log: Path, *, strict: bool = False
 
 
 def musl_version() -> str:
-    """musl's version, as its loader tells it."""
+    """musl's version, from its loader's output."""
     _, text = run.run(["/lib/ld-musl-x86_64.so.1"], check=False)
     found = re.search(r"Version (\S+)", text)
     return found[1] if found else "unknown"
 
 
 def build(template: Path, initd: Path, overlays: Sequence[Path], target: Path) -> None:
-    """Write the initrd: the template's list with `initd` as its file of that name, then each overlay, later wins."""
+    """Write the initrd: the template's list, with `initd` as the file of that name, then each overlay; later wins."""
     base = cpio.parse_list(templates.render(template, initd=str(initd)), str(template))
     layers = [cpio.tree(overlay) for overlay in overlays]
     files.write(target, archive.gzip_bytes(cpio.archive(cpio.merge(base, *layers))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle: what ships, and the manifest that says what it was made of (docs/manifest.md)."""
+"""The bundle: what ships, and the manifest that names its inputs (docs/manifest.md)."""
 
 import errno
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from minguest.util.errors import UserError
 
 SCHEMA = 2
 NAME = "manifest.json"
-# What every bundle has beside its manifest; those that are made today have launch files too (vm/scripts.py).
+# What every bundle has beside its manifest; today's have launch files too (vm/scripts.py).
 PARTS = ("bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map")
-AGAIN = "doit build makes a bundle; a release that was pulled is pulled again"
+AGAIN = "doit build makes a bundle; pull a release again"
 
 
 class File(msgspec.Struct, frozen=True):
@@ -52,23 +52,23 @@ class Kernel(msgspec.Struct, frozen=True):
 
     @property
     def release(self) -> str:
-        """As uname(2) tells it in the guest: the image's own word for it, else the version of its source."""
+        """As uname(2) reports it in the guest: from the image, else the version of its source."""
         image = self.inspected.get("bzimage")
         own = image.get("version") if isinstance(image, dict) else None
         return next(iter(own.split()), self.version) if isinstance(own, str) else self.version
 
 
 class Config(msgspec.Struct, frozen=True):
-    """How the kernel's config was made and verified."""
+    """How the kernel's config was made and checked."""
 
     fragments: dict[str, str]
     requested: int
     problems: tuple[str, ...]
-    """What contract=ignore let pass."""
+    """Breaches that contract=ignore accepted."""
 
 
 class Initrd(msgspec.Struct, frozen=True):
-    """What the initrd was made of; hashes of the template and of each file laid over."""
+    """The initrd's inputs; hashes of the template and of each file of the overlays."""
 
     initd: File
     template: str
@@ -90,7 +90,7 @@ class Manifest(msgspec.Struct, frozen=True):
     schema: int
     minguest: str
     guest: Guest
-    """The guest as its file says, launch included."""
+    """The guest as in its file, launch included."""
     kernel: Kernel
     config: Config
     initrd: Initrd
@@ -108,21 +108,21 @@ def describe(path: Path) -> File:
 def write(
     target: Path, parts: Mapping[str, Path], facts: Mapping[str, Any], launch_files: Mapping[str, str]
 ) -> Manifest:
-    """Copy the parts, what starts them and the manifest to `target`, all of them or none."""
+    """Copy the parts, the launch files and the manifest to `target`, all of them or none."""
     with files.replacing_tree(target) as folder:
         for name, path in parts.items():
             files.copy(path, folder / name)
         for name, text in launch_files.items():
             files.write(folder / name, text)
             (folder / name).chmod(0o755 if name == RUN_GUEST else 0o644)
-        made = {name: describe(folder / name) for name in sorted([*parts, *launch_files])}
-        manifest = msgspec.convert({"schema": SCHEMA, "minguest": VERSION, "files": made, **facts}, Manifest)
+        written = {name: describe(folder / name) for name in sorted([*parts, *launch_files])}
+        manifest = msgspec.convert({"schema": SCHEMA, "minguest": VERSION, "files": written, **facts}, Manifest)
         (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
 
 
 def load(folder: Path) -> Manifest:
-    """Read a bundle's manifest and check that each file is what it says; UserError names what is not."""
+    """Read a bundle's manifest and check each file against it; UserError names the file that differs."""
     path = folder / NAME
     try:
         if not path.is_file():
@@ -130,25 +130,24 @@ def load(folder: Path) -> Manifest:
         content = strictjson.read(path)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: no bundle's manifest: {why}", AGAIN) from error
+        raise UserError(f"{path}: not a bundle's manifest: {why}", AGAIN) from error
     manifest = parse(content, path)
     for name, wanted in manifest.files.items():
         place = folder / name
-        # The size first: it costs nothing, and a sparse file of 1 TB an hour.
+        # The size first: it is cheap, and hashing a sparse file of 1 TB takes an hour.
         if not place.is_file() or place.stat().st_size != wanted.size or describe(place) != wanted:
             raise UserError(f"{place}: is not the file that the manifest names", AGAIN)
     return manifest
 
 
 def parse(content: bytes, path: Path) -> Manifest:
-    """A manifest that was read from `path`; UserError for one that cannot be. Of its files only the names are looked
-    at."""
+    """A manifest that was read from `path`; UserError if it is not valid. Only the names of its files are checked."""
     try:
         manifest = strictjson.decode(content, Manifest, SCHEMA)
     except ValueError as error:
-        raise UserError(f"{path}: no bundle's manifest: {error}", AGAIN) from error
+        raise UserError(f"{path}: not a bundle's manifest: {error}", AGAIN) from error
     if missing := [name for name in PARTS if name not in manifest.files]:
-        raise UserError(f"{path}: names no {', '.join(missing)}", AGAIN)
+        raise UserError(f"{path}: does not name {', '.join(missing)}", AGAIN)
     for name in manifest.files:
         if name in ("", ".", "..") or "/" in name:
             raise UserError(f"{path}: names {name!r}, which is not a file beside it", AGAIN)

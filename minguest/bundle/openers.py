@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What files are made of: each format's opener takes bytes apart into named fields and named contents.
+"""Opens files: each format's opener splits bytes into named fields and named contents.
 
-What a file is, its content says and not its name. An opener of a binary format covers every byte, what is outside of
-all parts as a content of its own.
+The content of a file decides its format, not its name. An opener of a binary format covers every byte; bytes outside
+all parts are a content of their own.
 """
 
 import io
@@ -22,18 +22,18 @@ from minguest.kernel import binary, kconfig
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """What an opener found: facts by name, and byte strings by name, in the order in which they lie there."""
+    """What an opener found: facts by name, and byte strings by name, in the order of the file."""
 
     fields: dict[str, str]
     contents: dict[str, bytes]
 
 
-# Parts, or None for another format; raises whatever it likes at what is damaged.
+# Parts, or None for another format; may raise anything for damaged input.
 Opener = Callable[[bytes], Parts | None]
 
 
 class _Names:
-    """Tells those apart that have one name: `x`, `x #2`."""
+    """Makes equal names different: `x`, `x #2`."""
 
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
@@ -44,7 +44,7 @@ class _Names:
 
 
 def _partition(data: bytes, ranges: Iterable[tuple[str, int, int]], rest: str) -> dict[str, bytes]:
-    """Give each byte to the first range (name, start, end) that it is in, and what is in none to `rest`."""
+    """Give each byte to the first range (name, start, end) that has it, and bytes in no range to `rest`."""
     free = [(0, len(data))]
     parts = {}
     for name, start, end in ranges:
@@ -54,27 +54,27 @@ def _partition(data: bytes, ranges: Iterable[tuple[str, int, int]], rest: str) -
     return {**parts, rest: b"".join(data[low:high] for low, high in free)}
 
 
-def _told(prefix: str, facts: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, str]:
+def _flat(prefix: str, facts: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, str]:
     """A header's fields, numbers in hex."""
-    told: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping):
-            told |= _told(f"{prefix} {key}", value)
+            flat |= _flat(f"{prefix} {key}", value)
         elif key not in without:
-            told[f"{prefix} {key}"] = f"{value:#x}" if isinstance(value, int) else str(value)
-    return told
+            flat[f"{prefix} {key}"] = f"{value:#x}" if isinstance(value, int) else str(value)
+    return flat
 
 
 def _elf(data: bytes) -> Parts | None:
-    """Sections, segments and symbols. Section data is taken as it lies there: a compressed one is not unpacked."""
+    """Sections, segments and symbols. Section data is taken as it is: a compressed one is not unpacked."""
     if not data.startswith(b"\x7fELF"):
         return None
     image = ELFFile(io.BytesIO(data))
     if image.num_sections() > binary.SECTIONS or image.num_segments() > binary.SECTIONS:
         raise ValueError("more sections than any object has")
-    fields = _told("ELF header", image.header)
+    fields = _flat("ELF header", image.header)
     for number, segment in enumerate(image.iter_segments()):
-        fields |= _told(f"program header {number}", segment.header)
+        fields |= _flat(f"program header {number}", segment.header)
     names = _Names()
     tables = [
         ("ELF header", 0, image["e_ehsize"]),
@@ -88,27 +88,27 @@ def _elf(data: bytes) -> Parts | None:
             continue
         name = names.of(section.name or "a section without a name")
         # Its offset is left out: it moves with every byte before it, and the bytes themselves are compared.
-        fields |= _told(f"section header {name}", section.header, without=("sh_name", "sh_offset"))
+        fields |= _flat(f"section header {name}", section.header, without=("sh_name", "sh_offset"))
         if section["sh_type"] != "SHT_NOBITS":
             ranges.append((name, section["sh_offset"], section["sh_offset"] + section["sh_size"]))
         if isinstance(section, SymbolTableSection):
             symbols |= _symbols(name, section)
     contents = _partition(data, [*tables, *ranges], "outside of all sections")
-    # Told as fields already, in words.
+    # These are fields already.
     for name, _, _ in tables:
         del contents[name]
-    # Last, as there are so many.
+    # Last, because there are so many.
     return Parts({**fields, **symbols}, contents)
 
 
 def _symbols(table: str, section: SymbolTableSection) -> dict[str, str]:
     if section["sh_entsize"] not in (16, 24):  # Elf32_Sym, Elf64_Sym
-        raise ValueError("symbols of a size that none has")
+        raise ValueError("symbols of an unknown size")
     names = _Names()
     symbols: dict[str, str] = {}
     for symbol in section.iter_symbols():
         if symbol.name:
-            symbols |= _told(f"{table} symbol {names.of(symbol.name)}", symbol.entry, without=("st_name",))
+            symbols |= _flat(f"{table} symbol {names.of(symbol.name)}", symbol.entry, without=("st_name",))
     return symbols
 
 
@@ -136,14 +136,14 @@ def _bzimage(data: bytes) -> Parts | None:
 
 
 def _pe(data: bytes) -> tuple[dict[str, str], list[tuple[str, int, int]]]:
-    """A PE header's fields and where its sections lie; nothing of either for a kernel without EFI stub."""
+    """A PE header's fields and where its sections lie; both empty for a kernel without EFI stub."""
     try:
         image = pefile.PE(data=data, fast_load=True)
     except pefile.PEFormatError:
         return {}, []
     fields: dict[str, str] = {}
     for header in (image.FILE_HEADER, image.OPTIONAL_HEADER):
-        fields |= _told("PE header", _structure(header))
+        fields |= _flat("PE header", _structure(header))
     for entry in image.OPTIONAL_HEADER.DATA_DIRECTORY:
         fields[f"PE directory {entry.name}"] = f"{entry.VirtualAddress:#x}, size {entry.Size:#x}"
     names = _Names()
@@ -152,7 +152,7 @@ def _pe(data: bytes) -> tuple[dict[str, str], list[tuple[str, int, int]]]:
     ranges = [("PE header", image.DOS_HEADER.e_lfanew, max(ends))] if ends else []
     for section in image.sections:
         name = names.of(f"PE section {section.Name.rstrip(bytes(1)).decode(errors='backslashreplace')}")
-        fields |= _told(name, _structure(section), without=("Name",))
+        fields |= _flat(name, _structure(section), without=("Name",))
         ranges.append((name, section.PointerToRawData, section.PointerToRawData + section.SizeOfRawData))
     image.close()
     return fields, ranges
@@ -181,13 +181,13 @@ def _gzip(data: bytes) -> Parts | None:
 
 
 def _packed(data: bytes) -> Parts | None:
-    """Formats of which no header is told."""
+    """Compressed formats whose header is not compared."""
     return Parts({}, _unpacked(data)) if binary.packer(data) else None
 
 
 def _unpacked(data: bytes) -> dict[str, bytes]:
     content, rest = binary.unpack(data)
-    # Without a name: what is packed has none of its own, and a path through it reads better without.
+    # Without a name: packed content has no name, and a path through it reads better without.
     return {"": content, **({"after the packed stream": rest} if rest else {})}
 
 
@@ -214,7 +214,7 @@ def _cpio(data: bytes) -> Parts | None:
             "inode": member.ino,
         }
         fields |= {f"{name} {key}": str(value) for key, value in facts.items()}
-    # Padding with zeros is as long as what is before it makes it.
+    # The length of zero padding depends only on what comes before it.
     return Parts(fields, {**contents, **({"after the trailer": rest} if rest.strip(b"\0") else {})})
 
 

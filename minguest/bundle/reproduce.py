@@ -2,7 +2,7 @@
 """Builds the bundle twice, in surroundings that differ in all that can be varied here, and compares every file.
 
 Each build is this project's own command in a fresh copy of the checkout. The kernel's own build gets few of these
-surroundings (run.run, `bare`): that is one of the reasons why it reproduces, and what is proven here.
+surroundings (run.run, `bare`): that is one reason why it reproduces, and this proves it.
 """
 
 import os
@@ -21,9 +21,9 @@ from minguest.util import run
 from minguest.util.errors import ToolError
 
 COMMAND = (sys.executable, "-m", "doit", "build")
-# Where a build leaves its bundle, from the copy of the checkout: out/NAME-LINE/bundle.
+# Where a build puts its bundle, from the copy of the checkout: out/NAME-SERIES/bundle.
 BUNDLE = "out/*/bundle"
-# What a checkout without git has that is no part of it.
+# What a checkout without git has, but is not a part of it.
 GENERATED = {"out", ".venv", ".git", ".doit.db"}
 
 
@@ -31,7 +31,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     """What one build is done in."""
 
     name: str
-    """A folder of this name below the work folder has it all."""
+    """The name of the build's folder below the work folder."""
     folder: str
     """Where in it the copy of the checkout is."""
     umask: int
@@ -45,11 +45,11 @@ class Surroundings(msgspec.Struct, frozen=True):
     """How many jobs more than settings.jobs()."""
 
 
-# Time zones 25 hours apart, so that it is never one date for both; in POSIX' spelling, which needs no zone files. A
-# locale that need not be installed: programs see its name all the same, and the record says whether they find it.
+# Time zones 25 hours apart, so that the dates always differ; in POSIX' format, which needs no zone files. The locale
+# need not be installed: programs see its name in any case, and the record says whether they find it.
 FIRST = Surroundings("first", "a", 0o022, "C.UTF-8", "LINT-14", "alice", None, 0)
 SECOND = Surroundings("second", "deeper/and-with/a-longer-name", 0o077, "de_DE.UTF-8", "SST11", "bartholomew", 54321, 1)
-# What nobody should take for varied.
+# What is not varied.
 SAME = {
     "machine": "one machine: its CPU, kernel, host name and file system",
     "tools": "one set of installed tools; the manifest names the compiler and the linker",
@@ -61,7 +61,7 @@ SAME = {
 def builds(
     root: Path,
     work: Path,
-    words: Sequence[str],
+    arguments: Sequence[str],
     say: Callable[[str], None],
     *,
     store: Path,
@@ -71,13 +71,13 @@ def builds(
     first: Surroundings = FIRST,
     second: Surroundings = SECOND,
 ) -> Reproduction:
-    """Run `command` with `words` in two copies of `root` below `work`, and compare what is in their bundles.
+    """Run `command` with `arguments` in two copies of `root` below `work`, and compare their bundles.
 
-    `words` are doit's (`kernel=6.12`). Each build has a store of its own below `store`, empty at first, so that it
-    compiles everything. `bundle` is one that is there already: it must be the same too. `inputs` are
-    files below `root` that are copied beside the checkout: which kernel was chosen, and why, is in the manifest. Both
-    copies are removed when all is the same; else they are kept and named, as when a build fails (ToolError). What an
-    earlier run left in `work` is removed first.
+    `arguments` are doit's (`kernel=6.12`). Each build has a store of its own below `store`, empty at first, so that it
+    compiles everything. `bundle` is one that exists already: it must be the same too. `inputs` are more files below
+    `root` that are copied: which kernel was chosen, and why, is in the manifest. Both copies are removed if all is the
+    same; else they are kept and named, as when a build fails (ToolError). What an earlier run left in `work` is removed
+    first.
     """
     both = (first, second)
     shutil.rmtree(store, ignore_errors=True)
@@ -87,7 +87,7 @@ def builds(
     report.unlink(missing_ok=True)
     refusal = next(filter(None, (_refusal(each) for each in both)), "")
     names = [*checkout(root), *(path.relative_to(root).as_posix() for path in inputs)]
-    line = [*command, *(_absolute(word, root) for word in words)]
+    line = [*command, *(_absolute(each, root) for each in arguments)]
     try:
         one, two = (_build(each, root, names, work, line, say, store, namespace=not refusal) for each in both)
     finally:
@@ -96,7 +96,7 @@ def builds(
     if bundle is not None:
         rows = compare.folders(one, bundle)
         differences += [msgspec.structs.replace(row, file=f"{row.file} (bundle)") for row in rows]
-    varied, not_varied = _told(first, second, refusal)
+    varied, not_varied = _varied(first, second, refusal)
     record = Reproduction(
         schema=SCHEMA,
         result="different" if differences else "same",
@@ -108,7 +108,7 @@ def builds(
     )
     if differences:
         more = f"; {report} has diffoscope's report" if compare.diffoscope(one, two, report) else ""
-        say(f"kept to look at: {one} and {two}{more}")
+        say(f"kept for inspection: {one} and {two}{more}")
     else:
         for each in both:
             shutil.rmtree(work / each.name)
@@ -126,7 +126,7 @@ def _build(
     *,
     namespace: bool,
 ) -> Path:
-    """One build in a copy of its own: its bundle's folder."""
+    """Build once in a copy; returns the bundle's folder."""
     folder = work / surroundings.name
     copy, home = folder / surroundings.folder, folder / surroundings.user
     with _umask(surroundings.umask):
@@ -142,16 +142,16 @@ def _build(
             on_line=lambda line: say(f"{surroundings.name} │ {line}"),
         )
     except ToolError as error:
-        remedy = f"both copies are kept in {work} and go with the next run"
+        remedy = f"both copies are kept in {work} until the next run"
         raise ToolError(f"the {surroundings.name} build failed, in {copy}\n{error.message}", remedy) from error
     found = list(copy.glob(BUNDLE))
     if len(found) != 1:
-        raise ToolError(f"{copy}: the build left {len(found)} bundles ({BUNDLE}), and one was wanted")
+        raise ToolError(f"{copy}: the build left {len(found)} bundles ({BUNDLE}), not one")
     return found[0]
 
 
 def table(record: Reproduction) -> str:
-    """A record for a person: what was varied, what was not, and what came of it."""
+    """A record for a person: what was varied, what was not, and the result."""
     width = max(map(len, [*record.varied, *record.not_varied]), default=0)
     lines = [f"  {name:{width}}  {first} | {second}" for name, (first, second) in record.varied.items()]
     lines += [f"  {name:{width}}  not varied: {why}" for name, why in record.not_varied.items()]
@@ -161,7 +161,7 @@ def table(record: Reproduction) -> str:
 
 
 def cause(record: Reproduction) -> str:
-    """What a difference is between: the two builds, or both of them and the bundle that was there."""
+    """Between what the difference is: the two builds, or both of them and the bundle that was there."""
     count = f"{len(record.differences)} differences"
     if all(row.file.endswith(" (bundle)") for row in record.differences):
         return f"the two builds are the same, but not the bundle that was there, {count}"
@@ -169,10 +169,10 @@ def cause(record: Reproduction) -> str:
 
 
 def argv(surroundings: Surroundings, command: Sequence[str], *, namespace: bool) -> list[str]:
-    """The command in its umask and, where namespaces can be made, as its user.
+    """The command with its umask and, if namespaces work, as its user.
 
-    A user namespace needs no privilege on most systems; a file's owner is the same in truth, and everything in it
-    sees the other number.
+    A user namespace needs no privilege on most systems. A file's real owner is the same; programs in the namespace see
+    the other number.
     """
     uid = surroundings.uid if namespace else None
     user = [] if uid is None else ["unshare", "--user", f"--map-user={uid}", f"--map-group={uid}", "--"]
@@ -180,7 +180,7 @@ def argv(surroundings: Surroundings, command: Sequence[str], *, namespace: bool)
 
 
 def environment(surroundings: Surroundings, copy: Path, home: Path, store: Path) -> dict[str, str]:
-    """What is set for a build; PYTHONPATH so that the copy's own minguest is run and no installed one."""
+    """A build's environment; PYTHONPATH makes it run the copy's own minguest, and not an installed one."""
     return {
         "LANG": surroundings.locale,
         "LC_ALL": surroundings.locale,
@@ -198,8 +198,8 @@ def environment(surroundings: Surroundings, copy: Path, home: Path, store: Path)
 
 
 def checkout(root: Path) -> list[str]:
-    """The files of a checkout: what git has or would have, else all but what is generated. Paths from `root`."""
-    # Its warnings would end up among the names.
+    """The files of a checkout: what git tracks or would track, else all but what is generated. Paths from `root`."""
+    # git's warnings would end up among the names.
     script = 'exec git -C "$1" ls-files -co --exclude-standard -z 2>/dev/null'
     status, listing = run.run(["sh", "-c", script, "sh", root], check=False)
     names = listing.split("\0") if status == 0 else []
@@ -215,7 +215,7 @@ def checkout(root: Path) -> list[str]:
 
 
 def _copy(root: Path, names: Sequence[str], target: Path) -> None:
-    """As a checkout does it: of a mode only whether it is executable, the rest is the umask's; times are of now."""
+    """Copy as a checkout does: only the executable bit is kept, the umask sets the rest; times are new."""
     for name in names:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,12 +224,12 @@ def _copy(root: Path, names: Sequence[str], target: Path) -> None:
             path.chmod(path.stat().st_mode | (path.stat().st_mode & 0o444) >> 2)
 
 
-def _absolute(word: str, root: Path) -> str:
+def _absolute(argument: str, root: Path) -> str:
     """`source=` and `guest=` may name a file; the copies and their $HOME are elsewhere."""
-    name, equals, value = word.partition("=")
+    name, equals, value = argument.partition("=")
     path = root / Path(value).expanduser()
     is_path = (name == "source" and value != "pinned") or (name == "guest" and value.endswith(".toml"))
-    return f"{name}={path}" if equals and is_path else word
+    return f"{name}={path}" if equals and is_path else argument
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 def _refusal(surroundings: Surroundings) -> str:
-    """Why these surroundings' user cannot be had here; empty where it can."""
+    """Why these surroundings' user is not possible here; empty if it is."""
     try:
         status, output = run.run(argv(surroundings, ["true"], namespace=True), check=False)
     except ToolError as error:
@@ -255,7 +255,9 @@ def _described(folder: Path) -> dict[str, manifests.File]:
     return {path.relative_to(folder).as_posix(): manifests.describe(path) for path in paths}
 
 
-def _told(first: Surroundings, second: Surroundings, refusal: str) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+def _varied(
+    first: Surroundings, second: Surroundings, refusal: str
+) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     """What was varied, and what was not and why."""
     sides = [_facts(each, namespace=not refusal) for each in (first, second)]
     varied = {name: (value, sides[1][name]) for name, value in sides[0].items() if value != sides[1][name]}
@@ -266,7 +268,7 @@ def _told(first: Surroundings, second: Surroundings, refusal: str) -> tuple[dict
     installed = _locales()
     for each in (first, second):
         if _spelled(each.locale) not in installed:
-            not_varied[f"rules of {each.locale}"] = "not installed here: programs saw its name, and took the locale C"
+            not_varied[f"rules of {each.locale}"] = "not installed here: programs saw its name, and used the locale C"
     return varied, not_varied
 
 
@@ -292,5 +294,5 @@ def _locales() -> set[str]:
 
 
 def _spelled(locale: str) -> str:
-    """`locale -a` says C.utf8 for C.UTF-8."""
+    """`locale -a` prints C.utf8 for C.UTF-8."""
     return locale.lower().replace("utf-8", "utf8")

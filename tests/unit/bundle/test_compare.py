@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs is named: the section, the entry, the option; and damaged input is compared all the same."""
+"""What differs is named: the section, the entry, the option; and damaged input is still compared."""
 
 import bz2
 import gzip
@@ -82,7 +82,7 @@ def zstd(content: bytes) -> bytes:
 def test_the_same_is_the_same(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "sub").mkdir(parents=True)
-        (tmp_path / name / "sub/a").write_bytes(b"\x7fELF and what is no ELF file")
+        (tmp_path / name / "sub/a").write_bytes(b"\x7fELF and not an ELF file")
         (tmp_path / name / "link").symlink_to("sub")
     os.utime(tmp_path / "one/sub/a", (0, 0))
     (tmp_path / "one/sub/a").chmod(0o600)
@@ -125,7 +125,7 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     for name in ("one", "two"):
         os.mkfifo(tmp_path / name / "b")
     rows = compare.folders(tmp_path / "one", tmp_path / "two")
-    pipe = "no regular file, not compared"
+    pipe = "not a regular file, not compared"
     assert rows == [Difference("a", "", pipe, "size 0, sha256 e3b0c44298fc…"), Difference("b", "", pipe, pipe)]
 
 
@@ -241,7 +241,7 @@ def test_an_elf_header_by_field(differ: Compare, elves: tuple[bytes, bytes]) -> 
 
 def test_sections_of_one_name_and_without_bytes(differ: Compare, tmp_path: Path) -> None:
     def made(second: str) -> bytes:
-        # Two sections named .x, told apart by what they are linked to; and one that only says how large it is.
+        # Two sections named .x, which differ in what they are linked to; and one that has only a size.
         (tmp_path / "x.s").write_text(
             '.section .a,"a"\n.byte 1\n.section .x,"ao",@progbits,.a\n.asciz "left"\n'
             f'.section .b,"a"\n.byte 1\n.section .x,"ao",@progbits,.b\n.asciz "{second}"\n'
@@ -303,17 +303,17 @@ def test_what_is_packed_and_cut_short_is_bytes(differ: Compare, pack: Callable[[
     whole = pack(bytes(range(256)) * 50)
     [row] = differ(whole, whole[:-9])
     assert row.first == f"size {len(whole)}, at {len(whole) - 9:#x}: {whole[-9:-1].hex(' ')}"
-    assert "packed otherwise" not in row.where
+    assert "packed differently" not in row.where
 
 
 def test_the_same_content_packed_otherwise(differ: Compare) -> None:
     text = b"".join(b"%d\n" % number for number in range(1000))
     rows = differ(gzip.compress(text, 0, mtime=0), gzip.compress(text, 5, mtime=0))
     assert [each.where for each in rows if "gzip" not in each.where] in (
-        [], [" (all that is in it is the same, packed otherwise)"],
+        [], [" (the contents are the same, packed differently)"],
     )  # fmt: skip
     [row] = differ(bz2.compress(text, 1), bz2.compress(text, 9))
-    assert row.where == " (all that is in it is the same, packed otherwise)"
+    assert row.where == " (the contents are the same, packed differently)"
 
 
 def test_without_the_program_zstd_it_says_so(differ: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,9 +364,9 @@ def test_what_gnu_cpio_keeps_of_the_machine(differ: Compare, tmp_path: Path) -> 
         made.append(subprocess.run(argv, cwd=tmp_path, input=b"init\n", capture_output=True, check=True).stdout)
     assert differ(*made) == [Difference("x", "/init mtime", "1", "2")]
     assert places(differ(made[0], made[0] + b"another")) == ["after the trailer"]
-    # The trailer's own header is no fact of an entry.
+    # The trailer's own header is not part of an entry.
     at = made[0].rindex(b"070701") + 40
-    assert "packed otherwise" in differ(made[0], made[0][:at] + b"7" + made[0][at + 1 :])[0].where
+    assert "packed differently" in differ(made[0], made[0][:at] + b"7" + made[0][at + 1 :])[0].where
 
 
 # ── bzImage ──

@@ -80,7 +80,7 @@ def test_a_later_layer_wins_and_parents_are_made() -> None:
 
 
 def test_nothing_lies_below_a_file() -> None:
-    with pytest.raises(UserError, match=r"/a/b is to lie below /a, which is not a folder"):
+    with pytest.raises(UserError, match=r"/a/b cannot lie below /a, which is not a folder"):
         cpio.merge([cpio.Entry("a", stat.S_IFREG | 0o644), cpio.Entry("a/b", stat.S_IFREG | 0o644)])
 
 

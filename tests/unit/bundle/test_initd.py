@@ -46,15 +46,15 @@ def test_it_is_built_alike_twice(program: Path, tmp_path: Path) -> None:
 
 
 def test_its_help_names_every_word_that_the_docs_name(program: Path) -> None:
-    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
-    words = re.findall(r"^\| `(initd\.[a-z-]+=)", (ROOT / "docs/report.md").read_text(), re.MULTILINE)
-    assert len(words) == 8
-    assert [word for word in words if word not in told] == []
+    usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    parameters = re.findall(r"^\| `(initd\.[a-z-]+=)", (ROOT / "docs/report.md").read_text(), re.MULTILINE)
+    assert len(parameters) == 8
+    assert [each for each in parameters if each not in usage] == []
 
 
-@pytest.mark.parametrize("words", [["--no-such-word"], []])
-def test_it_is_no_toy_outside_of_pid_1(program: Path, words: list[str]) -> None:
-    result = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("arguments", [["--no-such-option"], []])
+def test_it_does_nothing_outside_pid_1_without_an_option(program: Path, arguments: list[str]) -> None:
+    result = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "usage" in result.stderr.lower()
 
@@ -134,8 +134,8 @@ def parts(tmp_path: Path) -> Parts:
         source.write_text(INCLUDES + main)
         # Of two main() the linker takes the first.
         command = initrd.compiler_argv([source, *sorted((ROOT / "initd").glob("*.c"))], program)
-        words = ["-I", str(ROOT / "initd"), "-Wl,--allow-multiple-definition"]
-        subprocess.run([*command, *words], check=True)
+        options = ["-I", str(ROOT / "initd"), "-Wl,--allow-multiple-definition"]
+        subprocess.run([*command, *options], check=True)
         return subprocess.run([program], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
 
     return run

@@ -65,11 +65,11 @@ def test_a_changed_or_missing_file_is_named(made: Path, spoil: bytes | None) -> 
 @pytest.mark.parametrize("text", ["", "{}", "{", '{"schema": "1"}'])
 def test_a_wrong_manifest_is_named(made: Path, text: str) -> None:
     (made / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=r"(?s)manifest\.json: no bundle's manifest.*doit build"):
+    with pytest.raises(UserError, match=r"(?s)manifest\.json: not a bundle's manifest.*doit build"):
         manifests.load(made)
 
 
-def test_a_manifest_that_is_no_plain_file_does_not_hang(made: Path) -> None:
+def test_a_manifest_that_is_not_a_plain_file_does_not_hang(made: Path) -> None:
     (made / "manifest.json").unlink()
     os.mkfifo(made / "manifest.json")
     with pytest.raises(UserError, match="missing, or not a plain file"):
@@ -80,7 +80,7 @@ def test_a_manifest_that_is_no_plain_file_does_not_hang(made: Path) -> None:
     ("name", "value", "why"),
     [
         ("schema", 1, "schema 1, this minguest knows 2"),
-        ("files", {}, "names no bzImage, initrd.img"),
+        ("files", {}, "does not name bzImage, initrd.img"),
         ("kernel", {}, "missing required field `wanted`"),
         ("guest", {"name": "x", "kernel": [], "launch": {"memori": "1G"}}, "unknown field `memori`"),
     ],
@@ -94,7 +94,7 @@ def test_a_manifest_of_another_shape_is_named(made: Path, name: str, value: obje
 
 def test_a_manifest_nested_without_end_is_named(made: Path) -> None:
     (made / "manifest.json").write_text("[" * 200_000)
-    with pytest.raises(UserError, match="no bundle's manifest"):
+    with pytest.raises(UserError, match="not a bundle's manifest"):
         manifests.load(made)
 
 

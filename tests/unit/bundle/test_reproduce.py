@@ -17,7 +17,7 @@ from minguest.bundle.reproduce import FIRST, SECOND
 from minguest.bundle.reproduction import Reproduction
 from minguest.util.errors import ToolError
 
-# What stands for a build: writes a bundle with what it was told to let in.
+# A fake build: writes a bundle with the surroundings that it should leak.
 BUILD = """
 import json, os, pathlib, sys, time
 
@@ -43,7 +43,7 @@ try:
         "length of the folder": len(os.getcwd()),
         "depth of the folder": os.getcwd().count("/"),
         "time": time.time_ns(),
-        "words": sys.argv[2:],
+        "arguments": sys.argv[2:],
     }
     leak = LEAKS[sys.argv[1]]
     (out := pathlib.Path("out/x-6.12/bundle")).mkdir(parents=True)
@@ -51,7 +51,7 @@ try:
     (out / "manifest.json").write_text(json.dumps({"files": {}}))
     print("built with", os.environ["PYTHONPATH"])
 except KeyError as error:
-    sys.exit(f"not told: {error}")
+    sys.exit(f"unknown: {error}")
 """
 
 
@@ -68,11 +68,11 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def builds(root: Path, leak: str, *words: str, **more: Any) -> tuple[Reproduction, list[str]]:
+def builds(root: Path, leak: str, *arguments: str, **more: Any) -> tuple[Reproduction, list[str]]:
     said: list[str] = []
     command = (sys.executable, "build.py", leak)
     record = reproduce.builds(
-        root, root.parent / "work", words, said.append, store=root.parent / "store", command=command, **more
+        root, root.parent / "work", arguments, said.append, store=root.parent / "store", command=command, **more
     )
     return record, said
 
@@ -107,7 +107,7 @@ def test_each_influence_is_found(root: Path, leak: str) -> None:
     assert record.files == {}
     kept = [root.parent / "work" / each.name / each.folder / "out/x-6.12/bundle" for each in (FIRST, SECOND)]
     assert all((folder / "bzImage").is_file() for folder in kept)
-    assert said[-1].startswith(f"kept to look at: {kept[0]} and {kept[1]}")
+    assert said[-1].startswith(f"kept for inspection: {kept[0]} and {kept[1]}")
 
 
 @pytest.mark.parametrize("leak", ["uid", "gid", "owner of the checkout"])
@@ -135,7 +135,7 @@ def test_where_no_other_user_can_be_it_says_why(root: Path, tmp_path: Path, monk
     assert record.varied["user's name"] == ("alice", "bartholomew")
 
 
-def test_everything_that_is_varied_is_told(root: Path) -> None:
+def test_everything_that_is_varied_is_recorded(root: Path) -> None:
     record, _ = builds(root, "none")
     assert {"folder", "home", "umask", "locale", "time zone", "user's name", "jobs"} <= record.varied.keys()
     assert all(first != second for first, second in record.varied.values())
@@ -191,7 +191,7 @@ def test_the_table_tells_what_came_out(root: Path) -> None:
 def test_a_failed_build_is_kept_and_named(root: Path) -> None:
     with pytest.raises(
         ToolError,
-        match=r"(?s)the first build failed, in .*/first/a\n.*exit status 1.*not told: 'nonsense'.*work/first/build.log",
+        match=r"(?s)the first build failed, in .*/first/a\n.*exit status 1.*unknown: 'nonsense'.*work/first/build.log",
     ):
         builds(root, "nonsense")
     assert (root.parent / "work/first/a/build.py").is_file()
@@ -210,9 +210,9 @@ def test_what_an_earlier_run_left_is_no_part_of_it(root: Path) -> None:
     assert list((root.parent / "work").iterdir()) == []  # a report of diffoscope's neither
 
 
-def test_words_that_name_a_file_name_the_same_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_that_name_a_file_name_the_same_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/x")
-    words = [
+    arguments = [
         "kernel=6.12",
         "source=../linux",
         "guest=own.toml",
@@ -221,9 +221,9 @@ def test_words_that_name_a_file_name_the_same_one(root: Path, monkeypatch: pytes
         "source=~/l",
         "clean",
     ]
-    # Both builds get the same words, though the copies and their $HOME differ.
-    assert builds(root, "words", *words)[0].result == "same"
-    assert [reproduce._absolute(word, root) for word in words] == [
+    # Both builds get the same arguments, although the copies and their $HOME differ.
+    assert builds(root, "arguments", *arguments)[0].result == "same"
+    assert [reproduce._absolute(each, root) for each in arguments] == [
         "kernel=6.12", f"source={root}/../linux", f"guest={root}/own.toml", "guest=efi-off", "source=pinned",
         "source=/home/x/l", "clean",
     ]  # fmt: skip
