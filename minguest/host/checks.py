@@ -16,13 +16,13 @@ from minguest.util.errors import ToolError
 from minguest.vm import emulator
 
 State = Literal["ok", "WRONG", "not known"]
-# What QEMU maps for a guest's DMA beside its memory; libvirt allows for as much (qemuDomainGetMemLockLimitBytes).
+# What QEMU maps for a guest's DMA beside its memory; libvirt allows as much (qemuDomainGetMemLockLimitBytes).
 BESIDE = 1 << 30
 ECAP_IR = 1 << 3  # VT-d specification, Extended Capability Register: interrupt remapping support
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What the host is to do. Memory in bytes."""
+    """What a launch needs from the host. Memory in bytes."""
 
     cards: tuple[str, ...]
     """PCI addresses in full."""
@@ -30,13 +30,13 @@ class Wish(msgspec.Struct, frozen=True):
     most: int
     """Bytes with what can be plugged in."""
     kvm: bool
-    """The launch insists on KVM."""
+    """The launch requires KVM."""
     qemu: str = ""
     """QEMU's version; empty: there is none."""
     ovmf: str = ""
-    """Which OVMF would run, in words; empty: nobody knows."""
+    """Which OVMF would run, as text; empty: not known."""
     proof: tuple[bool, str] | None = None
-    """Whether KVM ran OVMF here, and why not, as boot-test found out with this QEMU on this kernel."""
+    """Whether KVM ran OVMF here, and why not, from a boot-test with this QEMU on this kernel."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def wish(launch: Launch, cards: Sequence[str], proof: Path | None, ovmf: str, release: str) -> Wish:
-    """What a launch asks of the host that runs this kernel `release`; `proof` is boot-test's kvm.json."""
+    """What a launch needs from the host that runs this kernel `release`; `proof` is boot-test's kvm.json."""
     memory = settings.size(launch.memory, "launch.memory")
     most = settings.size(launch.max_memory, "launch.max_memory") if launch.max_memory else memory
     try:
@@ -70,7 +70,7 @@ def wish(launch: Launch, cards: Sequence[str], proof: Path | None, ovmf: str, re
 
 
 def proven(place: Path, version: str, release: str) -> tuple[bool, str] | None:
-    """What a boot test wrote of KVM, if it was with this QEMU on this kernel."""
+    """What a boot test recorded about KVM, if it ran with this QEMU on this kernel."""
     try:
         key, works, why = msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
         of = msgspec.json.decode(key, type=list[msgspec.Raw])[:2]
@@ -81,7 +81,7 @@ def proven(place: Path, version: str, release: str) -> tuple[bool, str] | None:
 
 
 def checks(facts: Facts, wanted: Wish) -> list[Row]:
-    """Every check, in the order in which one would fix them. `facts` must have been read for the wish's cards."""
+    """Every check, in the order in which to fix them. `facts` must have been read for the wish's cards."""
     rows = [_iommu(facts), _remapping(facts), _modules(facts)]
     if not wanted.cards:
         rows.append(_cards(facts))
@@ -96,7 +96,7 @@ def missing(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For a person: name, state, what was found; what to do below it."""
+    """For a person: name, state, what was found; the remedy in the next line."""
     width = max(len(row.name) for row in rows)
     text = []
     for row in rows:
@@ -111,17 +111,18 @@ def _iommu(facts: Facts) -> Row:
     if facts.groups is None or facts.iommus is None:
         return Row("IOMMU", "not known", "no /sys/kernel or /sys/class")
     if facts.groups:
-        names = ", ".join(facts.iommus) or "one that has no name in /sys/class/iommu"
+        names = ", ".join(facts.iommus) or "one without a name in /sys/class/iommu"
         return Row("IOMMU", "ok", f"{names}; {len(facts.groups)} groups")
     said = [each for each in facts.cmdline.split() if "iommu" in each]
-    # AMD's is on unless it was put off; Intel's where CONFIG_INTEL_IOMMU_DEFAULT_ON is.
-    word = ", intel_iommu=on on the kernel's command line" if facts.vendor == "GenuineIntel" else ""
+    mentions = f"has {' '.join(said)}" if said else "does not mention it"
+    # AMD's is on by default; Intel's only with CONFIG_INTEL_IOMMU_DEFAULT_ON.
+    parameter = ", intel_iommu=on on the kernel's command line" if facts.vendor == "GenuineIntel" else ""
     return Row(
         "IOMMU",
         "WRONG",
-        f"no IOMMU groups; the kernel's command line has {' '.join(said) or 'no word of it'}",
-        f"VT-d or AMD-Vi (IOMMU) on in the firmware's setup{word}; if this is a virtual machine itself, it needs one "
-        "that is emulated: -device intel-iommu,intremap=on",
+        f"no IOMMU groups; the kernel's command line {mentions}",
+        f"VT-d or AMD-Vi (IOMMU) on in the firmware's setup{parameter}; if this is a virtual machine itself, it needs "
+        "an emulated one: -device intel-iommu,intremap=on",
     )
 
 
@@ -133,10 +134,10 @@ def _remapping(facts: Facts) -> Row:
         return Row(name, "ok", "/proc/interrupts has IR- chips")
     if facts.unsafe:
         return Row(
-            name, "ok", f"not seen, but allow_unsafe_interrupts is set: VFIO does without, and isolates less{can}"
+            name, "ok", f"not seen, but allow_unsafe_interrupts is set: VFIO works without it, and isolates less{can}"
         )
     if facts.remapping is None:
-        return Row(name, "not known", f"/proc/interrupts names no chip that would tell{can}", "dmesg | grep -i remap")
+        return Row(name, "not known", f"/proc/interrupts has no chip that would show it{can}", "dmesg | grep -i remap")
     return Row(
         name,
         "WRONG",
@@ -152,7 +153,7 @@ def _modules(facts: Facts) -> Row:
     lost = {name: state for name, state in facts.modules.items() if state != "there"}
     if not lost:
         return Row("VFIO", "ok", f"{', '.join(facts.modules)} are there")
-    said = {"gone": "not in this kernel", "on disk": "not loaded, on the disk", "not loaded": "not loaded"}
+    said = {"gone": "not in this kernel", "on disk": "not loaded, but on the disk", "not loaded": "not loaded"}
     found = ", ".join(f"{name} {said[state]}" for name, state in lost.items())
     if "gone" in lost.values():
         return Row("VFIO", "WRONG", found, "a kernel with CONFIG_VFIO, CONFIG_VFIO_PCI and CONFIG_VFIO_IOMMU_TYPE1")
@@ -162,7 +163,7 @@ def _modules(facts: Facts) -> Row:
 def _cards(facts: Facts) -> Row:
     there = [f"{device}, group {device.group or 'none'}" for device in facts.devices.values() if device.card]
     if there:
-        return Row("card", "not known", "; ".join(there), "name it: gpu=BDF (minguest: --gpu BDF)", needed=False)
+        return Row("card", "not known", "; ".join(there), "name it: --gpu BDF", needed=False)
     return Row("card", "WRONG", f"none of this host's {len(facts.devices)} PCI devices is a display controller")
 
 
@@ -174,7 +175,7 @@ def _card(facts: Facts, card: str) -> list[Row]:
         return [Row(f"card {card}", "WRONG", f"a bridge: {device}", "lspci -Dd ::0300/ff00 and ::0302 list cards")]
     row = Row(f"card {card}", "ok", str(device))
     if not device.card:
-        # An accelerator may be none; but so is the sound function that was named by mistake.
+        # An accelerator need not be one; but it may be a sound function that was named by mistake.
         row = Row(row.name, "not known", f"not a display controller: {device}", "is it the one that you mean?")
     return [row, _group(facts, card), _driver(facts, card)]
 
@@ -185,21 +186,21 @@ def _group(facts: Facts, card: str) -> Row:
     if card not in facts.members(card):
         if facts.groups is None:
             return Row(name, "not known", "no /sys/kernel")
-        return Row(name, "WRONG", "it is in none", "IOMMU, above")
+        return Row(name, "WRONG", "it is in no group", "see IOMMU above")
     others = [facts.devices[each] for each in facts.members(card) if each in facts.devices and each != card]
     along = [str(each) for each in others if not each.bridge]
     stay = [each.bdf for each in others if each.bridge]
-    found = f"{group}: " + ("; with it must go " + "; ".join(along) if along else "it alone").lstrip("; ")
+    found = f"{group}: " + ("with it must go " + "; ".join(along) if along else "it alone")
     found += f"; bridges stay: {', '.join(stay)}" if stay else ""
     if blocked := survey.obstacles(facts, card):
         return Row(
             name,
             "WRONG",
             f"{found}; cannot go: {'; '.join(blocked)}",
-            "end these uses; or put the card into another slot, so that it is in another group",
+            "end these uses; or put the card into another slot, where it is in another group",
         )
     if facts.hidden:
-        found += "; not known whether programs of others have it open (root is shown that)"
+        found += "; not known whether programs of other users have it open (root can see that)"
     return Row(name, "ok", found)
 
 
@@ -212,13 +213,13 @@ def _driver(facts: Facts, card: str) -> Row:
             name,
             "WRONG",
             has,
-            f"minguest host-bind --gpu {card} shows how the whole group is given to vfio-pci, and by which command",
+            f"minguest host-bind --gpu {card} shows how to bind the whole group to vfio-pci, with the command",
         )
     node = facts.devices[card].group or ""
     if not facts.nodes.get(node):
         why = "you may not open" if node in facts.nodes else "there is no"
         return Row(
-            name, "WRONG", f"vfio-pci, but {why} /dev/vfio/{node}", f"chown YOU /dev/vfio/{node}, or a rule of udev"
+            name, "WRONG", f"vfio-pci, but {why} /dev/vfio/{node}", f"chown YOU /dev/vfio/{node}, or a udev rule"
         )
     return Row(name, "ok", f"vfio-pci; /dev/vfio/{node} can be opened")
 
@@ -227,25 +228,25 @@ def _memlock(facts: Facts, wanted: Wish) -> Row:
     name, limit = "locked memory", facts.memlock
     remedy = f"ulimit -l {(wanted.most + BESIDE) >> 10}, or memlock in /etc/security/limits.conf"
     if limit is None:
-        return Row(name, "not known", "nothing in /proc/self/limits")
+        return Row(name, "not known", "not in /proc/self/limits")
     if limit == UNLIMITED:
         return Row(name, "ok", "no limit")
     found = f"at most {units.whole(limit)}; VFIO locks all of the guest's {units.whole(wanted.most)}"
     if limit < wanted.most:
         return Row(name, "WRONG", found, remedy)
     if limit < wanted.most + BESIDE:
-        return Row(name, "not known", f"{found} and some beside; libvirt allows for {units.whole(BESIDE)} more", remedy)
+        return Row(name, "not known", f"{found} and some more; libvirt allows {units.whole(BESIDE)} more", remedy)
     return Row(name, "ok", found)
 
 
 def _memory(facts: Facts, wanted: Wish) -> Row:
     if facts.available is None:
         return Row("free memory", "not known", "no MemAvailable in /proc/meminfo")
-    # In whole MiB, it is never a round number.
+    # In whole MiB: it is never a round number.
     available, requested = units.whole(facts.available >> 20 << 20), units.whole(wanted.memory)
     found = f"{available} available; the guest has {requested}, locked from its start"
     if facts.available < wanted.memory:
-        return Row("free memory", "WRONG", found, "end something, or give the guest less: launch.memory")
+        return Row("free memory", "WRONG", found, "end some programs, or give the guest less: launch.memory")
     return Row("free memory", "ok", found)
 
 
@@ -254,7 +255,7 @@ def _pages(facts: Facts) -> Row:
     if facts.pages is None:
         return Row(name, "not known", "neither /sys/kernel/mm/hugepages nor /proc/meminfo", needed=False)
     found = ", ".join(f"{each.free} of {each.total} free of {units.whole(each.size)}" for each in facts.pages)
-    return Row(name, "ok", f"{found or 'this kernel has none'}; the launch asks for none", needed=False)
+    return Row(name, "ok", f"{found or 'this kernel has none'}; the launch needs none", needed=False)
 
 
 def _programs(facts: Facts, wanted: Wish) -> list[Row]:
@@ -265,21 +266,21 @@ def _programs(facts: Facts, wanted: Wish) -> list[Row]:
         else Row("QEMU", "WRONG", "no qemu-system-x86_64", "apt install qemu-system-x86"),
         Row("OVMF", "ok", wanted.ovmf)
         if wanted.ovmf
-        else Row("OVMF", "not known", "none was named", "a release or bundle brings its own; name its folder"),
+        else Row("OVMF", "not known", "no release or bundle was named", "each brings its own OVMF; name its folder"),
     ]
 
 
 def _kvm(facts: Facts, wanted: Wish) -> Row:
-    does = "" if wanted.kvm else "; without, boot-test takes software emulation, which is much slower"
+    does = "" if wanted.kvm else "; without KVM boot-test uses software emulation, which is much slower"
     if facts.kvm is None:
         return Row("KVM", "not known", "no /dev", needed=wanted.kvm)
     if facts.kvm == "absent":
         return Row("KVM", "WRONG", "no /dev/kvm", f"modprobe kvm-intel or kvm-amd{does}", needed=wanted.kvm)
     if facts.kvm == "closed":
         remedy = f"sudo adduser YOU kvm, then log in again{does}"
-        return Row("KVM", "WRONG", "/dev/kvm is there, you may not open it", remedy, needed=wanted.kvm)
+        return Row("KVM", "WRONG", "/dev/kvm is there, but you may not open it", remedy, needed=wanted.kvm)
     if wanted.proof is None:
-        return Row("KVM", "not known", "/dev/kvm opens; whether it runs OVMF only boot-test proves", "boot-test once")
+        return Row("KVM", "not known", "/dev/kvm opens; only boot-test proves that it runs OVMF", "boot-test once")
     works, why = wanted.proof
     if works:
         return Row("KVM", "ok", f"boot-test: {why}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host does with PCI functions: displays, disks, networks, and processes that have their device files open.
+"""How the host uses PCI functions: displays, disks, networks, and processes that have their device files open.
 
 Reads /sys, /proc and /dev. Standard library alone.
 """
@@ -16,7 +16,7 @@ from minguest.util import pci
 
 
 def claimed(node: Path) -> bool:
-    """Whether somebody in the kernel has a block device to himself: a file system, swap, md, ZFS."""
+    """Whether something in the kernel has exclusive use of a block device: a file system, swap, md, ZFS."""
     try:
         if not stat.S_ISBLK(node.stat().st_mode):
             return False
@@ -27,7 +27,7 @@ def claimed(node: Path) -> bool:
 
 
 class Look:
-    """Looks for what the host does with some PCI functions, named by their addresses."""
+    """Looks how the host uses some PCI functions, named by their addresses."""
 
     def __init__(self, root: Path, wanted: set[str], busy: Callable[[Path], bool]) -> None:
         self.root = root
@@ -45,8 +45,8 @@ class Look:
         return found
 
     def held(self, groups: Mapping[str, str | None]) -> tuple[dict[str, list[str]], bool]:
-        """Who has device files of the functions open; and whether some processes did not tell. `groups`: the IOMMU
-        groups of those that vfio-pci has."""
+        """Processes that have device files of the functions open; and whether some processes could not be read.
+        `groups`: the IOMMU groups of functions that vfio-pci has."""
         owners: dict[str, list[str]] = {}
         for name in self.wanted:
             for node in self._nodes(name, groups.get(name)):
@@ -70,11 +70,11 @@ class Look:
         return found, hidden
 
     def _nodes(self, name: str, group: str | None) -> set[str]:
-        """Device files of a function: those of everything below it in sysfs, VFIO's and NVIDIA's own."""
+        """Device files of a function: of everything below it in sysfs, and VFIO's and NVIDIA's."""
         nodes = set()
         top = pci.function(self.sys, name).resolve()
         for folder, below, names in os.walk(top):
-            # What is behind a bridge is not the bridge's.
+            # Devices behind a bridge are not the bridge's.
             below[:] = [each for each in below if not pci.is_address(each)]
             if "uevent" in names and (node := sysfs.value(Path(folder) / "uevent", "DEVNAME", "=")):
                 nodes.add(f"/dev/{node}")
@@ -98,13 +98,13 @@ class Look:
                     yield owner, f"has the host's text console on it ({path.name})"
 
     def _disks(self) -> Iterator[tuple[str, str]]:
-        told: set[str] = set()
+        found: set[str] = set()
         for what, block in self._blocks_in_use():
             for owner in _disk_owners(self.sys, block, set()):
-                told.add(owner)
+                found.add(owner)
                 yield owner, f"has a disk in use behind it: {what}"
         for disk in sysfs.entries(self.sys / "block"):
-            for owner in _disk_owners(self.sys, disk, set()) & self.wanted - told:
+            for owner in _disk_owners(self.sys, disk, set()) & self.wanted - found:
                 parts = [path.name for path in sysfs.entries(disk) if (path / "partition").exists()]
                 for name in (disk.name, *parts):
                     if sysfs.entries(disk / name / "holders" if name in parts else disk / "holders") or self.busy(
@@ -113,21 +113,21 @@ class Look:
                         yield owner, f"has a disk in use behind it: {name} is claimed"
 
     def _blocks_in_use(self) -> Iterator[tuple[str, Path]]:
-        """What is on them, and the block devices' folders in sysfs."""
-        # This program's own mounts, and those of PID 1, where it may look.
+        """The use of a block device, and its folder in sysfs."""
+        # This program's own mounts, and those of PID 1 if they can be read.
         for who in ("self", "1"):
             for line in (sysfs.text(self.proc / who / "mountinfo") or "").splitlines():
                 head, _, tail = line.partition(" - ")
-                words, source = head.split(), tail.split()[1:2]
-                if len(words) < 5:
+                fields, source = head.split(), tail.split()[1:2]
+                if len(fields) < 5:
                     continue
-                what = f"{_plain(words[4])} is mounted"
-                block = self.sys / "dev/block" / words[2]
+                what = f"{_plain(fields[4])} is mounted"
+                block = self.sys / "dev/block" / fields[2]
                 if block.exists():
                     yield what, block
                 elif source and (named := self._named(_plain(source[0]))):
                     yield what, named
-        # btrfs shows no device of its own: one that is mounted is here, with all its disks.
+        # mountinfo has no block device for btrfs: a mounted one is here, with all its disks.
         for path in self.sys.glob("fs/btrfs/*/devices/*"):
             yield "btrfs is mounted", path
         for line in (sysfs.text(self.proc / "swaps") or "").splitlines()[1:]:
@@ -135,7 +135,7 @@ class Look:
                 yield f"swap on {named.name}", named
 
     def _named(self, source: str) -> Path | None:
-        """The block device of a path such as /dev/mapper/root; a swap file is in a file system that is mounted."""
+        """The block device of a path such as /dev/mapper/root; None for a swap file, whose file system is mounted."""
         if not source.startswith("/dev/"):
             return None
         name = (self.root / source[1:]).resolve().name
@@ -144,9 +144,9 @@ class Look:
 
     def _networks(self) -> Iterator[tuple[str, str]]:
         routes = [line.split() for line in (sysfs.text(self.proc / "net/route") or "").splitlines()[1:]]
-        default = {words[0] for words in routes if len(words) > 7 and int(words[1], 16) == int(words[7], 16) == 0}
+        default = {row[0] for row in routes if len(row) > 7 and int(row[1], 16) == int(row[7], 16) == 0}
         routes = [line.split() for line in (sysfs.text(self.proc / "net/ipv6_route") or "").splitlines()]
-        default |= {words[9] for words in routes if len(words) > 9 and words[0] == "0" * 32 and words[1] == "00"}
+        default |= {row[9] for row in routes if len(row) > 9 and row[0] == "0" * 32 and row[1] == "00"}
         for path in sysfs.entries(self.sys / "class/net"):
             if (owner := _owner(path)) is None:
                 continue
@@ -166,7 +166,7 @@ def _disk_owners(sys: Path, block: Path, seen: set[str]) -> set[str]:
     found = {owner for owner in (_owner(whole),) if owner}
     for lower in sysfs.entries(place / "slaves") + (sysfs.entries(whole / "slaves") if whole != place else []):
         found |= _disk_owners(sys, lower, seen)
-    # With native multipath an NVMe disk hangs off a subsystem, which has links to its controllers.
+    # With native multipath an NVMe disk is below a subsystem, which has links to its controllers.
     for part in {*whole.parts, (whole / "device").resolve().name}:
         if re.fullmatch(r"nvme-subsys\d+", part):
             controllers = sysfs.entries(sys / "class/nvme-subsystem" / part)
@@ -175,7 +175,7 @@ def _disk_owners(sys: Path, block: Path, seen: set[str]) -> set[str]:
 
 
 def _owner(path: Path) -> str | None:
-    """The PCI function that something in sysfs is below: the last address in its real path, or its device's."""
+    """The PCI function above something in sysfs: the last address in its real path, or in its device's."""
     for place in (path.resolve(), (path / "device").resolve()):
         found = [part for part in place.parts if pci.is_address(part)]
         if found:
@@ -183,6 +183,6 @@ def _owner(path: Path) -> str | None:
     return None
 
 
-def _plain(word: str) -> str:
+def _plain(field: str) -> str:
     """Without the octal escapes of mountinfo and swaps."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host has for a passthrough, as /sys, /proc and /dev tell it: read once, never written.
+"""What a host has for a passthrough, from /sys, /proc and /dev: read once, never written.
 
-Standard library alone: it also runs where nothing but python3 is. `root` is `/`, or a recorded tree.
+Standard library alone: it needs nothing but python3. `root` is `/`, or a recorded tree.
 Sources: Linux' Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_groups and proc(5).
 """
 
@@ -34,13 +34,13 @@ CLASSES = {
     0x0C80: "serial bus controller",
     0x1200: "processing accelerator",
 }
-# PCI bridge, CardBus bridge, semi-transparent bridge: what has no header of type 0.
+# PCI bridge, CardBus bridge, semi-transparent bridge: their headers are not of type 0.
 _HEADERS = {0x0604: 1, 0x0607: 2, 0x0609: 1}
 CAP_IPC_LOCK = 14  # capability.h
 UNLIMITED = -1
 
 Module = Literal["there", "on disk", "gone", "not loaded"]
-"""`not loaded`: nobody knows whether it is on the disk."""
+"""`not loaded`: it is not known whether it is on the disk."""
 Kvm = Literal["absent", "closed", "open"]
 
 
@@ -61,13 +61,13 @@ class Device:
     group: str | None = None
     boot_vga: bool = False
     physfn: str | None = None
-    """Of an SR-IOV virtual function: the function that it is a part of."""
+    """For an SR-IOV virtual function: its physical function."""
     vfs: int = 0
-    """Of a physical function: how many virtual functions there are."""
+    """For a physical function: how many virtual functions it has."""
     uses: tuple[str, ...] = ()
-    """What the host does with it; read only for the groups that were requested."""
+    """How the host uses it; read only for the requested groups."""
     held: tuple[str, ...] = ()
-    """Processes that have its device files open, likewise."""
+    """Processes that have its device files open; read likewise."""
 
     @property
     def bridge(self) -> bool:
@@ -80,9 +80,9 @@ class Device:
 
     def __str__(self) -> str:
         name = CLASSES.get(self.kind >> 8)
-        words = f"{name} [{self.kind >> 8:04x}]" if name else f"class {self.kind >> 8:04x}"
+        kind = f"{name} [{self.kind >> 8:04x}]" if name else f"class {self.kind >> 8:04x}"
         of = f", virtual function of {self.physfn}" if self.physfn else ""
-        return f"{self.bdf} {words} {self.ids}{of}, {f'driver {self.driver}' if self.driver else 'no driver'}"
+        return f"{self.bdf} {kind} {self.ids}{of}, {f'driver {self.driver}' if self.driver else 'no driver'}"
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Pages:
 
 @dataclass(frozen=True)
 class Facts:
-    """One look at a host. None is: nothing tells."""
+    """One look at a host. None: not known."""
 
     devices: Mapping[str, Device]
     groups: Mapping[str, tuple[str, ...]] | None
-    """IOMMU groups: the names of their devices, those that are not PCI's too."""
+    """IOMMU groups: the names of their devices, also of those that are not PCI's."""
     drivers: frozenset[str]
-    """Of the PCI bus."""
+    """The PCI bus's drivers."""
     iommus: Mapping[str, int | None] | None = None
-    """IOMMUs by name, with Intel's extended capabilities where there are any."""
+    """IOMMUs by name, with Intel's extended capabilities if there are any."""
     remapping: bool | None = None
     unsafe: bool = False
     """allow_unsafe_interrupts is set."""
@@ -118,7 +118,7 @@ class Facts:
     nodes: Mapping[str, bool] = field(default_factory=dict)
     """/dev/vfio/ by name: whether this user may open it."""
     hidden: bool = False
-    """Some processes did not show their open files: not root."""
+    """The open files of some processes could not be read: not root."""
     vendor: str = ""
     cmdline: str = ""
     release: str = ""
@@ -126,12 +126,12 @@ class Facts:
     """Differs between boots."""
 
     def members(self, card: str) -> tuple[str, ...]:
-        """The names of the group that a card is in, its own too; none without an IOMMU."""
+        """The members of a card's group, itself included; none without an IOMMU."""
         group = self.devices[card].group if card in self.devices else None
         return (self.groups or {}).get(group, ()) if group is not None else ()
 
     def endpoints(self, card: str) -> tuple[str, ...]:
-        """The members of a card's group that go along with it: all but bridges."""
+        """The members of a card's group that go with it: all but bridges."""
         return tuple(name for name in self.members(card) if name in self.devices and not self.devices[name].bridge)
 
 
@@ -141,7 +141,7 @@ def obstacles(facts: Facts, card: str) -> list[str]:
     for name in facts.members(card):
         device = facts.devices.get(name)
         if device is None:
-            found.append(f"{name} is in the group and no PCI device: vfio-pci cannot take it")
+            found.append(f"{name} is in the group but is not a PCI device: vfio-pci cannot take it")
         elif device.driver == VFIO:
             continue
         elif device.bridge:
@@ -155,7 +155,7 @@ def obstacles(facts: Facts, card: str) -> list[str]:
 
 
 def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path], bool] = inuse.claimed) -> Facts:
-    """Look at a host; at what is in use only in the IOMMU groups of `cards`. `busy` is asked of their disks."""
+    """Look at a host; at what is in use only in the IOMMU groups of `cards`. `busy` says whether a disk is in use."""
     sys, proc, dev = root / "sys", root / "proc", root / "dev"
     devices = {path.name: _device(path) for path in sysfs.entries(sys / pci.DEVICES) if pci.is_address(path.name)}
     groups = _groups(sys)
@@ -191,7 +191,7 @@ def read(root: Path = Path("/"), cards: Sequence[str] = (), busy: Callable[[Path
 
 
 def _own_uses(device: Device) -> list[str]:
-    """What the host does with a function, as far as its own folder tells."""
+    """How the host uses a function, as far as its own folder shows it."""
     found = []
     if device.boot_vga:
         found.append("is the display that the firmware started on (boot_vga)")
@@ -224,12 +224,12 @@ def _device(path: Path) -> Device:
 def _groups(sys: Path) -> dict[str, tuple[str, ...]] | None:
     folder = sys / "kernel/iommu_groups"
     if not folder.is_dir():
-        # The kernel makes it at its start, if it knows IOMMUs at all.
+        # The kernel makes it at its start, if it supports IOMMUs at all.
         return {} if (sys / "kernel").is_dir() else None
     return {
         group.name: tuple(sorted(path.name for path in sysfs.entries(group / "devices")))
         for group in sysfs.entries(folder)
-        # VFIO's own, without an IOMMU behind it: it protects nobody.
+        # A group of VFIO's own, without an IOMMU: it protects nothing.
         if sysfs.text(group / "name") != "vfio-noiommu"
     }
 
@@ -241,13 +241,13 @@ def _iommus(sys: Path) -> dict[str, int | None] | None:
 
 
 def _remapping(proc: Path) -> bool | None:
-    """Interrupts that are remapped have chips called IR-…: IR-IO-APIC, IR-PCI-MSI (4.12 and 6.12 alike)."""
+    """Remapped interrupts have chips called IR-…: IR-IO-APIC, IR-PCI-MSI (both in 4.12 and 6.12)."""
     try:
         lines = (proc / "interrupts").read_text(errors="replace").splitlines()
     except OSError:
         return None
     chips = [
-        word for line in lines for word in line.split() if re.match(r"(IR-)?(IO-APIC|(PCI|HPET|DMAR)[-_]MSI)", word)
+        each for line in lines for each in line.split() if re.match(r"(IR-)?(IO-APIC|(PCI|HPET|DMAR)[-_]MSI)", each)
     ]
     # DMAR's own interrupts are never remapped.
     if any(chip.startswith("IR-") for chip in chips):
@@ -277,7 +277,7 @@ def _modules(root: Path) -> dict[str, Module]:
 
 def _memlock(proc: Path) -> int | None:
     with contextlib.suppress(ValueError):
-        # VFIO asks no limit of who may lock as he likes.
+        # With this capability VFIO checks no limit.
         if int(sysfs.value(proc / "self/status", "CapEff"), 16) >> CAP_IPC_LOCK & 1:
             return UNLIMITED
     match = re.search(r"^Max locked memory\s+(\d+|unlimited)", sysfs.text(proc / "self/limits") or "", re.MULTILINE)

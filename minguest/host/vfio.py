@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives a card of the host to vfio-pci, with its whole IOMMU group, and back to exactly what had it.
+"""Binds a host's card to vfio-pci, with its whole IOMMU group, and back to exactly the drivers from before.
 
-`plan` and `restore` are pure: facts to writes. `bind` and `unbind` show the writes, and make them only when told to.
-Standard library alone; where nothing but python3 is: `python3 -m minguest.host.vfio bind --gpu 0000:01:00.0`.
+`plan` and `restore` are pure: facts to writes. `bind` and `unbind` show the writes, and make them only with --yes.
+Standard library alone; with nothing but python3: `python3 -m minguest.host.vfio bind --gpu 0000:01:00.0`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from minguest.host.survey import VFIO, Device, Facts
 from minguest.util import files, pci, terminal
 from minguest.util.errors import MinguestError, ToolError, UserError, printable
 
-# Of this boot: /run is empty after the next, as the devices are.
+# For this boot only: after the next one /run is empty, and the devices have their own drivers again.
 STATE = Path("/run/minguest/host-bind.json")
 DEVICES = f"/sys/{pci.DEVICES}"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -55,9 +55,9 @@ class Before:
 
 
 def plan(facts: Facts, cards: Sequence[str]) -> list[Write]:
-    """The writes that give the cards, in full addresses, and all of their groups to vfio-pci; none if it has them.
+    """The writes that bind the cards (full addresses) and all of their groups to vfio-pci; none if it has them.
 
-    UserError, with every reason, for what must not be. `facts` must have been read for these cards.
+    UserError, with every reason, if they must not be bound. `facts` must have been read for these cards.
     """
     reasons: list[str] = []
     names: dict[str, None] = {}
@@ -66,14 +66,15 @@ def plan(facts: Facts, cards: Sequence[str]) -> list[Write]:
         if device is None:
             reasons.append(f"{card}: this host has no such PCI device")
         elif device.bridge:
-            reasons.append(f"{device}: a bridge; only what is behind it can be given to a guest")
+            reasons.append(f"{device}: a bridge; only devices behind it can be given to a guest")
         elif card not in facts.members(card):
             reasons.append(f"{card}: it is in no IOMMU group: the IOMMU is off, or the host has none")
         else:
             reasons += [f"{card}, group {device.group}: {each}" for each in survey.obstacles(facts, card)]
             names |= dict.fromkeys(facts.endpoints(card))
     if reasons:
-        raise UserError("\n  ".join(["not to be bound to vfio-pci:", *dict.fromkeys(reasons)]), "host-check tells more")
+        text = "\n  ".join(["cannot be bound to vfio-pci:", *dict.fromkeys(reasons)])
+        raise UserError(text, "host-check says more")
     pending = [facts.devices[name] for name in names if facts.devices[name].driver != VFIO]
     if pending and VFIO not in facts.drivers:
         raise UserError("this kernel has no driver vfio-pci now", "modprobe vfio-pci")
@@ -88,9 +89,9 @@ def plan(facts: Facts, cards: Sequence[str]) -> list[Write]:
 
 
 def restore(facts: Facts, records: Sequence[Before], *, strict: bool = True) -> list[Write]:
-    """The writes that make devices again what the records say, last bound first; a device that is gone needs none.
+    """The writes that bring devices back to their records, last bound first; a device that is gone needs none.
 
-    It works from wherever they are now. `strict`: UserError where a guest has one of them, or its driver is gone.
+    Any present state will do. `strict`: UserError if a guest has one of them, or its driver is gone.
     """
     writes, reasons = [], []
     for record in reversed(records):
@@ -99,16 +100,16 @@ def restore(facts: Facts, records: Sequence[Before], *, strict: bool = True) -> 
             continue
         override = device.override
         if device.driver != record.driver:
-            # Somebody may have given it to another driver since: then the host may need it.
+            # It may have another driver since then: then the host may need it.
             needs = device.uses if device.driver != VFIO else ()
             reasons += [f"{record.bdf} {each}" for each in (*needs, *device.held)]
             if device.driver:
                 writes.append(Write(f"{DRIVERS}/{device.driver}/unbind", record.bdf))
             if record.driver:
                 if record.driver not in facts.drivers:
-                    reasons.append(f"{record.bdf}: its driver {record.driver} is not there now (modprobe)")
-                # To its driver by name: which one a probe would choose depends on what is loaded by now. With an
-                # override only the driver of that name may have it, so a foreign one must wait.
+                    reasons.append(f"{record.bdf}: its driver {record.driver} is not loaded now (modprobe)")
+                # Bind by the driver's name: which one a probe would choose depends on what is loaded now. With an
+                # override only the driver of that name may bind, so another override is written after the bind.
                 meanwhile = record.override if record.override in (None, record.driver) else record.driver
                 if override != meanwhile:
                     writes.append(Write(f"{DEVICES}/{record.bdf}/driver_override", meanwhile or ""))
@@ -117,12 +118,13 @@ def restore(facts: Facts, records: Sequence[Before], *, strict: bool = True) -> 
         if override != record.override:
             writes.append(Write(f"{DEVICES}/{record.bdf}/driver_override", record.override or ""))
     if reasons and strict:
-        raise UserError("\n  ".join(["not to be taken back now:", *reasons]), "end what has it open, then again")
+        text = "\n  ".join(["cannot be taken back now:", *reasons])
+        raise UserError(text, "end what has it open, then try again")
     return writes
 
 
 def as_before(facts: Facts, record: Before) -> bool:
-    """Whether a device is what it was, or there no more."""
+    """Whether a device is as it was, or gone."""
     device = facts.devices.get(record.bdf)
     return (
         device is None
@@ -136,7 +138,7 @@ def as_before(facts: Facts, record: Before) -> bool:
 
 
 def sysfs_write(path: Path, value: str) -> None:
-    """One write(2) to a file that must be there already."""
+    """One write(2) to a file that must exist already."""
     handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(handle, value.encode())
@@ -145,7 +147,7 @@ def sysfs_write(path: Path, value: str) -> None:
 
 
 class Host:
-    """Where it is done: the root of /sys and /proc, the state file, and who writes."""
+    """The host: the root of /sys and /proc, the state file, and the function that writes."""
 
     def __init__(
         self,
@@ -166,7 +168,7 @@ class Host:
         return survey.read(self.root, cards, self.busy)
 
     def records(self, boot: str) -> list[Before]:
-        """What the state file remembers of this boot."""
+        """What the state file has from this boot."""
         try:
             found = json.loads(self.state.read_text(encoding="utf-8"))
             if found["boot"] != boot:
@@ -191,18 +193,20 @@ class Host:
             self.state.unlink(missing_ok=True)
 
     def apply(self, writes: Sequence[Write]) -> None:
-        """Make the writes; ToolError at the first that fails, and before any if a file is not there."""
+        """Make the writes; ToolError at the first that fails, and before all of them if a file does not exist."""
         for write in writes:
             if not self._place(write).exists():
-                raise ToolError(f"{write.path}: not there: nothing was written", "host-check tells of VFIO and drivers")
+                raise ToolError(
+                    f"{write.path}: does not exist: nothing was written", "host-check shows VFIO and drivers"
+                )
         for write in writes:
             try:
                 self.writer(self._place(write), f"{write.value}\n")
             except OSError as error:
-                raise ToolError(f"{write}: {error.strerror or error}", "dmesg may tell why") from error
+                raise ToolError(f"{write}: {error.strerror or error}", "dmesg may say why") from error
 
     def put_back(self, records: Sequence[Before]) -> tuple[list[Before], list[str]]:
-        """Make devices what they were, as far as it goes; those that are not, and what failed."""
+        """Put devices back as far as possible; returns those that are not back, and what failed."""
         failed = []
         for write in restore(self.read(), records, strict=False):
             try:
@@ -219,14 +223,14 @@ class Host:
         return self.root / write.path.lstrip("/")
 
 
-def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> list[Write]:
-    """Give cards and their groups to vfio-pci; without `act` only say how. Whole, or not at all.
+def bind(host: Host, names: Sequence[str], *, act: bool, say: Say) -> list[Write]:
+    """Bind cards and their groups to vfio-pci; without `act` only say how. All of them, or none.
 
     Returns the writes, shown or made.
     """
-    cards = _cards(words)
+    cards = _cards(names)
     if not cards:
-        raise UserError("no card", "gpu=0000:01:00.0 names one; lspci -Dd ::0300/ff00 and ::0302 list cards")
+        raise UserError("no card", "--gpu 0000:01:00.0 names one; lspci -Dd ::0300/ff00 and ::0302 list cards")
     _may(host, "bind", cards, act)
     writes = _planned(host, cards, say)
     if not writes:
@@ -240,7 +244,7 @@ def bind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> list[Write
 
 
 def _bind(host: Host, cards: Sequence[str], say: Say) -> list[Write]:
-    # Once more: the world may have changed while another one had the lock.
+    # Once more: things may have changed while another process had the lock.
     facts = host.read(cards)
     writes = plan(facts, cards)
     if not writes:
@@ -257,33 +261,33 @@ def _bind(host: Host, cards: Sequence[str], say: Say) -> list[Write]:
         host.apply(writes)
         now = host.read()
         for name in changed:
-            # A probe that fails, or finds no driver, is no error of the write (bus_rescan_devices_helper).
+            # A probe that fails, or finds no driver, does not fail the write (bus_rescan_devices_helper).
             if now.devices[name].driver != VFIO:
                 has = now.devices[name].driver or "no driver"
-                raise ToolError(f"{name}: every write was taken, but it has {has}, not vfio-pci", "dmesg tells why")
+                raise ToolError(f"{name}: every write succeeded, but it has {has}, not vfio-pci", "dmesg says why")
     except BaseException as error:
-        # Even when interrupted: by halves it is neither the host's nor a guest's.
+        # Even when interrupted: a group that is partly bound works neither for the host nor for a guest.
         with _undisturbed():
             left, failed = host.put_back(records)
             host.keep(facts.boot, [*others, *left])
         if left:
-            told = "\n  ".join([str(error), *failed])
+            text = "\n  ".join([str(error), *failed])
             raise ToolError(
-                f"{told}\n  NOT put back: {', '.join(record.bdf for record in left)}; {host.state} remembers them",
+                f"{text}\n  NOT put back: {', '.join(record.bdf for record in left)}; {host.state} records them",
                 f"{command(host, 'unbind', ())} tries again",
             ) from error
         say("everything was put back as it was")
         raise
-    say(f"bound to vfio-pci: {', '.join(changed)}; {host.state} remembers what they were")
+    say(f"bound to vfio-pci: {', '.join(changed)}; {host.state} records what they were")
     return writes
 
 
-def unbind(host: Host, words: Sequence[str], *, act: bool, say: Say) -> list[Write]:
-    """Put back what `bind` took, with whole groups: those of the cards, or all; without `act` only say how.
+def unbind(host: Host, names: Sequence[str], *, act: bool, say: Say) -> list[Write]:
+    """Put back what `bind` took, in whole groups: the cards' groups, or all; without `act` only say how.
 
     Returns the writes, shown or made.
     """
-    cards = _cards(words)
+    cards = _cards(names)
     _may(host, "unbind", cards, act)
     if not act:
         return _unbind(host, cards, act=False, say=say)
@@ -299,7 +303,7 @@ def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> list[Wr
         there = [f"{facts.devices[card]}" for card in cards if card in facts.devices]
         raise UserError(
             "\n  ".join([f"{', '.join(unknown) or 'nothing'}: not bound by host-bind since this boot", *there]),
-            f"host-bind has {', '.join(record.bdf for record in kept) or 'nothing'}; undo it with what did it",
+            f"host-bind has {', '.join(record.bdf for record in kept) or 'nothing'}; undo others with what bound them",
         )
     groups = {record.group for record in kept if not cards or record.bdf in cards}
     records = [record for record in kept if record.group in groups]
@@ -317,7 +321,7 @@ def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> list[Wr
     if left:
         raise ToolError(
             "\n  ".join([f"NOT put back: {', '.join(record.bdf for record in left)}", *failed]),
-            f"dmesg may tell why; {host.state} still remembers them, so the same words try again",
+            f"dmesg may say why; {host.state} still records them, so the same command tries again",
         )
     say("\n".join(f"{_was(record)} again" for record in records))
     return writes
@@ -339,11 +343,11 @@ def _planned(host: Host, cards: Sequence[str], say: Say) -> list[Write]:
 
 def _say_hidden(facts: Facts, say: Say) -> None:
     if facts.hidden:
-        say("not known: whether programs of others have it open; root is shown that")
+        say("not known: whether programs of other users have it open; root can see that")
 
 
 def _before(device: Device, known: Before | None) -> Before:
-    """What to remember of a device: what a run that was killed remembered, while its mark is still on it."""
+    """A device's record: the one of a run that was killed, as long as that run's override is still there."""
     if known and known.ids == device.ids and device.override == VFIO != known.override:
         return known
     return Before(device.bdf, device.ids, device.group or "", device.driver, device.override)
@@ -351,7 +355,7 @@ def _before(device: Device, known: Before | None) -> Before:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """What undoes is not to be ended in the middle too."""
+    """Signals do not end what puts devices back."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
@@ -364,40 +368,40 @@ def _was(record: Before) -> str:
     return f"{record.bdf}: {record.driver or 'no driver'}{override}"
 
 
-def _cards(words: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(pci.address(word) for word in words))
+def _cards(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(pci.address(name) for name in names))
 
 
 def command(host: Host, verb: str, cards: Sequence[str]) -> str:
-    """The command line that does it as root: with full paths, as sudo looks for programs in its secure_path alone,
-    where nothing of a venv or of pipx is (sudoers(5))."""
+    """The command line that does it as root: with full paths, because sudo looks for programs only in its secure_path,
+    which has neither a venv nor pipx (sudoers(5))."""
     program = Path(sys.argv[0]).absolute()
-    words = [str(program), f"host-{verb}"]
+    argv = [str(program), f"host-{verb}"]
     if program.name != "minguest" or not os.access(program, os.X_OK):
-        words = [sys.executable, "-m", "minguest.host.vfio", verb]
-    words += ["--gpu", ",".join(cards)] if cards else []
-    words += ["--state", str(host.state.absolute())] if host.state != STATE else []
-    words += ["--root", str(host.root.absolute())] if host.root != Path("/") else []
-    return shlex.join([*(["sudo"] if host.user != 0 else []), *words, "--yes"])
+        argv = [sys.executable, "-m", "minguest.host.vfio", verb]
+    argv += ["--gpu", ",".join(cards)] if cards else []
+    argv += ["--state", str(host.state.absolute())] if host.state != STATE else []
+    argv += ["--root", str(host.root.absolute())] if host.root != Path("/") else []
+    return shlex.join([*(["sudo"] if host.user != 0 else []), *argv, "--yes"])
 
 
 def _may(host: Host, verb: str, cards: Sequence[str], act: bool) -> None:
     if act and host.user != 0:
         raise UserError(
-            "only root may give a device another driver", f"{command(host, verb, cards)}\n  dry runs need no root"
+            "only root can change a device's driver", f"{command(host, verb, cards)}\n  dry runs need no root"
         )
 
 
-def _is_name(word: str) -> bool:
-    return re.fullmatch(r"[\w.+ -]+", word) is not None
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[\w.+ -]+", text) is not None
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """The options of host-bind and host-unbind, for a command line."""
+    """Add the options of host-bind and host-unbind to a parser."""
     command.add_argument("--gpu", default="", metavar="BDF,…", help="PCI addresses, for example 0000:01:00.0")
-    command.add_argument("--yes", action="store_true", help="do it; without, what would be written is only shown")
-    command.add_argument("--state", type=Path, default=STATE, metavar="FILE", help=f"remembers; else {STATE}")
-    command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a tree to look at in place of /")
+    command.add_argument("--yes", action="store_true", help="do it; the default is to show the writes")
+    command.add_argument("--state", type=Path, default=STATE, metavar="FILE", help=f"the record; default {STATE}")
+    command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a tree in place of /")
 
 
 def _say(text: str) -> None:
@@ -405,11 +409,11 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`bind` and `unbind` without the rest of minguest; 0 when it is done or shown, 1 when not."""
+    """`bind` and `unbind` without the rest of minguest; 0 if it is done or shown, 1 if not."""
     parser = argparse.ArgumentParser(prog="python3 -m minguest.host.vfio", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, does, text in (
-        ("bind", bind, "give cards and their IOMMU groups to vfio-pci"),
+        ("bind", bind, "bind cards and their IOMMU groups to vfio-pci"),
         ("unbind", unbind, "put back what bind took"),
     ):
         command = commands.add_parser(name, help=text)
@@ -425,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Ended from outside, what was begun is put back too.
+    # A signal raises an exception, so that what was begun is put back.
     terminal.end_on_signals()
     try:
         cards = [name for name in options.gpu.split(",") if name]

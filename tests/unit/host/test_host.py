@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side, on made hosts alone: see tests/fake_sysfs.py for what they simulate."""
+"""The host's side, on fake hosts alone: see tests/fake_sysfs.py for what they simulate."""
 
 import json
 import os
@@ -85,23 +85,23 @@ def test_without_yes_nothing_is_written(fake: FakeHost, state: Path) -> None:
     assert not state.parent.exists()
 
 
-@pytest.mark.parametrize("word", ["0000:01:00.0", "01:00.0", "0000:0B:00.0", "00000000:0b:00.0", "0b:00.0"])
-def test_a_card_is_named_in_any_spelling(word: str, fake: FakeHost, state: Path) -> None:
+@pytest.mark.parametrize("address", ["0000:01:00.0", "01:00.0", "0000:0B:00.0", "00000000:0b:00.0", "0b:00.0"])
+def test_a_card_is_named_in_any_spelling(address: str, fake: FakeHost, state: Path) -> None:
     fake.device("0000:0b:00.0", THREE_D, "2", "nouveau")
     before = fake.state()
-    vfio.bind(fake.host(state), [word], act=True, say=nothing)
-    name = "0000:0b:00.0" if "b" in word.lower() else GPU
+    vfio.bind(fake.host(state), [address], act=True, say=nothing)
+    name = "0000:0b:00.0" if "b" in address.lower() else GPU
     assert fake.state()[name] == ("vfio-pci", "vfio-pci")
-    vfio.unbind(fake.host(state), [word], act=True, say=nothing)
+    vfio.unbind(fake.host(state), [address], act=True, say=nothing)
     assert fake.state() == before
 
 
 @pytest.mark.parametrize(
-    "word", ["", "gpu0", "1:0.0", "0000:01:00.8", "0000:01:00", "0000:01:20.0", "../01:00.0", "\u0661\u0661:00.0"]
+    "address", ["", "gpu0", "1:0.0", "0000:01:00.8", "0000:01:00", "0000:01:20.0", "../01:00.0", "\u0661\u0661:00.0"]
 )
-def test_what_is_no_address_is_refused(word: str, fake: FakeHost, state: Path) -> None:
+def test_what_is_not_an_address_is_refused(address: str, fake: FakeHost, state: Path) -> None:
     with pytest.raises(UserError, match="not a PCI address"):
-        vfio.bind(fake.host(state), [word], act=True, say=nothing)
+        vfio.bind(fake.host(state), [address], act=True, say=nothing)
     assert not fake.writes
 
 
@@ -212,26 +212,26 @@ def test_only_root_acts(fake: FakeHost, state: Path) -> None:
 
 
 def test_the_command_for_root_works_without_the_users_path(fake: FakeHost, state: Path, tmp_path: Path) -> None:
-    """sudo finds nothing of a venv: its secure_path is what is tried here, and a home that is another's."""
+    """sudo does not find programs of a venv: this tries its secure_path, and the home of another user."""
     program = tmp_path / "a venv/bin/minguest"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!{sys.executable}\nimport sys\nfrom minguest.cli import main\nsys.exit(main())\n")
     program.chmod(0o755)
     here = os.environ | {"PYTHONPATH": str(ROOT)}
     bare = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": here["PYTHONPATH"]}
-    words = ["--gpu", GPU, "--root", str(fake.root), "--state", str(state)]
+    options = ["--gpu", GPU, "--root", str(fake.root), "--state", str(state)]
     for argv, verb in (
         ([str(program), "host-bind"], f"'{program}' host-bind"),
         ([sys.executable, "-m", "minguest.host.vfio", "bind"], f"{sys.executable} -m minguest.host.vfio bind"),
     ):
-        dry = subprocess.run([*argv, *words], env=here, capture_output=True, text=True, check=True).stdout
-        told = dry.splitlines()[-1].partition("this does it: ")[2]
-        assert told == f"{verb} --gpu {GPU} --state {state} --root {fake.root} --yes" or os.geteuid() != 0
+        dry = subprocess.run([*argv, *options], env=here, capture_output=True, text=True, check=True).stdout
+        command = dry.splitlines()[-1].partition("this does it: ")[2]
+        assert command == f"{verb} --gpu {GPU} --state {state} --root {fake.root} --yes" or os.geteuid() != 0
         done = subprocess.run(
-            told.removeprefix("sudo "), shell=True, env=bare, capture_output=True, text=True, check=False
+            command.removeprefix("sudo "), shell=True, env=bare, capture_output=True, text=True, check=False
         )
-        # As root and to files that are no driver's: it was found, it began, and it saw that nothing came of it.
-        assert "every write was taken, but" in done.stderr or os.geteuid() != 0, done.stderr
+        # As root, with files that are not a driver's: it was found, it wrote, and it saw that nothing changed.
+        assert "every write succeeded, but" in done.stderr or os.geteuid() != 0, done.stderr
 
 
 def test_who_is_not_root_is_given_the_command(
@@ -261,7 +261,7 @@ def test_no_card_is_no_wish_for_all(fake: FakeHost, state: Path) -> None:
 
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("why", [OSError(5, "Input/output error"), KeyboardInterrupt(), SystemExit(143)])
-def test_a_write_that_fails_leaves_nothing_by_halves(
+def test_a_write_that_fails_leaves_nothing_partly_done(
     number: int, why: BaseException, fake: FakeHost, state: Path
 ) -> None:
     before = fake.state()
@@ -273,10 +273,10 @@ def test_a_write_that_fails_leaves_nothing_by_halves(
 
 
 @pytest.mark.parametrize("name", [GPU, SOUND])
-def test_a_probe_that_fails_without_a_word_is_seen(name: str, fake: FakeHost, state: Path) -> None:
+def test_a_probe_that_fails_silently_is_seen(name: str, fake: FakeHost, state: Path) -> None:
     before = fake.state()
     fake.refuses.add(("vfio-pci", name))
-    with pytest.raises(ToolError, match=f"{name}: every write was taken, but it has no driver"):
+    with pytest.raises(ToolError, match=f"{name}: every write succeeded, but it has no driver"):
         vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert fake.state() == before
 
@@ -284,13 +284,13 @@ def test_a_probe_that_fails_without_a_word_is_seen(name: str, fake: FakeHost, st
 def test_a_file_that_is_not_there_stops_before_the_first_write(fake: FakeHost, state: Path) -> None:
     """Some drivers have no unbind (suppress_bind_attrs)."""
     (fake.sys / "bus/pci/drivers/snd_hda_intel/unbind").unlink()
-    with pytest.raises(ToolError, match="snd_hda_intel/unbind: not there"):
+    with pytest.raises(ToolError, match="snd_hda_intel/unbind: does not exist"):
         vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     assert not fake.writes
     assert not state.exists()
 
 
-def test_what_cannot_be_put_back_is_remembered_and_told(fake: FakeHost, state: Path) -> None:
+def test_what_cannot_be_put_back_is_recorded_and_reported(fake: FakeHost, state: Path) -> None:
     before = fake.state()
     fake.fail_at[4] = OSError(5, "Input/output error")
     fake.refuses.add(("nouveau", GPU))
@@ -358,7 +358,7 @@ def test_a_driver_that_is_gone_stops_the_way_back_before_the_first_write(fake: F
         path.unlink()
     (fake.sys / "bus/pci/drivers/nouveau").rmdir()
     count = len(fake.writes)
-    with pytest.raises(UserError, match="its driver nouveau is not there"):
+    with pytest.raises(UserError, match="its driver nouveau is not loaded"):
         vfio.unbind(fake.host(state), [GPU], act=True, say=nothing)
     assert len(fake.writes) == count
     assert state.exists()
@@ -391,7 +391,7 @@ def test_a_read_only_file_is_an_error_that_names_it(fake: FakeHost, tmp_path: Pa
 # ── what is refused ──
 
 
-def test_what_is_not_there_a_bridge_or_in_no_group_is_refused(fake: FakeHost) -> None:
+def test_a_missing_card_a_bridge_or_a_card_without_a_group_is_refused(fake: FakeHost) -> None:
     fake.device("0000:05:00.0", VGA, None, "nouveau")
     said = refused(fake, "0000:09:00.0", PORT, "0000:05:00.0")
     assert "0000:09:00.0: this host has no such PCI device" in said
@@ -503,7 +503,7 @@ def test_btrfs_and_swap_and_what_the_kernel_claims_are_uses(fake: FakeHost) -> N
     assert "/srv is mounted" in refused(fake, GPU)
     mount(fake, "0:40", "/srv", "rpool/srv")
     assert planned(fake, GPU)
-    # ZFS shows nothing; the kernel lets nobody else have the disk.
+    # ZFS shows nothing; but the kernel refuses exclusive use of the disk.
     found = facts(fake, GPU, busy=lambda node: node == fake.root / "dev/nvme0n1p2")
     with pytest.raises(UserError, match="nvme0n1p2 is claimed"):
         vfio.plan(found, [GPU])
@@ -552,7 +552,7 @@ def test_a_device_file_that_is_open_is_a_use(fake: FakeHost, state: Path) -> Non
     handle.symlink_to("/dev/snd/controlC1")
     assert f"{SOUND} is open: /dev/snd/controlC1, by process 4711 (wireplumber)" in refused(fake, GPU)
     handle.unlink()
-    # NVIDIA's own driver tells nothing in sysfs.
+    # NVIDIA's own driver shows nothing in sysfs.
     handle.symlink_to("/dev/nvidia0")
     fake.file(f"proc/driver/nvidia/gpus/{GPU}/information", "Model: \t\t NVIDIA H100\nDevice Minor: \t 0\n")
     assert "/dev/nvidia0" in refused(fake, GPU)
@@ -592,10 +592,10 @@ def test_a_bridge_is_known_by_its_class_where_its_header_cannot_be_read(fake: Fa
     assert planned(fake, GPU)
 
 
-def test_what_is_no_pci_device_in_the_group_is_refused(fake: FakeHost) -> None:
+def test_a_group_member_that_is_not_a_pci_device_is_refused(fake: FakeHost) -> None:
     (fake.sys / "devices/platform/smmu").mkdir(parents=True)
     fake.link("sys/kernel/iommu_groups/1/devices/smmu", fake.sys / "devices/platform/smmu")
-    assert "smmu is in the group and no PCI device" in refused(fake, GPU)
+    assert "smmu is in the group but is not a PCI device" in refused(fake, GPU)
 
 
 def test_virtual_functions(fake: FakeHost, state: Path) -> None:
@@ -638,10 +638,10 @@ def ready(fake: FakeHost) -> FakeHost:
 
 
 def wish(*cards: str, **fields: object) -> Wish:
-    made: dict[str, object] = {
+    merged: dict[str, object] = {
         "memory": GIB, "most": GIB, "kvm": False, "qemu": "7.2", "ovmf": "2025.02", "proof": (True, "ran"), **fields
     }  # fmt: skip
-    return Wish(cards, **made)  # type: ignore[arg-type]
+    return Wish(cards, **merged)  # type: ignore[arg-type]
 
 
 def row(fake: FakeHost, name: str, wanted: Wish | None = None) -> Row:
@@ -682,7 +682,7 @@ def test_no_iommu(fake: FakeHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interrupts", "unsafe", "state", "words"),
+    ("interrupts", "unsafe", "state", "text"),
     [
         ("0: 1 IR-IO-APIC 2-edge timer", "N", "ok", "IR-"),
         ("24: 1 0 IR-PCI-MSIX-0000:00:03.0 0-edge x", "N", "ok", "IR-"),
@@ -692,13 +692,13 @@ def test_no_iommu(fake: FakeHost) -> None:
         ("NMI: 0 Non-maskable interrupts", "N", "not known", "no chip"),
     ],
 )
-def test_interrupt_remapping(interrupts: str, unsafe: str, state: str, words: str, fake: FakeHost) -> None:
+def test_interrupt_remapping(interrupts: str, unsafe: str, state: str, text: str, fake: FakeHost) -> None:
     ready(fake)
     fake.file("proc/interrupts", f"      CPU0\n  {interrupts}\n")
     fake.file("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", f"{unsafe}\n")
     found = row(fake, "interrupt remapping")
     assert found.state == state
-    assert words in found.found
+    assert text in found.found
 
 
 def test_vfio_modules(fake: FakeHost) -> None:
@@ -709,7 +709,7 @@ def test_vfio_modules(fake: FakeHost) -> None:
     fake.file(
         "lib/modules/6.12.94/modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko.xz: a\nkernel/drivers/vfio/vfio.ko:\n"
     )
-    assert "vfio_pci not loaded, on the disk" in row(fake, "VFIO").found
+    assert "vfio_pci not loaded, but on the disk" in row(fake, "VFIO").found
     assert "vfio_iommu_type1 not in this kernel" in row(fake, "VFIO").found
     names = ("vfio", "pci/vfio-pci", "vfio_iommu_type1")
     fake.file("lib/modules/6.12.94/modules.builtin", "".join(f"kernel/drivers/vfio/{each}.ko\n" for each in names))
@@ -747,7 +747,7 @@ def test_memory_that_can_be_plugged_in_is_locked_too(fake: FakeHost) -> None:
     assert row(fake, "free memory", wish(GPU, memory=9 * GIB)).state == "WRONG"
 
 
-def test_cards_that_are_none(fake: FakeHost) -> None:
+def test_what_is_not_a_card(fake: FakeHost) -> None:
     ready(fake)
     fake.device("0000:04:00.0", 0x120000, "4", "amdgpu", ids="1002:74a1")
     assert row(fake, "card 0000:04:00.0", wish("0000:04:00.0")).state == "ok"
@@ -790,25 +790,25 @@ def test_kvm_is_believed_in_only_when_it_ran(fake: FakeHost, tmp_path: Path) -> 
     assert checks.proven(tmp_path / "none", "7.2", "6.1") is None
 
 
-def test_a_launch_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_becomes_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulator, "version", lambda: "7.2")
-    made = checks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], None, "x", "6.1")
-    assert (made.cards, made.memory, made.most, made.kvm) == ((GPU,), 2 * GIB, 4 * GIB, True)
+    wish = checks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], None, "x", "6.1")
+    assert (wish.cards, wish.memory, wish.most, wish.kvm) == ((GPU,), 2 * GIB, 4 * GIB, True)
 
 
 # ── the commands ──
 
 
 def test_the_command_shows_and_does_not_write(fake: FakeHost, capsys: pytest.CaptureFixture[str], state: Path) -> None:
-    words = ["--gpu", "01:00.0", "--root", str(fake.root), "--state", str(state)]
+    options = ["--gpu", "01:00.0", "--root", str(fake.root), "--state", str(state)]
     before = fake.state()
-    assert cli.main(["host-bind", *words]) == 0
+    assert cli.main(["host-bind", *options]) == 0
     said = capsys.readouterr().out
     assert "\n".join(planned(fake, GPU)) in said
     assert fake.state() == before
-    assert vfio.main(["bind", *words]) == 0
+    assert vfio.main(["bind", *options]) == 0
     assert capsys.readouterr().out == said
-    assert cli.main(["host-unbind", *words]) == 1
+    assert cli.main(["host-unbind", *options]) == 1
     assert "not bound by host-bind" in capsys.readouterr().err
     assert not state.exists()
 
