@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * initd.wait-cpus= and initd.wait-memory=: tell the host that something may be
- * plugged in now, and hold the report back until it is in use; with
- * initd.wait-cpus-left=, until CPUs are gone again. The host may forget to, and
- * a CPU may not start or go: the report is written all the same.
+ * initd.wait-cpus= and initd.wait-memory=: report to the host that CPUs or
+ * memory may be plugged in now, and delay the report until they are in use;
+ * with initd.wait-cpus-left=, until CPUs are gone again. The host may do
+ * nothing, and a CPU may not start or go: the report is written in any case.
  */
 #include <fcntl.h>
 #include <poll.h>
@@ -16,13 +16,16 @@
 #define LOOK_MS		100	/* between two looks at everything, at first */
 #define LOOK_MAX_MS	1000
 
-/* What is in use; -1 where the kernel does not tell. */
+/* What is in use; -1 if the kernel does not say. */
 struct in_use {
 	long long cpus;
 	long long memory;	/* bytes */
 };
 
-/* How many CPUs the kernel's list names: "0-3,8" is five. One at least asks. */
+/*
+ * How many CPUs the kernel's list names: "0-3,8" is five. At least the CPU
+ * that runs this is online.
+ */
 static long long cpus_online(void)
 {
 	char text[TEXT_MAX], *s, *end;
@@ -48,7 +51,7 @@ static struct in_use look(void)
 	return now;
 }
 
-/* Nothing wanted is 0, and more than -1 is there only if it can be counted. */
+/* 0: not requested. Else -1, which is "not known", is never enough. */
 static bool enough(const struct wait *wait, const struct in_use *now)
 {
 	return (!wait->cpus || now->cpus >= wait->cpus) &&
@@ -92,7 +95,7 @@ static void say_end(const struct wait *wait, const struct in_use *now, long long
 		say("gave up after %.0f s: %s", (double)us / 1e6, text);
 }
 
-/* For the host: whatever is to be plugged in, or out again, now is the time. */
+/* For the host: plug in, or unplug again, now. */
 static void send(struct port *port, const char *record, const struct in_use *now)
 {
 	struct json j = { 0 };
@@ -101,16 +104,16 @@ static void send(struct port *port, const char *record, const struct in_use *now
 	put_bytes(&j, "cpus", now->cpus);
 	put_bytes(&j, "memory_bytes", now->memory);
 	json_end(&j);
-	port_more(port, &j);	/* the file is not open yet, and does not get it */
+	port_more(port, &j);	/* not to the file, which is not open yet */
 	json_free(&j);
 }
 
 /*
  * Uevents make it fast, but a kernel may have none, and a CPU or a block may
- * be busy when its uevent comes: after each pause everything is looked at. What
- * cannot be brought online is complained about each time, hence longer pauses.
+ * be busy when its uevent comes: so everything is checked after each pause.
+ * What cannot be brought online gives a message each time, hence longer pauses.
  *
- * Signals stay blocked: supervise() obeys one that comes meanwhile. True when
+ * Signals stay blocked: supervise() handles one that comes meanwhile. True when
  * all of it is in use.
  */
 bool await_plugged(const struct wait *wait, struct port *port, int uevents)
@@ -143,13 +146,13 @@ bool await_plugged(const struct wait *wait, struct port *port, int uevents)
 	return enough(wait, &now);
 }
 
-/* Few enough are known to be left. */
+/* False if the number of CPUs is not known. */
 static bool gone(const struct wait *wait, const struct in_use *now)
 {
 	return now->cpus >= 0 && now->cpus <= wait->cpus_left;
 }
 
-/* The kernel takes a CPU offline by itself, so nothing is to be done for it. */
+/* The kernel takes a CPU offline by itself, so there is nothing to do but wait. */
 void await_unplugged(const struct wait *wait, struct port *port, int uevents)
 {
 	struct pollfd ready = { .fd = uevents, .events = POLLIN };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory as hotplug has it: in blocks, each of them online or not. */
+/* Memory blocks, the unit of memory hotplug: each is online or not. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -9,7 +9,7 @@
 
 #define MEMORY	"/sys/devices/system/memory"
 
-/* False without memory hotplug in the kernel. */
+/* False for a kernel without memory hotplug. */
 bool count_blocks(struct blocks *blocks)
 {
 	struct dirent *entry;

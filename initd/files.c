@@ -9,12 +9,12 @@
 
 #include "initd.h"
 
-/* What the kernel's scnprintf() leaves of a page: longer files of sysfs end here. */
+/* The kernel's scnprintf() fills a page to here: longer files of sysfs are cut. */
 #define PAGE_FULL	4095
 
 /*
  * The whole file without its last newline. NULL if it is unreadable, longer
- * than size - 1, or was cut by the kernel: part of a list reads as another one.
+ * than size - 1, or cut by the kernel: a part of a list looks like a whole one.
  */
 char *read_text(int dir, const char *path, char *buf, size_t size)
 {
@@ -69,7 +69,7 @@ bool write_text(int dir, const char *path, const char *text)
 	return n == (ssize_t)strlen(text);
 }
 
-/* Is it prefix and a number, as "cpu4" is? ("cpufreq", "cpuidle" are not.) */
+/* Is it prefix and a number, such as "cpu4"? ("cpufreq" and "cpuidle" are not.) */
 bool numbered(const char *name, const char *prefix)
 {
 	size_t len = strlen(prefix);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * CPUs and memory that are present and offline are of no use to anyone: bring
- * them online, at start and whenever the kernel says that one was added.
+ * CPUs and memory that are present but offline are of no use: bring them
+ * online, at start and whenever the kernel reports that one was added.
  */
 #define _GNU_SOURCE	/* O_PATH */
 #include <dirent.h>
@@ -32,7 +32,7 @@ struct sockaddr_nl {
 	uint32_t nl_groups;
 };
 
-/* The socket, or -1 and a word about it: a kernel may have no CONFIG_NET. */
+/* The socket, or -1 and a message: a kernel may have no CONFIG_NET. */
 int hotplug_listen(void)
 {
 	struct sockaddr_nl kernel = {
@@ -77,8 +77,8 @@ static bool memory_is_online(int dir)
 }
 
 /*
- * "online" and not "online_movable": a driver pins its DMA pages, and what is
- * pinned has to leave ZONE_MOVABLE first. Unplugging again is not our aim.
+ * "online" and not "online_movable": a driver pins its DMA pages, and pinned
+ * pages must leave ZONE_MOVABLE first. initd need not unplug memory again.
  */
 static bool memory_online(int dir, const char *name)
 {
@@ -88,7 +88,7 @@ static bool memory_online(int dir, const char *name)
 		return true;
 	if (!write_text(dir, "state", "online"))
 		error = errno;
-	/* The kernel may have been faster; then the write failed and all is well. */
+	/* The kernel may have been faster; then the write failed, and that is fine. */
 	if (memory_is_online(dir))
 		return true;
 	say("%s: online: %s", name, strerror(error));
@@ -102,7 +102,7 @@ static bool bring_online(const char *subsystem, const char *name)
 	int dir = openat(parent, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	bool online = false;
 
-	if (dir >= 0) {		/* else it was removed again before we came */
+	if (dir >= 0) {		/* else it is already gone again */
 		online = cpu ? cpu_online(dir, name) : memory_online(dir, name);
 		close(dir);
 	}
@@ -124,10 +124,10 @@ static void all_online(const char *path, const char *subsystem, long long until_
 	closedir(folder);
 }
 
-/* A CPU may take seconds to start: past until_us, none more is. */
+/* A CPU may take seconds to start: after until_us no more are started. */
 void hotplug_all_online(long long until_us)
 {
-	/* Without memory hotplug in the kernel there is no such file. */
+	/* A kernel without memory hotplug does not have this file. */
 	write_text(AT_FDCWD, MEMORY "/auto_online_blocks", "online");
 	all_online(CPUS, "cpu", until_us);
 	all_online(MEMORY, "memory", until_us);
@@ -173,7 +173,7 @@ static void handle_uevent(const char *message, size_t len, struct port *port)
 	if (!device || !numbered(++device, subsystem))
 		return;
 
-	/* Our own writes come back as "online": not news. */
+	/* Our own writes come back as "online": nothing new. */
 	if (!strcmp(action, "add"))
 		online = bring_online(subsystem, device);
 	else if (strcmp(action, "remove"))
@@ -181,7 +181,7 @@ static void handle_uevent(const char *message, size_t len, struct port *port)
 	report_event(port, action, subsystem, device, online);
 }
 
-/* Everything that waits on the socket; past until_us the rest stays there. */
+/* Everything that is on the socket; after until_us the rest stays there. */
 void hotplug_handle(int uevents, struct port *port, long long until_us)
 {
 	char message[8192];
@@ -203,7 +203,7 @@ void hotplug_handle(int uevents, struct port *port, long long until_us)
 		}
 		if (n <= 0)
 			return;
-		if (from.nl_pid)	/* only the kernel is believed */
+		if (from.nl_pid)	/* not from the kernel */
 			continue;
 		message[n] = '\0';
 		handle_uevent(message, (size_t)n, port);

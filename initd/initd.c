@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * initd: PID 1 of a minguest guest. It mounts, reads its words from the
- * kernel's command line, reports what the guest is, and then does as asked.
+ * initd: PID 1 of a minguest guest. It mounts, reads its options from the
+ * kernel's command line, reports what the guest has, and then does what
+ * initd.then= requests.
  */
 #include <unistd.h>
 
 #include "initd.h"
 
-static void wait_if_asked(const struct words *words, struct port *port, int uevents)
+static void wait_if_requested(const struct options *options, struct port *port, int uevents)
 {
-	if (!words->wait.cpus && !words->wait.memory)
+	if (!options->wait.cpus && !options->wait.memory)
 		return;
-	port_open(port, words->report);
-	if (await_plugged(&words->wait, port, uevents) && words->wait.cpus_left)
-		await_unplugged(&words->wait, port, uevents);
+	port_open(port, options->report);
+	if (await_plugged(&options->wait, port, uevents) && options->wait.cpus_left)
+		await_unplugged(&options->wait, port, uevents);
 }
 
 static void send_report(struct port *port, const char *device, long long started_us)
@@ -32,7 +33,7 @@ int main(int argc, char **argv)
 {
 	struct port port = CLOSED_PORT;
 	long long started_us;
-	struct words words;
+	struct options options;
 	struct ending ending;
 	int uevents;
 
@@ -44,12 +45,12 @@ int main(int argc, char **argv)
 	open_console();
 	mount_filesystems();
 	take_orders();
-	read_words(&words);
+	read_options(&options);
 	/* Listen first: what is plugged in meanwhile waits in the socket. */
 	uevents = hotplug_listen();
 	hotplug_all_online(NO_HURRY);
-	wait_if_asked(&words, &port, uevents);
-	send_report(&port, words.report, started_us);
-	ending = do_as_asked(&words, &port, uevents);
+	wait_if_requested(&options, &port, uevents);
+	send_report(&port, options.report, started_us);
+	ending = do_as_requested(&options, &port, uevents);
 	shut_down(&port, &ending);
 }

@@ -3,8 +3,8 @@
  * initd: PID 1 of a minguest guest. docs/report.md is the contract with the
  * host: what initd writes to its port, field by field.
  *
- * The files stand here in their order: each one uses what is declared above
- * its own part, and nothing below it. initd.c, with main(), is the last.
+ * The files are declared in order: each one uses what is declared above its
+ * own part, and nothing below it. initd.c, with main(), is the last.
  */
 #ifndef INITD_H
 #define INITD_H
@@ -36,7 +36,7 @@ bool read_number(int dir, const char *path, int base, long long *value);
 bool write_text(int dir, const char *path, const char *text);
 bool numbered(const char *name, const char *prefix);
 
-/* json.c: JSON lines in memory; key is NULL inside a list, NULL text is null */
+/* json.c: JSON lines in memory; key is NULL inside a list; a NULL text becomes null */
 struct json {
 	char *text;
 	size_t len;
@@ -56,12 +56,12 @@ void json_seconds(struct json *j, const char *key, long long us);
 void json_string(struct json *j, const char *key, const char *value);
 void json_free(struct json *j);
 
-/* fields.c: of the report; null for a file that cannot be read */
+/* fields.c: fields of the report; null for a file that cannot be read */
 void put_text(struct json *j, const char *key, int dir, const char *path);
 void put_number(struct json *j, const char *key, int dir, const char *path);
 void put_bytes(struct json *j, const char *key, long long bytes);	/* < 0: null */
 
-/* blocks.c: the memory that can be plugged in */
+/* blocks.c: memory blocks, the unit of memory hotplug */
 struct blocks {
 	long long bytes;	/* of each */
 	int present;
@@ -90,7 +90,7 @@ void open_console(void);
 void mount_filesystems(void);
 void enter_root(const char *root, const char *share);
 
-/* words.c: the kernel's command line */
+/* options.c: the kernel's command line */
 struct wait {
 	long long cpus;		/* initd.wait-cpus=, or 0 */
 	long long memory;	/* initd.wait-memory=, bytes, or 0 */
@@ -100,8 +100,8 @@ struct wait {
 
 enum then { WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT };
 
-struct words {
-	char line[TEXT_MAX];	/* the command line, cut into words in place */
+struct options {
+	char line[TEXT_MAX];	/* the command line, split into options in place */
 	const char *report;	/* initd.report=, a device, or NULL */
 	enum then then;		/* initd.then= */
 	const char *program;
@@ -110,7 +110,7 @@ struct words {
 	struct wait wait;	/* initd.wait-...= */
 };
 
-void read_words(struct words *words);
+void read_options(struct options *options);
 
 /* hotplug.c */
 #define NO_HURRY LLONG_MAX
@@ -132,7 +132,7 @@ void report_all(struct json *j, long long started_us);
 /* program.c: initd as an ordinary program */
 int as_program(int argc, char **argv, long long started_us);
 
-/* orders.c: how it ends, and who says so */
+/* orders.c: how the guest ends, and who ordered it */
 struct ending {
 	const char *why;	/* as the report has it */
 	int how;		/* RB_..., of sys/reboot.h */
@@ -147,6 +147,6 @@ void shut_down(struct port *port, const struct ending *ending) __attribute__((no
 void shut_down_failed(void) __attribute__((noreturn));
 
 /* supervise.c: what comes after the report */
-struct ending do_as_asked(const struct words *words, struct port *port, int uevents);
+struct ending do_as_requested(const struct options *options, struct port *port, int uevents);
 
 #endif

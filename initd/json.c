@@ -23,8 +23,8 @@ static void put(struct json *j, const char *text, size_t len)
 
 /*
  * The length of the well-formed UTF-8 sequence that starts here, else 0.
- * Unicode 15, table 3-7: the second byte's range is what keeps overlong
- * forms, surrogates and values above U+10FFFF out.
+ * Unicode 15, table 3-7: the second byte's range excludes overlong forms,
+ * surrogates and values above U+10FFFF.
  */
 static size_t utf8_length(const unsigned char *s)
 {
@@ -87,7 +87,7 @@ static void lead(struct json *j, const char *key)
 {
 	char last = j->text[j->len - 1];
 
-	/* A string ends with its quote, so a bracket here is a real one. */
+	/* A string ends with a quote, so a bracket here is not part of one. */
 	if (last != '{' && last != '[')
 		put(j, ",", 1);
 	if (key) {

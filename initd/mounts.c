@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The console, the file systems that everything else stands on, and another
- * root for a program.
+ * The console, the file systems that everything else needs, and another root
+ * for a program.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,9 +34,9 @@ static const struct {
 };
 
 /*
- * The kernel gives PID 1 no descriptors at all when the initrd has no
- * /dev/console. This comes before the mounts, so that every failure from here
- * on has a voice; the node is made on the initrd's own root, which is RAM.
+ * The kernel gives PID 1 no descriptors if the initrd has no /dev/console.
+ * This comes before the mounts, so that every later failure can print a
+ * message; the node is made on the initrd's own root, which is RAM.
  */
 void open_console(void)
 {
@@ -49,7 +49,7 @@ void open_console(void)
 	mknod("/dev/console", S_IFCHR | 0600, makedev(5, 1));
 	fd = open("/dev/console", O_RDWR | O_NOCTTY);
 	if (fd < 0) {
-		/* No console driver: a quiet guest, but not a dead one. */
+		/* No console driver: the guest is silent, but it runs. */
 		mknod("/dev/null", S_IFCHR | 0666, makedev(1, 3));
 		fd = open("/dev/null", O_RDWR);
 	}
@@ -84,11 +84,11 @@ void mount_filesystems(void)
 	}
 }
 
-/* What a program finds in its root; the host's own are not for it. */
+/* The guest's own mounts in a program's root, in place of the host's. */
 static const struct {
 	const char *source;
 	const char *target;
-	const char *type;	/* NULL: what we have there, with all below it */
+	const char *type;	/* NULL: bind our own, with all below it */
 } within[] = {
 	{ "/proc", ROOT "/proc", NULL },
 	{ "/sys", ROOT "/sys", NULL },
@@ -99,8 +99,8 @@ static const struct {
 #define SHARE ROOT "/run/share"
 
 /*
- * msize: the more bytes a message takes, the fewer of them a program's start
- * costs. Nobody changes a root that is read-only, so it may be cached.
+ * msize: larger messages mean fewer of them when a program starts. A read-only
+ * root does not change, so it may be cached.
  */
 #define TRANSPORT "trans=virtio,version=9p2000.L,msize=524288"
 
@@ -117,8 +117,8 @@ static void must_mount(const char *source, const char *target, const char *type,
 
 /*
  * Make the host's 9p share `root` the root of this process, read-only, and
- * `share`, if there is one, its /run/share, writable. Only /run is another
- * one's: what is wanted of the root may be anywhere, below /tmp and /mnt too.
+ * `share`, if there is one, its /run/share, writable. Only /run replaces the
+ * share's own: a program may need any other folder, also /tmp and /mnt.
  */
 void enter_root(const char *root, const char *share)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What PID 1 is ordered to do from outside: by signals, one of which is the power button. */
+/* Orders to PID 1 from outside: signals, one of which is the power button's. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -12,9 +12,9 @@
 #include "initd.h"
 
 /*
- * SIGRTMIN + 4 where 32 and 33 are the C library's, a number here because musl
- * counts otherwise: what CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL is by default,
- * and what systemd powers off at.
+ * SIGRTMIN + 4 if the C library keeps 32 and 33; a number here because musl's
+ * SIGRTMIN differs. It is the default of CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL,
+ * and systemd powers off on it.
  */
 #define POWER_BUTTON	38
 
@@ -47,8 +47,8 @@ static void on_signal(int number)
 }
 
 /*
- * Signals are blocked but in ppoll(). It does what a signalfd would, and works
- * in a kernel that was built without CONFIG_SIGNALFD.
+ * Signals are blocked except in ppoll(). That does what a signalfd would do,
+ * and works in a kernel without CONFIG_SIGNALFD.
  */
 static void hold_signals(void)
 {
@@ -57,7 +57,7 @@ static void hold_signals(void)
 	size_t i;
 
 	sigfillset(&all);
-	sigdelset(&all, SIGALRM);	/* port_drain() lives by it */
+	sigdelset(&all, SIGALRM);	/* port_drain() needs it */
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	sigaction(SIGCHLD, &action, NULL);	/* it only has to wake ppoll() */
 	for (i = 0; i < COUNT(orders); i++)
@@ -65,7 +65,7 @@ static void hold_signals(void)
 	reboot(RB_DISABLE_CAD);		/* Ctrl-Alt-Del: a SIGINT to us instead */
 }
 
-/* As drivers/acpi/button.c names it, be it in the FADT or in the namespace. */
+/* drivers/acpi/button.c gives it this name, in the FADT or in the namespace. */
 static bool is_button(int folder, const char *event)
 {
 	char path[64], name[64];
@@ -77,9 +77,9 @@ static bool is_button(int folder, const char *event)
 
 /*
  * A kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends the signal itself. In an
- * older one, such as 4.12, the button is an input device that has but one key,
- * so whatever comes of it means that it was pressed: let that send the signal.
- * The descriptor stays open as long as we run.
+ * older one, such as 4.12, the button is an input device with a single key, so
+ * any event means that it was pressed: let that send the signal. The descriptor
+ * stays open as long as initd runs.
  */
 static void hear_button(const char *event)
 {
@@ -115,7 +115,7 @@ void take_orders(void)
 
 /*
  * For a child, before it becomes a program. First the handlers: a SIGTERM that
- * came since fork() shall end it, and not set its copy of the order.
+ * came after fork() must end the child, not set its copy of the order.
  */
 void free_signals(void)
 {

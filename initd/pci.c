@@ -36,7 +36,7 @@
 #define ROM_ROW			6	/* PCI_ROM_RESOURCE, include/linux/pci.h */
 #define MAX_CAPABILITIES	48	/* 192 bytes, 4 each: a loop ends here */
 
-/* width bytes of configuration space, or -1 where it cannot be read. */
+/* width bytes of configuration space, or -1 if it cannot be read. */
 static long long config(int fd, int offset, int width)
 {
 	unsigned char b[4];
@@ -58,8 +58,8 @@ struct capabilities {
 };
 
 /*
- * Only what is needed is read: each word of configuration space costs the
- * guest an exit to the hypervisor. Beyond byte 64 it takes CAP_SYS_ADMIN.
+ * Read only what is needed: each access to configuration space costs the guest
+ * an exit to the hypervisor. Beyond byte 64 it needs CAP_SYS_ADMIN.
  */
 static void read_capabilities(struct capabilities *c, int fd, long long header)
 {
@@ -79,7 +79,7 @@ static void read_capabilities(struct capabilities *c, int fd, long long header)
 		cap = config(fd, (int)(at & ~3), 4);
 		if (cap < 0)
 			return;
-		if ((cap & 0xff) == 0xff)	/* the device has gone away */
+		if ((cap & 0xff) == 0xff)	/* the device is gone */
 			return;
 		c->ids[c->count++] = (unsigned char)cap;
 		if ((cap & 0xff) == PCI_CAP_ID_MSI)
@@ -134,13 +134,13 @@ static const char *kind_of(bool io, bool wide)
 	return io ? "io" : wide ? "mem64" : "mem32";
 }
 
-/* A BAR that the kernel still knows: its row has flags. */
+/* A BAR that the kernel still has: its row has flags. */
 static void put_known_bar(struct json *j, int index, unsigned long long start,
 			  unsigned long long end, unsigned long long flags)
 {
 	unsigned long long size = end - start + 1;
 
-	/* 0..0 (4.12) or 0..-1 (6.12): a row whose size the kernel dropped. */
+	/* 0..0 (4.12) or 0..-1 (6.12): the kernel dropped the size of this row. */
 	if (!start && (!end || !size))
 		size = 0;
 
@@ -162,15 +162,15 @@ static void put_known_bar(struct json *j, int index, unsigned long long start,
 }
 
 /*
- * A BAR that the kernel gave up. When it finds no room, Linux (4.12 and 6.12
- * alike) wipes the resource: assign_requested_resources_sorted() calls
+ * A BAR that the kernel gave up. If it finds no room, Linux (4.12 and 6.12)
+ * clears the resource: assign_requested_resources_sorted() calls
  * reset_resource(), which sets start, end and flags to 0
  * (drivers/pci/setup-bus.c), so that resource_show() (pci-sysfs.c) prints the
  * row of a BAR that does not exist. Its size is then only in the kernel's log
- * ("no space"). But the register's low bits are wired: they still say that
- * there is a BAR and of what kind, and the rest is where the firmware had put
- * it. Only a 32-bit memory BAR to which the firmware gave no address either
- * reads as 0 and cannot be told from none.
+ * ("no space"). But the register's low bits are hard-wired: they still show
+ * that there is a BAR and of what kind, and the rest is the address that the
+ * firmware gave it. Only a 32-bit memory BAR without an address from the
+ * firmware reads as 0, as if there were none.
  */
 static void put_lost(struct json *j, int index, const char *kind,
 		     bool prefetchable, unsigned long long address)
@@ -277,7 +277,7 @@ static void put_flag(struct json *j, const char *key, bool known, bool value)
 		json_null(j, key);
 }
 
-/* null for the kernel's "there is none": node -1, IRQ 0. */
+/* null for the kernel's "none": node -1, IRQ 0. */
 static void put_number_from(struct json *j, const char *key, int dir,
 			    const char *path, long long least)
 {
@@ -304,8 +304,8 @@ static void put_driver(struct json *j, int dir)
 }
 
 /*
- * What has come by one interrupt, on all CPUs: "3,0,12". -1 if that is not
- * known: with some 400 CPUs and more the kernel cuts the list to a page.
+ * How often one interrupt came, on all CPUs: "3,0,12". -1 if that is not
+ * known: from some 400 CPUs on the kernel cuts the list to a page.
  */
 static long long arrived(const char *irq)
 {
@@ -321,8 +321,8 @@ static long long arrived(const char *irq)
 }
 
 /*
- * MSI and MSI-X alike; null where the device uses neither, or one is not known.
- * That some have come proves that its DMA and its interrupts find their way.
+ * MSI and MSI-X together; null if the device uses neither, or one is not known.
+ * If some came, the device's DMA and interrupts work.
  */
 static void put_messages(struct json *j, int dir)
 {

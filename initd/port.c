@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where the report goes: the port that the host gave us, and a file for those
- * inside the guest. No failure here may stop PID 1, and none may hang it: the
- * console still has a story to tell.
+ * Where the report goes: the host's port, and a file for programs in the guest.
+ * No failure here may stop PID 1 or hang it: the console still has something to
+ * show.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +17,7 @@
 #include "initd.h"
 
 #define FOLDER		"/run/initd"
-#define PATIENCE_S	5	/* for a port that takes no bytes */
+#define PATIENCE_S	5	/* for a port that accepts no bytes */
 
 static bool write_whole(int fd, const char *text, size_t len)
 {
@@ -51,16 +51,16 @@ static bool make_raw(int fd)
 	if (tcgetattr(fd, &t))
 		return errno == ENOTTY;	/* not a tty: nothing to do */
 	cfmakeraw(&t);
-	t.c_cflag |= CLOCAL;	/* there is no modem whose carrier would matter */
+	t.c_cflag |= CLOCAL;	/* no modem, so no carrier to wait for */
 	/*
 	 * Faster than the default of 9600. An emulated port sends at once
-	 * anyway, but the driver's waits are computed from this number.
+	 * anyway, but the driver computes its waits from this number.
 	 */
 	cfsetspeed(&t, B115200);
 	return !tcsetattr(fd, TCSANOW, &t);
 }
 
-/* Opened a second time it stays as it is. */
+/* A second call changes nothing. */
 void port_open(struct port *port, const char *device)
 {
 	if (!device || port->device)
@@ -68,8 +68,8 @@ void port_open(struct port *port, const char *device)
 	port->device = device;
 
 	/*
-	 * O_NONBLOCK: neither a missing carrier nor a reader that has gone
-	 * away may hold us. No O_CREAT: a wrong name must not become a file.
+	 * O_NONBLOCK: neither a missing carrier nor a reader that is gone may
+	 * block us. No O_CREAT: a wrong name must not become a file.
 	 */
 	port->tty = open(device, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
 	if (port->tty < 0) {
@@ -79,9 +79,9 @@ void port_open(struct port *port, const char *device)
 	if (!make_raw(port->tty))
 		say("report port %s: raw mode: %s", device, strerror(errno));
 	/*
-	 * OVMF takes each serial port for a console: its escape sequences and
-	 * the EFI stub's words are on this port already, perhaps with no end
-	 * of line. The first record shall have a line to itself.
+	 * OVMF uses each serial port as a console: its escape sequences and
+	 * the EFI stub's messages are on this port already, perhaps without an
+	 * end of line. The first record must have a line of its own.
 	 */
 	write_whole(port->tty, "\n", 1);
 }
@@ -90,7 +90,7 @@ static void write_tty(struct port *port, const struct json *j)
 {
 	if (port->tty < 0 || write_whole(port->tty, j->text, j->len))
 		return;
-	/* A ttyS that has a node and no UART behind it says EIO here. */
+	/* A ttyS with a node but without a UART gives EIO here. */
 	say("report port %s: write: %s", port->device, strerror(errno));
 	close(port->tty);
 	port->tty = -1;
@@ -109,7 +109,7 @@ void port_first(struct port *port, const struct json *j)
 		say("%s/report.jsonl: %s", FOLDER, strerror(errno));
 }
 
-/* What happens besides the report: a line each, to what is open of the two. */
+/* A record beside the report: one line, to the port and the file if open. */
 void port_more(struct port *port, const struct json *j)
 {
 	write_tty(port, j);
@@ -117,7 +117,7 @@ void port_more(struct port *port, const struct json *j)
 		say("%s/report.jsonl: %s", FOLDER, strerror(errno));
 }
 
-/* What keeps the file open keeps its file system busy. */
+/* An open file keeps its file system busy. */
 void port_close_file(struct port *port)
 {
 	if (port->file >= 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Not PID 1: an ordinary program, which mounts nothing and changes nothing. */
+/* Not as PID 1: an ordinary program that mounts nothing and changes nothing. */
 #include <stdio.h>
 #include <string.h>
 
@@ -24,13 +24,13 @@ int as_program(int argc, char **argv, long long started_us)
 		"As PID 1 initd starts a guest. As a program it only looks:\n"
 		"  --report   print the report of this machine, as JSON lines\n"
 		"\n"
-		"Words on the guest kernel's command line:\n"
+		"Options on the guest kernel's command line:\n"
 		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS3\n"
 		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
 		"                        reboot, halt, or a program's /PATH\n"
 		"  initd.root=TAG        the root of that program or shell: a 9p share\n"
-		"                        of the host's, read-only\n"
-		"  initd.share=TAG       its /run/share: another one, writable\n"
+		"                        of the host, read-only\n"
+		"  initd.share=TAG       its /run/share: another share, writable\n"
 		"Before the report, wait until as much is in use:\n"
 		"  initd.wait-cpus=N         so many CPUs\n"
 		"  initd.wait-cpus-left=N    then no more CPUs than that\n"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The report: what this guest is, seen from inside. Every value is read from
- * the kernel and none is judged: that is the host's work. docs/report.md has
- * the fields.
+ * The report: what this guest has, seen from inside. Every value comes from the
+ * kernel, and none is judged: that is the host's job. docs/report.md has the
+ * fields.
  */
 #define _GNU_SOURCE	/* versionsort, O_PATH */
 #include <ctype.h>
@@ -22,7 +22,7 @@
 #define EFI	"/sys/firmware/efi"
 #define TABLES	"/sys/firmware/acpi/tables"
 
-/* The bytes that a meminfo file calls MemTotal, or -1. */
+/* MemTotal of a meminfo file in bytes, or -1. */
 static long long memory_total(int dir, const char *path)
 {
 	char text[TEXT_MAX], *row;
@@ -54,7 +54,7 @@ static void report_begin(struct json *j, long long started_us)
 	json_end(j);
 }
 
-/* How many CPUs /proc/cpuinfo lists: a second witness beside sysfs. */
+/* How many CPUs /proc/cpuinfo lists: a second source beside sysfs. */
 static int cpus_listed(void)
 {
 	FILE *f = fopen("/proc/cpuinfo", "re");
@@ -131,7 +131,7 @@ static void report_nodes(struct json *j)
 	free(nodes);
 }
 
-/* The "System RAM" of /proc/iomem, or -1 where the addresses are hidden. */
+/* The "System RAM" of /proc/iomem, or -1 if the addresses are hidden. */
 static long long ram_bytes(void)
 {
 	FILE *f = fopen("/proc/iomem", "re");
@@ -182,7 +182,7 @@ static void report_memory(struct json *j)
 	json_end(j);
 }
 
-/* Where the UEFI system table says the ACPI tables start, newest first. */
+/* The address of the RSDP in the UEFI system table, ACPI 2.0's first. */
 static void put_rsdp(struct json *j)
 {
 	static const char *const names[] = { "ACPI20", "ACPI" };
@@ -223,7 +223,7 @@ static void report_firmware(struct json *j)
 	json_end(j);
 }
 
-/* Not "data" and "dynamic", which are folders. */
+/* Not the folders "data" and "dynamic". */
 static int is_table(const struct dirent *entry)
 {
 	return entry->d_type == DT_REG;
@@ -253,7 +253,7 @@ static void report_acpi(struct json *j)
 #define MAX_CONTROLLERS	64
 
 struct controllers {
-	int count;	/* -1: there are more, or longer ones, than fit */
+	int count;	/* -1: more names, or longer ones, than fit */
 	char names[MAX_CONTROLLERS][32];	/* sorted, each once */
 };
 
@@ -363,7 +363,7 @@ static void report_times(struct json *j, long long started_us)
 	json_end(j);
 }
 
-/* A report without this line was cut off, whatever else it holds. */
+/* A report without this line was cut off, whatever else it has. */
 static void report_end(struct json *j)
 {
 	int records = j->records;

@@ -27,7 +27,7 @@ void say(const char *format, ...)
 		len = sizeof(text) - 2;
 	text[len++] = '\n';
 	if (write(STDERR_FILENO, text, len) < 0)
-		return;		/* no console, and nobody else to tell */
+		return;		/* no console, and no other way to report it */
 }
 
 long long uptime_us(void)
@@ -51,5 +51,5 @@ void die(const char *what)
 	say("%s: %s", what, strerror(errno));
 	if (getpid() == 1 && way_out)
 		way_out();
-	_exit(1);	/* a child of ours: not its parent's buffers and handlers */
+	_exit(1);	/* in a child: leave its parent's buffers and handlers alone */
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The way out: programs get the time to end, what they wrote gets to its disk,
- * and the host is sent how that went. Nothing here may fail or hang the rest:
- * each phase is bounded in time, and the last one comes in any case.
+ * The shutdown: programs get time to end, their data is written to its disk,
+ * and the host gets a record of how that went. No phase may stop or hang the
+ * others: each is bounded in time, and the last one comes in any case.
  */
 #define _GNU_SOURCE	/* UMOUNT_NOFOLLOW */
 #include <dirent.h>
@@ -21,7 +21,7 @@
 #include "initd.h"
 
 #define GRACE_S		5	/* from SIGTERM to SIGKILL */
-#define KILL_S		2	/* for what was killed to be gone */
+#define KILL_S		2	/* for killed programs to be gone */
 #define SYNC_S		30	/* a disk may have much to write, or be dead */
 #define UNMOUNT_S	10
 
@@ -40,8 +40,8 @@ static const char *name_of(int how)
 }
 
 /*
- * Reaps until no child is left, and that is until nobody is: whoever loses its
- * parent becomes PID 1's child. False if some are left after so many seconds.
+ * Reaps until no child is left, and so no process: one that loses its parent
+ * becomes PID 1's child. False if some are left after so many seconds.
  */
 static bool all_ended(int seconds)
 {
@@ -94,8 +94,8 @@ static int say_programs(const char *what)
 }
 
 /*
- * SIGCONT: what is stopped does not get to its handler. No SIGHUP: where both
- * are pending it comes first, and ends what has a handler for SIGTERM alone.
+ * SIGCONT: a stopped program does not run its handler. No SIGHUP: if both are
+ * pending, it comes first, and ends a program that handles only SIGTERM.
  */
 static void end_programs(struct outcome *outcome)
 {
@@ -109,7 +109,7 @@ static void end_programs(struct outcome *outcome)
 		outcome->left = say_programs("cannot be killed");
 }
 
-/* Its result, which is an exit status; -1 if it is not done after so many seconds. */
+/* A phase's result, which is an exit status; -1 if it is not done in so many seconds. */
 static int within(int seconds, int (*phase)(void))
 {
 	long long until = uptime_us() + seconds * 1000000LL;
@@ -138,10 +138,10 @@ static int sync_all(void)
 	return 0;
 }
 
-/* What the last phases stand on. */
+/* What the last phases need. */
 static const char *const needed[] = { "/", "/dev", "/proc", "/sys", NULL };
 
-/* What is in these does not outlive the guest. */
+/* File systems whose content ends with the guest. */
 static const char *const in_memory[] = {
 	"rootfs", "ramfs", "tmpfs", "devtmpfs", "devpts", "proc", "sysfs", NULL
 };
@@ -162,7 +162,7 @@ struct mounts {
 	} *place;
 };
 
-/* "\\040" is a space: the kernel writes some bytes so (fs/proc_namespace.c, mangle). */
+/* "\\040" is a space: the kernel escapes some bytes so (fs/proc_namespace.c, mangle). */
 static void unmangle(char *s)
 {
 	char *out = s;
@@ -218,9 +218,9 @@ static void read_mounts(struct mounts *mounts)
 }
 
 /*
- * The last one first, for it may stand on the others. What is busy becomes
- * read-only, and the root. How many stayed writable, as the kernel has it: one
- * that hides below another, or above the root, cannot be named by its path.
+ * The last one first, because it may lie on the others. What is busy, and the
+ * root, becomes read-only. Returns how many stayed writable, from the kernel's
+ * list: a mount below another, or above the root, has no path of its own.
  */
 static int unmount_all(void)
 {
@@ -248,7 +248,7 @@ static int unmount_all(void)
 	return busy < 255 ? busy : 255;		/* an exit status */
 }
 
-/* The file of the report is in /run, which is about to go: only the port gets this. */
+/* Only to the port: the report's file is in /run, which is about to be unmounted. */
 static void report_shutdown(struct port *port, const struct outcome *outcome)
 {
 	struct json j = { 0 };
@@ -273,7 +273,7 @@ static void leave(int how)
 	if (how == RB_POWER_OFF && access("/sys/firmware/acpi", F_OK))
 		say("no ACPI, so no way to power off: this guest will halt");
 	reboot(how);
-	/* If that came back, PID 1 still must not end: the kernel would panic. */
+	/* If reboot() returned, PID 1 still must not end: the kernel would panic. */
 	for (;;)
 		pause();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What comes after the report: a program on the console, or waiting, until an order or the program's end. */
+/* After the report: run a program on the console, or wait, until an order or the program's end. */
 #define _GNU_SOURCE	/* ppoll */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 
 /*
  * /dev/console cannot be a controlling terminal; the tty behind it can. The
- * last name in "active" is the one that /dev/console stands for.
+ * last name in "active" is the one behind /dev/console.
  */
 static void take_terminal(void)
 {
@@ -34,7 +34,7 @@ static void take_terminal(void)
 	setsid();
 	fd = open(path, O_RDWR);
 	if (fd < 0)
-		return;		/* then with what PID 1 has */
+		return;		/* keep PID 1's */
 	ioctl(fd, TIOCSCTTY, 1);
 	dup2(fd, STDIN_FILENO);
 	dup2(fd, STDOUT_FILENO);
@@ -43,7 +43,7 @@ static void take_terminal(void)
 		close(fd);
 }
 
-static pid_t start(const char *path, const struct words *words)
+static pid_t start(const char *path, const struct options *options)
 {
 	pid_t pid = fork();
 
@@ -53,8 +53,8 @@ static pid_t start(const char *path, const struct words *words)
 		return pid;
 
 	take_terminal();
-	if (words->root)
-		enter_root(words->root, words->share);
+	if (options->root)
+		enter_root(options->root, options->share);
 	free_signals();
 	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 0);
 	execl(path, path, (char *)NULL);
@@ -62,7 +62,7 @@ static pid_t start(const char *path, const struct words *words)
 	_exit(127);
 }
 
-/* What the program on the console did; the power goes off after it. */
+/* How the program on the console ended; the guest powers off after it. */
 static void report_exit(struct port *port, const char *program, int status)
 {
 	struct json j = { 0 };
@@ -83,7 +83,7 @@ static void report_exit(struct port *port, const char *program, int status)
 	json_free(&j);
 }
 
-/* Reaps whatever has ended; true if the program was among it. */
+/* Reaps all that have ended; true if the program is one of them. */
 static bool reap(pid_t program, int *program_status)
 {
 	bool ended = false;
@@ -98,12 +98,12 @@ static bool reap(pid_t program, int *program_status)
 	return ended;
 }
 
-/* Until the program ends, if there is one, or an order comes. */
-static struct ending supervise(const struct words *words, struct port *port, int uevents,
+/* Waits until the program ends, if there is one, or an order comes. */
+static struct ending supervise(const struct options *options, struct port *port, int uevents,
 			       const char *path)
 {
 	struct pollfd ready = { .fd = uevents, .events = POLLIN };
-	pid_t program = path ? start(path, words) : 0;
+	pid_t program = path ? start(path, options) : 0;
 	sigset_t none;
 	int status = 0;
 
@@ -119,15 +119,15 @@ static struct ending supervise(const struct words *words, struct port *port, int
 		}
 		if (!order_given())
 			continue;
-		if (words->then == SHELL_ON_CONSOLE && program)
+		if (options->then == SHELL_ON_CONSOLE && program)
 			kill(program, SIGHUP);	/* interactive, it ignores SIGTERM */
 		return *order_given();
 	}
 }
 
-struct ending do_as_asked(const struct words *words, struct port *port, int uevents)
+struct ending do_as_requested(const struct options *options, struct port *port, int uevents)
 {
-	switch (words->then) {
+	switch (options->then) {
 	case POWEROFF:
 		return (struct ending){ "initd.then", RB_POWER_OFF };
 	case REBOOT:
@@ -135,14 +135,14 @@ struct ending do_as_asked(const struct words *words, struct port *port, int ueve
 	case HALT:
 		return (struct ending){ "initd.then", RB_HALT_SYSTEM };
 	case PROGRAM:
-		return supervise(words, port, uevents, words->program);
+		return supervise(options, port, uevents, options->program);
 	case SHELL_ON_CONSOLE:
-		if (words->root || !access(SHELL, X_OK))
-			return supervise(words, port, uevents, SHELL);
+		if (options->root || !access(SHELL, X_OK))
+			return supervise(options, port, uevents, SHELL);
 		say("initd.then=shell: %s: %s; waiting instead", SHELL, strerror(errno));
 		break;
 	case WAIT:
 		break;
 	}
-	return supervise(words, port, uevents, NULL);
+	return supervise(options, port, uevents, NULL);
 }

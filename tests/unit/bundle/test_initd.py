@@ -40,12 +40,12 @@ def test_its_report_is_this_machine(program: Path) -> None:
     assert found.record("begin")["kernel"]["release"] == os.uname().release
 
 
-def test_it_is_built_alike_twice(program: Path, tmp_path: Path) -> None:
+def test_two_builds_are_the_same(program: Path, tmp_path: Path) -> None:
     initrd.compile_initd(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
     assert (tmp_path / "initd").read_bytes() == program.read_bytes()
 
 
-def test_its_help_names_every_word_that_the_docs_name(program: Path) -> None:
+def test_its_help_names_every_option_of_the_docs(program: Path) -> None:
     usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     parameters = re.findall(r"^\| `(initd\.[a-z-]+=)", (ROOT / "docs/report.md").read_text(), re.MULTILINE)
     assert len(parameters) == 8
@@ -85,14 +85,14 @@ def test_a_newer_compiler_that_warns_builds_it_for_a_user_and_not_for_the_tests(
         initrd.compile_initd(tmp_path, tmp_path / "initd", tmp_path / "log", strict=True)
 
 
-def test_the_kernel_sends_the_signal_that_is_taken_for_the_power_button() -> None:
+def test_the_kernel_sends_the_power_buttons_signal() -> None:
     fragment = (ROOT / "configs/kernel/30-acpi.6.12.config").read_text()
     sent = re.findall(r"^CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL=(\d+)$", fragment, re.MULTILINE)
     taken = re.findall(r"^#define POWER_BUTTON\t(\d+)$", (ROOT / "initd/orders.c").read_text(), re.MULTILINE)
     assert sent == taken and len(sent) == 1
 
 
-def test_each_file_uses_only_what_stands_above_it(tmp_path: Path) -> None:
+def test_each_file_uses_only_what_is_declared_above_it(tmp_path: Path) -> None:
     sources = sorted((ROOT / "initd").glob("*.c"))
     order = re.findall(r"^/\* (\w+)\.c\b", (ROOT / "initd/initd.h").read_text(), re.MULTILINE)
     order.append("initd")
@@ -127,12 +127,12 @@ Parts = Callable[[str], subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    """Runs a main() in C that is linked with all of initd but its own."""
+    """Runs a main() in C, linked with all of initd except its main()."""
 
     def run(main: str) -> subprocess.CompletedProcess[str]:
         source, program = tmp_path / "main.c", tmp_path / "program"
         source.write_text(INCLUDES + main)
-        # Of two main() the linker takes the first.
+        # The linker uses the first main().
         command = initrd.compiler_argv([source, *sorted((ROOT / "initd").glob("*.c"))], program)
         options = ["-I", str(ROOT / "initd"), "-Wl,--allow-multiple-definition"]
         subprocess.run([*command, *options], check=True)
@@ -141,8 +141,8 @@ def parts(tmp_path: Path) -> Parts:
     return run
 
 
-def test_a_child_that_fails_does_nothing_of_its_parents(parts: Parts) -> None:
-    """After fork() the buffers and handlers of the parent are the child's too: exit() would use them a second time."""
+def test_a_child_that_fails_leaves_its_parents_buffers_alone(parts: Parts) -> None:
+    """After fork() the child has the parent's buffers and handlers too: exit() would use them a second time."""
     result = parts("""
         static void at_exit(void) { say("ran at exit"); }
         int main(void)

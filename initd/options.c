@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* initd's options on the kernel's command line: they begin with "initd.". */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "initd.h"
+
+#define WAIT_S		10	/* the default */
+#define WAIT_MAX_S	600
+#define CPUS_MAX	65536	/* beyond any kernel's CONFIG_NR_CPUS */
+#define MEMORY_MAX	(1LL << 52)	/* what an x86-64 can address */
+
+static const struct {
+	const char *name;
+	enum then then;
+} thens[] = {
+	{ "wait", WAIT },
+	{ "shell", SHELL_ON_CONSOLE },
+	{ "poweroff", POWEROFF },
+	{ "reboot", REBOOT },
+	{ "halt", HALT },
+};
+
+/* The next option, quotes removed as the kernel does it (lib/cmdline.c). */
+static char *next_option(char **rest)
+{
+	char *s = *rest + strspn(*rest, " \t\n"), *option = s, *out = s;
+	bool quoted = false;
+
+	if (!*s)
+		return NULL;
+	for (; *s && (quoted || !strchr(" \t\n", *s)); s++)
+		if (*s == '"')
+			quoted = !quoted;
+		else
+			*out++ = *s;
+	*rest = *s ? s + 1 : s;
+	*out = '\0';
+	return option;
+}
+
+static void read_report(struct options *options, const char *value)
+{
+	if (*value == '/')
+		options->report = value;
+	else
+		say("initd.report=%s: not a path; known: /dev/ttyS3 and the like", value);
+}
+
+static void read_then(struct options *options, const char *value)
+{
+	size_t i;
+
+	for (i = 0; i < COUNT(thens); i++)
+		if (!strcmp(value, thens[i].name)) {
+			options->then = thens[i].then;
+			return;
+		}
+	if (*value == '/') {
+		options->then = PROGRAM;
+		options->program = value;
+		return;
+	}
+	say("initd.then=%s: not known; known: wait, shell, poweroff, reboot, halt, "
+	    "/PROGRAM; using wait", value);
+	options->then = WAIT;
+}
+
+static void read_count(long long *count, const char *option, const char *value, long long most)
+{
+	long long number;
+	char *end;
+
+	errno = 0;
+	number = strtoll(value, &end, 10);
+	/* strtoll() would take a sign and spaces. */
+	if (!isdigit((unsigned char)*value) || *end || errno ||
+	    number < 1 || number > most)
+		say("%s: not a number from 1 to %lld; ignored", option, most);
+	else
+		*count = number;
+}
+
+/* The rest of an option that begins with name, or NULL. */
+static const char *after(const char *option, const char *name)
+{
+	size_t len = strlen(name);
+
+	return strncmp(option, name, len) ? NULL : option + len;
+}
+
+/* The kernel passes no option with a dot to PID 1, so they are read from /proc. */
+void read_options(struct options *options)
+{
+	char *rest = options->line, *option;
+	const char *value;
+
+	*options = (struct options){ .then = WAIT, .wait.seconds = WAIT_S };
+	if (!read_text(AT_FDCWD, "/proc/cmdline", options->line, sizeof(options->line)))
+		die("/proc/cmdline");
+
+	while ((option = next_option(&rest))) {
+		if ((value = after(option, "initd.report=")))
+			read_report(options, value);
+		else if ((value = after(option, "initd.then=")))
+			read_then(options, value);
+		else if ((value = after(option, "initd.root=")))
+			options->root = value;
+		else if ((value = after(option, "initd.share=")))
+			options->share = value;
+		else if ((value = after(option, "initd.wait-cpus=")))
+			read_count(&options->wait.cpus, option, value, CPUS_MAX);
+		else if ((value = after(option, "initd.wait-cpus-left=")))
+			read_count(&options->wait.cpus_left, option, value, CPUS_MAX);
+		else if ((value = after(option, "initd.wait-memory=")))
+			read_count(&options->wait.memory, option, value, MEMORY_MAX);
+		else if ((value = after(option, "initd.wait-seconds=")))
+			read_count(&options->wait.seconds, option, value, WAIT_MAX_S);
+		else if (after(option, "initd."))
+			say("%s: not known; known: initd.report=, initd.then=, "
+			    "initd.root=, initd.share=, initd.wait-cpus=, "
+			    "initd.wait-cpus-left=, initd.wait-memory=, "
+			    "initd.wait-seconds=", option);
+	}
+}
