@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs doit as a user does, on a line that the network has."""
+"""Runs doit as a user does, on a series that can be downloaded."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ import pytest
 from minguest import paths
 from tests import ROOT
 
-LINE = "6.12"
+SERIES = "6.12"
 
 Doit = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_doit(
-    *words: str, cwd: Path = ROOT, timeout: float = 1700, env: Mapping[str, str] | None = None
+    *arguments: str, cwd: Path = ROOT, timeout: float = 1700, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """doit's status and everything that it printed."""
     return subprocess.run(
-        ["doit", *words],
+        ["doit", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
         stdout=subprocess.PIPE,
@@ -35,7 +35,7 @@ def run_doit(
 
 @pytest.fixture(scope="session", autouse=True)
 def keep_the_choice() -> Iterator[None]:
-    """The tests insist on a line; the user's choice comes back afterwards."""
+    """The tests choose a series; the user's choice comes back afterwards."""
     place = ROOT / "out/choice-default.json"
     kept = place.read_bytes() if place.exists() else None
     yield
@@ -47,7 +47,7 @@ def keep_the_choice() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def can_be_interrupted() -> None:
-    """In the background a shell lets SIGINT be ignored, which what the tests start would inherit."""
+    """In the background a shell ignores SIGINT, and the programs that the tests start would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -59,6 +59,6 @@ def doit() -> Doit:
 @pytest.fixture(scope="session")
 def built(doit: Doit) -> paths.Layout:
     """The default guest's bundle."""
-    result = doit("build", f"kernel={LINE}")
+    result = doit("build", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
-    return paths.Layout(ROOT, "default", LINE)
+    return paths.Layout(ROOT, "default", SERIES)

@@ -18,7 +18,7 @@ from minguest.util.errors import GuestError, ToolError
 from minguest.vm import arguments, emulator, kvm, launch, qemu, report
 from minguest.vm.launch import Options
 from tests import ROOT
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
 INIT = "init"
 
@@ -26,7 +26,7 @@ INIT = "init"
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 @pytest.mark.parametrize("cpus", [1, 4, 8])
 def test_boot_test_passes(built: paths.Layout, doit: Doit, cpus: int, machine: str) -> None:
-    result = doit("boot-test", "--cpus", str(cpus), "--machine", machine, f"kernel={LINE}")
+    result = doit("boot-test", "--cpus", str(cpus), "--machine", machine, f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert "PASS" in result.stdout
     found = json.loads((built.boot_test / "verdict.json").read_bytes())
@@ -38,19 +38,19 @@ def test_boot_test_passes(built: paths.Layout, doit: Doit, cpus: int, machine: s
     assert b"Linux version" in (built.boot_test / "console.log").read_bytes()
     assert json.loads((built.boot_test / "report.json").read_bytes())["complete"] is True
     assert f"-smp {cpus}," in (built.boot_test / "qemu.sh").read_text()
-    # What the next one may remove.
+    # Only what the next one may remove.
     assert {path.name for path in built.boot_test.iterdir()} <= set(runner.OUTPUT)
 
 
 @pytest.mark.parametrize("gpu", ["virtio-gpu-pci", "bochs-display,secondary-vga"])
 def test_other_cards_pass_too(built: paths.Layout, doit: Doit, gpu: str) -> None:
-    result = doit("boot-test", "--gpu", gpu, "--memory", "512M", f"kernel={LINE}")
+    result = doit("boot-test", "--gpu", gpu, "--memory", "512M", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("BARs placed") == len(gpu.split(","))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--cpus", "0"], "a guest has at least one CPU"),
         (["--cpus", "65"], "at most 64 CPUs (CONFIG_NR_CPUS)"),
@@ -60,8 +60,8 @@ def test_other_cards_pass_too(built: paths.Layout, doit: Doit, gpu: str) -> None
         (["--timeout", "1"], "it hung: no whole report, 1 s are over"),
     ],
 )
-def test_boot_test_fails_and_says_why(built: paths.Layout, doit: Doit, words: list[str], message: str) -> None:
-    result = doit("boot-test", *words, f"kernel={LINE}")
+def test_boot_test_fails_and_says_why(built: paths.Layout, doit: Doit, options: list[str], message: str) -> None:
+    result = doit("boot-test", *options, f"kernel={SERIES}")
     assert result.returncode != 0
     assert message in result.stdout
     assert "Traceback" not in result.stdout
@@ -90,7 +90,7 @@ class Bench:
             kernel=str(self.at.bundle / "bzImage"),
             initrd=str(initrd or self.at.bundle / "initrd.img"),
         )
-        argv = [word for word in argv if not any(part in word for part in drop)]
+        argv = [each for each in argv if not any(part in each for part in drop)]
         result = qemu.boot(argv, self.folder, timeout)
         return verdict.judge(spec, result, report.parse(result.report)), result
 
@@ -112,7 +112,7 @@ def test_a_capped_cpu_count_fails(bench: Bench) -> None:
 
 
 def test_seabios_in_place_of_ovmf_fails(bench: Bench) -> None:
-    # Without its two pflash drives QEMU takes SeaBIOS.
+    # Without its two pflash drives QEMU uses SeaBIOS.
     found, _ = bench.boot(drop=("if=pflash", "-drive"))
     assert found.result == "failed"
     assert "firmware: the guest reports bios, not UEFI" in found.reason
@@ -134,7 +134,7 @@ def test_no_init_is_a_panic_and_lost(bench: Bench) -> None:
 
 
 def test_an_init_that_ends_is_a_panic_and_lost(bench: Bench) -> None:
-    # A program with no interpreter that the kernel can run: exec fails, PID 1 is none.
+    # Not a program that the kernel can run: exec fails, and there is no PID 1.
     found, _ = bench.boot(initrd=bench.initrd(b"no program"))
     assert found.result == "lost"
     assert "the kernel panicked" in found.reason
@@ -179,8 +179,8 @@ def test_qemu_that_is_missing_is_named(bench: Bench) -> None:
         qemu.boot(["qemu-system-none"], bench.folder, 10)
 
 
-def test_what_auto_says_of_kvm_is_so(built: paths.Layout, tmp_path: Path) -> None:
-    """Whatever this machine's KVM can: a guest that asks for it passes where auto takes it, and nowhere else."""
+def test_what_auto_says_about_kvm_is_true(built: paths.Layout, tmp_path: Path) -> None:
+    """Whatever this machine's KVM can do: a guest that requests it passes if auto uses it, and only then."""
     bench = runner.Bench("it", built.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", built.pits)
     said: list[str] = []
     runner.run(bench, Options(cpus="1"), Launch(), said.append)
@@ -214,17 +214,17 @@ def test_efi_off_is_stopped_by_the_contract(built: paths.Layout, doit: Doit) -> 
     assert "Traceback" not in result.stdout
 
 
-def test_efi_off_built_all_the_same_has_one_cpu_and_ends(built: paths.Layout, doit: Doit) -> None:
-    words = ["guest=tests/data/guests/efi-off.toml", "contract=ignore"]
-    result = doit("build", *words)
+def test_efi_off_built_in_spite_of_the_contract_has_one_cpu_and_ends(built: paths.Layout, doit: Doit) -> None:
+    variables = ["guest=tests/data/guests/efi-off.toml", "contract=ignore"]
+    result = doit("build", *variables)
     assert result.returncode == 0, result.stdout
     start = time.monotonic()
-    result = doit("boot-test", *words)
+    result = doit("boot-test", *variables)
     assert time.monotonic() - start < 120
     assert result.returncode != 0
     assert "CPUs: 1 of 4" in result.stdout
     assert "A valid RSDP was not found" in result.stdout
-    found = json.loads((ROOT / f"out/efi-off-{LINE}/boot-test/verdict.json").read_bytes())
+    found = json.loads((ROOT / f"out/efi-off-{SERIES}/boot-test/verdict.json").read_bytes())
     assert found["verdict"]["result"] == "failed"
     assert found["verdict"]["ending"] == "no power-off"
     assert found["pits"] == ["efi-off"]

@@ -16,7 +16,7 @@ from minguest.kernel import binary, kconfig
 from minguest.util import files
 from minguest.util.errors import UserError
 from tests import ROOT
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
 
 def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:
@@ -25,7 +25,7 @@ def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:
         "bzImage", "initrd.img", "OVMF_CODE.fd", "OVMF_VARS.fd", "kernel.config", "System.map",
         "run-guest", "domain.xml",
     }  # fmt: skip
-    assert manifest.kernel.series == LINE
+    assert manifest.kernel.series == SERIES
     assert manifest.config.problems == ()
     assert manifest.files["bzImage"].size + manifest.files["initrd.img"].size < 5e6
     assert built.initd.stat().st_size < 100e3
@@ -36,7 +36,7 @@ def test_the_bundle_is_whole_and_small(built: paths.Layout) -> None:
 
 def test_a_second_build_does_nothing(built: paths.Layout, doit: Doit) -> None:
     before = (built.bundle / "manifest.json").stat().st_mtime_ns
-    result = doit("build", f"kernel={LINE}")
+    result = doit("build", f"kernel={SERIES}")
     assert result.returncode == 0
     assert "nothing to do" in result.stdout
     assert (built.bundle / "manifest.json").stat().st_mtime_ns == before
@@ -54,7 +54,7 @@ def test_a_changed_bundle_is_refused(built: paths.Layout, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["bundle/bzImage", "bundle/run-guest", "kernel/System.map", "initd", "firmware"])
 def test_a_damaged_product_is_made_again(built: paths.Layout, doit: Doit, name: str) -> None:
-    """One byte is another, and no time tells it."""
+    """One byte differs, and no time shows it."""
     manifest = (built.bundle / "manifest.json").read_bytes()
     (code,) = built.out.glob("firmware/*/OVMF_CODE.fd")
     path = {"initd": built.initd, "firmware": code}.get(name, built.work / name)
@@ -62,30 +62,30 @@ def test_a_damaged_product_is_made_again(built: paths.Layout, doit: Doit, name: 
     content[len(content) // 2] ^= 0x20
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    result = doit("build", f"kernel={LINE}")
+    result = doit("build", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert path.read_bytes() != content
     assert (built.bundle / "manifest.json").read_bytes() == manifest
     manifests.load(built.bundle)
 
 
-def test_a_file_that_went_is_made_again(built: paths.Layout, doit: Doit) -> None:
+def test_a_file_that_is_gone_is_made_again(built: paths.Layout, doit: Doit) -> None:
     (built.kernel / "System.map").unlink()
-    result = doit("build", f"kernel={LINE}")
+    result = doit("build", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert (built.kernel / "System.map").read_bytes() == (built.bundle / "System.map").read_bytes()
 
 
-def test_where_make_cannot_build_is_said_before_anything_is_unpacked(doit: Doit, tmp_path: Path) -> None:
+def test_a_folder_in_which_make_cannot_build_is_named_before_anything_is_unpacked(doit: Doit, tmp_path: Path) -> None:
     store = tmp_path / "a store: mine"
-    result = doit("build", f"kernel={LINE}", env={"MINGUEST_STORE": str(store)})
+    result = doit("build", f"kernel={SERIES}", env={"MINGUEST_STORE": str(store)})
     assert result.returncode != 0
     assert "make cannot build in a folder with ' ' in its path" in result.stdout and "MINGUEST_STORE=" in result.stdout
     assert "Traceback" not in result.stdout and not store.exists()
 
 
 def clone(target: Path) -> Path:
-    """What git has or would have, without out/ and .venv/."""
+    """What git tracks or would track, without out/ and .venv/."""
     listing = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     )
@@ -97,8 +97,8 @@ def clone(target: Path) -> Path:
 
 def test_another_folder_and_a_killed_build_give_the_same_bytes(built: paths.Layout, doit: Doit, tmp_path: Path) -> None:
     other = clone(tmp_path / "another-place-with-a-longer-name")
-    log = other / f"out/default-{LINE}/log/kernel.log"
-    # Tools that Kconfig would ask for their version, and that the first build's machine may not have.
+    log = other / f"out/default-{SERIES}/log/kernel.log"
+    # Tools whose version Kconfig would query, and that the first build's machine may not have.
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, said in {
@@ -108,9 +108,9 @@ def test_another_folder_and_a_killed_build_give_the_same_bytes(built: paths.Layo
     }.items():
         (tools / name).write_text(f"#!/bin/sh\necho '{said}'\n")
         (tools / name).chmod(0o755)
-    # A store of its own: nothing that was compiled before is taken from there.
+    # A store of its own: nothing that was compiled before is reused.
     surroundings = {"PATH": f"{tools}:{os.environ['PATH']}", "MINGUEST_STORE": str(tmp_path / "store")}
-    argv = ["doit", "build", f"kernel={LINE}"]
+    argv = ["doit", "build", f"kernel={SERIES}"]
     with subprocess.Popen(argv, cwd=other, env={**os.environ, **surroundings}, start_new_session=True) as process:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
@@ -119,10 +119,10 @@ def test_another_folder_and_a_killed_build_give_the_same_bytes(built: paths.Layo
             time.sleep(0.2)
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
-    # Killed as it was, doit could not end make, whose group is its own; wait for it as a user's next run might not.
-    result = doit("build", f"kernel={LINE}", cwd=other, env=surroundings)
+    # After SIGKILL doit could not end make, whose group is its own; wait for it as a user's next run might not.
+    result = doit("build", f"kernel={SERIES}", cwd=other, env=surroundings)
     assert result.returncode == 0, result.stdout
     for name in ("bzImage", "initrd.img", "kernel.config"):
-        assert files.sha256(other / f"out/default-{LINE}/bundle" / name) == files.sha256(built.bundle / name), name
+        assert files.sha256(other / f"out/default-{SERIES}/bundle" / name) == files.sha256(built.bundle / name), name
     shutil.rmtree(other)
     shutil.rmtree(tmp_path / "store")

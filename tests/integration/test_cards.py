@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cards with large BARs, many of them, near NUMA nodes; CPUs and memory plugged in: what boot-test says of each."""
+"""Cards with large BARs, many of them, near NUMA nodes; CPUs and memory plugged in: what boot-test says about each."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from minguest.boottest import runner
 from minguest.model import Launch, Node
 from minguest.util.errors import GuestFailed
 from minguest.vm.launch import Options
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
 EIGHT = ",".join(["bar:128G"] * 8)
 
@@ -27,12 +27,12 @@ def checks(folder: Path) -> dict[str, dict[str, object]]:
     [
         (EIGHT, 8),
         ("bar:16M", 1),
-        # Told to open a window, in which the small card's port takes 2 GiB.
+        # X-PciMmio64Mb sets the window, in which the small card's port takes 2 GiB.
         ("bar:256G,bar:16M", 2),
     ],
 )
 def test_large_bars_are_placed_where_they_were_planned(built: paths.Layout, doit: Doit, gpu: str, count: int) -> None:
-    result = doit("boot-test", "--gpu", gpu, f"kernel={LINE}")
+    result = doit("boot-test", "--gpu", gpu, f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     rows = checks(built.boot_test)
     assert (rows["BAR window"]["guest"], rows["BAR window"]["ok"]) == (f"{count} of {count} BARs", True)
@@ -40,23 +40,23 @@ def test_large_bars_are_placed_where_they_were_planned(built: paths.Layout, doit
 
 
 def test_cpus_and_memory_are_plugged_in(built: paths.Layout, doit: Doit) -> None:
-    words = ["--cpus", "2", "--plug-cpus", "8", "--memory", "1G", "--plug-memory", "3G"]
-    result = doit("boot-test", *words, f"kernel={LINE}")
+    options = ["--cpus", "2", "--plug-cpus", "8", "--memory", "1G", "--plug-memory", "3G"]
+    result = doit("boot-test", *options, f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     rows = checks(built.boot_test)
     assert [rows["CPUs"][view] for view in ("requested", "qemu", "guest")] == ["2 → 8", "8", "8"]
     assert [rows["memory"][view] for view in ("requested", "qemu")] == ["1024 MiB → 3072 MiB", "3072 MiB"]
 
 
-def test_cpus_are_taken_out_again(built: paths.Layout, doit: Doit) -> None:
-    words = ["--cpus", "2", "--plug-cpus", "4", "--unplug-cpus", "3"]
-    result = doit("boot-test", *words, f"kernel={LINE}")
+def test_cpus_are_unplugged_again(built: paths.Layout, doit: Doit) -> None:
+    options = ["--cpus", "2", "--plug-cpus", "4", "--unplug-cpus", "3"]
+    result = doit("boot-test", *options, f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert [checks(built.boot_test)["CPUs"][view] for view in ("requested", "qemu", "guest")] == ["2 → 4 → 3", "3", "3"]
 
 
 def test_more_is_plugged_in_than_there_is_room_for_is_refused(built: paths.Layout, doit: Doit) -> None:
-    result = doit("boot-test", "--plug-cpus", "65", f"kernel={LINE}")
+    result = doit("boot-test", "--plug-cpus", "65", f"kernel={SERIES}")
     assert result.returncode != 0
     assert "--plug-cpus 65: the guest starts with 4 CPUs and can have 64" in result.stdout
 

@@ -14,7 +14,7 @@ import pytest
 from minguest import paths
 from minguest.boottest import runner
 from tests import ROOT
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
 # Seconds: a boot takes at least as long; and until nothing is left of what was ended.
 BOOT_S = 2.5
@@ -22,9 +22,9 @@ GONE_S = 5.0
 KILLS = 5
 
 
-def begin(*words: str) -> subprocess.Popen[str]:
+def begin(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["doit", *words, f"kernel={LINE}"],
+        ["doit", *arguments, f"kernel={SERIES}"],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -35,7 +35,7 @@ def begin(*words: str) -> subprocess.Popen[str]:
 
 
 def until_booting(process: subprocess.Popen[str]) -> None:
-    """Wait until doit said what it boots, which it does just before."""
+    """Wait until doit prints what it boots, just before it does."""
     assert process.stdout is not None
     said = ""
     while "OVMF" not in said:
@@ -87,9 +87,9 @@ def test_evidence_that_is_killed_goes_on(built: paths.Layout, doit: Doit, tmp_pa
         for kept in built.evidence.glob("[!.]*"):
             assert {path.name for path in kept.iterdir()} == set(runner.KEPT)
             msgspec.json.decode((kept / "verdict.json").read_bytes(), type=runner.Outcome)
-    result = doit("evidence", f"kernel={LINE}")
+    result = doit("evidence", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
-    again = doit("evidence", f"kernel={LINE}")
+    again = doit("evidence", f"kernel={SERIES}")
     assert again.returncode == 0 and "three views agree" not in again.stdout
-    result = doit("release", "version=1.0", "unsigned=yes", f"kernel={LINE}")
+    result = doit("release", "version=1.0", "unsigned=yes", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run-guest and domain.xml of a real bundle start it; libvirt makes of domain.xml what run-guest tells QEMU."""
+"""run-guest and domain.xml of a real bundle start it; libvirt makes the same machine from domain.xml as run-guest."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from minguest.paths import RUN_GUEST
 from minguest.vm import arguments, emulator, launch, report, scripts
 from minguest.vm.launch import Options
 from tests import launches
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
-# libvirt's driver within the process, in a folder of its own: no daemon, nothing of the system's.
+# libvirt's driver within the process, in a folder of its own: no daemon, and nothing from the system.
 NEEDED = ("virsh", "virt-qemu-run")
-# As root it asks for the user libvirt-qemu, which only the daemon's package makes; so in a namespace it is not root.
+# As root it needs the user libvirt-qemu, which only the daemon's package creates; so in a namespace it is not root.
 PLAIN = ["unshare", "-U", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
 
 
@@ -42,10 +42,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lv")
 
 
-def libvirt(home: Path, *words: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def libvirt(home: Path, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """One of libvirt's programs, with nothing of this environment."""
     return subprocess.run(
-        [*PLAIN, *words], cwd=home, env=env(home), check=False, capture_output=True, text=True, timeout=timeout,
+        [*PLAIN, *arguments], cwd=home, env=env(home), check=False, capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -75,20 +75,20 @@ def domain(home: Path, name: str, bundle: Path) -> Path:
 
 
 class Seen:
-    """What a command of QEMU asks for, whoever wrote it."""
+    """What a command of QEMU requests, whoever wrote it."""
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str]) -> None:
         self.options: dict[str, list[str]] = {}
         name = ""
-        for word in words:
-            if word.startswith("-"):
-                name = word
+        for each in argv:
+            if each.startswith("-"):
+                name = each
                 self.options.setdefault(name, [])
             else:
-                self.options[name].append(word)
+                self.options[name].append(each)
 
     def all(self, name: str) -> list[dict[str, Any]]:
-        """Every value of an option as keys and values, whose lead word is that of the key ''."""
+        """Every value of an option as keys and values, with its first field under the key ''."""
         return [json.loads(each) if each.startswith("{") else keyed(each) for each in self.options.get(name, [])]
 
     def machine(self) -> dict[str, Any]:
@@ -125,14 +125,14 @@ class Seen:
         return found
 
     def pages(self) -> list[tuple[int, int, bool]]:
-        """MiB of each node, or of all memory; MiB of the large pages that they are made of, and whether at once."""
+        """MiB of each node, or of all memory; MiB of its large pages, and whether they are allocated at the start."""
         found = []
         for each in self.all("-object"):
             if "memory-backend" in driver(each):
                 pages = {"2M": 2, "1G": 1024}.get(each.get("hugetlbsize", ""), each.get("hugetlbsize", 0))
                 pages = pages if pages in (0, 2, 1024) else pages >> 20
                 found.append((mib(each["size"]), pages, each.get("prealloc") in (True, "on")))
-        # libvirt names the memory of every machine, run-guest only what QEMU would not make like this itself.
+        # libvirt names the memory of every machine, run-guest only what is not QEMU's default.
         return [] if len(found) == 1 and not found[0][1] else found
 
     def cpu(self) -> tuple[str, set[tuple[str, str]]]:
@@ -151,7 +151,7 @@ class Seen:
         ]
 
     def cards(self) -> list[tuple[str, str, bool, bool]]:
-        """Address at home; slot and function where it is one of several; whether behind a root port."""
+        """Address at home; slot and function if it is one of several; whether behind a root port."""
         found = []
         for each in self.all("-device"):
             if driver(each) == "vfio-pci":
@@ -227,43 +227,41 @@ def test_libvirt_makes_the_machine_that_the_script_makes(home: Path, name: str) 
     for part in ("OVMF_CODE.fd", "OVMF_VARS.fd", "bzImage", "initrd.img"):
         (bundle / part).touch()
     path = domain(home, name, bundle)
-    # One root: what libvirt finds out of QEMU in the first test, it keeps for the others.
+    # One root: what libvirt learns about QEMU in the first test, it keeps for the others.
     virsh = ("virsh", "-c", f"qemu:///embed?root={home}/all")
     defined = libvirt(home, *virsh, f"define --validate {path}; undefine --nvram {launches.ABOUT.name}")
     assert defined.returncode == 0, defined.stderr
-    # The key of a Ceph user is asked of another driver, which is the daemon's.
+    # The key of a Ceph user comes from another driver, which is the daemon's.
     text = path.read_text()
     path.write_text(re.sub(r"<auth .*?</auth>", "", text, flags=re.DOTALL))
     assert (text.count("<auth ") == 1) == ("disks" in name)
     made = libvirt(home, *virsh, "domxml-to-native", "qemu-argv", path)
     assert made.returncode == 0, made.stderr
-    words = shlex.split(made.stdout)
-    theirs = Seen(words[next(n for n, word in enumerate(words) if word.endswith(emulator.QEMU)) + 1 :])
+    argv = shlex.split(made.stdout)
+    theirs = Seen(argv[next(n for n, each in enumerate(argv) if each.endswith(emulator.QEMU)) + 1 :])
 
     spec = launches.specs(name, home / "sys")["tcg" if name == "tcg" else "kvm"]
     ours = Seen(arguments.argv(spec, watched=False)[1:])
     assert theirs.machine() == ours.machine()
     (model, flags), (wanted, requested) = theirs.cpu(), ours.cpu()
     assert model == wanted and flags >= requested
-    # libvirt names CPUs that can be plugged in too, where QEMU takes them for the first node's.
+    # libvirt also names CPUs that can be plugged in; QEMU gives them to the first node.
     if spec.numa:
         there = set(range(spec.cpus))
         assert [node & there for node in theirs.nodes()] == [node & there for node in ours.nodes()]
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("toml", "why"),
     [
         ('disks = [{file = "disk.raw"}]', "launch.disks[0].file = 'disk.raw': is not an absolute path"),
         ('cmdline = ["a\\nb"]', "has a control character"),
         ('numa = [{memory = "1M"}]', "the nodes have 1 MiB, the launch has 1 GiB"),
     ],
 )
-def test_a_launch_that_cannot_be_is_named_before_anything_is_built(
-    doit: Doit, tmp_path: Path, words: str, why: str
-) -> None:
+def test_a_wrong_launch_is_named_before_anything_is_built(doit: Doit, tmp_path: Path, toml: str, why: str) -> None:
     guest = tmp_path / "odd.toml"
-    guest.write_text(f'name = "default"\nkernel = ["{LINE}"]\n[launch]\n{words}\n')
+    guest.write_text(f'name = "default"\nkernel = ["{SERIES}"]\n[launch]\n{toml}\n')
     result = doit("build", f"guest={guest}")
     assert result.returncode != 0 and "──" not in result.stdout
     assert f"{guest}: launch" in result.stdout and why in result.stdout and "Traceback" not in result.stdout
@@ -271,13 +269,13 @@ def test_a_launch_that_cannot_be_is_named_before_anything_is_built(
 
 # ── the real guest ──
 
-# What OVMF adds to the kernel's words (QemuLoadImageLib).
+# What OVMF adds to the kernel's parameters (QemuLoadImageLib).
 OVMFS = "initrd=initrd"
 
 
 @pytest.fixture
 def awkward(built: paths.Layout, tmp_path: Path) -> Path:
-    """The bundle in a folder whose name a shell and QEMU's option=value lists would stumble over."""
+    """The bundle in a folder whose name would break a shell and QEMU's option=value lists if unquoted."""
     return shutil.copytree(built.bundle, tmp_path / "a, b=c'd $e")
 
 
@@ -285,7 +283,7 @@ def test_the_script_starts_the_bundle(awkward: Path, tmp_path: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in awkward.iterdir())
     kept = tmp_path / "kept, too"
     done = subprocess.run(
-        [awkward / RUN_GUEST, "--accel", "tcg", "--append", "its='own word'", "--keep", kept, "-smp", "2,maxcpus=64"],
+        [awkward / RUN_GUEST, "--accel", "tcg", "--append", "its='own value'", "--keep", kept, "-smp", "2,maxcpus=64"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -296,18 +294,18 @@ def test_the_script_starts_the_bundle(awkward: Path, tmp_path: Path) -> None:
     assert done.stderr.endswith("run-guest: the guest wrote its whole report\n")
     seen = report.parse((kept / "report.jsonl").read_bytes())
     assert seen.complete and report.cpu_count(seen.record("cpus")["online"]) == 2
-    assert seen.record("begin")["cmdline"].endswith(f"initd.then=poweroff its='own word' {OVMFS}")
+    assert seen.record("begin")["cmdline"].endswith(f"initd.then=poweroff its='own value' {OVMFS}")
     assert sorted(path.name for path in kept.iterdir()) == ["OVMF_VARS.fd", "report.jsonl"]
     assert sorted((path.name, path.stat().st_mtime_ns) for path in awkward.iterdir()) == before
 
 
-@pytest.mark.parametrize(("words", "by_it"), [(Options(accel="tcg"), True), (Options(accel="tcg", cpus="2"), False)])
+@pytest.mark.parametrize(("options", "by_it"), [(Options(accel="tcg"), True), (Options(accel="tcg", cpus="2"), False)])
 def test_a_boot_test_of_the_guests_own_launch_is_the_scripts(
-    built: paths.Layout, awkward: Path, tmp_path: Path, words: Options, by_it: bool
+    built: paths.Layout, awkward: Path, tmp_path: Path, options: Options, by_it: bool
 ) -> None:
     bench = runner.Bench("it", awkward, tmp_path / "boot test", tmp_path / "kvm.json", built.pits)
     wanted = manifests.load(awkward).guest.launch
-    runner.run(bench, words, wanted, print)
+    runner.run(bench, options, wanted, print)
     outcome = msgspec.json.decode((bench.folder / "verdict.json").read_bytes(), type=runner.Outcome)
     assert outcome.run_guest is by_it and outcome.verdict.result == "pass"
     shown = subprocess.run(
@@ -319,16 +317,16 @@ def test_a_boot_test_of_the_guests_own_launch_is_the_scripts(
 def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
     bundle_copy = shutil.copytree(built.bundle, home / "bundle")
     manifest = manifests.load(bundle_copy)
-    # By software emulation: under KVM this very firmware need not run on every machine.
+    # With software emulation: KVM may not run this firmware on every machine.
     wanted = msgspec.structs.replace(manifest.guest.launch, accel="tcg")
     specs = launch.shipped(wanted, manifest.kernel.series, runner.SYSFS, "")
     about = scripts.About(built.name, manifest.kernel.version, manifest.firmware.version)
     made = scripts.render(built.templates, about, wanted, specs)
     (home / "it.xml").write_text(placed(made, bundle_copy))
-    told = bundle_copy / "report.jsonl"
-    told.write_text("of a run before\n")
+    written = bundle_copy / "report.jsonl"
+    written.write_text("of a run before\n")
     root = home / "it"
-    # Without the daemon's virtlogd, which else writes what serial ports say.
+    # Without the daemon's virtlogd, which otherwise writes the output of serial ports.
     (root / "etc").mkdir(parents=True)
     (root / "etc/qemu.conf").write_text('stdio_handler = "file"\n')
     log = root / f"log/qemu/{built.name}.log"
@@ -339,7 +337,7 @@ def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
         start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            # It stays when its guest has ended.
+            # It does not end with its guest.
             while process.poll() is None and time.monotonic() < deadline:
                 if log.exists() and "shutting down" in log.read_text():
                     break
@@ -349,7 +347,7 @@ def test_libvirt_starts_the_bundle(built: paths.Layout, home: Path) -> None:
             assert process.stdout is not None
             said = process.stdout.read().decode()
     assert "reason=shutdown" in log.read_text(), said
-    seen = report.parse(told.read_bytes())
+    seen = report.parse(written.read_bytes())
     assert seen.complete and seen.record("begin")["cmdline"] == " ".join([*arguments.cmdline(specs["tcg"]), OVMFS])
     assert report.cpu_count(seen.record("cpus")["online"]) == wanted.cpus
     assert [each.address for each in seen.pci if each.gpu] and (bundle_copy / "OVMF_VARS.fd").read_bytes() == (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fault matrix for real: all that need no other kernel, and the one that this project exists for."""
+"""The fault matrix for real: all faults that need no other kernel, and the one that this project exists for."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from minguest.diagnose import catalogue
 from minguest.model import Launch
 from minguest.util import fetch
 from tests import ROOT
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
 KNOWN = catalogue.load(ROOT / "configs/pits")
 NO_KERNEL = [name for name, pit in KNOWN.items() if pit.inject and not any(each.options for each in pit.inject)]
@@ -24,7 +24,7 @@ CHOSEN = [HEALTHY, *NO_KERNEL, "efi-off"]
 @pytest.fixture(scope="module")
 def injected(built: paths.Layout, doit: Doit) -> str:
     """The screen of one run over all of them."""
-    result = doit("pits", f"kernel={LINE}", f"only={','.join(CHOSEN)}")
+    result = doit("pits", f"kernel={SERIES}", f"only={','.join(CHOSEN)}")
     assert result.returncode == 0, result.stdout
     return result.stdout
 
@@ -32,12 +32,12 @@ def injected(built: paths.Layout, doit: Doit) -> str:
 @pytest.fixture(scope="module")
 def cells(built: paths.Layout, injected: str) -> dict[str, Cell]:
     matrix = inject.load(built.matrix)
-    assert matrix is not None and matrix.series == LINE
+    assert matrix is not None and matrix.series == SERIES
     return {cell.id: cell for cell in matrix.cells if cell.pit in CHOSEN}
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_a_pit_is_named_by_its_first_boot_and_nothing_else_is(cells: dict[str, Cell], name: str) -> None:
+def test_the_first_boot_names_the_pit_and_nothing_else(cells: dict[str, Cell], name: str) -> None:
     of_pit = [cell for cell in cells.values() if cell.pit == name]
     assert of_pit
     for cell in of_pit:
@@ -57,21 +57,21 @@ def test_every_cell_has_its_console_and_the_page_leads_there(
         if cell.result == "right":
             assert f"{built.name}/runs/{cell.id}/console.log" in links
     assert all((page.parent / link).exists() for link in links)
-    assert re.search(rf"linux {LINE}\S*: \d+ right, 0 wrong, \d+ NOT RUN", injected)
+    assert re.search(rf"linux {SERIES}\S*: \d+ right, 0 wrong, \d+ NOT RUN", injected)
 
 
-def test_the_story_is_told(cells: dict[str, Cell]) -> None:
-    told = cells["efi-off"].diagnosis
-    assert told.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
-    assert re.search(r"\n +\d+ \| .*A valid RSDP was not found", told)
-    assert "CONFIG_EFI is n, wanted y" in told
-    assert "fix:   CONFIG_EFI=y" in told
-    assert re.search(r"follows from [\w, -]*efi-off.*: SMP is off", told)
-    assert "not acpi-off-cmdline: " in told
+def test_the_story_of_efi_off_is_diagnosed(cells: dict[str, Cell]) -> None:
+    diagnosis = cells["efi-off"].diagnosis
+    assert diagnosis.startswith("efi-off: the kernel was built without CONFIG_EFI\n")
+    assert re.search(r"\n +\d+ \| .*A valid RSDP was not found", diagnosis)
+    assert "CONFIG_EFI is n, wanted y" in diagnosis
+    assert "fix:   CONFIG_EFI=y" in diagnosis
+    assert re.search(r"follows from [\w, -]*efi-off.*: SMP is off", diagnosis)
+    assert "not acpi-off-cmdline: " in diagnosis
 
 
 def test_a_pit_that_is_not_named_is_a_wrong_cell(built: paths.Layout, tmp_path: Path) -> None:
-    """The matrix can fail: a symptom that nobody has, and a pit that is named where nothing is wrong."""
+    """The matrix can fail: a symptom that no guest shows, and a pit that is named although nothing is wrong."""
     deaf = msgspec.structs.replace(
         KNOWN["msi-off-cmdline"], symptom=(catalogue.Symptom(console=("not said by anyone",)),)
     )

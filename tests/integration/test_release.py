@@ -15,7 +15,7 @@ from minguest import paths
 from minguest.release import layout
 from minguest.vm import report
 from tests import ROOT, registry, workshop
-from tests.integration.conftest import LINE, Doit
+from tests.integration.conftest import SERIES, Doit
 
 MINGUEST = Path(sys.executable).with_name("minguest")
 
@@ -28,20 +28,20 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(built: paths.Layout, doit: Doit, key: Path) -> Path:
     """A release of the default guest."""
-    result = doit("boot-test", f"kernel={LINE}")
+    result = doit("boot-test", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
-    result = doit("release", "version=1.0", f"key={key}", f"kernel={LINE}")
+    result = doit("release", "version=1.0", f"key={key}", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert "PASS     boot-test-q35-4" in result.stdout
     assert "NOT RUN  real-card" in result.stdout
     return built.release
 
 
-def minguest(home: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def minguest(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The installed command, in a home of its own, with nothing of this environment."""
     home.mkdir(exist_ok=True)
     return subprocess.run(
-        [MINGUEST, *words],
+        [MINGUEST, *arguments],
         cwd=home,
         env={"HOME": str(home), "PATH": os.environ["PATH"]},
         stdout=subprocess.PIPE,
@@ -54,10 +54,10 @@ def minguest(home: Path, *words: str | Path) -> subprocess.CompletedProcess[str]
 
 def test_the_whole_trip(made: Path, built: paths.Layout, doit: Doit, key: Path, tmp_path: Path) -> None:
     with registry.registry(tmp_path / "registry") as address:
-        to = f"oci://{address}/guests/default-{LINE}"
-        result = doit("publish", f"to={to}", f"kernel={LINE}")
+        to = f"oci://{address}/guests/default-{SERIES}"
+        result = doit("publish", f"to={to}", f"kernel={SERIES}")
         assert result.returncode == 0, result.stdout
-        result = doit("publish", f"to={to}", f"kernel={LINE}")
+        result = doit("publish", f"to={to}", f"kernel={SERIES}")
         assert result.returncode == 0, result.stdout
         assert "nothing uploaded" in result.stdout
 
@@ -71,7 +71,7 @@ def test_the_whole_trip(made: Path, built: paths.Layout, doit: Doit, key: Path, 
         assert refused.returncode == 1 and "not trusted here" in refused.stdout
         assert not (home / "other").exists()
 
-    pulled = home / f"default-{LINE}-1.0"
+    pulled = home / f"default-{SERIES}-1.0"
     assert layout.load(pulled).items == layout.load(made).items
     verified = minguest(home, "verify", pulled, "--key", f"{key}.pub")
     assert verified.returncode == 0, verified.stdout
@@ -114,14 +114,14 @@ def test_a_bundle_that_was_changed_after_its_test_is_repaired_before_it_is_relea
     image = built.bundle / "bzImage"
     whole = image.read_bytes()
     image.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    result = doit("release", "version=1.1", f"key={key}", f"kernel={LINE}")
+    result = doit("release", "version=1.1", f"key={key}", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     assert image.read_bytes() == (made / "bzImage").read_bytes() == whole
     assert layout.read_facts(made).version == "1.1"
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("arguments", "why"),
     [
         (["release"], "no version"),
         (["release", "version=1.1"], "no key to sign with"),
@@ -134,19 +134,19 @@ def test_a_bundle_that_was_changed_after_its_test_is_repaired_before_it_is_relea
         (["release", "verson=1.1"], "no such word"),
     ],
 )
-def test_wrong_words_are_named(made: Path, doit: Doit, words: list[str], why: str) -> None:
-    result = doit(*words, f"kernel={LINE}")
+def test_wrong_arguments_are_named(made: Path, doit: Doit, arguments: list[str], why: str) -> None:
+    result = doit(*arguments, f"kernel={SERIES}")
     assert result.returncode != 0
     assert why in result.stdout
     assert "Traceback" not in result.stdout
 
 
-def test_the_papers_name_no_machine(made: Path) -> None:
-    """What is published tells nothing of the machine that made it."""
+def test_the_published_files_name_no_machine(made: Path) -> None:
+    """What is published does not name the machine that built it."""
     for path in made.iterdir():
         content = path.read_bytes()
-        for word in (str(Path.home()), str(ROOT), os.uname().nodename):
-            if len(word) > 4:
-                assert word.encode() not in content, f"{path.name} names {word}"
+        for name in (str(Path.home()), str(ROOT), os.uname().nodename):
+            if len(name) > 4:
+                assert name.encode() not in content, f"{path.name} names {name}"
     verdict = json.loads((made.parent / "boot-test/verdict.json").read_bytes())
     assert str(ROOT) not in json.dumps(verdict)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way out of a guest: by its power button and by itself, with a disk, and programs that end or do not."""
+"""How a guest shuts down: by its power button and by itself, with a disk, and programs that end or do not."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from minguest.model import Disk, Launch
 from minguest.util.run import require
 from minguest.vm import arguments, launch, qemu, report
 from tests import ROOT
-from tests.integration.conftest import LINE
+from tests.integration.conftest import SERIES
 from tests.integration.test_cards import checks
-from tests.integration.test_wait import LINES
+from tests.integration.test_wait import ALL_SERIES
 
 # The first program of a guest: it mounts the disk on PLACE and ends, or has the guest end, by THEN. Its children write
-# to the disk; one of them, which is only there if STUBBORN, does not mind SIGTERM.
+# to the disk; one of them, which is only there if STUBBORN, ignores SIGTERM.
 PROGRAM = r"""
 #include <fcntl.h>
 #include <signal.h>
@@ -84,10 +84,10 @@ SUPERBLOCK, STATE, INCOMPATIBLE = 1024, 0x3A, 0x60
 Went = tuple[qemu.Run, report.Shutdown, Path]
 
 
-@pytest.fixture(params=LINES)
+@pytest.fixture(params=ALL_SERIES)
 def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]:
-    """Boots a guest with a disk and PROGRAM, and lets it go: what came of it, what initd said last, the disk."""
-    if request.param == LINE:
+    """Boots a guest with a disk and PROGRAM until it ends; returns the run, initd's last record and the disk."""
+    if request.param == SERIES:
         request.getfixturevalue("built")
     bundle = paths.Layout(ROOT, "default", request.param).bundle
 
@@ -96,8 +96,8 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         (overlay / "bin").mkdir(parents=True)
         (tmp_path / "program.c").write_text(PROGRAM)
         place = "/" if root else "/mnt"
-        words = [f'-DPLACE="{place}"', f"-DROOT={int(root)}", f"-DSTUBBORN={int(stubborn)}", f"-DTHEN={then}"]
-        command: list[str | Path] = ["musl-gcc", "-static", *words]
+        options = [f'-DPLACE="{place}"', f"-DROOT={int(root)}", f"-DSTUBBORN={int(stubborn)}", f"-DTHEN={then}"]
+        command: list[str | Path] = ["musl-gcc", "-static", *options]
         command += ["-o", overlay / "bin/work", tmp_path / "program.c"]
         subprocess.run(command, check=True)
         initrd.compile_initd(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
@@ -112,9 +112,9 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         command = [require("mke2fs"), "-q", "-t", "ext4", disk]
         command[-1:-1] = ["-d", overlay] if root else []
         subprocess.run(command, check=True)
-        words = ["root=/dev/vda", "rw", "init=/init"] if root else []
+        root_options = ["root=/dev/vda", "rw", "init=/init"] if root else []
         wanted = Launch(
-            cpus=2, max_cpus=2, gpus=(), disks=(Disk(file=str(disk)),), cmdline=("initd.then=/bin/work", *words)
+            cpus=2, max_cpus=2, gpus=(), disks=(Disk(file=str(disk)),), cmdline=("initd.then=/bin/work", *root_options)
         )
         spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
         (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
@@ -163,7 +163,7 @@ def test_the_power_button_ends_a_guest_with_programs(leave: Callable[..., Went])
     run, went, disk = leave("(void)0", button=True)
     assert run.ending == "power-off"
     assert went == report.Shutdown("power-button", "power-off", 0, 0, True, 0)
-    # It is pressed at the report's end; the program may not have come so far.
+    # It is pressed at the report's end; the program may not have written all yet.
     assert set(held(disk).values()) <= {"whole\n", ""}
 
 
@@ -176,18 +176,18 @@ def test_a_program_that_does_not_end_is_killed_after_a_while(leave: Callable[...
 
 
 def test_a_disk_that_cannot_be_unmounted_becomes_read_only(leave: Callable[..., Went]) -> None:
-    # It is the root, on which initd itself stands.
+    # It is the root, from which initd itself runs.
     run, went, disk = leave("kill(1, SIGTERM)", root=True)
     assert (run.ending, run.detail) == ("reset", "guest-reset")
     assert went == report.Shutdown("SIGTERM", "reboot", 0, 0, True, 0)
     assert held(disk) == WHOLE
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_boot_test_presses_the_power_button(line: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if line == LINE:
+@pytest.mark.parametrize("series", ALL_SERIES)
+def test_boot_test_presses_the_power_button(series: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if series == SERIES:
         request.getfixturevalue("built")
-    at = paths.Layout(ROOT, "default", line)
+    at = paths.Layout(ROOT, "default", series)
     bench = runner.Bench("it", at.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", at.pits)
     runner.run(bench, launch.Options(accel="tcg", power_button=True), Launch(), lambda _: None)
     row = checks(bench.folder)["power button"]

@@ -13,7 +13,7 @@ from minguest.bundle import initrd
 from minguest.model import Launch
 from minguest.vm import arguments, launch, qemu, report
 from tests import ROOT
-from tests.integration.conftest import LINE
+from tests.integration.conftest import SERIES
 
 GIB = 1 << 30
 NO_DEEDS = qemu.Deeds()
@@ -23,27 +23,30 @@ Boot = Callable[..., qemu.Run]
 
 @pytest.fixture(scope="module")
 def other_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default guest's initrd with initd as its sources are now, for a line that nobody built again."""
+    """The default guest's initrd with initd as its sources are now, for a series that was not built again."""
     folder = tmp_path_factory.mktemp("initrd")
     initrd.compile_initd(ROOT / "initd", folder / "initd", folder / "log", strict=True)
     initrd.build(ROOT / "configs/templates/initrd.list.j2", folder / "initd", (), folder / "initrd.img")
     return folder / "initrd.img"
 
 
-LINES = [LINE, *(line for line in ("4.12",) if (paths.Layout(ROOT, "default", line).bundle / "bzImage").exists())]
+ALL_SERIES = [
+    SERIES,
+    *(each for each in ("4.12",) if (paths.Layout(ROOT, "default", each).bundle / "bzImage").exists()),
+]
 
 
-@pytest.fixture(params=LINES)
+@pytest.fixture(params=ALL_SERIES)
 def boot(request: pytest.FixtureRequest, other_initrd: Path, tmp_path: Path) -> Boot:
     """Boots 2 CPUs and 1 GiB with room for 8 CPUs and 4 GiB, and does the deeds."""
-    if request.param == LINE:
+    if request.param == SERIES:
         request.getfixturevalue("built")
     at = paths.Layout(ROOT, "default", request.param)
 
     def boot(*cmdline: str, deeds: qemu.Deeds = NO_DEEDS) -> qemu.Run:
-        # With no lpj= Linux measures each CPU that is added, and where TCG is slow that takes seconds.
-        words = ("lpj=2000000", *cmdline)
-        wanted = Launch(cpus=2, max_cpus=8, memory="1G", max_memory="4G", slots=4, gpus=(), cmdline=words)
+        # With no lpj= Linux measures each CPU that is added, and with a slow TCG that takes seconds.
+        parameters = ("lpj=2000000", *cmdline)
+        wanted = Launch(cpus=2, max_cpus=8, memory="1G", max_memory="4G", slots=4, gpus=(), cmdline=parameters)
         spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
         (tmp_path / "OVMF_VARS.fd").write_bytes((at.bundle / "OVMF_VARS.fd").read_bytes())
         argv = arguments.argv(
@@ -65,7 +68,7 @@ def ready(run: qemu.Run) -> list[dict[str, object]]:
 
 
 def said(run: qemu.Run) -> str:
-    """What initd said on the console."""
+    """initd's messages on the console."""
     return "\n".join(re.findall(r"initd: (.*?)\r?\n", run.console.decode(errors="replace")))
 
 
@@ -79,12 +82,12 @@ def test_what_is_plugged_in_is_in_the_report(boot: Boot) -> None:
     memory = found.record("memory")
     assert memory["blocks_online"] * memory["block_bytes"] == 3 * GIB
     assert re.search(r"^8 CPUs and 3072 MiB after \d+\.\d s$", said(run), re.MULTILINE)
-    # The report tells it, so no event does.
+    # It is in the report, so there is no event.
     assert b'"event"' not in run.report
     assert run.ending == "power-off"
 
 
-def test_what_is_never_plugged_in_is_not_waited_for_for_ever(boot: Boot) -> None:
+def test_the_wait_for_what_is_never_plugged_in_ends(boot: Boot) -> None:
     run = boot("initd.wait-cpus=8", f"initd.wait-memory={3 * GIB}", "initd.wait-seconds=2")
     found = report.parse(run.report)
     assert found.complete
@@ -95,7 +98,7 @@ def test_what_is_never_plugged_in_is_not_waited_for_for_ever(boot: Boot) -> None
     assert run.ending == "power-off"
 
 
-def test_half_of_it_is_told(boot: Boot) -> None:
+def test_half_of_it_is_reported(boot: Boot) -> None:
     run = boot("initd.wait-cpus=5", "initd.wait-seconds=4", deeds=qemu.Deeds(cpus=3))
     assert report.cpu_count(report.parse(run.report).record("cpus")["online"]) == 3
     assert "gave up after 4 s: 3 of 5 CPUs" in said(run).splitlines()
@@ -108,11 +111,11 @@ def test_what_is_there_already_is_not_waited_for(boot: Boot) -> None:
     assert "1024 MiB after 0.0 s" in said(run).splitlines()
 
 
-def test_words_that_are_no_numbers_are_named_and_ignored(boot: Boot) -> None:
-    words = ["wait-cpus=", "wait-cpus=0", "wait-memory=3G", "wait-memory=+1", "wait-seconds=601"]
-    run = boot(*(f"initd.{word}" for word in words))
+def test_options_that_are_not_numbers_are_named_and_ignored(boot: Boot) -> None:
+    options = ["wait-cpus=", "wait-cpus=0", "wait-memory=3G", "wait-memory=+1", "wait-seconds=601"]
+    run = boot(*(f"initd.{each}" for each in options))
     named = re.findall(r"^initd\.(\S+): not a number from 1 to \d+; ignored$", said(run), re.MULTILINE)
-    assert named == words
+    assert named == options
     assert ready(run) == []
     assert report.parse(run.report).complete
     assert "after" not in said(run)
