@@ -9,7 +9,7 @@ from minguest.boottest import runner
 from minguest.bundle.manifests import File
 
 MATRIX_SCHEMA = 1
-REHEARSAL_SCHEMA = 1
+REHEARSAL_SCHEMA = 2
 Result = Literal["right", "wrong", "NOT RUN"]
 HEALTHY = "healthy"
 
@@ -77,7 +77,7 @@ class Rehearsal(msgspec.Struct, frozen=True):
     schema: int
     bundle: dict[str, File]
     host: dict[str, File]
-    options: Options = msgspec.field(name="words")
+    options: Options
     qemu: str
     result: Literal["pass", "failed", "lost"]
     checks: tuple[Check, ...]

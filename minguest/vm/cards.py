@@ -57,7 +57,7 @@ class Gpu(msgspec.Struct, frozen=True):
     """A card of the guest: an emulated `model`, or the `host`'s PCI address for vfio-pci."""
 
     id: str
-    name: str = msgspec.field(name="word")
+    name: str
     """As the launch names it."""
     model: str | None = None
     host: str | None = None

@@ -368,7 +368,7 @@ def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     judged = verdict.Verdict(str(changes.pop("inner", "pass")), "", (), phases, "power-off")  # type: ignore[arg-type]
     outcome = runner.Outcome(files, workshop.LAUNCH, spec, "7.2", "kvm as requested", (), judged)
     checks = (records.Check("host", "up"), records.Check("boot-test", "pass"))
-    record = records.Rehearsal(1, files, {}, records.Options(), "7.2", "pass", checks, outcome, 30.0)
+    record = records.Rehearsal(2, files, {}, records.Options(), "7.2", "pass", checks, outcome, 30.0)
     at.rehearsed.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
     (check,) = [
         each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"
