@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registry is told of the user: read from the files that docker, podman and oras log in with."""
+"""Credentials for a registry: read from the files that docker, podman and oras write at login."""
 
 import base64
 import tempfile
@@ -12,21 +12,21 @@ import msgspec
 from minguest.util.errors import ToolError, UserError
 from minguest.util.run import run
 
-# Seconds for a credential helper, which may ask a locked keyring.
+# Seconds for a credential helper, which may wait for a locked keyring.
 HELPER_S = 60
-# What Docker's own clients call Docker Hub, and the name of its entry in config.json.
+# The name of Docker Hub in Docker's clients, and that of its entry in config.json.
 HUB, HUB_LOGIN = "docker.io", "https://index.docker.io/v1/"
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What a registry is told of the user; empty for nobody."""
+    """Credentials for a registry; empty for an anonymous user."""
 
     user: str = ""
     password: str = ""
     token: str = ""
-    """An identity token: what token servers give for a password, and take in its place."""
+    """An identity token: token servers give it for a password, and accept it instead of one."""
     origin: str = "no credentials"
-    """Where they are from, or where none were found, for messages."""
+    """Where they are from, or which files have none, for messages."""
 
     def __repr__(self) -> str:
         return f"Credentials({self.origin})"  # no secret in a traceback
@@ -60,10 +60,10 @@ class _Helped(msgspec.Struct, frozen=True):
 
 
 def find(config_files: Sequence[Path], registry: str) -> Credentials:
-    """What the first of the files that has any says for a registry (host[:port]); `docker login` writes them.
+    """The credentials for a registry (host[:port]) from the first file that has some; `docker login` writes them.
 
-    Of one file: `credHelpers`, then `auths`, then `credsStore`. A missing file and a helper that fails say nothing.
-    UserError for a file that cannot be read; entries for parts of a registry (podman's `host/namespace`) are not.
+    In one file: `credHelpers`, then `auths`, then `credsStore`. A missing file and a failing helper are skipped.
+    UserError for an unreadable file. Entries for parts of a registry (podman's `host/namespace`) are not used.
     """
     troubles = []
     for path in config_files:
@@ -72,7 +72,7 @@ def find(config_files: Sequence[Path], registry: str) -> Credentials:
         try:
             logins = msgspec.json.decode(path.read_bytes(), type=_Logins)
         except (OSError, msgspec.DecodeError) as error:
-            raise UserError(f"{path}: no file of registry credentials: {error}") from error
+            raise UserError(f"{path}: not a file of registry credentials: {error}") from error
         try:
             if (found := _login(logins, registry, path)) is not None:
                 return found
@@ -83,9 +83,9 @@ def find(config_files: Sequence[Path], registry: str) -> Credentials:
 
 
 def _login(logins: _Logins, registry: str, path: Path) -> Credentials | None:
-    """What one file says for a registry; ToolError: its helper failed."""
+    """The credentials in one file for a registry; ToolError: its helper failed."""
     if helper := logins.credHelpers.get(registry):
-        return _ask_helper(helper, registry)
+        return _from_helper(helper, registry)
     for name, login in logins.auths.items():
         if _host(name) != registry or not (login.auth or login.identitytoken):
             continue
@@ -93,32 +93,32 @@ def _login(logins: _Logins, registry: str, path: Path) -> Credentials | None:
             user, _, password = base64.b64decode(login.auth, validate=True).decode().partition(":")
         except ValueError:
             raise UserError(
-                f"{path}: auth of {name} is not Base64 of user:password", f"docker login {registry}"
+                f"{path}: auth of {name} is not Base64 of user:password", f"log in again: docker login {registry}"
             ) from None
         return Credentials(user, password, login.identitytoken, f"as {user or 'the owner of a token'}, {path}")
-    return _ask_helper(logins.credsStore, registry) if logins.credsStore else None
+    return _from_helper(logins.credsStore, registry) if logins.credsStore else None
 
 
-def _ask_helper(helper: str, registry: str) -> Credentials | None:
+def _from_helper(helper: str, registry: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
-    with tempfile.TemporaryFile() as question:
-        question.write((HUB_LOGIN if registry == HUB else registry).encode())
-        question.seek(0)
-        status, said = run([program, "get"], stdin=question, deadline=HELPER_S, check=False)
+    with tempfile.TemporaryFile() as query:
+        query.write((HUB_LOGIN if registry == HUB else registry).encode())
+        query.seek(0)
+        status, output = run([program, "get"], stdin=query, deadline=HELPER_S, check=False)
     if status != 0:
-        return None  # so it says that it knows nothing, among other things
+        return None  # among other reasons, because it knows nothing
     try:
-        # Warnings may stand around it.
-        found = msgspec.json.decode(said[said.index("{") : said.rindex("}") + 1], type=_Helped)
+        # Warnings may surround it.
+        found = msgspec.json.decode(output[output.index("{") : output.rindex("}") + 1], type=_Helped)
     except (ValueError, msgspec.DecodeError):
-        raise ToolError(f"{program}: answers no credentials") from None  # what it says may be secret
+        raise ToolError(f"{program}: its answer has no credentials") from None  # the answer may be secret
     if found.Username == "<token>":
         return Credentials(token=found.Secret, origin=f"as the owner of a token, {program}")
     return Credentials(found.Username, found.Secret, "", f"as {found.Username}, {program}")
 
 
 def _host(name: str) -> str:
-    """The registry that a key of `auths` is for: older ones are URLs."""
+    """The registry of a key of `auths`: older keys are URLs."""
     if name == HUB_LOGIN:
         return HUB
     return urlsplit(name).netloc if "://" in name else name

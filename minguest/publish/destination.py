@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes a release where its user says: a folder, a registry, GitHub, or an S3 store."""
+"""Publishes a release to a folder, a registry, GitHub, or an S3 store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +13,13 @@ from minguest.util.errors import UserError
 def publish(path: Path, to: str | None, say: Callable[[str], None]) -> layout.Published:
     """Publish the release at `path`; `to` is a folder, oci://…, github:OWNER/REPO or s3://BUCKET/PREFIX.
 
-    Raises UserError for a release that is not whole, for words that cannot be, and where this version is published
-    already with other content; ToolError where the place failed: run it again, and it goes on.
+    Raises UserError for an incomplete release, for an impossible `to`, and if this version is already published with
+    other content; ToolError if the place failed: a second run continues.
     """
     if not to:
         raise UserError(
-            "nowhere to publish to", "to=DIR, to=oci://HOST/REPOSITORY, to=github:OWNER/REPO or to=s3://BUCKET/PREFIX"
+            "to= is not given",
+            "pass to=DIR, to=oci://HOST/REPOSITORY, to=github:OWNER/REPO or to=s3://BUCKET/PREFIX",
         )
     release = _checked(path)
     if to.startswith("oci:"):
@@ -29,17 +30,18 @@ def publish(path: Path, to: str | None, say: Callable[[str], None]) -> layout.Pu
     if to.startswith("s3:"):
         return s3.publish(release, s3.parse(to), say)
     if "://" in to:
-        raise UserError(f"to={to}: not known how to publish there", "a folder, oci://…, github:OWNER/REPO or s3://…")
+        raise UserError(f"to={to}: not a place to publish to", "pass a folder, oci://…, github:OWNER/REPO or s3://…")
     return folder.publish(release, Path(to).expanduser().absolute(), say)
 
 
 def _checked(path: Path) -> layout.Release:
-    """The release at `path`, whole; a signature that does not fit its sums is found here, whoever made it."""
+    """The complete release at `path`; a signature by any key must match its sums."""
     release = layout.load(path)
     item = release.item(layout.SIGNATURE)
     if release.facts.signed != (item is not None):
         raise UserError(
-            f"{path}: says signed = {release.facts.signed}, but that is not so", "doit release makes it again"
+            f"{path}: says signed = {release.facts.signed}, but {layout.SIGNATURE} is {'there' if item else 'missing'}",
+            "make it again: doit release",
         )
     if item is not None:
         sshsig.check((path / layout.SUMS).read_bytes(), (path / layout.SIGNATURE).read_bytes(), str(path / item.name))
@@ -47,8 +49,8 @@ def _checked(path: Path) -> layout.Release:
 
 
 def shown(result: layout.Published) -> str:
-    """What a publication came to, as one line."""
+    """The result of a publication, as one line."""
     if not result.uploaded:
-        return f"{result.where}: is there already, nothing uploaded"
+        return f"{result.where}: already published, nothing uploaded"
     sent = f"{result.uploaded} files, {result.uploaded_bytes / 1e6:.2f} MB uploaded"
-    return f"{result.where}: {sent}, {result.kept} were there"
+    return f"{result.where}: {sent}, {result.kept} already there"

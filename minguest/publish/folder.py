@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Releases in a folder of this machine, which a web server may serve. Below a folder DIR:
 
-NAME/VERSION/FILE      the release's files, as they are
-NAME/latest            a symbolic link to the newest version that is no pre-release
-NAME/latest.json       the same for who reads over HTTP
+NAME/VERSION/FILE      the release's files, unchanged
+NAME/latest            a symbolic link to the newest version that is not a pre-release
+NAME/latest.json       the same for clients over HTTP
 NAME/index.json        every version
-NAME/index.html        the same for a person
+NAME/index.html        the same for a reader
 """
 
 import html
@@ -25,22 +25,20 @@ from minguest.util.errors import ToolError, UserError
 PUBLISHING = ".publishing-"
 LINK = ".latest"
 PAGE = "index.html"
-TOLD = (versions.INDEX, PAGE, versions.LATEST)
+POINTERS = (versions.INDEX, PAGE, versions.LATEST)
 
 
 def publish(release: layout.Release, root: Path, say: Callable[[str], None]) -> layout.Published:
-    """Publish to a folder of this machine: a version appears whole, then the index and `latest` tell of it."""
+    """Publish to a folder of this machine: a version appears complete, then the index and `latest` name it."""
     home = root / release.facts.name
     place = home / release.facts.version
     try:
         with files.lock(
-            root / f".{release.facts.name}.lock", lambda: say(f"{root}: another run is publishing; waiting")
+            root / f".{release.facts.name}.lock", lambda: say(f"{root}: waiting for another run that publishes")
         ):
             return _into(release, home, place, say)
     except OSError as error:
-        raise ToolError(
-            f"{error.filename or root}: {error.strerror}", "the folder must be one that you may write to"
-        ) from error
+        raise ToolError(f"{error.filename or root}: {error.strerror}", "name a folder that you can write to") from error
 
 
 def _into(release: layout.Release, home: Path, place: Path, say: Callable[[str], None]) -> layout.Published:
@@ -56,35 +54,38 @@ def _into(release: layout.Release, home: Path, place: Path, say: Callable[[str],
                 mode = 0o755 if item.name == paths.RUN_GUEST else 0o644
                 (folder / item.name).chmod(mode)
             folder.chmod(0o755)
-            # What was copied is read again: the disk may have lied, and nobody looks afterwards.
+            # Read the copies again: the disk may be faulty, and nothing checks them later.
             if layout.load(folder).items != release.items:
-                raise ToolError(f"{place}: what was written is not what was read", "check the disk, then run it again")
+                raise ToolError(
+                    f"{place}: the written files differ from the release",
+                    "check the disk, then run the same command again",
+                )
             files.sync(folder)
             folder.rename(place)
         files.sync(home)
     elif layout.load(place).items != release.items:
         raise UserError(
-            f"{place}: {release.facts.version} is published already with other content",
-            "a published version never changes: make a new one",
+            f"{place}: {release.facts.version} is already published with other content",
+            "make a new version: a published one never changes",
         )
-    _tell(release.facts.name, home)
+    _update_pointers(release.facts.name, home)
     count = len(release.items)
     size = sum(item.size for item in release.items)
     return layout.Published(str(place), count if new else 0, size if new else 0, 0 if new else count)
 
 
 def _sweep(home: Path) -> None:
-    """Remove what a killed run left: whoever publishes has the lock, so none of it is another one's."""
+    """Remove what a killed run left: this run has the lock, so no live run uses it."""
     for path in home.glob(f"{PUBLISHING}*"):
         shutil.rmtree(path, ignore_errors=True)
-    for name in TOLD:  # as files.replacing names them until they are whole
+    for name in POINTERS:  # as files.replacing names them until they are complete
         for path in home.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
     (home / LINK).unlink(missing_ok=True)
 
 
-def _tell(name: str, home: Path) -> None:
-    """Make the index and `latest` of what lies in `home`."""
+def _update_pointers(name: str, home: Path) -> None:
+    """Make the index and `latest` of the versions in `home`."""
     there = sorted((path.parent.name for path in home.glob(f"*/{layout.SUMS}") if not path.parent.is_symlink()
                     and layout.VERSION.fullmatch(path.parent.name)), key=versions.order)  # fmt: skip
     index = versions.index(name, there)

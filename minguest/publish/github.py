@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing a release as one of GitHub's: a draft that is filled, read back, and only then made public.
+"""Publishes a release at GitHub: as a draft that is filled, read back, and only then made public.
 
 Interface: GitHub's REST API, version 2022-11-28 (https://docs.github.com/en/rest/releases), of github.com or of an
-Enterprise Server. NOT RUN against github.com: the tests' server is written from its published description.
+Enterprise Server. NOT RUN against github.com: the tests' server follows its published description.
 
 GitHub makes the tag when the release becomes public, at the head of the default branch, if there is no such tag yet.
-A draft is seen only by who may write to the repository.
+A draft is visible only to users with write access to the repository.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ API = "https://api.github.com"
 VERSION = "2022-11-28"
 # Entries in one answer of a list: the most that GitHub gives.
 PAGE = 100
-# Times that one file is sent after what a cut upload left was removed.
+# How often one file is sent, each time after the rest of a cut upload was removed.
 ROUNDS = 4
-# Seconds that a rate limit is waited for at most in one go, and times; and what GitHub asks for where it does not say.
+# Most seconds of one wait for a rate limit, and most waits; and the wait that GitHub requires if an answer gives none.
 # https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
 LIMIT_S = 120
 LIMITS = 3
 UNSAID_S = 60
-# Answers that say where to ask instead: to a storage for downloads, to a repository's new name for the rest.
+# Redirects: to a storage for downloads, else to a repository's new name.
 MOVED = (301, 302, 303, 307, 308)
-AGAIN = "run the same command again; what is there already is not sent again"
+AGAIN = "run the same command again; files that are already there are not sent again"
 PERMISSION = (
-    "the token needs to write contents: a fine-grained one `Contents: Read and write` for this repository, a classic"
-    " one `repo` (`public_repo` for a public one); in GitHub Actions the job needs `permissions: contents: write`"
+    "give the token permission to write contents: a fine-grained one `Contents: Read and write` for this repository,"
+    " a classic one `repo` (`public_repo` for a public one), a job in GitHub Actions `permissions: contents: write`"
 )
 
 
@@ -59,7 +59,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class _Release(msgspec.Struct, frozen=True):
-    """What is used of the schema `release`."""
+    """The used fields of the schema `release`."""
 
     id: int
     tag_name: str
@@ -69,7 +69,7 @@ class _Release(msgspec.Struct, frozen=True):
 
 
 class _Asset(msgspec.Struct, frozen=True):
-    """What is used of the schema `release-asset`; `size` in bytes."""
+    """The used fields of the schema `release-asset`; `size` in bytes."""
 
     id: int
     name: str
@@ -84,23 +84,23 @@ def parse(text: str) -> Place:
     """`github:OWNER/REPO`; UserError for anything else."""
     found = re.fullmatch(r"github:([A-Za-z0-9][A-Za-z0-9-]{0,38})/([A-Za-z0-9._-]{1,100})", text)
     if not found or found[2] in (".", ".."):
-        raise UserError(f"{text!r} is no repository of GitHub", "write github:OWNER/REPO")
+        raise UserError(f"{text!r} is not a repository at GitHub", "write github:OWNER/REPO")
     return Place(found[1], found[2])
 
 
 def publish(
     release: layout.Release, place: Place, token: str | None, api: str, say: Callable[[str], None]
 ) -> layout.Published:
-    """Fill the draft of this version's tag, which is made where there is none, check it, and make it public.
+    """Fill the draft of this version's tag, which is created if missing, check it, and make it public.
 
     `api` is the API's URL (`API`, or an Enterprise Server's). UserError: the version is public with other content, or
-    the token is missing or may not do this. ToolError: GitHub did not answer, or has not what it was sent.
+    the token is missing or lacks a permission. ToolError: GitHub did not answer, or lacks what was sent to it.
     """
     if not token:
-        raise UserError(f"{place}: publishing there needs a token", f"put one into GITHUB_TOKEN; {PERMISSION}")
+        raise UserError(f"{place}: no token to publish with", f"set GITHUB_TOKEN; {PERMISSION}")
     if not re.fullmatch(r"[!-~]+", token):
-        # Not shown: it may be one all the same, with an end of line.
-        raise UserError(f"{place}: the token has blanks, line ends or letters that no header takes", PERMISSION)
+        # Not shown: it may be a valid token with a line end.
+        raise UserError(f"{place}: the token has blanks, line ends or characters that a header cannot have", PERMISSION)
     with web.session() as session:
         repository = _Repository(session, place, token, api.rstrip("/"))
         found, public = _begin(repository, release, say)
@@ -127,15 +127,15 @@ class _Repository:
         self._url = f"{api}/repos/{place.owner}/{place.repo}/releases"
 
     def releases(self) -> list[_Release]:
-        """All of them; drafts are here and nowhere else."""
+        """All of them; no other list has the drafts."""
         return self._list(self._url, _Release)
 
     def assets(self, found: _Release) -> list[_Asset]:
-        """The files of a release, whole or not."""
+        """The files of a release, complete or not."""
         return self._list(f"{self._url}/{found.id}/assets", _Asset)
 
     def create(self, text: dict[str, object]) -> str:
-        """Ask for a new draft, once; returns why none is known to be there, although it may be: look for it."""
+        """Request a new draft, once; returns why that may have failed, else "". Look for the draft in any case."""
         try:
             answer = self._session.post(
                 self._url,
@@ -167,21 +167,21 @@ class _Repository:
     def download(self, asset: _Asset) -> bytes:
         """A file's content."""
         url = f"{self._url}/assets/{asset.id}"
-        said = "cut short"
+        why = "cut short"
         for _ in web.tries():
             answer = self._call("GET", url, accept="application/octet-stream", wanted=(200, *MOVED))
             if answer.status_code in MOVED:
-                # To a store whose URL is signed, for a while: the token is none of its business.
+                # A redirect to a store with a signed, temporary URL: do not send the token there.
                 try:
                     answer = web.call(self._session, "GET", answer.headers.get("Location", ""), auth=self._no_auth)
                 except web.HttpError as error:
-                    said = error.message
+                    why = error.message
             if len(answer.content) == asset.size:
                 return answer.content
-        raise ToolError(f"{self._place}: {asset.name} cannot be read back: {said}", AGAIN)
+        raise ToolError(f"{self._place}: {asset.name} cannot be read back: {why}", AGAIN)
 
     def remove(self, asset: _Asset) -> None:
-        """Delete a file; 404 is the answer to who asks a second time."""
+        """Delete a file; 404 is the answer to a repeated request."""
         self._call("DELETE", f"{self._url}/assets/{asset.id}", wanted=(204, 404))
 
     def update(self, found: _Release, changes: dict[str, object]) -> None:
@@ -205,9 +205,9 @@ class _Repository:
             try:
                 return msgspec.json.decode(answer.content, type=list[kind]), "next" in answer.links  # type: ignore[valid-type]
             except (msgspec.DecodeError, RecursionError) as error:
-                # An answer that was cut in its header is an empty one.
-                said = error
-        raise ToolError(f"{url}: not what GitHub's API answers: {said}", "check the API's URL, or try again later")
+                # An answer that was cut in its header looks empty.
+                why = error
+        raise ToolError(f"{url}: not an answer of GitHub's API: {why}", "check the API's URL, or try again later")
 
     def _call(
         self,
@@ -219,7 +219,7 @@ class _Repository:
         content: str = "application/json",
         accept: str = "application/vnd.github+json",
     ) -> requests.Response:
-        """web.call with the token, which also waits for rate limits and says what a refusal means."""
+        """web.call with the token; it also waits for rate limits and explains a refusal."""
         for _ in range(LIMITS):
             answer = web.call(
                 self._session,
@@ -240,20 +240,18 @@ class _Repository:
         raise self._explained(answer)
 
     def _explained(self, answer: requests.Response) -> MinguestError:
-        said = web.refusal(answer).message
+        why = web.refusal(answer).message
         if _limit(answer) is not None:
-            return ToolError(f"{self._place}: a rate limit: {said}", f"in {_limit(answer):.0f} s, {AGAIN}")
+            return ToolError(f"{self._place}: a rate limit: {why}", f"in {_limit(answer):.0f} s, {AGAIN}")
         match answer.status_code:
             case 401:
-                return UserError(f"{self._place}: GitHub does not take the token: {said}", PERMISSION)
+                return UserError(f"{self._place}: GitHub does not accept the token: {why}", PERMISSION)
             case status if status in MOVED:
-                return UserError(f"{self._place}: has moved: {said}", "write its new name")
+                return UserError(f"{self._place}: has moved: {why}", "use its new name")
             case 403:
-                return UserError(f"{self._place}: the token may not do this: {said}", PERMISSION)
+                return UserError(f"{self._place}: the token lacks a permission: {why}", PERMISSION)
             case 404:
-                return UserError(
-                    f"{self._place}: there is no such repository, or the token may not see it: {said}", PERMISSION
-                )
+                return UserError(f"{self._place}: no such repository, or the token cannot read it: {why}", PERMISSION)
         return web.refusal(answer)
 
 
@@ -262,7 +260,7 @@ def _headers(content: str | None = "application/json", accept: str = "applicatio
 
 
 def _limit(answer: requests.Response) -> float | None:
-    """Seconds to wait where an answer says that a rate limit was met, else None."""
+    """Seconds to wait if an answer says that a rate limit was exceeded, else None."""
     if answer.status_code not in (403, 429):
         return None
     if (after := web.retry_after(answer)) is not None:
@@ -278,7 +276,7 @@ def _tag(release: layout.Release) -> str:
 
 
 def _text(release: layout.Release) -> dict[str, object]:
-    """What a release says beside its files."""
+    """The fields of a release at GitHub, without its files."""
     notes = release.item(layout.NOTES)
     return {
         "tag_name": _tag(release),
@@ -289,7 +287,7 @@ def _text(release: layout.Release) -> dict[str, object]:
 
 
 def _begin(repository: _Repository, release: layout.Release, say: Callable[[str], None]) -> tuple[_Release, list[str]]:
-    """The release of this tag, public or a draft, which is made if need be; and the public versions of this name."""
+    """The release of this tag, public or a draft, created if missing; and the public versions of this name."""
     tag, start = _tag(release), f"{release.facts.name}-"
     for pause in (0.0, *web.PAUSES, 0.0):
         time.sleep(pause)
@@ -298,18 +296,18 @@ def _begin(repository: _Repository, release: layout.Release, say: Callable[[str]
         found = sorted((each for each in every if each.tag_name == tag), key=lambda each: (each.draft, each.id))
         if found:
             for other in found[1:]:
-                say(f"{other.html_url}: another draft of {tag}; it is not used: delete it")
+                say(f"{other.html_url}: another draft of {tag}, not used; delete it")
             public = [each.tag_name for each in every if each.tag_name.startswith(start) and not each.draft]
             return found[0], [each.removeprefix(start) for each in public]
-        # Looked for again in any case: an answer may be lost, and the draft be there.
-        said = repository.create({**_text(release), "draft": True}) or "it is not in the list of releases"
-    raise ToolError(f"{tag}: GitHub made no draft of it: {said}", AGAIN)
+        # The next round looks for it in any case: the draft may exist although its answer was lost.
+        why = repository.create({**_text(release), "draft": True}) or "it is not in the list of releases"
+    raise ToolError(f"{tag}: GitHub created no draft: {why}", AGAIN)
 
 
 def _fill(
     repository: _Repository, release: layout.Release, found: _Release, say: Callable[[str], None]
 ) -> list[layout.Item]:
-    """Make a draft's files those of the release; returns those that were sent."""
+    """Give a draft the files of the release; returns those that were sent."""
     there = {asset.name: asset for asset in repository.assets(found)}
     sent = []
     for item in release.items:
@@ -322,27 +320,29 @@ def _fill(
         say(f"{_tag(release)}: {item.name}: {item.size} bytes")
         sent.append(item)
     for asset in there.values():
-        say(f"{_tag(release)}: {asset.name}: is left of another run; removed")
+        say(f"{_tag(release)}: {asset.name}: removed: another run left it")
         repository.remove(asset)
     return sent
 
 
 def _send(repository: _Repository, release: layout.Release, found: _Release, item: layout.Item) -> None:
-    """Upload one file, whatever a cut upload of it may have left."""
+    """Upload one file, also after a cut upload of it."""
     for _ in range(ROUNDS):
         if repository.upload(found, item, release.folder / item.name):
             return
-        # It may be the answer that was cut and not the upload.
+        # Perhaps only the answer was cut, and the upload is complete.
         for asset in repository.assets(found):
             if asset.name == item.name:
                 if _right(repository, asset, item):
                     return
                 repository.remove(asset)
-    raise ToolError(f"{_tag(release)}: {item.name}: GitHub says {ROUNDS} times that it is there, but it is not", AGAIN)
+    raise ToolError(
+        f"{_tag(release)}: {item.name}: GitHub reported {ROUNDS} times that it exists, but it does not", AGAIN
+    )
 
 
 def _right(repository: _Repository, asset: _Asset, item: layout.Item) -> bool:
-    """Whether a file is there as it shall be, as far as GitHub tells; where it does not tell, it is downloaded."""
+    """Whether a file at GitHub is right, by the digest that GitHub reports; without one, the file is downloaded."""
     if asset.state != "uploaded" or asset.size != item.size:
         return False
     return (asset.digest or f"sha256:{_sha256(repository, asset)}") == f"sha256:{item.sha256}"
@@ -353,7 +353,7 @@ def _sha256(repository: _Repository, asset: _Asset) -> str:
 
 
 def _check_same(repository: _Repository, release: layout.Release, found: _Release, place: Place) -> None:
-    """UserError where a public release has other files."""
+    """UserError if a public release has other files."""
     there = {asset.name: asset for asset in repository.assets(found)}
     wanted = {item.name: item for item in release.items}
     other = there.keys() ^ wanted.keys() or {
@@ -361,13 +361,13 @@ def _check_same(repository: _Repository, release: layout.Release, found: _Releas
     }
     if other:
         raise UserError(
-            f"{place}: {release.facts.version} is published already with other content ({', '.join(sorted(other))});"
-            " a published version never changes: make a new version"
+            f"{place}: {release.facts.version} is already published with other content ({', '.join(sorted(other))})",
+            "make a new version: a published one never changes",
         )
 
 
 def _check_draft(repository: _Repository, release: layout.Release, found: _Release, place: Place) -> None:
-    """Read every file back. ToolError where GitHub has not what it was sent; what is wrong is sent again next time."""
+    """Read every file back. ToolError if one differs from what was sent; the next run sends it again."""
     there = {asset.name: asset for asset in repository.assets(found)}
     for item in release.items:
         asset = there.get(item.name)
@@ -376,12 +376,12 @@ def _check_draft(repository: _Repository, release: layout.Release, found: _Relea
             if asset:
                 repository.remove(asset)
             raise ToolError(
-                f"{place}: {item.name} is not there as it was sent (SHA-256 {digest}, wanted {item.sha256}); the"
+                f"{place}: {item.name} is not as it was sent (SHA-256 {digest}, expected {item.sha256}); the"
                 " release stays a draft",
                 AGAIN,
             )
 
 
 def _address(found: _Release, release: layout.Release) -> str:
-    """Where a user looks at it: a draft's page has another name, which ends with the draft."""
+    """The page of the public release: the draft's page has another address, which disappears with the draft."""
     return f"{found.html_url.rsplit('/tag/', 1)[0]}/tag/{_tag(release)}"

@@ -3,7 +3,7 @@
 
 Formats: OCI image-spec 1.1 ("Guidelines for Artifact Usage").
 
-One repository holds the releases of one name. A tag is a version and never moves; `latest` is what was published last.
+One repository holds the releases of one name. A tag is a version and never moves; `latest` is the last published one.
 """
 
 import functools
@@ -23,7 +23,7 @@ from minguest.util import files, strictjson, web
 from minguest.util.errors import UserError
 
 ARTIFACT = "application/vnd.minguest.release.v1+json"
-# The artifact types of what refers to a release. application/vnd.in-toto.<predicate>+dsse: in-toto/attestation,
+# The artifact types of the referrers of a release. application/vnd.in-toto.<predicate>+dsse: in-toto/attestation,
 # spec/v1/envelope.md; the evidence has a predicate of our own.
 REFERRERS: Mapping[str, str] = {
     layout.SIGNATURE: "application/vnd.minguest.sshsig",
@@ -33,9 +33,9 @@ REFERRERS: Mapping[str, str] = {
 }
 LATEST = "latest"
 TITLE = "org.opencontainers.image.title"
-# Bytes of one file.
+# Most bytes of one file.
 FILE_LIMIT = 4 << 30
-# A manifest must have a config; this says that it has nothing to say (image-spec, manifest.md).
+# A manifest must have a config; this is an empty one (image-spec, manifest.md).
 _NOTHING = b"{}"
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -67,7 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class _Kind(msgspec.Struct, frozen=True, rename="camel"):
-    """What tells one manifest's kind from another's."""
+    """The fields that determine a manifest's kind."""
 
     media_type: str = ""
     artifact_type: str = ""
@@ -75,46 +75,46 @@ class _Kind(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def parse(text: str) -> Place:
-    """The place that `oci://host[:port]/repository[:tag][@sha256:…]` names; UserError for what cannot be one."""
+    """The place that `oci://host[:port]/repository[:tag][@sha256:…]` names; UserError for an invalid one."""
 
     def refuse(why: str) -> NoReturn:
-        raise UserError(f"{shown!r}: no place in a registry: {why}", "write oci://HOST[:PORT]/REPOSITORY[:TAG]")
+        raise UserError(f"{shown!r}: not a place in a registry: {why}", "write oci://HOST[:PORT]/REPOSITORY[:TAG]")
 
     shown = web.shown(text)
     if "@" in text.removeprefix("oci://").partition("/")[0] or "…" in shown:
-        refuse("it may have no user and no password: docker login keeps them")
+        refuse("it must have no user and no password: use docker login")
 
     found = _PLACE.fullmatch(text)
     if not found:
         refuse("it needs oci://, a host, a slash and a repository")
     registry, repository, tag, digest = found.groups()
     if not _REGISTRY.fullmatch(registry) or not _port(registry):
-        refuse(f"{registry!r} is no host[:port]")
+        refuse(f"{registry!r} is not host[:port]")
     if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:
-        refuse(f"{repository!r} is no repository: those are of a-z and 0-9, with '/', and '.', '_' and '-' inside")
+        refuse(f"{repository!r} is not a repository: use a-z, 0-9 and '/', with '.', '_' and '-' inside")
     # A tag and a release's version follow the same rule.
     if tag is not None and not layout.VERSION.fullmatch(tag):
-        refuse(f"{tag!r} is no tag")
+        refuse(f"{tag!r} is not a tag")
     if digest is not None and not DIGEST.fullmatch(digest):
-        refuse(f"{digest!r} is no digest such as sha256:{'0' * 64}")
+        refuse(f"{digest!r} is not a digest such as sha256:{'0' * 64}")
     return Place(registry, repository, tag, digest)
 
 
 def publish(
     release: layout.Release, place: Place, credentials: Credentials, say: Callable[[str], None]
 ) -> layout.Published:
-    """Bring a release into a repository; what is there already is not sent again, so a repeat finishes what is missing.
+    """Send a release to a repository; only missing parts are sent, so a second run completes a publication.
 
-    The artifact is of type ARTIFACT, with a layer for each file and its name as title; what REFERRERS names gets a
-    manifest of its own type beside it. The tag comes after all of that: a tagged version is whole. Then `latest` moves.
-    `where` of the answer has tag and digest, and can be parsed; blobs, manifests and tags are counted.
-    UserError: the tag has other content, the repository holds something else, the registry does not allow it.
-    ToolError: the registry or the way to it failed; the same may succeed on another day.
+    The artifact is of type ARTIFACT, with a layer for each file and its name as title; each file of REFERRERS gets a
+    manifest of its own type beside it. The tag comes last: a tagged version is complete. Then `latest` moves.
+    `where` of the result has tag and digest, and can be parsed; blobs, manifests and tags are counted.
+    UserError: the tag has other content, the repository holds something else, the registry refuses access.
+    ToolError: the registry or the network failed; the same command may succeed later.
     """
     version = release.facts.version
     if place.digest or place.tag not in (None, version):
         raise UserError(f"{place}: a release's tag is its version, {version}", "name the repository without a tag")
-    # Such tags list referrers, and `latest` moves: neither can be a version's.
+    # `sha256-…` tags list referrers, and `latest` moves: neither can be a version.
     if version == LATEST or version.startswith("sha256-"):
         raise UserError(f"{release.folder}: version {version!r} cannot be a tag in a registry", "use another version")
     repository = Repository(place, credentials, "pull,push")
@@ -123,7 +123,7 @@ def publish(
     where = Place(place.registry, place.repository, version, subject.digest)
     _check_latest(repository, release)
     if not _tagged(repository, version, manifest):
-        say(f"{where}: sending what is not there")
+        say(f"{where}: sending what is missing")
 
     sent = [repository.put_blob(digest_of(_NOTHING), _NOTHING)]
     # Files of the same content are one blob.
@@ -135,7 +135,7 @@ def publish(
         None if repository.has_manifest(subject.digest) else repository.put_manifest(subject.digest, manifest)[0]
     )
     sent += _put_referrers(repository, release, subject)
-    # Looked at again, as another run may have been faster: no registry promises to take a tag only if it is new.
+    # Checked again, because another run may have been faster: registries do not guarantee that a tag is new.
     for tag in (version, LATEST):
         sent.append(None if _tagged(repository, tag, manifest) else repository.put_manifest(tag, manifest)[0])
     new = [size for size in sent if size is not None]
@@ -143,9 +143,9 @@ def publish(
 
 
 def render(release: layout.Release) -> bytes:
-    """The release's manifest; it follows from the release alone, so the same release has the same digest.
+    """The release's manifest; it depends on the release alone, so the same release has the same digest.
 
-    Licences are not annotated: a release has several, and its SBOM says which file has which.
+    Licences are not annotated: a release has several, and its SBOM lists them by file.
     """
     facts = release.facts
     annotations = {
@@ -161,10 +161,10 @@ def render(release: layout.Release) -> bytes:
 
 
 class Remote:
-    """A published release, to be read; nothing is asked of the registry before the first file is.
+    """A published release, to be read; the registry is contacted only when the first file is requested.
 
-    Every method raises UserError: nothing there, no release of minguest, damaged, not allowed; and ToolError: the
-    registry or the way to it failed, or what came is not what the manifest says.
+    Every method raises UserError: nothing there, not a release of minguest, damaged, not allowed; and ToolError: the
+    registry or the network failed, or the content does not match the manifest.
     """
 
     def __init__(self, place: Place, credentials: Credentials) -> None:
@@ -177,27 +177,27 @@ class Remote:
         self._repository = Repository(place, credentials, "pull")
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A small file, or None if the release has none of that name; UserError if it is of more than `limit` bytes."""
+        """A small file, or None if the release has none of that name; UserError for more than `limit` bytes."""
         layer = self._layers.get(name)
         if layer is None:
             return None
         if layer.size > limit:
-            raise UserError(f"{self.where}: {name} has {layer.size} bytes, more than the {limit} that it may have")
+            raise UserError(f"{self.where}: {name} has {layer.size} bytes, more than the limit of {limit}")
         content = io.BytesIO()
         self._repository.get_blob(layer.digest, layer.size, content)
         return content.getvalue()
 
     def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
-        """Write a file of that name and hash (hex) to `target`, which is to be a temporary name; it has `size` bytes
-        or, where that is not known, at most `limit`."""
+        """Write a file of that name and hash (hex) to `target`, a temporary name; it has `size` bytes or, if that is
+        unknown, at most `limit`."""
         layer = self._layers.get(name)
         if layer is None:
             raise UserError(f"{self.where}: has no {name}", "publish the release again")
         if layer.digest != f"sha256:{sha256}":
             raise UserError(f"{self.where}: its {name} is not the file that {layout.SUMS} names")
         if layer.size > limit if size is None else layer.size != size:
-            right = f"may have {limit} at most" if size is None else f"has {size}"
-            raise UserError(f"{self.where}: offers {layer.size} bytes of {name}, which {right}")
+            right = f"at most {limit}" if size is None else str(size)
+            raise UserError(f"{self.where}: offers {layer.size} bytes of {name} instead of {right}")
         with files.disk_errors(target), target.open("w+b") as file:
             self._repository.get_blob(layer.digest, layer.size, file)
 
@@ -205,18 +205,20 @@ class Remote:
     def _layers(self) -> dict[str, Descriptor]:
         content = self._repository.get_manifest(self._reference)
         if content is None:
-            raise UserError(f"{self.where}: the registry has nothing of that name", "check repository and version")
+            raise UserError(
+                f"{self.where}: the registry has nothing of that name", "check the repository and the version"
+            )
         layers: dict[str, Descriptor] = {}
         for layer in _read(content, self.where).layers:
             name = (layer.annotations or {}).get(TITLE, "")
             if not layout.NAME.fullmatch(name) or name in layers:
-                raise UserError(f"{self.where}: damaged: {name!r} twice, or no name that a file may have")
+                raise UserError(f"{self.where}: damaged: {name!r} occurs twice, or is not a valid file name")
             layers[name] = layer
         return layers
 
 
 def _check_latest(repository: Repository, release: layout.Release) -> None:
-    """Keep the releases of one name to their own repository, and out of anything else's."""
+    """UserError if the repository holds releases of another name, or something else."""
     content = repository.get_manifest(LATEST)
     if content is None:
         return
@@ -225,23 +227,23 @@ def _check_latest(repository: Repository, release: layout.Release) -> None:
     if name != release.facts.name:
         raise UserError(
             f"{where}: is a release of {name!r}, not of {release.facts.name!r}",
-            "give each name a repository of its own",
+            "give each name its own repository",
         )
 
 
 def _tagged(repository: Repository, tag: str, manifest: bytes) -> bool:
-    """Whether a tag is on this manifest already; UserError if it is a version's, and on another one."""
+    """Whether a tag already names this manifest; UserError if it is a version's tag and names another one."""
     there = repository.get_manifest(tag)
     if there is not None and there != manifest and tag != LATEST:
         raise UserError(
-            f"{tag} is published already with other content, {digest_of(there)}: a published version never changes",
-            "make a new version",
+            f"{tag} is already published with other content, {digest_of(there)}",
+            "make a new version: a published one never changes",
         )
     return there == manifest
 
 
 def _put_referrers(repository: Repository, release: layout.Release, subject: Descriptor) -> list[int | None]:
-    """Send a manifest for each file that speaks of the release, and see that they can be found by it."""
+    """Send a manifest for each file of REFERRERS, and make sure that the registry lists them for the release."""
     sent: list[int | None] = []
     listed: bool | None = None
     referrers = []
@@ -258,14 +260,14 @@ def _put_referrers(repository: Repository, release: layout.Release, subject: Des
             sent.append(size)
     if not referrers:
         return sent
-    if listed is None:  # all were there, so no answer said it
+    if listed is None:  # all were there already, so no answer reported it
         listed = repository.lists_referrers(subject.digest)
     return sent if listed else [*sent, _list_referrers(repository, subject, referrers)]
 
 
 def _list_referrers(repository: Repository, subject: Descriptor, referrers: Sequence[Descriptor]) -> int | None:
     """Add to the list under the tag `sha256-…`, for registries without the API (distribution-spec, "Referrers Tag
-    Schema"); returns the bytes sent, or None if all are in it. What others put there stays."""
+    Schema"); returns the bytes sent, or None if all are in it. Other entries stay."""
     tag = subject.digest.replace(":", "-")
     there = repository.get_manifest(tag)
     index: Any = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
@@ -273,7 +275,7 @@ def _list_referrers(repository: Repository, subject: Descriptor, referrers: Sequ
         index = index if there is None else msgspec.json.decode(there)
         known = {each["digest"] for each in index["manifests"]}
     except (msgspec.DecodeError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"tag {tag}: is no index of referrers: {error!r}", "remove it from the repository") from error
+        raise UserError(f"tag {tag}: not an index of referrers: {error!r}", "remove it from the repository") from error
     missing = [msgspec.to_builtins(each) for each in referrers if each.digest not in known]
     if not missing:
         return None
@@ -293,12 +295,12 @@ def _artifact(
 
 
 def _read(content: bytes, where: str) -> Manifest:
-    """A release's manifest; UserError says what else it is, or where it is damaged."""
+    """A release's manifest; UserError says what it is instead, or where it is damaged."""
     try:
         kind = strictjson.decode(content, _Kind)
         found = kind.artifact_type or kind.config.get("mediaType") or kind.media_type
         if found != ARTIFACT:
-            raise UserError(f"{where}: is no release of minguest but {found or 'of no type'}", "check the repository")
+            raise UserError(f"{where}: not a release of minguest, but {found or 'of no type'}", "check the repository")
         return msgspec.json.decode(content, type=Manifest)
     except ValueError as error:
         raise UserError(f"{where}: damaged: {error}") from error

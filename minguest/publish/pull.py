@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets a release from where it was published: the signed list first, then what it names, each by its hash."""
+"""Downloads a published release: the signed list first, then each file in it, by its hash."""
 
 import contextlib
 import os
@@ -20,28 +20,28 @@ from minguest.util.errors import ToolError, UserError
 
 
 class Remote(Protocol):
-    """A place that a release can be read from."""
+    """A place with a published release."""
 
     where: str
     """Without a password."""
     wanted: str | None
-    """The version that it must be, where the address or the place's own word names one."""
+    """The version that it must have, if the address or an index at the place names one."""
     newest: str
-    """What chose the version, where the address did not: nobody signed that. Empty where the address did."""
+    """What chose the version, without a signature; empty if the address did."""
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A small file; None where the place has none of that name. An error beyond `limit` bytes."""
+        """A small file; None if the place has none of that name. An error for more than `limit` bytes."""
 
     def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
-        """Write a file of that hash to `target`; of `size` bytes or, where that is not known, of at most `limit`.
-        ToolError or UserError where it is not to be had."""
+        """Write a file of that hash to `target`; of `size` bytes or, if that is unknown, of at most `limit`.
+        ToolError or UserError if it cannot be downloaded."""
 
 
 class Web:
-    """A folder on a web server: what `doit publish to=DIR` or to=s3://… made, or a release's downloads at GitHub."""
+    """A folder on a web server: made by `doit publish to=DIR` or to=s3://…, or a release's downloads at GitHub."""
 
     def __init__(self, url: str, cache: Path, say: Callable[[str], None]) -> None:
-        """`url` may have a user's name and password, which are kept from every message and from other hosts."""
+        """`url` may have a user name and a password, which no message shows and no other host gets."""
         plain, self._auth = web.login(url)
         self.where = plain.rstrip("/")
         self.wanted: str | None = None
@@ -60,13 +60,13 @@ class Web:
         except ValueError as error:
             raise UserError(f"{self.where}/{versions.LATEST}: damaged: {error}") from error
         if not layout.VERSION.fullmatch(version):
-            raise UserError(f"{self.where}/{versions.LATEST}: {version!r} is no version")
-        self._say(f"{self.where}: the latest is {version}, says {versions.LATEST}, which is not signed")
+            raise UserError(f"{self.where}/{versions.LATEST}: {version!r} is not a version")
+        self._say(f"{self.where}: the latest is {version}, according to {versions.LATEST}, which is not signed")
         self.where, self.wanted, self.newest = f"{self.where}/{version}", version, versions.LATEST
 
     def read(self, name: str, limit: int) -> bytes | None:
         """One file, whole."""
-        # Object stores say 403 of what is not there to those who may not list.
+        # Object stores answer 403 for a missing file if the client may not list.
         answer = web.call(
             self._session,
             "GET",
@@ -78,16 +78,16 @@ class Web:
         return answer.content if answer.status_code == 200 else None
 
     def save(self, name: str, sha256: str, size: int | None, limit: int, target: Path) -> None:
-        """By way of the cache, which resumes and knows what an earlier run has got."""
+        """Through the cache, which resumes, and keeps what an earlier run downloaded."""
         source = Source(version="", urls=(f"{self.where}/{name}",), sha256=sha256, licence="", size=size)
         try:
             path = fetch.fetch(source, name, self._cache / PULLED, self._say, limit=limit, auth=self._auth)
         except ToolError as error:
             raise ToolError(
-                f"{self.where}: {name} is not to be had as {layout.SUMS} lists it\n{error.message}",
-                "try again; if it stays so, the publication is incomplete or was changed: ask who keeps it",
+                f"{self.where}: {name} is not available as {layout.SUMS} lists it\n{error.message}",
+                "try again; if the error stays, the publication is incomplete or was changed: ask its publisher",
             ) from error
-        with contextlib.suppress(OSError):  # a cache that may only be read
+        with contextlib.suppress(OSError):  # a read-only cache
             os.utime(path)
         shutil.copyfile(path, target)
 
@@ -104,23 +104,23 @@ def remote(source: str, cache: Path, configs: Sequence[Path], say: Callable[[str
         return oci.Remote(place, credentials.find(configs, place.registry))
     if re.match(r"https?://", source):
         if "?" in source or "#" in source:
-            raise UserError(f"{web.shown(source)}: a folder's address has no '?' and no '#'")
+            raise UserError(f"{web.shown(source)}: not a folder's address: it has '?' or '#'", "name the folder")
         return Web(source, cache, say)
     raise UserError(
-        f"{web.shown(source)}: not known how to get that", "oci://REGISTRY/REPOSITORY:VERSION, or https://…"
+        f"{web.shown(source)}: not an address of a release", "write oci://REGISTRY/REPOSITORY:VERSION, or https://…"
     )
 
 
 def is_remote(source: str) -> bool:
-    """Whether a word names a place to pull from rather than a folder."""
+    """Whether `source` is an address to pull from, not a folder."""
     return "://" in source
 
 
 def download(source: Remote, trusted: sshsig.Trusted | None, folder: Path, say: Callable[[str], None]) -> None:
-    """Put a release's files into the empty `folder`; the list's signature is verified before what it names is got."""
+    """Put a release's files into the empty `folder`; the list's signature is verified before any file is downloaded."""
     sums = source.read(layout.SUMS, layout.SMALL)
     if sums is None:
-        raise ToolError(f"{source.where}: no release there: it has no {layout.SUMS}", "check the address")
+        raise ToolError(f"{source.where}: not a release: it has no {layout.SUMS}", "check the address")
     signature = source.read(layout.SIGNATURE, layout.SMALL)
     say(f"{source.where}: signature {verify.signed(sums, signature, trusted).detail}")
     listed = layout.parse_sums(sums, f"{source.where}/{layout.SUMS}")
@@ -141,7 +141,7 @@ def download(source: Remote, trusted: sshsig.Trusted | None, folder: Path, say: 
 
 
 def _sizes(source: Remote, listed: Mapping[str, str]) -> dict[str, int]:
-    """What each file may have, by the signed list; empty for a release of before."""
+    """The size of each file, as the signed list has it; empty for a release older than that list."""
     if layout.SIZES not in listed:
         return {}
     content = source.read(layout.SIZES, layout.SMALL)
@@ -151,16 +151,16 @@ def _sizes(source: Remote, listed: Mapping[str, str]) -> dict[str, int]:
 
 
 def check_source(source: str) -> None:
-    """UserError where a word can name no release: said before anything is asked of keys."""
+    """UserError if `source` cannot be a release; checked before keys are used."""
     if not is_remote(source) and not (source and Path(source).is_dir()):
-        raise UserError(f"{source!r}: no such folder", "a release's folder, oci://… or https://…")
+        raise UserError(f"{source!r}: no such folder", "name a release's folder, oci://… or https://…")
 
 
 @contextmanager
 def at_hand(
     source: str, trusted: sshsig.Trusted | None, cache: Path, configs: Sequence[Path], say: Callable[[str], None]
 ) -> Iterator[Path]:
-    """A release as a folder, wherever it is: a folder as it lies, anything else downloaded for the time being."""
+    """A release as a folder: a folder as it is, any other place as a temporary download."""
     if not is_remote(source):
         yield Path(source)
         return
@@ -181,9 +181,9 @@ def pull(
     allow_failed: bool,
     say: Callable[[str], None],
 ) -> tuple[Path, verify.Report]:
-    """Get a release, verify it, and leave it as the folder `target` (NAME-VERSION here, if None); whole or not at all.
+    """Download and verify a release as the folder `target` (NAME-VERSION here, if None); complete or not at all.
 
-    Raises UserError where it does not verify, or where another release is in the target's place.
+    Raises UserError if it does not verify, or if `target` is another release.
     """
     if target is not None and target.exists():
         _refuse_other(target)
@@ -194,20 +194,20 @@ def pull(
         download(origin, trusted, folder, say)
         report = verify.verify(folder, trusted, allow_failed=allow_failed)
         if not report.holds or report.facts is None:
-            raise UserError(f"{web.shown(source)}: does not hold; nothing was kept\n{verify.table(report)}")
+            raise UserError(f"{web.shown(source)}: does not verify; nothing was kept\n{verify.table(report)}")
         _is_wanted(origin, report.facts, say)
         place = (target or parent / f"{report.facts.name}-{report.facts.version}").absolute()
         if place.exists():
             _refuse_other(place)
             sums = layout.read(place, layout.SUMS, layout.SMALL)
             if sums != layout.read(folder, layout.SUMS, layout.SMALL):
-                raise UserError(f"{place}: another release is there", "give another folder with --to, or remove it")
+                raise UserError(f"{place}: another release is there", "name another folder with --to, or remove it")
             again = verify.verify(place, trusted, allow_failed=allow_failed)
             if not again.holds:
                 raise UserError(
-                    f"{place}: was changed since it was pulled\n{verify.table(again)}", "remove it, pull again"
+                    f"{place}: was changed after it was pulled\n{verify.table(again)}", "remove it, and pull again"
                 )
-            say(f"{place}: is there already, and holds")
+            say(f"{place}: already there, and it verifies")
             return place, again
         for path in folder.iterdir():
             files.sync(path)
@@ -216,8 +216,8 @@ def pull(
 
 
 def _is_wanted(place: Remote, facts: layout.Facts, say: Callable[[str], None]) -> None:
-    """UserError where the signed facts tell of another release than the address: a place can serve an old one. Where
-    the address names no version, that cannot be seen, and is said."""
+    """UserError if the signed facts name another release than the address: a place can serve an old one. If the address
+    names no version, this cannot be checked, and a message says so."""
     # In a registry a tag names the version, and the repository may have any name.
     *_, home, last = ["", ""] if place.where.startswith("oci:") else f"//{place.where}".split("/")
     wanted, chosen = place.wanted, place.newest
@@ -227,16 +227,16 @@ def _is_wanted(place: Remote, facts: layout.Facts, say: Callable[[str], None]) -
         wanted = last.removeprefix(f"{facts.name}-")  # NAME-VERSION, the tag at GitHub
     if wanted not in (None, facts.version):
         raise UserError(
-            f"{place.where}: is {facts.name} {facts.version}, and not {wanted}",
-            "the place serves another release under this address: ask who keeps it",
+            f"{place.where}: is {facts.name} {facts.version}, not {wanted}",
+            "ask the operator: the place serves another release under this address",
         )
     if chosen or wanted is None:
         say(
-            f"{place.where}: {chosen or 'the server'} chose {facts.version}. It is signed; that it is the newest is"
-            " not: whoever keeps the server can hold newer ones back. An address with a version is sure"
+            f"{place.where}: {chosen or 'the server'} chose {facts.version}. It is signed, but nothing proves that it"
+            " is the newest: the server's operator can hold newer ones back. Name a version in the address to be sure"
         )
 
 
 def _refuse_other(place: Path) -> None:
     if not (place / layout.SUMS).is_file():
-        raise UserError(f"{place}: is there already, and no release", "give another folder with --to")
+        raise UserError(f"{place}: already exists, and is not a release", "name another folder with --to")

@@ -2,8 +2,8 @@
 """One repository of an OCI registry: its blobs and manifests, sent and read back without trusting the registry.
 
 Formats: OCI distribution-spec 1.1; Docker's token authentication,
-https://distribution.github.io/distribution/spec/auth/token. Not oras-py (0.2.43): it sets no time limits, does not try
-again after 429 and knows no referrers.
+https://distribution.github.io/distribution/spec/auth/token. oras-py (0.2.43) does not do: it sets no time limits,
+does not retry after 429 and has no referrers.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ from minguest.util.errors import MinguestError, ToolError, UserError
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
-# All that a manifest may be: with the right one missing, a registry converts what it has, or says 404.
+# All types of a manifest: if the right one is missing, a registry converts the manifest, or answers 404.
 ACCEPT = f"{MANIFEST}, {INDEX}, " + ", ".join(
     f"application/vnd.docker.distribution.manifest.{kind}+json" for kind in ("v2", "list.v2")
 )
-# Bytes: of a manifest, as the specification lets a registry limit it; of a token server's answer.
+# Most bytes of a manifest, as the specification lets a registry limit it, and of a token server's answer.
 MANIFEST_LIMIT = 4 << 20
 TOKEN_LIMIT = 64 << 10
-# A registry's answers to the end of an upload that it does not know or that has another part already: begin anew.
+# Answers to the end of an upload that the registry does not know, or that has another part already: start again.
 UPLOAD_LOST = (400, 404, 405, 409, 416)
-# Where Docker Hub has its API.
+# The host of Docker Hub's API.
 HUB_API = "registry-1.docker.io"
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# RFC 6750 (2.1) allows less; what matters is that it is one word of a header.
+# RFC 6750 (2.1) allows less; it only has to be one field of a header.
 _TOKEN = re.compile(r"[!-~]+")
-# How an answer's body can end too early.
+# Errors of an answer's body that ends too early.
 _CUTS = (requests.RequestException, urllib3.exceptions.HTTPError)
-# To be written and then read.
+# A file that is written and then read.
 _Both = io.BytesIO | io.BufferedRandom
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A repository, and what of it: a tag, or (for reading only) a digest, which wins."""
+    """A repository, and a tag in it or (for reading only) a digest, which wins."""
 
     registry: str
     """host[:port]"""
@@ -71,7 +71,7 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 class Repository:
-    """A repository's API. `actions`: what a token shall allow, `pull` or `pull,push`."""
+    """A repository's API. `actions`: what a token must allow, `pull` or `pull,push`."""
 
     def __init__(self, place: Place, credentials: Credentials, actions: str) -> None:
         self.place = place
@@ -95,13 +95,13 @@ class Repository:
         """Send a blob; returns its bytes, or None if it was there."""
         failure: ToolError | None = None
         for _ in web.tries():
-            # Again each time: what was sent may have arrived, and only the answer to it not.
+            # Check each time: the blob may have arrived although its answer was lost.
             if self.has_blob(digest):
                 return None if failure is None else _size(content)
             begun = self._call("POST", "blobs/uploads/", wanted=(202,))
             url = _location(begun)
-            if url is None:  # or cut within its headers, which http.client takes for their end
-                failure = ToolError(f"{web.shown(begun.url)}: does not say where to upload to")
+            if url is None:  # or cut in its headers, which http.client takes for their end
+                failure = ToolError(f"{web.shown(begun.url)}: its answer has no address to upload to")
                 continue
             url, headers = _with_query(url, digest=digest), {"Content-Type": "application/octet-stream"}
             try:
@@ -116,14 +116,14 @@ class Repository:
         raise failure
 
     def put_manifest(self, reference: str, content: bytes, kind: str = MANIFEST) -> tuple[int, bool]:
-        """Send a manifest; returns its bytes, and whether the registry lists it as a referrer by itself."""
+        """Send a manifest; returns its bytes, and whether the registry itself lists it as a referrer."""
         headers = {"Content-Type": kind}
         answer = self._call("PUT", f"manifests/{reference}", headers=headers, body=content, wanted=(201,))
-        self._check_told(answer, content)
+        self._check_digest(answer, content)
         return len(content), "OCI-Subject" in answer.headers
 
     def get_manifest(self, reference: str) -> bytes | None:
-        """A manifest by tag or digest, or None. Its digest is checked, against the registry's own word for a tag."""
+        """A manifest by tag or digest, or None. Its digest is checked; for a tag, the one that the registry reports."""
         failure: MinguestError | None = None
         for _ in web.tries():
             content = io.BytesIO()
@@ -137,15 +137,15 @@ class Repository:
             except _CUTS as error:
                 failure = ToolError(f"{self._base}manifests/{reference}: {web.why(error)}", "try again later")
                 continue
-            self._check_told(answer, content.getvalue())
+            self._check_digest(answer, content.getvalue())
             if DIGEST.fullmatch(reference) and digest_of(content.getvalue()) != reference:
-                raise ToolError(f"{web.shown(answer.url)}: damaged: not the content of that digest")
+                raise ToolError(f"{web.shown(answer.url)}: damaged: the content does not match the digest")
             return content.getvalue()
         assert failure is not None
         raise failure
 
     def get_blob(self, digest: str, size: int, file: _Both) -> None:
-        """Write a blob of `size` bytes to an empty file that can be read too, going on where an answer was cut."""
+        """Write a blob of `size` bytes to an empty, readable file, and resume where an answer was cut."""
         where = f"{self._base}blobs/{digest}"
         why = ""
         for _ in web.tries():
@@ -161,9 +161,9 @@ class Repository:
             file.seek(0)
             if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest:
                 return
-            why = "damaged: not the content of that digest"
+            why = "damaged: the content does not match the digest"
             if start == 0:
-                break  # it came in one piece, and would again
+                break  # one answer had all of it, and would again
             _empty(file)
         raise ToolError(f"{where}: {why}", "try again later")
 
@@ -173,7 +173,7 @@ class Repository:
         return answer.status_code == 200 and answer.headers.get("Content-Type", "").startswith(INDEX)
 
     def _get_more(self, digest: str, size: int, file: _Both) -> int:
-        """One request for what the file lacks; returns where in the file its answer starts."""
+        """One request for the rest of the file; returns the offset at which its answer starts."""
         start = file.tell()
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self._call("GET", f"blobs/{digest}", headers=headers, wanted=(200, 206, 416), stream=True) as answer:
@@ -185,7 +185,7 @@ class Repository:
         return start
 
     def _has(self, target: str) -> bool:
-        # A registry that keeps its blobs elsewhere redirects to those that it has.
+        # A registry that stores its blobs elsewhere redirects to those that exist.
         answer = self._call(
             "HEAD", target, headers={"Accept": ACCEPT}, wanted=(200, 302, 303, 307, 404), redirects=False
         )
@@ -202,7 +202,7 @@ class Repository:
         stream: bool = False,
         redirects: bool = True,
     ) -> requests.Response:
-        """One request below the repository's URL, or to a URL, with authorization if it goes to the registry."""
+        """One request below the repository's URL, or to a URL; only the registry gets the authorization."""
         url = urljoin(self._base, target)
         own = _origin(self._base)
         for last in (False, True):
@@ -220,14 +220,14 @@ class Repository:
             )
             if answer.status_code not in (401, 403):
                 return answer
-            # Another host, to which the registry sent us, is not told who we are.
+            # Another host, to which the registry redirected, gets no credentials.
             if last or answer.status_code == 403 or _origin(answer.url) != own or not self._authenticate(answer):
                 break
             answer.close()
         raise self._denied(answer)
 
     def _authenticate(self, answer: requests.Response) -> bool:
-        """Make the authorization that a 401 asks for (RFC 9110, 11.6.1); False if there is nothing to make it of."""
+        """Set the authorization that a 401 requires (RFC 9110, 11.6.1); False if there are no credentials for it."""
         challenge = answer.headers.get("WWW-Authenticate", "")
         if bearer := re.search(r"\bBearer\s+(.*)", challenge, re.IGNORECASE):
             fields = dict(re.findall(r'(\w+)="([^"]*)"', bearer[1]))
@@ -239,14 +239,14 @@ class Repository:
         return True
 
     def _token(self, realm: str, service: str) -> str:
-        """A token server's token; without credentials, the one for anybody."""
+        """A token server's token; without credentials, an anonymous one."""
         try:
             place = urlsplit(realm)
         except ValueError as error:
-            raise ToolError(f"{self.place.registry}: wants a login at {web.shown(realm)!r}: {error}") from error
-        # The registry names it, and it is told the password.
+            raise ToolError(f"{self.place.registry}: requires a login at {web.shown(realm)!r}: {error}") from error
+        # The registry names this server, which gets the password.
         if place.scheme != "https" and not (self._base.startswith("http:") and _loopback(place.hostname)):
-            raise ToolError(f"{self.place.registry}: wants a login at {web.shown(realm)!r}, which is not https")
+            raise ToolError(f"{self.place.registry}: requires a login at {web.shown(realm)!r}, which is not https")
         requested = {"service": service, "scope": f"repository:{self.place.repository}:{self._actions}"}
         known = self._credentials
         if known.token:
@@ -278,24 +278,24 @@ class Repository:
         except ValueError:
             given = _Token()
         token = given.token or given.access_token
-        if not _TOKEN.fullmatch(token):  # and it is not shown: it may be one all the same
-            what = "a token with characters that no header takes" if token else "no token"
-            raise ToolError(f"{web.shown(realm)}: gives {what}", "ask who keeps the registry")
+        if not _TOKEN.fullmatch(token):  # not shown: it may be a valid one
+            what = "a token with characters that a header cannot have" if token else "no token"
+            raise ToolError(f"{web.shown(realm)}: gives {what}", "ask the operator of the registry")
         return token
 
     def _denied(self, answer: requests.Response) -> UserError:
         host, doing = self.place.registry, "publish to" if "push" in self._actions else "read"
         return UserError(
-            f"{host}: may not {doing} {self.place.repository} ({self._credentials.origin})\n"
+            f"{host}: no permission to {doing} {self.place.repository} ({self._credentials.origin})\n"
             f"  {web.refusal(answer).message}",
-            f"docker login {host}, or oras login {host}, as a user who may; and check the repository's name",
+            f"log in as a permitted user: docker login {host}, or oras login {host}; and check the repository's name",
         )
 
-    def _check_told(self, answer: requests.Response, content: bytes) -> None:
-        """Compare a manifest with the digest that the registry gives for it, if it does."""
-        told = answer.headers.get("Docker-Content-Digest", "")
-        if DIGEST.fullmatch(told) and told != digest_of(content):
-            raise ToolError(f"{web.shown(answer.url)}: damaged: the registry calls it {told}, and it is not")
+    def _check_digest(self, answer: requests.Response, content: bytes) -> None:
+        """Compare a manifest with the digest that the registry reports, if any."""
+        reported = answer.headers.get("Docker-Content-Digest", "")
+        if DIGEST.fullmatch(reported) and reported != digest_of(content):
+            raise ToolError(f"{web.shown(answer.url)}: damaged: the registry reports another digest, {reported}")
 
 
 def digest_of(content: bytes) -> str:
@@ -311,13 +311,13 @@ def _loopback(host: str | None) -> bool:
 
 
 def _origin(url: str) -> tuple[str, str | None, int]:
-    """Scheme, host and port (RFC 6454); ValueError for no port."""
+    """Scheme, host and port (RFC 6454); ValueError for an invalid port."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _location(answer: requests.Response) -> str | None:
-    """Where an answer says to go on: a URL, or one relative to its own."""
+    """The URL that an answer redirects to, absolute or relative; None if it has none."""
     try:
         url = urljoin(answer.url, answer.headers["Location"])
         return url if _origin(url) else None
@@ -334,14 +334,14 @@ def _size(content: bytes | Path) -> int:
 
 
 def _receive(answer: requests.Response, file: _Both, limit: int, seconds: float = math.inf) -> None:
-    """Append an answer's body; ToolError if that makes more than `limit` bytes, takes more than `seconds` or trickles,
-    one of _CUTS if it ends too early."""
+    """Append an answer's body; ToolError for more than `limit` bytes, more than `seconds` or a trickle, one of _CUTS if
+    it ends too early."""
     pace, end = web.Pace(), time.monotonic() + seconds
     try:
-        # Not iter_content, which loses the part of a chunk that came before a cut.
+        # iter_content would lose the part of a chunk that came before a cut.
         while chunk := web.more(answer, web.SILENCE_S):
             if file.tell() + len(chunk) > limit:
-                raise ToolError(f"{web.shown(answer.url)}: gives more than the {limit} bytes that it may have")
+                raise ToolError(f"{web.shown(answer.url)}: sends more than the limit of {limit} bytes")
             file.write(chunk)
             slow = f"not done after {seconds:g} s" if time.monotonic() > end else pace.count(len(chunk))
             if slow:

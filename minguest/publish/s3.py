@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing a release to a bucket of an S3-compatible store.
+"""Publishes a release to a bucket of an S3-compatible store.
 
 Below `s3://bucket/prefix`:
 
-    NAME/VERSION/FILE           the release's files, as they are
-    NAME/VERSION/SHA256SUMS     written after all of them: where it is missing, there is no release for a reader
-    NAME/latest.json            {"version": VERSION}: the newest version that is no pre-release
-    NAME/index.json             every version whose SHA256SUMS is there
+    NAME/VERSION/FILE           the release's files, unchanged
+    NAME/VERSION/SHA256SUMS     written after all of them: without it, a reader sees no release
+    NAME/latest.json            {"version": VERSION}: the newest version that is not a pre-release
+    NAME/index.json             every version that has its SHA256SUMS
 
-The two pointers are made from a listing, so a run that was killed before them is fixed by the next one, of any
-version. A store has no transactions: publish one version of a name from one place at a time.
+The two pointers are made from a listing, so if a run is killed before them, the next run of any version completes
+them. A store has no transactions: publish one version of a name from one place at a time.
 
-Interface: Amazon S3, API version 2006-03-01 (ListObjectsV2, HeadObject, GetObject, PutObject, DeleteObject). Keys,
-endpoint and region are found by boto3 itself; this project reads none of them.
+Interface: Amazon S3, API version 2006-03-01 (ListObjectsV2, HeadObject, GetObject, PutObject, DeleteObject). boto3
+finds keys, endpoint and region itself; this project reads none of them.
 """
 
 import base64
@@ -30,23 +30,23 @@ from minguest.publish import versions
 from minguest.release import layout
 from minguest.util.errors import MinguestError, ToolError, UserError
 
-# Seconds to a connection, and of silence on an open one.
+# Seconds until a connection must be open, and of silence on an open one.
 CONNECT_S = 10
 SILENCE_S = 60
 # Keys in one answer of a listing: the most that S3 gives.
 PAGE = 1000
-# Times that boto3 sends one request; its pauses begin with 0.05 s, or 1 s where it shall slow down, and double.
+# How often boto3 sends one request; its pauses begin with 0.05 s, or 1 s when throttled, and double.
 ATTEMPTS = 8
-# What the key must be allowed to do; the last one only clears up after a run that failed with other files.
+# What the key must be allowed to do; the last permission only removes files that another failed run left.
 PERMISSIONS = "s3:ListBucket on the bucket; s3:GetObject, s3:PutObject and s3:DeleteObject below the prefix"
-KEYS = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or whatever else boto3 knows"
-AGAIN = "run the same command again; what is there already is not sent again"
+KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or another source that boto3 reads"
+AGAIN = "run the same command again; files that are already there are not sent again"
 # Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A bucket and, with a slash at its end or empty, what all keys begin with."""
+    """A bucket, and the prefix of all keys, which ends with a slash or is empty."""
 
     bucket: str
     prefix: str
@@ -56,7 +56,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, frozen=True):
-    """One object as it shall be; `key` is below the place's prefix."""
+    """One object to be published; `key` is below the place's prefix."""
 
     key: str
     sha256: str
@@ -70,17 +70,17 @@ def parse(text: str) -> Place:
     """`s3://bucket` or `s3://bucket/prefix`; UserError for anything else."""
     found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)/?", text)
     if not found:
-        raise UserError(f"{text!r} is no place in an S3 store", "write s3://BUCKET or s3://BUCKET/PREFIX")
+        raise UserError(f"{text!r} is not a place in an S3 store", "write s3://BUCKET or s3://BUCKET/PREFIX")
     return Place(found[1], f"{found[2][1:]}/" if found[2] else "")
 
 
 def publish(
     release: layout.Release, place: Place, say: Callable[[str], None], endpoint: str | None = None
 ) -> layout.Published:
-    """Send what is not there yet, SHA256SUMS last, then the two pointers, which count as files here.
+    """Send the missing files, SHA256SUMS last, then the two pointers, which count as files here.
 
-    `endpoint` is the store's URL where boto3's own settings shall not say it. UserError: the version is there with
-    other content, no such bucket, keys that are missing or may not do this. ToolError: the store did not answer.
+    `endpoint` is the store's URL, if it shall not come from boto3's settings. UserError: the version is published with
+    other content, no such bucket, keys that are missing or lack a permission. ToolError: the store did not answer.
     """
     name, version = release.facts.name, release.facts.version
     where = f"{place}{name}/{version}"
@@ -89,11 +89,11 @@ def publish(
         files = _files(release)
         there = store.sizes(f"{name}/{version}/")
         if _published(store, release, where):
-            say(f"{where}: is published already with this content")
+            say(f"{where}: already published with this content")
         else:
-            # A run that failed with other files may have left some; an old signature would lie beside new sums.
+            # A failed run of other files may have left some; an old signature would be beside new sums.
             for key in sorted(there.keys() - {file.key for file in files}):
-                say(f"{place}{key}: is left of another run; removed")
+                say(f"{place}{key}: removed: another run left it")
                 store.remove(key)
         for file in files:
             store.put(file, there.get(file.key))
@@ -106,7 +106,7 @@ def publish(
 
 
 class _Store:
-    """A bucket below a prefix, and what was done there."""
+    """A bucket below a prefix, and counts of what was sent to it."""
 
     def __init__(self, client: Any, place: Place, say: Callable[[str], None]) -> None:
         self._client = client
@@ -117,19 +117,19 @@ class _Store:
         self.kept = 0
 
     def sizes(self, below: str) -> dict[str, int]:
-        """Keys that begin so, without the place's prefix, and their sizes in bytes."""
+        """Keys that begin with `below`, without the place's prefix, and their sizes in bytes."""
         paginator = self._client.get_paginator("list_objects_v2")
         where = {"Bucket": self._place.bucket, "Prefix": self._place.prefix + below}
         skipped = len(self._place.prefix)
         for _ in range(ATTEMPTS):
             pages = list(paginator.paginate(**where, PaginationConfig={"PageSize": PAGE}))
-            # An answer that was cut in its header looks to boto3 like an empty listing; a whole one has this.
+            # An answer that was cut in its header looks to boto3 like an empty listing; a complete one has this key.
             if all("IsTruncated" in page for page in pages):
                 return {each["Key"][skipped:]: each["Size"] for page in pages for each in page.get("Contents", ())}
         raise ToolError(f"{self._place}{below}: the store's listing is cut short, {ATTEMPTS} times", AGAIN)
 
     def digest(self, key: str) -> str | None:
-        """SHA-256 of an object, in hex, or None where there is no such object."""
+        """SHA-256 of an object, in hex, or None if there is no such object."""
         import botocore.exceptions  # type: ignore[import-untyped] # noqa: PLC0415
 
         try:
@@ -139,16 +139,16 @@ class _Store:
                 return None
             raise
         checksum = head.get("ChecksumSHA256", "")
-        if len(checksum) == 44:  # base64; longer with `-2` at its end, a sum of two parts' sums
+        if len(checksum) == 44:  # base64; longer, with `-2` at its end, for a sum over the sums of two parts
             return base64.b64decode(checksum).hex()
-        # A store that checks the sum but does not keep it gives back what `put` wrote.
+        # A store that checks the sum without keeping it returns the metadata that `put` wrote.
         kept = str(head.get("Metadata", {}).get("sha256", ""))
         if len(kept) == 64:
             return kept
         return hashlib.sha256(self._client.get_object(**self._at(key))["Body"].read()).hexdigest()
 
     def put(self, file: _File, size: int | None) -> None:
-        """Make an object what it shall be; `size` is that of what a listing has, None where it has nothing."""
+        """Write an object unless it is already right; `size` is its size in a listing, None if it is not there."""
         if size == file.size and self.digest(file.key) == file.sha256:
             self.kept += 1
             return
@@ -175,7 +175,7 @@ class _Store:
 
 
 def _files(release: layout.Release) -> list[_File]:
-    """The release's files in the order of their going: the signature and then the sums are the last."""
+    """The release's files in the order of upload: the signature and then the sums are the last."""
     home = f"{release.facts.name}/{release.facts.version}/"
     return [
         _File(home + item.name, item.sha256, item.size, item.media_type, release.folder / item.name)
@@ -184,22 +184,22 @@ def _files(release: layout.Release) -> list[_File]:
 
 
 def _published(store: "_Store", release: layout.Release, where: str) -> bool:
-    """Whether the version is there already; UserError where its sums or their signature are others."""
+    """Whether the version is already published; UserError if its sums or their signature differ."""
     home = f"{release.facts.name}/{release.facts.version}/"
-    # Asked for by name: a listing may be late.
+    # By name, because a listing may be late.
     if store.digest(home + layout.SUMS) is None:
         return False
     for item in (release.item(layout.SUMS), release.item(layout.SIGNATURE)):
         if item and store.digest(home + item.name) not in (None, item.sha256):
             raise UserError(
-                f"{where}: {release.facts.version} is published already with other content ({item.name} is another"
-                " one); a published version never changes: make a new version"
+                f"{where}: {release.facts.version} is already published with other content ({item.name} differs)",
+                "make a new version: a published one never changes",
             )
     return True
 
 
 def _pointers(name: str, whole: list[str]) -> list[_File]:
-    """latest.json and index.json of the versions that are whole."""
+    """latest.json and index.json for the complete versions."""
     index = versions.index(name, whole)
     contents = {versions.LATEST: versions.Latest(index.latest), versions.INDEX: index}
     files = []
@@ -215,13 +215,13 @@ def _client(endpoint: str | None) -> Any:
         import boto3  # type: ignore[import-untyped] # noqa: PLC0415
         from botocore.config import Config  # type: ignore[import-untyped] # noqa: PLC0415
     except ImportError as error:
-        raise UserError("a place of s3:// needs boto3, which is not there", "pip install 'minguest[s3]'") from error
+        raise UserError("s3:// needs boto3, which is not installed", "pip install 'minguest[s3]'") from error
     config = Config(
         connect_timeout=CONNECT_S,
         read_timeout=SILENCE_S,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         user_agent_extra="minguest",
-        # The body's SHA-256 is then in the signature too, which a store must check that knows no checksums yet.
+        # This puts the body's SHA-256 into the signature too, so that a store without checksums checks it.
         s3={"payload_signing_enabled": True},
     )
     return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
@@ -229,7 +229,7 @@ def _client(endpoint: str | None) -> Any:
 
 @contextmanager
 def _errors(place: Place) -> Iterator[None]:
-    """Turn boto3's errors into this project's. Neither has a key in its words."""
+    """Turn boto3's errors into this project's. Neither contains a key."""
     try:
         yield
     except MinguestError:
@@ -244,23 +244,25 @@ def _errors(place: Place) -> Iterator[None]:
 def _explained(error: Exception, place: Place) -> MinguestError | None:
     from botocore import exceptions  # noqa: PLC0415
 
-    said = " ".join(str(error).split())
+    why = " ".join(str(error).split())
     if isinstance(error, exceptions.ClientError):
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket":
-            return UserError(f"{place}: there is no bucket {place.bucket!r}", "make it, or name another one")
+            return UserError(f"{place}: there is no bucket {place.bucket!r}", "create it, or name another one")
         if code in BAD_KEYS or status == 401:
-            return UserError(f"{place}: the store does not know these keys: {said}", KEYS)
+            return UserError(f"{place}: the store does not accept these keys: {why}", KEYS)
         if status == 403:
-            return UserError(f"{place}: the store refuses: {said}", f"the keys need {PERMISSIONS}")
-        return ToolError(f"{place}: {said}", AGAIN)
+            return UserError(f"{place}: the store refuses: {why}", f"give the keys these permissions: {PERMISSIONS}")
+        return ToolError(f"{place}: {why}", AGAIN)
     if isinstance(
         error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError | exceptions.ProfileNotFound
     ):
-        return UserError(f"{place}: {said}", KEYS)
+        return UserError(f"{place}: {why}", KEYS)
     if isinstance(error, exceptions.BotoCoreError):
-        return ToolError(f"{place}: {said}", AGAIN)
-    if isinstance(error, ValueError) and "endpoint" in said:
-        return UserError(f"{place}: {said}", "AWS_ENDPOINT_URL is a URL with its scheme, as https://s3.example.org")
+        return ToolError(f"{place}: {why}", AGAIN)
+    if isinstance(error, ValueError) and "endpoint" in why:
+        return UserError(
+            f"{place}: {why}", "set AWS_ENDPOINT_URL to a URL with its scheme, such as https://s3.example.org"
+        )
     return None

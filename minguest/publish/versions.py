@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions in order: as PEP 440 has it where they are of that form, else by their numbers and words; and what a place
-says of those that it has."""
+"""The order of versions: that of PEP 440 for versions of its form, else by their numbers and text; and the index of the
+versions at a place."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 from packaging.version import InvalidVersion, Version
 
-# Beside the versions of a release's name.
+# Files beside the versions of a name.
 INDEX = "index.json"
 LATEST = "latest.json"
 INDEX_SCHEMA = 1
@@ -17,7 +17,7 @@ Key = tuple[bool, Version | tuple[tuple[int, str], ...]]
 
 
 class Index(msgspec.Struct, frozen=True):
-    """INDEX: the versions of one release's name that are whole."""
+    """INDEX: the complete versions of one name."""
 
     schema: int
     name: str
@@ -26,20 +26,20 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Latest(msgspec.Struct, frozen=True):
-    """LATEST: which one is the newest."""
+    """LATEST: the newest version."""
 
     version: str
 
 
 def index(name: str, whole: Sequence[str]) -> Index:
-    """The index of these versions, in their order. ValueError where there is none."""
+    """The index of these versions, in their order. ValueError if there are none."""
     return Index(INDEX_SCHEMA, name, latest(whole), tuple(whole))
 
 
 def prerelease(version: str) -> bool:
-    """Whether a version says that it comes before a release: `1.0rc1`, `1.0.dev3`, `1.0-nightly.3`; not `2026-11-22`.
+    """Whether a version is a pre-release: `1.0rc1`, `1.0.dev3`, `1.0-nightly.3`; not `2026-11-22`.
 
-    What is no PEP 440 version is taken for SemVer's form (semver.org, 9), with a word after the hyphen.
+    Any other form than PEP 440's is read as SemVer's (semver.org, 9), with letters after the hyphen.
     """
     try:
         return Version(version).is_prerelease
@@ -48,13 +48,13 @@ def prerelease(version: str) -> bool:
 
 
 def order(version: str) -> Key:
-    """A key to sort versions by; those of another form than PEP 440's come first."""
+    """A sort key for versions; those of another form than PEP 440's come first."""
     try:
         return True, Version(version)
     except InvalidVersion:
-        return False, tuple((int(digits or 0), word) for digits, word in re.findall(r"(\d+)|([^\d]+)", version))
+        return False, tuple((int(digits or 0), text) for digits, text in re.findall(r"(\d+)|([^\d]+)", version))
 
 
 def latest(versions: Sequence[str]) -> str:
-    """The newest one; a pre-release only where there is nothing else. ValueError where there is none."""
+    """The newest one; a pre-release only if there is nothing else. ValueError if there are none."""
     return max(versions, key=lambda version: (not prerelease(version), order(version)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing to a folder: a version appears whole or not at all, never changes, and the index tells of it."""
+"""Publishing to a folder: a version appears complete or not at all, never changes, and the index lists it."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_latest_is_the_newest_and_no_pre_release(tmp_path: Path) -> None:
 def test_a_version_never_changes(tmp_path: Path) -> None:
     folder.publish(fake_release.make(tmp_path / "a", "1.0"), tmp_path / "to", workshop.quiet)
     other = fake_release.make(tmp_path / "b", "1.0", {"bzImage": b"another kernel"})
-    with pytest.raises(UserError, match=r"(?s)1\.0 is published already with other content.*make a new one"):
+    with pytest.raises(UserError, match=r"(?s)1\.0 is already published with other content.*make a new version"):
         folder.publish(other, tmp_path / "to", workshop.quiet)
 
 
@@ -102,12 +102,12 @@ from minguest.util import files
 step, count = sys.argv[3], int(sys.argv[4])
 module = {"copy": files, "sync": files, "write": files, "replace": Path, "symlink_to": Path}[step]
 real = getattr(module, step)
-def counted(*words, **more):
+def counted(*arguments, **more):
     global count
     count -= 1
     if count < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(*words, **more)
+    return real(*arguments, **more)
 setattr(module, step, counted)
 folder.publish(layout.load(Path(sys.argv[1])), Path(sys.argv[2]), print)
 """

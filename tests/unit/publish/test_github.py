@@ -115,7 +115,7 @@ def test_netrc_does_not_overrule_the_token(
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login octocat password old\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     hub.publish(release)
-    assert hub.holds(release)  # the storage refuses whoever comes with a password, too
+    assert hub.holds(release)  # the storage also refuses a request with a password
 
 
 def test_the_same_again_sends_nothing(hub: Hub, release: layout.Release) -> None:
@@ -136,8 +136,8 @@ def test_other_content_under_the_same_version_is_refused(
     other = fake_release.make(tmp_path / "other", changes={"bzImage": bytes(len(kernel))})
     with pytest.raises(
         UserError,
-        match=r"1\.0 is published already with other content \(SHA256SUMS, SHA256SUMS\.sig, bzImage\); a published"
-        " version never changes: make a new version",
+        match=r"(?s)1\.0 is already published with other content \(SHA256SUMS, SHA256SUMS\.sig, bzImage\)"
+        ".*make a new version: a published one never changes",
     ):
         hub.publish(other)
     assert {seen.method for seen in hub.proxy.seen} == {"GET"}
@@ -168,7 +168,7 @@ def test_a_draft_is_gone_on_with(hub: Hub, release: layout.Release, digests: boo
     assert hub.holds(release)
     assert (published.uploaded, published.kept) == (3, 2)
     assert draft["body"] == fake_release.NOTES
-    assert any("left: is left of another run" in line for line in hub.said)
+    assert any("left: removed: another run left it" in line for line in hub.said)
 
 
 def test_one_of_two_drafts_is_used_and_the_other_named(hub: Hub, release: layout.Release) -> None:
@@ -286,7 +286,7 @@ def test_what_github_damaged_is_found_and_sent_again(hub: Hub, release: layout.R
         msgspec.structs.replace(answer, body=bytes(len(answer.body))) if "/storage/" in seen.path else answer
     )
     digest = hashlib.sha256((release.folder / "NOTES.md").read_bytes()).hexdigest()
-    with pytest.raises(ToolError, match=rf"NOTES\.md is not there as it was sent .*wanted {digest}.*stays a draft"):
+    with pytest.raises(ToolError, match=rf"NOTES\.md is not as it was sent .*expected {digest}.*stays a draft"):
         hub.publish(release)
     assert hub.server.public() == []
     hub.proxy.change = lambda seen, answer: answer
@@ -298,7 +298,7 @@ def test_what_is_sent_and_not_listed_is_not_published(hub: Hub, release: layout.
     hub.proxy.change = lambda seen, answer: (
         msgspec.structs.replace(answer, body=b"[]") if seen.path.partition("?")[0].endswith("/assets") else answer
     )
-    with pytest.raises(ToolError, match=r"NOTES\.md is not there as it was sent \(SHA-256 missing"):
+    with pytest.raises(ToolError, match=r"NOTES\.md is not as it was sent \(SHA-256 missing"):
         hub.publish(release)
     assert hub.server.public() == []
 
@@ -306,7 +306,7 @@ def test_what_is_sent_and_not_listed_is_not_published(hub: Hub, release: layout.
 def test_a_name_that_stays_taken_is_given_up(hub: Hub, release: layout.Release) -> None:
     taken = faults.Answer(422, {}, b'{"errors": [{"code": "already_exists"}]}')
     hub.proxy.fault = lambda number, seen: taken if seen.path.startswith("/uploads") else None
-    with pytest.raises(ToolError, match=r"NOTES\.md: GitHub says 4 times that it is there, but it is not"):
+    with pytest.raises(ToolError, match=r"NOTES\.md: GitHub reported 4 times that it exists, but it does not"):
         hub.publish(release)
 
 
@@ -322,11 +322,11 @@ def test_another_422_is_said(hub: Hub, release: layout.Release) -> None:
 @pytest.mark.parametrize(
     ("token", "place", "said"),
     [
-        (None, PLACE, r"github:octocat/guests: publishing there needs a token(?s:.*)GITHUB_TOKEN"),
-        ("", PLACE, r"needs a token"),
-        ("0ld", PLACE, r"GitHub does not take the token: GET .*HTTP 401.*Bad credentials"),
-        (fake_github.READER, PLACE, r"the token may not do this: POST .*HTTP 403.*Resource not accessible"),
-        (fake_github.WRITER, github.Place("octocat", "none"), r"octocat/none: there is no such repository, or"),
+        (None, PLACE, r"github:octocat/guests: no token to publish with(?s:.*)GITHUB_TOKEN"),
+        ("", PLACE, r"no token to publish with"),
+        ("0ld", PLACE, r"GitHub does not accept the token: GET .*HTTP 401.*Bad credentials"),
+        (fake_github.READER, PLACE, r"the token lacks a permission: POST .*HTTP 403.*Resource not accessible"),
+        (fake_github.WRITER, github.Place("octocat", "none"), r"octocat/none: no such repository, or"),
     ],
 )
 def test_what_is_refused_says_what_is_needed(
@@ -341,7 +341,7 @@ def test_what_is_refused_says_what_is_needed(
 
 def test_a_repository_that_moved(hub: Hub, release: layout.Release) -> None:
     hub.proxy.fault = lambda number, seen: faults.Answer(301, {"Location": "http://127.0.0.1:9/"})
-    with pytest.raises(UserError, match=r"octocat/guests: has moved(?s:.*)write its new name"):
+    with pytest.raises(UserError, match=r"octocat/guests: has moved(?s:.*)use its new name"):
         hub.publish(release)
     assert len(hub.proxy.seen) == 1
 
@@ -379,7 +379,7 @@ def test_a_long_rate_limit_is_said(hub: Hub, release: layout.Release, method: st
 
 def test_an_address_that_is_not_the_api(hub: Hub, release: layout.Release) -> None:
     hub.proxy.fault = lambda number, seen: faults.Answer(200, {}, b"<html>")
-    with pytest.raises(ToolError, match=r"not what GitHub's API answers(?s:.*)check the API's URL"):
+    with pytest.raises(ToolError, match=r"not an answer of GitHub's API(?s:.*)check the API's URL"):
         hub.publish(release)
 
 
@@ -392,5 +392,5 @@ def test_places() -> None:
     "text", ["github:", "github:octocat", "github:o/r/s", "github:o/..", "github:-o/r", "github://o/r", "o/r"]
 )
 def test_no_places(text: str) -> None:
-    with pytest.raises(UserError, match=r"is no repository of GitHub(?s:.*)github:OWNER/REPO"):
+    with pytest.raises(UserError, match=r"is not a repository at GitHub(?s:.*)github:OWNER/REPO"):
         github.parse(text)

@@ -174,19 +174,19 @@ def test_a_place_is_parsed_and_written_the_same(text: str, place: Place) -> None
     [
         ("ghcr.io/owner/guest", "it needs oci://"),
         ("oci://ghcr.io", "it needs oci://"),
-        ("oci:///guest", "'' is no host"),
+        ("oci:///guest", "'' is not host"),
         ("oci://user@host/guest", "no user and no password"),
-        ("oci://host:99999/guest", "'host:99999' is no host"),
-        ("oci://host:0/guest", "'host:0' is no host"),
-        ("oci://host/", "'' is no repository"),
-        ("oci://host/Guest", "'Guest' is no repository"),
-        ("oci://host/a//b", "'a//b' is no repository"),
-        ("oci://host/a/../b", "is no repository"),
-        (f"oci://host/{'a' * 256}", "is no repository"),
-        ("oci://host/guest:", "'' is no tag"),
-        ("oci://host/guest:a/b", "'a/b' is no tag"),
-        ("oci://host/guest@sha256:abc", "'sha256:abc' is no digest"),
-        ("oci://host/guest\n", "is no repository"),
+        ("oci://host:99999/guest", "'host:99999' is not host"),
+        ("oci://host:0/guest", "'host:0' is not host"),
+        ("oci://host/", "'' is not a repository"),
+        ("oci://host/Guest", "'Guest' is not a repository"),
+        ("oci://host/a//b", "'a//b' is not a repository"),
+        ("oci://host/a/../b", "is not a repository"),
+        (f"oci://host/{'a' * 256}", "is not a repository"),
+        ("oci://host/guest:", "'' is not a tag"),
+        ("oci://host/guest:a/b", "'a/b' is not a tag"),
+        ("oci://host/guest@sha256:abc", "'sha256:abc' is not a digest"),
+        ("oci://host/guest\n", "is not a repository"),
     ],
 )
 def test_what_is_no_place(text: str, why: str) -> None:
@@ -234,7 +234,7 @@ def test_logins_that_a_file_gives_wrongly(tmp_path: Path) -> None:
         credentials.find([path], "host")
     assert "secret" not in str(refused.value)
     path.write_text('{"auths": [}')
-    with pytest.raises(UserError, match=r"config\.json: no file of registry credentials"):
+    with pytest.raises(UserError, match=r"config\.json: not a file of registry credentials"):
         credentials.find([path], "host")
 
 
@@ -244,7 +244,7 @@ def test_logins_of_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         path.write_text(f"#!/bin/sh\n{script}")
         path.chmod(0o755)
 
-    helper("asked", 'read host; echo "a warning" >&2; echo "{\\"Username\\": \\"$1\\", \\"Secret\\": \\"for $host\\"}"')
+    helper("named", 'read host; echo "a warning" >&2; echo "{\\"Username\\": \\"$1\\", \\"Secret\\": \\"for $host\\"}"')
     helper("token", 'echo \'{"ServerURL": "x", "Username": "<token>", "Secret": "opaque"}\'')
     helper("empty", "echo credentials not found in native keychain; exit 1")
     helper("broken", "echo secret")
@@ -252,20 +252,20 @@ def test_logins_of_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path = config(
         tmp_path / "config.json",
         auths={"host": {"auth": encoded("file:x")}},
-        credHelpers={"helped": "asked", "tokens": "token", "gone": "missing", "bad": "broken"},
+        credHelpers={"helped": "named", "tokens": "token", "gone": "missing", "bad": "broken"},
         credsStore="empty",
     )
     found = credentials.find([path], "helped")
-    assert (found.user, found.password, found.origin) == ("get", "for helped", "as get, docker-credential-asked")
+    assert (found.user, found.password, found.origin) == ("get", "for helped", "as get, docker-credential-named")
     assert credentials.find([path], "tokens").token == "opaque"
     assert credentials.find([path], "host").user == "file"
     assert credentials.find([path], "other").origin == f"no credentials for other in {path}"
     assert "docker-credential-missing: no such program" in credentials.find([path], "gone").origin
     bad = credentials.find([path], "bad").origin
-    assert "docker-credential-broken: answers no credentials" in bad
+    assert "docker-credential-broken: its answer has no credentials" in bad
     assert "secret" not in bad
     assert (
-        credentials.find([config(tmp_path / "store", credsStore="asked")], "docker.io").password
+        credentials.find([config(tmp_path / "store", credsStore="named")], "docker.io").password
         == f"for {credentials.HUB_LOGIN}"
     )
 
@@ -296,16 +296,16 @@ def test_a_release_goes_there_and_comes_back(tmp_path: Path, front: Proxy, place
     assert remote.read("copy", 5) == b"twice"
     assert remote.read("empty", 0) == b""
     assert remote.read("missing", 5) is None
-    with pytest.raises(UserError, match=r"bzImage has 5000000 bytes, more than the 1000"):
+    with pytest.raises(UserError, match=r"bzImage has 5000000 bytes, more than the limit of 1000"):
         remote.read("bzImage", 1000)
     with pytest.raises(UserError, match="has no missing"):
         remote.save("missing", "0" * 64, 1, 0, tmp_path / "missing")
     with pytest.raises(UserError, match="its copy is not the file that SHA256SUMS names"):
         remote.save("copy", "0" * 64, 1, 0, tmp_path / "missing")
     copy = hashlib.sha256(WHOLE["copy"]).hexdigest()
-    with pytest.raises(UserError, match="offers 5 bytes of copy, which has 4"):
+    with pytest.raises(UserError, match="offers 5 bytes of copy instead of 4"):
         remote.save("copy", copy, 4, 0, tmp_path / "missing")
-    with pytest.raises(UserError, match="offers 5 bytes of copy, which may have 4 at most"):
+    with pytest.raises(UserError, match="offers 5 bytes of copy instead of at most 4"):
         remote.save("copy", copy, None, 4, tmp_path / "missing")
     assert not (tmp_path / "missing").exists()
 
@@ -384,7 +384,7 @@ def test_a_version_never_changes(tmp_path: Path, front: Proxy, place: Place) -> 
     what = release(tmp_path / "release")
     publish(what, place)
     front.reset()
-    with pytest.raises(UserError, match=r"(?s)1\.0 is published already with other content.*make a new version"):
+    with pytest.raises(UserError, match=r"(?s)1\.0 is already published with other content.*make a new version"):
         publish(release(tmp_path / "other", {**SMALL, "bzImage": b"other"}), place)
     assert front.uploads() == []
     assert get(place, "manifests/1.0").content == oci.render(what)
@@ -402,7 +402,7 @@ def test_a_version_that_another_run_was_faster_with(tmp_path: Path, front: Proxy
 
     front_ran: list[bool] = []
     front.fault = race
-    with pytest.raises(UserError, match="published already"):
+    with pytest.raises(UserError, match="already published"):
         publish(second, place)
     assert get(place, "manifests/1.0").content == oci.render(first)
 
@@ -444,7 +444,7 @@ def test_something_else_is_neither_read_nor_written_over(tmp_path: Path, front: 
     ).raise_for_status()
     front.reset()
     for act in (lambda: Remote(place, NOBODY).read("x", 1), lambda: publish(what, place)):
-        with pytest.raises(UserError, match=r"is no release of minguest but application/vnd\.oci\.image\.config"):
+        with pytest.raises(UserError, match=r"not a release of minguest, but application/vnd\.oci\.image\.config"):
             act()
     assert front.uploads() == []
 
@@ -500,7 +500,7 @@ def test_a_registry_that_lists_referrers_by_itself(tmp_path: Path, front: Proxy,
     front.change = change
     publish(what, place)
     assert tags(place) == {"1.0", "latest"}
-    # Nothing tells it on the way now, so the API is asked.
+    # No answer on the way reports it now, so the API is used.
     assert publish(what, place).uploaded == 0
     assert tags(place) == {"1.0", "latest"}
     assert [seen.path for seen in front.seen if "/referrers/" in seen.path] == [
@@ -514,7 +514,7 @@ def test_a_list_of_referrers_that_is_none(tmp_path: Path, front: Proxy, place: P
     front.change = lambda seen, answer: (
         Answer(200, {}, b'{"manifests": 5}') if "/manifests/sha256-" in seen.path else answer
     )
-    with pytest.raises(UserError, match="is no index of referrers"):
+    with pytest.raises(UserError, match="not an index of referrers"):
         publish(what, place)
 
 
@@ -604,7 +604,7 @@ def test_half_a_head_that_says_accepted_is_not_the_end(tmp_path: Path, front: Pr
     publish(what, place)
     assert whole(what, place)
     front.change = lambda seen, answer: Answer(202, {"Location": "http://h:x/"}) if seen.method == "POST" else answer
-    with pytest.raises(ToolError, match="does not say where to upload to"):
+    with pytest.raises(ToolError, match="its answer has no address to upload to"):
         publish(what, new_place(front.address))
 
 
@@ -674,8 +674,8 @@ def test_a_changed_blob_is_refused(tmp_path: Path, front: Proxy, place: Place) -
     item = what.item("bzImage")
     assert item is not None
     for change, why in (
-        (lambda body: body[:-1] + bytes([body[-1] ^ 1]), "damaged: not the content of that digest"),
-        (lambda body: body + b"x", "gives more than the 3000 bytes"),
+        (lambda body: body[:-1] + bytes([body[-1] ^ 1]), "damaged: the content does not match the digest"),
+        (lambda body: body + b"x", "sends more than the limit of 3000 bytes"),
         (lambda body: body[:-1], "cut short at 2999 of 3000 bytes"),
     ):
         front.change = lambda seen, answer, change=change: (  # type: ignore[misc]
@@ -707,19 +707,19 @@ def test_a_changed_manifest_is_refused(tmp_path: Path, front: Proxy, place: Plac
         )
         return Remote(where, NOBODY).read("bzImage", 3000)
 
-    with pytest.raises(ToolError, match="damaged: the registry calls it sha256:"):
+    with pytest.raises(ToolError, match="damaged: the registry reports another digest, sha256:"):
         read(lambda body: body + b" ", place, keep=True)
-    with pytest.raises(ToolError, match="damaged: not the content of that digest"):
+    with pytest.raises(ToolError, match="damaged: the content does not match the digest"):
         read(lambda body: body + b" ", oci.parse(published.where))
-    with pytest.raises(ToolError, match="gives more than the 4194304 bytes"):
+    with pytest.raises(ToolError, match="sends more than the limit of 4194304 bytes"):
         read(lambda body: body + bytes(4 << 20), place)
     for old, new, why in (
-        (b'"bzImage"', b'"../bzImage"', r"damaged: '\.\./bzImage' twice, or no name"),
-        (b'"bzImage"', b'"sbom.cdx.json"', "damaged: 'sbom.cdx.json' twice, or no name"),
+        (b'"bzImage"', b'"../bzImage"', r"damaged: '\.\./bzImage' occurs twice, or is not a valid"),
+        (b'"bzImage"', b'"sbom.cdx.json"', "damaged: 'sbom.cdx.json' occurs twice, or is not a valid"),
         (b'"size":3000', b'"size":-1', "damaged: .*>= 0"),
         (b'"size":3000', b'"size":5000000000', "damaged: .*<= "),
         (b'"digest":"sha256:', b'"digest":"sha256:../', "damaged: .*matching regex"),
-        (b"vnd.minguest.release.v1", b"vnd.other", r"is no release of minguest but application/vnd\.other\+json"),
+        (b"vnd.minguest.release.v1", b"vnd.other", r"not a release of minguest, but application/vnd\.other\+json"),
         (b"{", b"[", "damaged: "),
     ):
         with pytest.raises(UserError, match=why):
@@ -735,17 +735,18 @@ def test_a_registry_with_passwords(tmp_path: Path) -> None:
     what = release(tmp_path / "release")
     with registries.registry(tmp_path / "registry", htpasswd=True) as address:
         place = Place(address, "tests/guest")
-        for who, told in (
+        for who, shown in (
             (Credentials(origin="no credentials for it in /config.json"), "no credentials for it in /config.json"),
             (Credentials(registries.USER, "wrong secret", "", "as publisher, /config.json"), "as publisher"),
             (Credentials(token="opaque", origin="as the owner of a token"), "as the owner"),
         ):
             with pytest.raises(UserError) as refused:
                 publish(what, place, who)
-            for words in (f"{address}: may not publish to tests/guest ({told}", "HTTP 401", f"docker login {address}"):
-                assert words in str(refused.value)
+            refusal = f"{address}: no permission to publish to tests/guest ({shown}"
+            for part in (refusal, "HTTP 401", f"docker login {address}"):
+                assert part in str(refused.value)
             assert "secret" not in str(refused.value)
-            with pytest.raises(UserError, match=r"may not read tests/guest"):
+            with pytest.raises(UserError, match=r"no permission to read tests/guest"):
                 Remote(place, who).read("bzImage", 1)
         publish(what, place, LOGIN)
         assert same(what, Remote(place, LOGIN), tmp_path / "back")
@@ -782,7 +783,7 @@ def test_tokens(tmp_path: Path, front: Proxy, place: Place) -> None:
     what = release(tmp_path / "release")
     tokens = Tokens(front)
     front.fault = tokens
-    with pytest.raises(UserError, match=r"may not publish to .*\(no credentials\)\n  GET .*/token: HTTP 401"):
+    with pytest.raises(UserError, match=r"no permission to publish to .*\(no credentials\)\n  GET .*/token: HTTP 401"):
         publish(what, place)
     publish(what, place, LOGIN)
     assert whole(what, place)
@@ -792,7 +793,7 @@ def test_tokens(tmp_path: Path, front: Proxy, place: Place) -> None:
     assert len(tokens.requested) == 2
 
     tokens.field = "access_token"
-    assert same(what, Remote(place, NOBODY), tmp_path / "anybody")
+    assert same(what, Remote(place, NOBODY), tmp_path / "anonymous")
     assert "authorization" not in tokens.requested[-1].headers
     assert parse_qs(urlsplit(tokens.requested[-1].path).query)["scope"] == [f"repository:{place.repository}:pull"]
 
@@ -826,11 +827,11 @@ def test_a_password_goes_to_no_token_server_without_https(front: Proxy, place: P
     tokens = Tokens(front)
     tokens.realm = "http://example.com/token?x=secret"
     front.fault = tokens
-    with pytest.raises(ToolError, match=r"wants a login at 'http://example\.com/token', which is not https"):
+    with pytest.raises(ToolError, match=r"requires a login at 'http://example\.com/token', which is not https"):
         Remote(place, LOGIN).read("x", 1)
 
 
-def test_another_host_is_not_told_who_we_are(tmp_path: Path, address: str, front: Proxy, place: Place) -> None:
+def test_another_host_gets_no_credentials(tmp_path: Path, address: str, front: Proxy, place: Place) -> None:
     """Uploads that go to storage of its own, and downloads that come from a CDN."""
     what = release(tmp_path / "release")
     tokens = Tokens(front)
@@ -855,7 +856,7 @@ def test_another_host_is_not_told_who_we_are(tmp_path: Path, address: str, front
         # Nor does it get a password by asking for one.
         challenge = {"WWW-Authenticate": f'Bearer realm="http://{other.address}/token"'}
         other.fault = lambda number, seen: Answer(401, challenge)
-        with pytest.raises(UserError, match="may not read"):
+        with pytest.raises(UserError, match="no permission to read"):
             Remote(place, LOGIN).read("bzImage", 3000)
         assert all("authorization" not in seen.headers and "/token" not in seen.path for seen in other.seen)
 

@@ -43,7 +43,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[faults.Proxy]:
 
 @pytest.fixture(autouse=True)
 def nobody(front: faults.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No login of whoever runs the tests."""
+    """Hides the logins of the user who runs the tests."""
     front.reset()
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
@@ -100,7 +100,7 @@ def test_another_version_under_a_tag_is_still_refused(at: Layout, front: faults.
     manifest = there.get_manifest("1.0")
     assert manifest is not None
     there.put_manifest("1.1", manifest)
-    with pytest.raises(UserError, match=r"is default-4\.12 1\.0, and not 1\.1"):
+    with pytest.raises(UserError, match=r"is default-4\.12 1\.0, not 1\.1"):
         holds(f"{where}:1.1", tmp_path)
 
 

@@ -101,11 +101,11 @@ def test_pulled_again_it_is_there_already(server: faults.Proxy, key: Path, tmp_p
     place = get(url, key, tmp_path / "cache")
     assert get(url, key, tmp_path / "cache") == place
     (place / "bzImage").write_bytes(b"another")
-    with pytest.raises(UserError, match="was changed since it was pulled"):
+    with pytest.raises(UserError, match="was changed after it was pulled"):
         get(url, key, tmp_path / "cache")
     shutil.rmtree(place)
     place.mkdir()
-    with pytest.raises(UserError, match="is there already, and no release"):
+    with pytest.raises(UserError, match="already exists, and is not a release"):
         get(url, key, tmp_path / "cache")
 
 
@@ -137,7 +137,7 @@ def test_a_changed_file_leaves_nothing(server: faults.Proxy, shelf: Path, key: P
 
 @pytest.mark.parametrize("fault", [503, 429, "no server", "no answer", "half an answer"])
 def test_every_request_may_fail_once(server: faults.Proxy, key: Path, tmp_path: Path, fault: faults.Fault) -> None:
-    # The same path is asked again at once; fetch's own pauses are in its own tests.
+    # The same path is requested again at once; fetch's own pauses are in its own tests.
     failed: set[str] = set()
 
     def once(_: int, seen: faults.Seen) -> faults.Fault | None:
@@ -157,7 +157,7 @@ def test_every_request_may_fail_once(server: faults.Proxy, key: Path, tmp_path: 
         ("/1.0", 500, "HTTP 500"),
         ("/1.0", 401, "HTTP 401"),
         ("/1.0", "no answer", "GET http"),
-        ("/2.0", None, "no release there: it has no SHA256SUMS"),
+        ("/2.0", None, "not a release: it has no SHA256SUMS"),
     ],
 )
 def test_a_server_that_does_not_have_it_is_named(
@@ -171,7 +171,7 @@ def test_a_server_that_does_not_have_it_is_named(
 
 @pytest.mark.parametrize(
     ("latest", "why"),
-    [(b"{", "damaged"), (b'{"version": "../x"}', "is no version"), (b"[" * 70000, "more than 65536 bytes")],
+    [(b"{", "damaged"), (b'{"version": "../x"}', "is not a version"), (b"[" * 70000, "more than 65536 bytes")],
 )
 def test_a_wrong_latest_is_named(
     server: faults.Proxy, shelf: Path, key: Path, tmp_path: Path, latest: bytes, why: str
@@ -201,8 +201,8 @@ print(list(folder.iterdir()))
 
 
 def test_a_full_disk_leaves_nothing(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
-    words = (f"http://{server.address}/1.0", f"{key}.pub", tmp_path / "cache")
-    said = small_disk.run(FULL, tmp_path / "disk", "16k", *words)
+    arguments = (f"http://{server.address}/1.0", f"{key}.pub", tmp_path / "cache")
+    said = small_disk.run(FULL, tmp_path / "disk", "16k", *arguments)
     assert "No space left on device" in said and "remedy: free some space" in said
     assert said.endswith("[]\n")
 
@@ -213,14 +213,14 @@ def test_an_old_release_under_a_new_address_is_refused(
     # Signed and whole, and not what was requested for: NAME/VERSION as it is published, and GitHub's NAME-VERSION.
     for path in ("default-4.12/1.1", "releases/download/default-4.12-1.1"):
         shutil.copytree(shelf / "1.0", shelf / path)
-        with pytest.raises(UserError, match=r"is default-4\.12 1\.0, and not 1\.1"):
+        with pytest.raises(UserError, match=r"is default-4\.12 1\.0, not 1\.1"):
             get(f"http://{server.address}/{path}", key, tmp_path / "cache")
     shutil.copytree(shelf / "1.0", shelf / "default-4.12/1.0")
     assert get(f"http://{server.address}/default-4.12/1.0", key, tmp_path / "cache").is_dir()
     (shelf / "latest.json").write_text('{"version": "1.1"}')
     shutil.copytree(shelf / "1.0", shelf / "1.1")
     shutil.rmtree(Path.cwd() / "default-4.12-1.0")
-    with pytest.raises(UserError, match="and not"):
+    with pytest.raises(UserError, match=r"is default-4\.12 1\.0, not 1\.1"):
         get(f"http://{server.address}/", key, tmp_path / "cache")
     assert left(Path.cwd()) == []
 
@@ -245,7 +245,7 @@ def test_what_a_stranger_says_does_not_move_the_cursor(
 def test_addresses_that_cannot_be_are_named(key: Path, tmp_path: Path, source: str) -> None:
     with pytest.raises(MinguestError) as found:
         get(source, key, tmp_path / "cache")
-    assert "not known" not in str(found.value)
+    assert "not an address of a release" not in str(found.value)
 
 
 def test_ended_from_outside_it_leaves_nothing(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
