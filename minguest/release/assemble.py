@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a release of a tested bundle: a folder that says what is in it, what proves it, and who says so.
+"""Makes a release from a tested bundle: a folder with its contents, the evidence for them, and signatures over both.
 
-docs/release.md tells each file.
+docs/release.md describes each file.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from minguest.vm import console, report
 
 
 class Before(msgspec.Struct, frozen=True):
-    """The release that the notes compare with."""
+    """The previous release, which the notes compare with."""
 
     facts: layout.Facts
     manifest: manifests.Manifest
@@ -43,28 +43,28 @@ def make(
     unsigned: bool,
     say: Callable[[str], None],
 ) -> layout.Release:
-    """Write the release folder, whole or not at all; a release of another version that was there becomes `before`.
+    """Write the release folder, complete or not at all; a release of another version that was there becomes `before`.
 
     Raises UserError: the boot test of the guest's own launch did not pass on exactly these bytes, the bundle breaks
-    its contract, no key and not asked to be unsigned, or a version that cannot be.
+    its contract, there is no key and `unsigned` was not requested, or the version is invalid.
     """
     version = check_version(version)
     if key is None and not unsigned:
         raise UserError(
             "no key to sign with",
-            "key=FILE names an SSH key (~/.ssh/id_ed25519, or a .pub of one in ssh-agent), and so does "
-            "$MINGUEST_SIGNING_KEY; unsigned=yes makes a release that says so everywhere",
+            "name an SSH key (~/.ssh/id_ed25519, or a .pub of one in ssh-agent) with key=FILE or "
+            "$MINGUEST_SIGNING_KEY; or pass unsigned=yes: every file of such a release says that it is unsigned",
         )
     if key is not None:
         sshsig.check_key(key)
     manifest = manifests.load(at.bundle)
     if manifest.config.problems:
         raise UserError(
-            f"{at.bundle}: was built with contract=ignore and breaks its contract; that does not ship",
+            f"{at.bundle}: was built with contract=ignore and breaks its contract, so it is not released",
             "fix the config and build without contract=ignore",
         )
     if missing := [name for name in (paths.RUN_GUEST, paths.DOMAIN) if name not in manifest.files]:
-        raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: it is of an older minguest", manifests.AGAIN)
+        raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: an older minguest built it", manifests.AGAIN)
     checks = evidence.checks(
         at,
         manifest,
@@ -105,33 +105,33 @@ def make(
         _write(folder / layout.SUMS, sums)
         if sign is not None:
             _write(folder / layout.SIGNATURE, sign(sums))
-        # Nothing is shipped that its reader would refuse: a file may have changed since it was looked at.
+        # Ship nothing that a user's verification would refuse: a file may have changed since it was checked.
         verdict = verify.verify(folder, None if sign is None else sshsig.Anyone(), allow_failed=True)
         if not verdict.holds:
             raise UserError(
-                f"what was made would not verify, so nothing was released\n{verify.table(verdict)}",
-                "did a build or a boot test run meanwhile? run doit release again",
+                f"the new release does not verify, so nothing was released\n{verify.table(verdict)}",
+                "run doit release again, without a build or a boot test at the same time",
             )
     say(evidence.table(checks))
     if unsigned:
-        say("UNSIGNED, as requested: minguest verify refuses it unless it is told --unsigned")
+        say("UNSIGNED, as requested: minguest verify accepts it only with --unsigned")
     return layout.load(at.release)
 
 
 def check_version(version: str | None) -> str:
-    """A version that folders, registries and git can take; UserError else."""
+    """A version that folders, registries and git accept; UserError otherwise."""
     if version is None:
-        raise UserError("no version", "doit release version=1.0")
+        raise UserError("no version for the release", "name one: doit release version=1.0")
     if not layout.VERSION.fullmatch(version) or version == "latest":
         raise UserError(
-            f"version={version}: cannot be one",
-            "letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_', at most 128; not `latest`",
+            f"version={version}: not a version",
+            "use letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_', at most 128; not `latest`",
         )
     return version
 
 
 def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
-    """What proves the checks, as a tar: the same content gives the same bytes."""
+    """The files that prove the checks, as a tar: the same content gives the same bytes."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(name for check in checks for name in check.files):
@@ -150,7 +150,7 @@ def _own_test(checks: Sequence[evidence.Check], manifest: manifests.Manifest) ->
         raise UserError(
             f"{name}: {own.result}, {own.reason}: only a bundle that passed its boot test with exactly these bytes "
             "is released",
-            "doit boot-test, then doit release again; doit evidence runs the other machines and CPU counts too",
+            "doit boot-test, then doit release again; doit evidence also runs the other machines and CPU counts",
         )
 
 
@@ -166,7 +166,7 @@ def _version_of(folder: Path) -> str | None:
 
 
 def _before(at: Layout, version: str, since: Path | None) -> Before | None:
-    """The release to compare with: the one asked for, else the last one here of another version."""
+    """The release to compare with: the requested one, else the last one here of another version."""
     places = [since] if since is not None else [at.release, at.release_before]
     for place in places:
         if since is None and _version_of(place) in (version, None):
@@ -174,8 +174,8 @@ def _before(at: Layout, version: str, since: Path | None) -> Before | None:
         found = layout.load(place)
         manifest = manifests.load(place)
         content = layout.read(place, layout.EVIDENCE, strictjson.LIMIT)
-        told = attest.unseal(content, str(place / layout.EVIDENCE), None)
-        predicate = msgspec.convert(told.predicate, evidence.Predicate)
+        statement = attest.unseal(content, str(place / layout.EVIDENCE), None)
+        predicate = msgspec.convert(statement.predicate, evidence.Predicate)
         return Before(
             found.facts,
             manifest,
@@ -206,7 +206,9 @@ def _patches(at: Layout, manifest: manifests.Manifest) -> dict[str, str]:
     for patch in manifest.kernel.patches:
         path = at.patches / patch.file
         if not path.is_file() or files.sha256(path) != patch.sha256:
-            raise UserError(f"{path}: is not the patch that the bundle was built with", "doit build makes it again")
+            raise UserError(
+                f"{path}: is not the patch that the bundle was built with", "build the bundle again: doit build"
+            )
         texts[patch.file] = path.read_text(encoding="utf-8")
     return texts
 
@@ -235,7 +237,7 @@ def _attest(
 
 
 def commit(root: Path) -> str | None:
-    """The checkout's commit in git; None where it is none, or where it has changes that are not in it."""
+    """The checkout's commit in git; None if it is not a checkout, or has uncommitted changes."""
     if not (root / ".git").exists():
         return None
     git: list[str | Path] = ["git", "-C", root]
@@ -291,7 +293,7 @@ def _screen(log: Path) -> str:
 
 
 def bars(devices: Sequence[report.PciDevice]) -> list[dict[str, Any]]:
-    """Every memory BAR that was placed, by address: start and end in bytes, and whose it is."""
+    """Every memory BAR that has an address, in that order: start and end in bytes, and its device."""
     found = [
         {
             "start": int(bar.start, 16),
@@ -312,7 +314,7 @@ def bars(devices: Sequence[report.PciDevice]) -> list[dict[str, Any]]:
 def changes(
     before: Before, manifest: manifests.Manifest, config: Mapping[str, str], seconds: evidence.Seconds | None
 ) -> list[tuple[str, list[str]]]:
-    """What is another since the release before: a title and its lines; titles without lines are left out."""
+    """The changes since the previous release: titles with their lines; titles without lines are left out."""
     old = before.manifest
     found = [
         ("Versions", _moved(_versions(old), _versions(manifest))),
@@ -337,12 +339,12 @@ def _sizes(manifest: manifests.Manifest) -> dict[str, str]:
 
 
 def _times(seconds: evidence.Seconds | None) -> dict[str, str]:
-    told = msgspec.to_builtins(seconds) if seconds else {}
-    return {name: f"{value:.2f}" for name, value in told.items() if value is not None}
+    phases = msgspec.to_builtins(seconds) if seconds else {}
+    return {name: f"{value:.2f}" for name, value in phases.items() if value is not None}
 
 
 def _moved(old: Mapping[str, str], new: Mapping[str, str], absent: str = "none") -> list[str]:
-    """A line for each name whose value is another."""
+    """A line for each name whose value changed."""
     return [
         f"{name}: {old.get(name, absent)} → {new.get(name, absent)}"
         for name in sorted(old.keys() | new.keys())

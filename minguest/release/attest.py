@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attestations: in-toto statements in DSSE envelopes, signed as SHA256SUMS is.
+"""Attestations: in-toto statements in DSSE envelopes, signed in the same way as SHA256SUMS.
 
 Formats: https://github.com/in-toto/attestation, spec/v1 (Statement); https://github.com/secure-systems-lab/dsse
-(envelope.md, protocol.md). What is signed is DSSE's pre-authentication encoding; `sig` is the bytes of an SSH
+(envelope.md, protocol.md). The signature is over DSSE's pre-authentication encoding; `sig` is the bytes of an SSH
 signature (sshsig), `keyid` the key's fingerprint.
 """
 
@@ -16,14 +16,14 @@ from minguest.release import sshsig
 from minguest.util import strictjson
 from minguest.util.errors import UserError
 
-# _SLOW: securesystemslib loads every cloud's library that is installed, boto3 among them: 0.2 s that a build with
-# nothing to do shall not wait for. So it is imported where it is used.
+# _SLOW: securesystemslib loads every installed cloud library, boto3 among them, which takes 0.2 s. A build with nothing
+# to do must not wait for that, so it is imported where it is used.
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """What an attestation says, of which files."""
+    """The content of an attestation, and the files that it is about."""
 
     subjects: dict[str, str]
     """SHA-256 by file name."""
@@ -52,9 +52,9 @@ def seal(statement: Statement, sign: Callable[[bytes], bytes] | None) -> bytes:
 
 
 def unseal(content: bytes, where: str, verify: Callable[[bytes, bytes, str], str] | None) -> Statement:
-    """The statement of an envelope; UserError: damaged, ambiguous, of another type, or not signed as `verify` wants it.
+    """The statement of an envelope; UserError: damaged, ambiguous, of another type, or not signed as `verify` requires.
 
-    `verify(data, armoured, where)` raises for a signature that is not good; None asks for none.
+    `verify(data, armoured, where)` raises for a bad signature; None requires no signature.
     """
     from securesystemslib.dsse import Envelope  # noqa: PLC0415 - see _SLOW
     from securesystemslib.exceptions import Error as SecureSystemsError  # noqa: PLC0415
@@ -76,14 +76,14 @@ def unseal(content: bytes, where: str, verify: Callable[[bytes, bytes, str], str
         )
         signatures = [sshsig.armour(bytes.fromhex(each.signature)) for each in envelope.signatures.values()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SecureSystemsError) as error:
-        raise UserError(f"{where}: no attestation, or a damaged one: {error!r}") from error
+        raise UserError(f"{where}: not an attestation, or a damaged one: {error!r}") from error
     if verify is not None:
         if len(signatures) != 1:
-            raise UserError(f"{where}: has {len(signatures)} signatures, and one is wanted")
+            raise UserError(f"{where}: has {len(signatures)} signatures instead of one")
         verify(envelope.pae(), signatures[0], where)
     return statement
 
 
-def same(told: Mapping[str, str], files: Mapping[str, str]) -> list[str]:
-    """The names of files on whose hashes two lists disagree."""
-    return sorted(name for name in told.keys() | files.keys() if told.get(name) != files.get(name))
+def same(listed: Mapping[str, str], files: Mapping[str, str]) -> list[str]:
+    """The names of files whose hashes differ in two lists."""
+    return sorted(name for name in listed.keys() | files.keys() if listed.get(name) != files.get(name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence: what every check of this project came to on exactly these bytes, or that it was NOT RUN. Runs nothing."""
+"""Evidence: the result of every check of this project on exactly these bytes, or NOT RUN. It runs nothing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,17 +24,17 @@ KIND = "urn:minguest:attestation:evidence:v1"
 SCHEMA = 1
 Result = Literal["PASS", "FAIL", "NOT RUN"]
 
-# The name of a reproduction's record in the packed evidence.
+# The name in the packed evidence of a reproduction's record,
 REPRODUCED = "reproduce.json"
-# And of the fault matrix.
+# of the fault matrix,
 MATRIX = "pits.json"
-# And of a rehearsal.
+# and of a rehearsal.
 REHEARSED = "rehearsal.json"
 RECORDS = (REPRODUCED, MATRIX, REHEARSED)
 
 
 class Seconds(msgspec.Struct, frozen=True):
-    """Where a boot's time went; None where it never came so far."""
+    """The phases of a boot; None for a phase that was not reached."""
 
     firmware: float | None
     kernel: float | None
@@ -50,14 +50,14 @@ class Check(msgspec.Struct, frozen=True):
     result: Result
     reason: str
     files: dict[str, str] = {}
-    """SHA-256 of what proves it, by path in evidence.tar.gz."""
+    """SHA-256 of the files that prove it, by path in evidence.tar.gz."""
     qemu: str = ""
     accel: str = ""
     seconds: Seconds | None = None
 
 
 class Predicate(msgspec.Struct, frozen=True):
-    """What the evidence attestation says."""
+    """The content of the evidence attestation."""
 
     schema: int
     minguest: str
@@ -65,37 +65,37 @@ class Predicate(msgspec.Struct, frozen=True):
 
 
 def sources(at: Layout) -> dict[str, Path]:
-    """Where the records are that are no boot test's, by their names in the packed evidence."""
+    """The paths of all records except those of boot tests, by their names in the packed evidence."""
     return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json", REHEARSED: at.rehearsed}
 
 
 def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, key: str) -> list[Check]:
     """Every check's result for the bundle of `manifest`.
 
-    `nr_cpus` is what the kernel was built for, `key` inject.key_of: what a matrix must have been made with.
+    `nr_cpus` is the kernel's NR_CPUS; `key`, from inject.key_of, is the key that a matrix must have.
     """
     found = [of_boot(at.evidence, test, manifest, nr_cpus) for test in runner.tests(manifest.guest.launch)]
     places = sources(at)
     found.append(of_reproduction(places[REPRODUCED], manifest))
     found.append(of_matrix(places[MATRIX], manifest, key))
     found.append(of_rehearsal(places[REHEARSED], manifest))
-    return [*found, Check("real-card", "a card of the host's, passed through", "NOT RUN", "no such card was at hand")]
+    return [*found, Check("real-card", "a card of the host's, passed through", "NOT RUN", "no such card was available")]
 
 
 def missing(found: Sequence[Check], launch: Launch, nr_cpus: int) -> list[runner.Test]:
-    """Boot tests that did not pass yet and can be run."""
+    """Boot tests that have not passed and can be run."""
     done = {check.name for check in found if check.result == "PASS"}
     tests = runner.tests(launch)
     return [test for test in tests if test.name not in done and not runner.cannot(test, launch, nr_cpus)]
 
 
 def _load(path: Path, kind: type[T]) -> T:
-    """A record; OSError or ValueError for none, and for one that has a name twice: evidence has one meaning."""
+    """A record; OSError or ValueError if it is missing, or has a duplicate name: evidence has one meaning."""
     return strictjson.decode(strictjson.read(path), kind)
 
 
 def of_boot(folder: Path, test: runner.Test, manifest: manifests.Manifest, nr_cpus: int) -> Check:
-    """What the evidence in `folder`/NAME comes to for the bundle of `manifest`."""
+    """The result of the evidence in `folder`/NAME for the bundle of `manifest`."""
     launch = manifest.guest.launch
     name, title = test.name, test.title
     if why := runner.cannot(test, launch, nr_cpus):
@@ -108,9 +108,9 @@ def of_boot(folder: Path, test: runner.Test, manifest: manifests.Manifest, nr_cp
         return Check(name, title, "NOT RUN", _no_room(folder / name, manifest) or "nobody ran it")
     spec, found = outcome.spec, outcome.verdict
     if outcome.bundle != manifest.files or outcome.wanted != launch:
-        return Check(name, title, "NOT RUN", "its last run was of other bytes or another launch")
+        return Check(name, title, "NOT RUN", "its last run used other bytes or another launch")
     if not runner.is_of(spec, launch, test):
-        return Check(name, title, "NOT RUN", "what was run was another test")
+        return Check(name, title, "NOT RUN", "its record is of another test")
     passed = found.result == "pass" and found.checks and all(check.ok for check in found.checks)
     phases = found.phases
     return Check(
@@ -126,7 +126,7 @@ def of_boot(folder: Path, test: runner.Test, manifest: manifests.Manifest, nr_cp
 
 
 def _no_room(folder: Path, manifest: manifests.Manifest) -> str:
-    """Why the machine had no room for a test of the bundle of `manifest`, where that was found."""
+    """Why the machine had no room for a test of the bundle of `manifest`; empty if that was not found."""
     try:
         found = _load(folder / runner.NO_ROOM, runner.NoRoom)
     except (OSError, ValueError):
@@ -135,7 +135,7 @@ def _no_room(folder: Path, manifest: manifests.Manifest) -> str:
 
 
 def of_reproduction(place: Path, manifest: manifests.Manifest) -> Check:
-    """What reproduce.json comes to for the bundle of `manifest`."""
+    """The result of reproduce.json for the bundle of `manifest`."""
     name, title = "reproduce", "built twice in different surroundings, compared byte by byte"
     try:
         record = _load(place, Reproduction)
@@ -145,21 +145,21 @@ def of_reproduction(place: Path, manifest: manifests.Manifest) -> Check:
     if record.result == "different":
         return Check(name, title, "FAIL", f"{len(record.differences)} differences", files)
     if record.files != manifest.files:
-        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+        return Check(name, title, "NOT RUN", "its last run used other bytes")
     return Check(name, title, "PASS", f"varied: {', '.join(sorted(record.varied))}", files)
 
 
 def of_matrix(place: Path, manifest: manifests.Manifest, key: str | None = None) -> Check:
-    """What matrix.json comes to for the bundle of `manifest`; `key` is inject.key_of, where it can be had."""
+    """The result of matrix.json for the bundle of `manifest`; `key` is inject.key_of, or None if it is unknown."""
     name, title = "pits", "every known way to fail, brought about: its first boot names it, and nothing else"
     try:
         matrix = _load(place, Matrix)
     except (OSError, ValueError):
         return Check(name, title, "NOT RUN", "nobody ran it")
     if matrix.bundle != manifest.files or matrix.schema != MATRIX_SCHEMA:
-        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+        return Check(name, title, "NOT RUN", "its last run used other bytes")
     if key is not None and matrix.key != key:
-        return Check(name, title, "NOT RUN", "its last run was of other pits, another launch or another minguest")
+        return Check(name, title, "NOT RUN", "its last run used other pits, another launch or another minguest")
     results = [cell.result for cell in matrix.cells]
     reason = ", ".join(f"{results.count(each)} {each}" for each in ("right", "wrong", "NOT RUN") if each in results)
     files = {MATRIX: manifests.describe(place).sha256}
@@ -172,7 +172,7 @@ def of_matrix(place: Path, manifest: manifests.Manifest, key: str | None = None)
 
 
 def of_rehearsal(place: Path, manifest: manifests.Manifest) -> Check:
-    """What rehearsal.json comes to for the bundle of `manifest`."""
+    """The result of rehearsal.json for the bundle of `manifest`."""
     name, title = "rehearsal", "a real VFIO passthrough of an emulated card, there and back"
     try:
         record = _load(place, Rehearsal)
@@ -180,10 +180,10 @@ def of_rehearsal(place: Path, manifest: manifests.Manifest) -> Check:
         return Check(name, title, "NOT RUN", "nobody ran it")
     outcome = record.outcome
     if record.bundle != manifest.files or record.schema != REHEARSAL_SCHEMA:
-        return Check(name, title, "NOT RUN", "its last run was of other bytes")
+        return Check(name, title, "NOT RUN", "its last run used other bytes")
     files = {REHEARSED: manifests.describe(place).sha256}
     passed = record.result == "pass" and record.checks and not any(check.why for check in record.checks)
-    # It is of the same parts; its launch is with the rehearsal's cards.
+    # Its parts are the same; its launch has the rehearsal's cards.
     same = outcome is not None and all(outcome.bundle.get(part) == manifest.files[part] for part in manifests.PARTS)
     if not passed or not same or outcome is None or outcome.verdict.result != "pass":
         return Check(name, title, "FAIL", f"the rehearsal {record.result}", files, record.qemu)
@@ -194,7 +194,7 @@ def of_rehearsal(place: Path, manifest: manifests.Manifest) -> Check:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks for a person, a row each."""
+    """The checks for a reader, a row each."""
     rows = [(check.result, check.name, check.title if check.result == "PASS" else check.reason) for check in checks]
     width = max((len(name) for _, name, _ in rows), default=0)
-    return "\n".join(printable(f"    {result:<7}  {name:<{width}}  {told}") for result, name, told in rows)
+    return "\n".join(printable(f"    {result:<7}  {name:<{width}}  {text}") for result, name, text in rows)

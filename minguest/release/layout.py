@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A release as a folder (docs/release.md): the names of its files, their sums, and reading it without trusting it."""
+"""A release as a folder (docs/release.md): the names and sums of its files, and how an untrusted one is read."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ EVIDENCE_FILES = "evidence.tar.gz"
 NOTES = "NOTES.md"
 PAGE = "index.html"
 
-# What each file is, for registries and web servers. DSSE: https://github.com/secure-systems-lab/dsse, envelope.md;
+# The type of each file, for registries and web servers. DSSE: https://github.com/secure-systems-lab/dsse, envelope.md;
 # CycloneDX: https://www.iana.org/assignments/media-types/application/vnd.cyclonedx+json
 MEDIA_TYPES: Mapping[str, str] = {
     "bzImage": "application/vnd.minguest.kernel.bzimage",
@@ -48,20 +48,20 @@ MEDIA_TYPES: Mapping[str, str] = {
     NOTES: "text/markdown",
     PAGE: "text/html",
 }
-# What releases of before have not.
+# Files that older releases do not have.
 LATER = frozenset({DOMAIN, SIZES})
-# Bytes of SHA256SUMS, of its signature and of SIZES: some are under 2000.
+# Most bytes of SHA256SUMS, of its signature and of SIZES: usually under 2000.
 SMALL = 64 << 10
-# Files that a release may have; it has about 17.
+# Most files of a release; it has about 17.
 FILES_MAX = 100
-# Bytes of all files of a release that has no SIZES: today's have under 20 MB.
+# Most bytes of all files of a release without SIZES: today's have under 20 MB.
 UNSIZED_MAX = 1 << 30
-# A version becomes a folder's name, a tag of an OCI registry and a tag of git; this is what all three take.
+# A version becomes a folder's name, a tag of an OCI registry and a tag of git; all three accept this.
 VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # File names of a release are flat: GitHub has no folders.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
-# Under 10 GB a file.
+# Less than 10 GB per file.
 _SIZE = re.compile(r"(0|[1-9][0-9]{0,9})  (\S+)")
 
 
@@ -70,10 +70,10 @@ class Facts(msgspec.Struct, frozen=True):
 
     schema: int
     name: str
-    """`guest-line`, such as `default-4.12`."""
+    """`guest-series`, such as `default-4.12`."""
     version: str
     signed: bool
-    """False only where the release was requested to be unsigned, by name."""
+    """False only if the user explicitly requested an unsigned release."""
     guest: str
     series: str
     kernel: str
@@ -93,19 +93,19 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What a publication came to. Publishing the same again uploads nothing."""
+    """The result of a publication. Publishing the same release again uploads nothing."""
 
     where: str
-    """What a user pulls from, or looks at."""
+    """The address that a user pulls from or opens."""
     uploaded: int
-    """Files, and whatever a place keeps beside them."""
+    """Files, and what a place keeps beside them."""
     uploaded_bytes: int
     kept: int
-    """Files that were there already."""
+    """Files that were already there."""
 
 
 class Release(msgspec.Struct, frozen=True):
-    """A release whose sums were checked; `items` has every file of it, SHA256SUMS and its signature too."""
+    """A release whose sums were checked; `items` has every file, including SHA256SUMS and its signature."""
 
     folder: Path
     facts: Facts
@@ -130,23 +130,23 @@ def parse_sums(text: bytes, where: str) -> dict[str, str]:
     """Names and hashes of SHA256SUMS; UserError for anything that `render_sums` would not have written."""
     sums = _parse(text, where, _LINE, "a hash")
     if render_sums(sums).encode() != text:
-        raise UserError(f"{where}: damaged: not as sha256sum and a sorted list would be")
+        raise UserError(f"{where}: damaged: not a sorted list in the format of sha256sum")
     return sums
 
 
 def parse_sizes(text: bytes, sums: Mapping[str, str], where: str) -> dict[str, int]:
-    """Names and sizes of SIZES, which is one of `sums`; UserError unless it is that file and has all of the others."""
+    """Names and sizes of SIZES, which is one of `sums`; UserError unless it is that file and lists all others."""
     if hashlib.sha256(text).hexdigest() != sums[SIZES]:
-        raise UserError(f"{where}: is not the file that {SUMS} names", "get or make the release again")
+        raise UserError(f"{where}: is not the file that {SUMS} names", "pull or make the release again")
     sizes = {name: int(size) for name, size in _parse(text, where, _SIZE, "a size").items()}
     if render_sizes(sizes).encode() != text or sizes.keys() | {SIZES} != sums.keys():
-        raise UserError(f"{where}: damaged: not a sorted list of what {SUMS} names, but for itself")
+        raise UserError(f"{where}: damaged: not a sorted list of the other files in {SUMS}")
     return sizes
 
 
 def _parse(text: bytes, where: str, shape: re.Pattern[str], what: str) -> dict[str, str]:
-    """The lines of a list: what each says of a name."""
-    told: dict[str, str] = {}
+    """The lines of a list: the value of each name."""
+    values: dict[str, str] = {}
     try:
         lines = text.decode("ascii").splitlines()
     except UnicodeDecodeError as error:
@@ -158,17 +158,17 @@ def _parse(text: bytes, where: str, shape: re.Pattern[str], what: str) -> dict[s
         if not found:
             raise UserError(f"{where}:{number}: damaged: {line[:80]!r} is not {what}, two spaces and a name")
         if not NAME.fullmatch(found[2]):
-            raise UserError(f"{where}:{number}: {found[2]!r} is no file name that a release may have")
-        told[found[2]] = found[1]
-    return told
+            raise UserError(f"{where}:{number}: {found[2]!r} is not a valid file name in a release")
+        values[found[2]] = found[1]
+    return values
 
 
 def load(folder: Path, sums: bytes | None = None) -> Release:
-    """Read a release's files and check them against its SHA256SUMS, or against `sums`: what it was when its signature
-    was verified. Nothing is said of signatures.
+    """Read a release's files and check them against its SHA256SUMS, or against `sums`, its content when its signature
+    was verified. Signatures are not checked.
 
-    Sizes come first: a file is read only where it has the size that SIZES gives, or where all of a release without
-    SIZES have at most UNSIZED_MAX bytes. UserError: no release, a file that is missing, changed, or no plain file.
+    Sizes come first: a file is read only if it has the size in SIZES, or if all files of a release without SIZES have
+    at most UNSIZED_MAX bytes. UserError: not a release, or a file is missing, changed, or not a plain file.
     """
     text = sums if sums is not None else read(folder, SUMS, SMALL)
     items = []
@@ -177,7 +177,7 @@ def load(folder: Path, sums: bytes | None = None) -> Release:
     for name, digest in listed.items():
         items.append(_item(folder, name))
         if items[-1].sha256 != digest:
-            raise UserError(f"{folder / name}: is not the file that {SUMS} names", "get or make the release again")
+            raise UserError(f"{folder / name}: is not the file that {SUMS} names", "pull or make the release again")
     items.append(_item(folder, SUMS))
     if items[-1].sha256 != hashlib.sha256(text).hexdigest():
         raise UserError(f"{folder / SUMS}: changed while it was read")
@@ -189,23 +189,23 @@ def load(folder: Path, sums: bytes | None = None) -> Release:
 
 
 def read_facts(folder: Path) -> Facts:
-    """release.json of a folder; UserError where it is missing or of another schema."""
+    """release.json of a folder; UserError if it is missing or of another schema."""
     try:
         facts = strictjson.decode(read(folder, FACTS, SMALL), Facts, SCHEMA)
     except ValueError as error:
-        raise UserError(f"{folder / FACTS}: no release's facts: {error}") from error
+        raise UserError(f"{folder / FACTS}: not the facts of a release: {error}") from error
     if not NAME.fullmatch(facts.name) or not VERSION.fullmatch(facts.version):
-        raise UserError(f"{folder / FACTS}: name {facts.name!r} or version {facts.version!r} cannot be")
+        raise UserError(f"{folder / FACTS}: name {facts.name!r} or version {facts.version!r} is invalid")
     return facts
 
 
 def _check_sizes(folder: Path, listed: Mapping[str, str]) -> None:
-    """UserError where a file's size, or that of all of them, is not what it may be."""
+    """UserError if a file's size, or that of all files, is wrong."""
     sizes = {name: plain(folder, name).stat().st_size for name in listed}
     if SIZES not in listed:
         if sum(sizes.values()) > UNSIZED_MAX:
             raise UserError(
-                f"{folder}: {sum(sizes.values())} bytes: a release that has no {SIZES} may have {UNSIZED_MAX}"
+                f"{folder}: {sum(sizes.values())} bytes: a release without {SIZES} may have at most {UNSIZED_MAX}"
             )
         return
     signed = parse_sizes(read(folder, SIZES, SMALL), listed, str(folder / SIZES))
@@ -213,7 +213,7 @@ def _check_sizes(folder: Path, listed: Mapping[str, str]) -> None:
         if sizes[name] != size:
             raise UserError(
                 f"{folder / name}: is not the file that {SUMS} names: it has {sizes[name]} bytes, not {size}",
-                "get or make the release again",
+                "pull or make the release again",
             )
 
 
@@ -229,12 +229,12 @@ def read(folder: Path, name: str, limit: int) -> bytes:
 
 
 def plain(folder: Path, name: str) -> Path:
-    """The path of a file that is one: no link, no pipe; UserError else."""
+    """The path of a plain file; UserError for a link, a pipe or no file."""
     path = folder / name
     try:
         if path.is_symlink() or not path.is_file():
-            what = "no release: " if name == SUMS else ""
-            raise UserError(f"{path}: {what}missing, or not a plain file", "get or make the release again")
+            what = "not a release: " if name == SUMS else ""
+            raise UserError(f"{path}: {what}missing, or not a plain file", "pull or make the release again")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     return path

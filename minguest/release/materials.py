@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle is made of, part by part: `sbom` writes it down, `verify` holds the SBOM against it."""
+"""The parts of a bundle: `sbom` writes them, `verify` compares the SBOM with them."""
 
 from urllib.parse import quote
 
@@ -7,12 +7,12 @@ import msgspec
 
 from minguest.bundle.manifests import Manifest
 
-# The licence of the line's pinned source holds for the builder's own tree of the line as well.
+# The licence of a series' pinned source also applies to the builder's own tree of that series.
 LINUX_LICENCE = "GPL-2.0-only WITH Linux-syscall-note"
 
 
 class Material(msgspec.Struct, frozen=True):
-    """One part, in CycloneDX' words: https://cyclonedx.org/docs/1.6/json/#components"""
+    """One part, in CycloneDX' terms: https://cyclonedx.org/docs/1.6/json/#components"""
 
     ref: str
     kind: str
@@ -26,10 +26,10 @@ class Material(msgspec.Struct, frozen=True):
     purl: str | None = None
     """https://github.com/package-url/purl-spec"""
     urls: tuple[str, ...] = ()
-    """Where its source is had, and below the SHA-256 that it has there."""
+    """Where its source can be downloaded; the next field is the SHA-256 of that download."""
     urls_sha256: str = ""
     excluded: bool = False
-    """Used, and not in the release."""
+    """Used, but not in the release."""
     properties: tuple[tuple[str, str], ...] = ()
 
 
@@ -84,7 +84,7 @@ def of(manifest: Manifest) -> dict[str, Material]:
             for name, file in sorted(manifest.files.items())
         ),
     ]
-    # In one order, whoever wrote them down: CycloneDX' lists are sets.
+    # In a fixed order: CycloneDX' lists are sets.
     return {
         part.ref: msgspec.structs.replace(
             part, urls=tuple(sorted(part.urls)), properties=tuple(sorted(part.properties))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Provenance: what a bundle was made of and by which build, as a SLSA predicate.
+"""Provenance: the inputs of a bundle and its build, as a SLSA predicate.
 
-Format: https://slsa.dev/spec/v1.0/provenance. The builder is whoever runs the release and signs it: SLSA build level 1,
-made and signed; nothing here vouches for the machine.
+Format: https://slsa.dev/spec/v1.0/provenance. The builder is the person who makes and signs the release: SLSA build
+level 1. It guarantees nothing about the machine.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ BUILDER = "urn:minguest:doit"
 
 
 def predicate(manifest: Manifest, commit: str | None) -> dict[str, Any]:
-    """The predicate; `commit` is the checkout's commit in git, None where it is no checkout or has changes."""
+    """The predicate; `commit` is the checkout's commit in git, None if it is not a checkout or has changes."""
     return {
         "buildDefinition": {
             "buildType": BUILD,
@@ -30,7 +30,7 @@ def predicate(manifest: Manifest, commit: str | None) -> dict[str, Any]:
 
 
 def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]:
-    """Everything that was put in, as in-toto resource descriptors."""
+    """All inputs, as in-toto resource descriptors."""
     found: list[dict[str, Any]] = [_kernel(manifest)]
     found.append(
         {
@@ -59,12 +59,12 @@ def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]
 
 def _kernel(manifest: Manifest) -> dict[str, Any]:
     kind, _, digest = manifest.kernel.origin.partition(":")
-    told: dict[str, Any] = {
+    descriptor: dict[str, Any] = {
         "name": "linux",
         "annotations": {"version": manifest.kernel.version, "signature": manifest.kernel.signature},
     }
     if kind == "sha256":
-        return {**told, "uri": manifest.kernel.urls[0], "digest": {"sha256": digest}}
-    # A tree of the user's own: a hash of what is in it, of no file that anybody could fetch.
-    told["annotations"]["origin"] = manifest.kernel.origin
-    return told
+        return {**descriptor, "uri": manifest.kernel.urls[0], "digest": {"sha256": digest}}
+    # The user's own tree: a hash over its content, not over a file that can be downloaded.
+    descriptor["annotations"]["origin"] = manifest.kernel.origin
+    return descriptor

@@ -33,7 +33,7 @@ from minguest.bundle.manifests import Manifest
 from minguest.release import materials
 from minguest.release.materials import Material
 
-# What the files of a bundle are made of, by reference.
+# The components of each file of a bundle, by reference.
 MADE_OF = {
     "bzImage": ["linux"],
     "System.map": ["linux"],
@@ -69,7 +69,7 @@ def render(manifest: Manifest, name: str, version: str, patches: Mapping[str, st
             ),
         ],
     )
-    # The library puts the time there; the same release shall give the same bytes.
+    # The library sets it to the current time, but the same release must give the same bytes.
     bom.metadata.timestamp = None  # type: ignore[assignment]
     return JsonV1Dot6(bom).output_as_string(indent=1).encode() + b"\n"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signatures as `ssh-keygen -Y` makes them: by a key that its owner has already, from a file, an agent or a token.
+"""Signatures of `ssh-keygen -Y`: by a key that its owner already has, from a file, an agent or a token.
 
-Chosen over minisign and cosign because the tool and the keys are there: OpenSSH 8.2 (2020) and later, on every
+Chosen over minisign and cosign because users have the tool and the keys: OpenSSH 8.2 (2020) and later, on every
 distribution, macOS and Windows; the same keys and the same file of trusted signers sign and verify commits of git.
 The format: PROTOCOL.sshsig of OpenSSH. Trusted keys: ssh-keygen(1), ALLOWED SIGNERS.
 """
@@ -22,24 +22,24 @@ from minguest.util import scratch
 from minguest.util.errors import UserError, printable
 from minguest.util.run import run
 
-# A signature is good for one purpose: one that git or a mail program made over the same bytes does not count here.
+# A signature is valid for one purpose: one that git or a mail program made over the same bytes is refused here.
 NAMESPACE = "minguest"
-# Seconds: a hardware key waits for a finger.
+# Seconds: a hardware key waits for a touch.
 DEADLINE_S = 60
 BEGIN, END = b"-----BEGIN SSH SIGNATURE-----\n", b"-----END SSH SIGNATURE-----\n"
 WIDTH = 70
 MAGIC = b"SSHSIG"
-# The name of the one key that the user gave; ssh-keygen wants a name for each.
+# The name of the one key that the user gave; ssh-keygen requires a name for each key.
 GIVEN = "the-key-that-was-given"
-# What ssh-keygen says where no line of the file fits.
+# ssh-keygen's message if no line of the file matches.
 UNKNOWN = "No principal matched."
-# Bytes that are read of a file of public keys.
+# Most bytes that are read from a file of public keys.
 KEY_MAX = 64 << 10
 KEY_KIND = re.compile(r"(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+")
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What a signature says of itself; nothing of it is verified."""
+    """The claims of a signature about itself; none is verified."""
 
     fingerprint: str
     """`SHA256:…` of the public key, as ssh-keygen -l prints it."""
@@ -51,16 +51,16 @@ class Signature(msgspec.Struct, frozen=True):
 def sign(data: bytes, key: Path) -> bytes:
     """An armoured signature over `data`.
 
-    `key` is a private key, or a public one whose private half an ssh-agent has. A passphrase is never asked for: the
-    agent is for that. Raises UserError when the key is none or cannot be used.
+    `key` is a private key, or a public one whose private half an ssh-agent has. It never asks for a passphrase: use
+    the agent. Raises UserError when the key is not a key or cannot be used.
     """
     check_key(key)
     with scratch.folder("sign") as folder:
         message = folder / "message"
         message.write_bytes(data)
-        status, said = run(
+        status, output = run(
             ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key, message],
-            # No window that asks for a passphrase, where nobody may be.
+            # No window that asks for a passphrase: the session may be unattended.
             env={"SSH_ASKPASS_REQUIRE": "never"},
             deadline=DEADLINE_S,
             check=False,
@@ -68,8 +68,8 @@ def sign(data: bytes, key: Path) -> bytes:
         result = message.with_name("message.sig")
         if status or not result.exists():
             raise UserError(
-                f"key={key}: ssh-keygen cannot sign with it: {' '.join(said.split())}",
-                "give a private key without a passphrase, or ssh-add it and give its .pub file",
+                f"key={key}: ssh-keygen cannot sign with it: {' '.join(output.split())}",
+                "name a private key without a passphrase; or ssh-add the key and name its .pub file",
             )
         return result.read_bytes()
 
@@ -81,16 +81,15 @@ def check_key(key: Path) -> None:
     except OSError:  # a name that is too long
         there = False
     if not there:
-        # A key that was pasted in place of its name is not shown again.
+        # Do not show a key that was pasted instead of its file name.
         shown = "a key's own text" if "-----" in str(key) else str(key)
-        raise UserError(f"key={shown}: no such file", "key=FILE names a private key, or a .pub of one in ssh-agent")
+        raise UserError(f"key={shown}: no such file", "name a private key with key=FILE, or a .pub of one in ssh-agent")
 
 
 def parse(armoured: bytes, where: str) -> Signature:
     """Read a signature; UserError unless it is exactly as ssh-keygen writes one.
 
-    ssh-keygen itself reads with more tolerance (blanks in base64, text after the end); here one changed byte is one
-    too many.
+    ssh-keygen itself is more tolerant (blanks in base64, text after the end); here one changed byte is an error.
     """
     try:
         blob = base64.b64decode(b"".join(_body(armoured).split(b"\n")), validate=True)
@@ -106,7 +105,7 @@ def parse(armoured: bytes, where: str) -> Signature:
             namespace.decode("utf-8"),
         )
     except (ValueError, struct.error, binascii.Error) as error:
-        raise UserError(f"{where}: no SSH signature, or a damaged one: {error}") from error
+        raise UserError(f"{where}: not an SSH signature, or a damaged one: {error}") from error
 
 
 def armour(blob: bytes) -> bytes:
@@ -141,7 +140,7 @@ def _strings(data: bytes, count: int, *, more: bool = False) -> list[bytes]:
 
 
 def check(data: bytes, armoured: bytes, where: str) -> None:
-    """UserError unless a signature fits `data`, by whichever key: that it is whole, not that it is to be trusted."""
+    """UserError unless a signature matches `data`, by any key: it shows that it is complete, not that it is trusted."""
     parse(armoured, where)
     with scratch.folder("verify") as folder:
         signature, message = folder / "signature", folder / "message"
@@ -149,9 +148,11 @@ def check(data: bytes, armoured: bytes, where: str) -> None:
         message.write_bytes(data)
         with message.open("rb") as content:
             argv: list[str | Path] = ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature]
-            status, said = run(argv, stdin=content, deadline=DEADLINE_S, check=False)
+            status, output = run(argv, stdin=content, deadline=DEADLINE_S, check=False)
     if status:
-        raise UserError(f"{where}: does not fit what it signs: one of the two was changed ({' '.join(said.split())})")
+        raise UserError(
+            f"{where}: does not match the signed data: one of the two was changed ({' '.join(output.split())})"
+        )
 
 
 class Verifier(Protocol):
@@ -162,13 +163,13 @@ class Verifier(Protocol):
 
 
 class Anyone:
-    """Whoever signed: what is asked is only that the signature fits."""
+    """Accepts any signer: the signature must only match."""
 
     def verify(self, data: bytes, armoured: bytes, where: str) -> str:
         """The key's fingerprint."""
         check(data, armoured, where)
-        told = parse(armoured, where)
-        return f"{told.kind} {told.fingerprint}"
+        signature = parse(armoured, where)
+        return f"{signature.kind} {signature.fingerprint}"
 
 
 class Trusted:
@@ -179,10 +180,10 @@ class Trusted:
         self.shown = shown
 
     def verify(self, data: bytes, armoured: bytes, where: str) -> str:
-        """Who of the trusted signed `data`, by the name that the file gives."""
-        told = parse(armoured, where)
-        if told.namespace != NAMESPACE:
-            raise UserError(f"{where}: was made for {told.namespace!r}, not for {NAMESPACE!r}")
+        """The trusted signer of `data`, by the name in the file."""
+        claimed = parse(armoured, where)
+        if claimed.namespace != NAMESPACE:
+            raise UserError(f"{where}: was made for {claimed.namespace!r}, not for {NAMESPACE!r}")
         check(data, armoured, where)
         with scratch.folder("verify") as folder:
             signature, message = folder / "signature", folder / "message"
@@ -191,7 +192,7 @@ class Trusted:
             find: list[str | Path] = ["ssh-keygen", "-Y", "find-principals", "-s", signature, "-f", self.path]
             _, principals = run(find, deadline=DEADLINE_S, check=False, merge=False)
             refused = ""
-            # A key may have several names there, and lines that are too old or for another purpose.
+            # A key may have several names there, and lines that have expired or are for another purpose.
             for principal in filter(None, principals.splitlines()):
                 argv: list[str | Path] = ["ssh-keygen", "-Y", "verify", "-f", self.path]
                 argv += ["-I", principal, "-n", NAMESPACE, "-s", signature]
@@ -199,22 +200,22 @@ class Trusted:
                     status, refused = run(argv, stdin=content, deadline=DEADLINE_S, check=False)
                 if status == 0:
                     who = self.shown if principal == GIVEN else principal
-                    return printable(f"{who} ({told.kind} {told.fingerprint})")
-            _, said = run(find, deadline=DEADLINE_S, check=False)
-        lines = [*said.splitlines(), *refused.splitlines()]
+                    return printable(f"{who} ({claimed.kind} {claimed.fingerprint})")
+            _, output = run(find, deadline=DEADLINE_S, check=False)
+        lines = [*output.splitlines(), *refused.splitlines()]
         complaint = "; ".join(line for line in lines if line not in (UNKNOWN, *principals.splitlines()))
         raise UserError(
-            f"{where}: is by {told.kind} {told.fingerprint}, which is not trusted here ({self.shown})"
+            f"{where}: is by {claimed.kind} {claimed.fingerprint}, which is not trusted here ({self.shown})"
             + (f": {complaint}" if complaint else ""),
-            "trust it only if its owner told you this fingerprint: --key FILE.pub, or a line in trusted-keys",
+            "trust it only if its owner gave you this fingerprint: pass --key FILE.pub, or add a line to trusted-keys",
         )
 
 
 @contextmanager
 def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iterator[Trusted | None]:
-    """The keys to trust: one public key's file, or a file of allowed signers; None where `unsigned` is accepted.
+    """The keys to trust: one public key's file, or a file of allowed signers; None if `unsigned` is accepted.
 
-    UserError where neither can be read.
+    UserError if neither can be read.
     """
     if unsigned:
         yield None
@@ -223,7 +224,7 @@ def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iter
         if not trusted.is_file():
             raise UserError(
                 f"no key to verify with: {trusted} does not exist",
-                "--key FILE.pub verifies with one public key; or write lines `NAME ssh-ed25519 AAAA…` into that file",
+                "pass one public key with --key FILE.pub; or write lines `NAME ssh-ed25519 AAAA…` into that file",
             )
         yield Trusted(trusted, str(trusted))
         return
@@ -235,15 +236,15 @@ def trusting(key: Path | None, trusted: Path, *, unsigned: bool = False) -> Iter
 
 
 def _public_keys(path: Path) -> list[str]:
-    """The keys of a .pub file, comments left out; UserError where there is none."""
+    """The keys of a .pub file without comments; UserError if there are none."""
     try:
-        # Not only a file: also what a shell's <(…) gives.
+        # Also a pipe, such as a shell's <(…).
         with path.open("rb") as file:
             content = file.read(KEY_MAX).decode("ascii", "replace")
     except OSError as error:
-        raise UserError(f"--key {path}: {error.strerror}", "give the signer's .pub file") from error
+        raise UserError(f"--key {path}: {error.strerror}", "name the signer's .pub file") from error
     lines = [line.split() for line in content.splitlines()]
-    found = [" ".join(words[:2]) for words in lines if len(words) > 1 and KEY_KIND.fullmatch(words[0])]
+    found = [" ".join(fields[:2]) for fields in lines if len(fields) > 1 and KEY_KIND.fullmatch(fields[0])]
     if not found:
-        raise UserError(f"--key {path}: no public key in OpenSSH's format", "give the signer's .pub file")
+        raise UserError(f"--key {path}: no public key in OpenSSH's format", "name the signer's .pub file")
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifies a release folder: who signed it, that nothing in it was changed, and that its papers tell of these files.
+"""Verifies a release folder: who signed it, that it is unchanged, and that its documents describe these files.
 
 Needs none of the build's tools: Python, and ssh-keygen for the signatures.
 """
@@ -24,12 +24,12 @@ from minguest.release import attest, evidence, layout, materials, provenance, ss
 from minguest.util import archive, scratch, strictjson
 from minguest.util.errors import UserError, printable
 
-# Bytes that evidence may have, packed and unpacked: more than a release has, less than what fills a /tmp in memory.
+# Most bytes of evidence, packed and unpacked: more than a release has, too few to fill a /tmp in memory.
 PACKED_MAX = 32 << 20
 EVIDENCE_MAX = 128 << 20
-# Files in it; it has about 40.
+# Most files in it; it has about 40.
 MEMBERS_MAX = 1000
-# Characters of a row, and names in it.
+# Most characters of a row, and most names in it.
 SHOWN = 2000
 NAMES = 20
 EVIDENCE_NAME = re.compile(
@@ -40,7 +40,7 @@ FORMATS = ("1.6",)
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One thing that was looked at."""
+    """One check."""
 
     what: str
     result: Literal["ok", "WRONG", "UNSIGNED", "not checked"]
@@ -48,7 +48,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What was found; `holds` only when all of it does."""
+    """The result; `holds` only if all of it does."""
 
     facts: layout.Facts | None
     rows: tuple[Row, ...]
@@ -57,10 +57,10 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def verify(folder: Path, trusted: sshsig.Verifier | None, *, allow_failed: bool = False) -> Report:
-    """Verify a release. `trusted` has the keys that may sign; None accepts an unsigned release, as the user said.
+    """Verify a release. `trusted` has the keys that may sign; None accepts an unsigned release, as the user requested.
 
-    `allow_failed`: a check whose own result is FAIL does not spoil the whole. Errors become rows, so that one of them
-    does not hide the next; but where the signature is wrong nothing else is looked at: it would mean nothing.
+    `allow_failed`: a check with the result FAIL in the evidence is accepted. Errors become rows, so that one does not
+    hide the next; but after a wrong signature nothing else is checked: it would mean nothing.
     """
     rows: list[Row] = []
     try:
@@ -82,51 +82,53 @@ def verify(folder: Path, trusted: sshsig.Verifier | None, *, allow_failed: bool 
     def proof() -> str:
         nonlocal checks
         with scratch.folder("evidence") as unpacked:
-            told, checks = _evidence(folder, unpacked, manifest, sums, verifier)
-        return told
+            summary, checks = _evidence(folder, unpacked, manifest, sums, verifier)
+        return summary
 
-    looks: list[tuple[str, Callable[[], str]]] = [
+    steps: list[tuple[str, Callable[[], str]]] = [
         ("manifest", lambda: _facts(found.facts, manifest)),
-        ("SBOM", lambda: _sbom(_paper(folder, layout.SBOM, sums), manifest, found.facts)),
+        ("SBOM", lambda: _sbom(_document(folder, layout.SBOM, sums), manifest, found.facts)),
         ("provenance", lambda: _provenance(folder, manifest, sums, verifier)),
         ("evidence", proof),
     ]
-    for what, look in looks:
+    for what, check in steps:
         try:
-            rows.append(Row(what, "ok", look()))
+            rows.append(Row(what, "ok", check()))
         except UserError as error:
             rows.append(Row(what, "WRONG", _one_line(error)))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-            rows.append(Row(what, "WRONG", f"not in the form that it must have: {error!r}"))
+            rows.append(Row(what, "WRONG", f"not in the required form: {error!r}"))
     failed = [check.name for check in checks if check.result == "FAIL"]
     if failed:
-        rows.append(Row("results", "ok" if allow_failed else "WRONG", f"FAIL: {', '.join(failed)}, says its own maker"))
+        rows.append(
+            Row("results", "ok" if allow_failed else "WRONG", f"FAIL: {', '.join(failed)}, by its maker's own evidence")
+        )
     rows += _not_checked(folder, sums, manifest)
     holds = all(row.result in ("ok", "not checked", "UNSIGNED") for row in rows)
     return Report(found.facts, tuple(rows), checks, holds)
 
 
 def signed(sums: bytes, signature: bytes | None, trusted: sshsig.Verifier | None) -> Row:
-    """The row of SHA256SUMS' signature; UserError for a wrong one, a missing one, and one that nobody can check."""
+    """The row of SHA256SUMS' signature; UserError for a wrong or missing one, and for one that cannot be checked."""
     if trusted is None:
         if signature is not None:
             raise UserError("--unsigned: this release is signed", "verify it with its signer's key: --key FILE.pub")
-        return Row("signature", "UNSIGNED", "accepted as requested: nobody vouches for these files")
+        return Row("signature", "UNSIGNED", "accepted as requested: nothing proves the origin of these files")
     if signature is None:
         raise UserError(
             f"UNSIGNED: there is no {layout.SIGNATURE}",
-            "if its maker told you that it is unsigned, and you trust the way it came: --unsigned",
+            "pass --unsigned only if its maker says that it is unsigned, and you trust the way it came",
         )
     return Row("signature", "ok", f"by {trusted.verify(sums, signature, layout.SIGNATURE)}")
 
 
 def table(report: Report) -> str:
-    """The report for a person: a row a look, then what the evidence says."""
+    """The report for a reader: a row per check, then the evidence."""
     wide = max(len(row.what) for row in report.rows)
     marks = max(len(row.result) for row in report.rows)
     text = [printable(f"  {row.what:<{wide}}  {row.result:<{marks}}  {_cut(row.detail)}") for row in report.rows]
     if report.checks:
-        text += ["  what its maker ran:", evidence.table(report.checks)]
+        text += ["  checks that its maker ran:", evidence.table(report.checks)]
     return "\n".join(text)
 
 
@@ -138,8 +140,8 @@ def _cut(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _paper(folder: Path, name: str, sums: Mapping[str, str], limit: int = strictjson.LIMIT) -> bytes:
-    """A file as it was when its sum was verified."""
+def _document(folder: Path, name: str, sums: Mapping[str, str], limit: int = strictjson.LIMIT) -> bytes:
+    """A file's content, if its sum is still the verified one."""
     if name not in sums:
         raise UserError(f"{layout.SUMS} lists no {name}")
     content = layout.read(folder, name, limit)
@@ -155,13 +157,13 @@ def _signature(folder: Path) -> bytes | None:
 
 def _manifest(folder: Path, facts: layout.Facts, sums: Mapping[str, str], *, signed: bool) -> manifests.Manifest:
     if facts.signed != signed:
-        said = "signed" if facts.signed else "unsigned"
-        raise UserError(f"{layout.FACTS} says that the release is {said}, which it is not")
-    manifest = manifests.parse(_paper(folder, layout.MANIFEST, sums), folder / layout.MANIFEST)
+        claimed = "signed" if facts.signed else "unsigned"
+        raise UserError(f"{layout.FACTS} says that the release is {claimed}, which is wrong")
+    manifest = manifests.parse(_document(folder, layout.MANIFEST, sums), folder / layout.MANIFEST)
     for name, file in manifest.files.items():
-        # A file of this hash has one size only, and another number would be another story.
+        # A file with this hash has only one size, so another number in the manifest is wrong.
         if sums.get(name) != file.sha256 or layout.plain(folder, name).stat().st_size != file.size:
-            raise UserError(f"{layout.MANIFEST}: tells of another {name} than {layout.SUMS}")
+            raise UserError(f"{layout.MANIFEST}: describes another {name} than {layout.SUMS}")
     optional = {layout.SIGNATURE, *layout.LATER}
     if missing := [name for name in layout.MEDIA_TYPES if name not in sums and name not in optional]:
         raise UserError(f"{layout.SUMS} lists no {', '.join(missing)}")
@@ -169,7 +171,7 @@ def _manifest(folder: Path, facts: layout.Facts, sums: Mapping[str, str], *, sig
 
 
 def _facts(facts: layout.Facts, manifest: manifests.Manifest) -> str:
-    told = (facts.guest, facts.series, facts.kernel, facts.firmware, facts.name)
+    claimed = (facts.guest, facts.series, facts.kernel, facts.firmware, facts.name)
     wanted = (
         manifest.guest.name,
         manifest.kernel.series,
@@ -177,8 +179,8 @@ def _facts(facts: layout.Facts, manifest: manifests.Manifest) -> str:
         manifest.firmware.version,
         f"{manifest.guest.name}-{manifest.kernel.series}",
     )
-    if told != wanted:
-        raise UserError(f"{layout.FACTS} tells of {told}, {layout.MANIFEST} of {wanted}")
+    if claimed != wanted:
+        raise UserError(f"{layout.FACTS} describes {claimed}, {layout.MANIFEST} {wanted}")
     if manifest.config.problems:
         raise UserError("the bundle was built with contract=ignore and breaks its contract")
     return f"{len(manifest.files)} files of the bundle; linux {facts.kernel}, OVMF {facts.firmware}"
@@ -188,26 +190,26 @@ def _sbom(content: bytes, manifest: manifests.Manifest, facts: layout.Facts) -> 
     name = layout.SBOM
     bom = strictjson.loads(content)
     if bom["bomFormat"] != "CycloneDX" or bom["specVersion"] not in FORMATS:
-        raise UserError(f"{name}: {bom['bomFormat']} {bom['specVersion']}; CycloneDX 1.6 is known here")
+        raise UserError(f"{name}: {bom['bomFormat']} {bom['specVersion']}; this minguest reads CycloneDX 1.6")
     product = bom["metadata"]["component"]
     if (product["name"], product["version"]) != (facts.name, facts.version):
         raise UserError(f"{name}: is of {product['name']} {product['version']}, not of {facts.name} {facts.version}")
-    told = [_material(part) for part in bom["components"]]
+    found = [_material(part) for part in bom["components"]]
     wanted = materials.of(manifest)
-    if sorted(part.ref for part in told) != sorted(wanted):
+    if sorted(part.ref for part in found) != sorted(wanted):
         raise UserError(f"{name}: its components are not {', '.join(sorted(wanted))}")
-    if wrong := sorted(part.ref for part in told if part != wanted[part.ref]):
-        raise UserError(f"{name}: tells another story than the manifest of {', '.join(wrong)}")
+    if wrong := sorted(part.ref for part in found if part != wanted[part.ref]):
+        raise UserError(f"{name}: differs from the manifest in {', '.join(wrong)}")
     linux = next(part for part in bom["components"] if part["bom-ref"] == "linux")
     texts = [patch["diff"]["text"]["content"] for patch in linux.get("pedigree", {}).get("patches", [])]
     hashes = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
     if hashes != sorted(patch.sha256 for patch in manifest.kernel.patches):
         raise UserError(f"{name}: its patches are not those that the manifest names")
-    return f"CycloneDX {bom['specVersion']}: {len(told)} components, {len(texts)} patches, agree with the manifest"
+    return f"CycloneDX {bom['specVersion']}: {len(found)} components, {len(texts)} patches, agree with the manifest"
 
 
 def _material(part: Mapping[str, Any]) -> materials.Material:
-    """A component of the SBOM, read back."""
+    """A component of the SBOM as a material."""
     downloads = part.get("externalReferences", ())
     hashes = {_hash(each) for each in downloads}
     if len(hashes) > 1:
@@ -241,25 +243,25 @@ def _provenance(
     verifier: Callable[[bytes, bytes, str], str] | None,
 ) -> str:
     name = layout.PROVENANCE
-    statement = attest.unseal(_paper(folder, name, sums), name, verifier)
+    statement = attest.unseal(_document(folder, name, sums), name, verifier)
     if statement.kind != provenance.KIND:
         raise UserError(f"{name}: is a {statement.kind}, not a {provenance.KIND}")
     made = {file: sums[file] for file in [*manifest.files, layout.MANIFEST, paths.RUN_GUEST]}
     if wrong := attest.same(statement.subjects, made):
-        raise UserError(f"{name}: is not about {', '.join(wrong)} as it is here")
+        raise UserError(f"{name}: its subjects differ from the release in {', '.join(wrong)}")
     build = statement.predicate["buildDefinition"]
     used = build["resolvedDependencies"]
     commits = [each["digest"]["gitCommit"] for each in used if "gitCommit" in each.get("digest", {})]
     if any(not COMMIT.fullmatch(str(commit)) for commit in commits):
-        raise UserError(f"{name}: {commits[0]!r} is no commit of git")
-    # By way of JSON, as the other one came.
+        raise UserError(f"{name}: {commits[0]!r} is not a commit of git")
+    # Through JSON, like the other one.
     wanted = msgspec.json.decode(msgspec.json.encode(provenance.predicate(manifest, commits[0] if commits else None)))
-    for part, told in wanted["buildDefinition"].items():
-        if build.get(part) != told:
-            raise UserError(f"{name}: its {part} tell another story than the manifest")
+    for part, expected in wanted["buildDefinition"].items():
+        if build.get(part) != expected:
+            raise UserError(f"{name}: its {part} differs from the manifest")
     if statement.predicate["runDetails"] != wanted["runDetails"]:
-        raise UserError(f"{name}: its runDetails tell another story than the manifest")
-    at = f", minguest's commit {commits[0][:12]}" if commits else ", no commit of minguest told"
+        raise UserError(f"{name}: its runDetails differs from the manifest")
+    at = f", minguest's commit {commits[0][:12]}" if commits else ", no commit of minguest recorded"
     return f"SLSA: {len(used)} inputs, agree with the manifest{at}"
 
 
@@ -271,38 +273,38 @@ def _evidence(
     verifier: Callable[[bytes, bytes, str], str] | None,
 ) -> tuple[str, tuple[evidence.Check, ...]]:
     name = layout.EVIDENCE
-    statement = attest.unseal(_paper(folder, name, sums), name, verifier)
+    statement = attest.unseal(_document(folder, name, sums), name, verifier)
     if statement.kind != evidence.KIND:
         raise UserError(f"{name}: is a {statement.kind}, not a {evidence.KIND}")
     about = {file: sums[file] for file in [*manifest.files, layout.EVIDENCE_FILES]}
     if wrong := attest.same(statement.subjects, about):
-        raise UserError(f"{name}: is not about {', '.join(wrong)} as it is here")
+        raise UserError(f"{name}: its subjects differ from the release in {', '.join(wrong)}")
     try:
         predicate = msgspec.convert(statement.predicate, evidence.Predicate)
     except msgspec.ValidationError as error:
         raise UserError(f"{name}: {error}") from error
     if predicate.schema != evidence.SCHEMA:
         raise UserError(f"{name}: schema {predicate.schema}, this minguest knows {evidence.SCHEMA}")
-    packed = _unpack(_paper(folder, layout.EVIDENCE_FILES, sums, PACKED_MAX), unpacked)
-    told = {path: digest for check in predicate.checks for path, digest in check.files.items()}
-    if wrong := attest.same(told, packed):
-        raise UserError(f"{layout.EVIDENCE_FILES}: is not what {name} names: {', '.join(wrong)}")
-    _paper(folder, "kernel.config", sums)  # is not too large to be read
+    packed = _unpack(_document(folder, layout.EVIDENCE_FILES, sums, PACKED_MAX), unpacked)
+    proof = {path: digest for check in predicate.checks for path, digest in check.files.items()}
+    if wrong := attest.same(proof, packed):
+        raise UserError(f"{layout.EVIDENCE_FILES}: differs from {name} in {', '.join(wrong)}")
+    _document(folder, "kernel.config", sums)  # checks that it is not too large to read
     _agree(predicate.checks, unpacked, manifest, runner.nr_cpus_of(folder))
     results = [check.result for check in predicate.checks]
     counted = ", ".join(f"{results.count(result)} {result}" for result in get_args(evidence.Result))
-    return f"{len(packed)} files tell of exactly these bytes: {counted}", predicate.checks
+    return f"{len(packed)} files about exactly these bytes: {counted}", predicate.checks
 
 
 def _agree(checks: tuple[evidence.Check, ...], folder: Path, manifest: manifests.Manifest, nr_cpus: int) -> None:
-    """Each result is what its files in `folder` come to, gathered again as the release did it; UserError else."""
+    """UserError unless each result follows from its files in `folder`, computed again as for the release."""
     name = layout.EVIDENCE
     tests = {test.name: test for test in runner.tests(manifest.guest.launch)}
-    told = {check.name: check for check in checks}
-    if len(told) != len(checks):
-        raise UserError(f"{name}: a check is told twice")
-    if missing := sorted(tests.keys() - told.keys()):
-        raise UserError(f"{name}: tells nothing of {', '.join(missing)}")
+    claimed = {check.name: check for check in checks}
+    if len(claimed) != len(checks):
+        raise UserError(f"{name}: lists a check twice")
+    if missing := sorted(tests.keys() - claimed.keys()):
+        raise UserError(f"{name}: lacks {', '.join(missing)}")
     for check in checks:
         if check.name in tests:
             again = evidence.of_boot(folder, tests[check.name], manifest, nr_cpus)
@@ -315,14 +317,14 @@ def _agree(checks: tuple[evidence.Check, ...], folder: Path, manifest: manifests
         elif check.result == "NOT RUN" and not check.files:
             continue
         else:
-            raise UserError(f"{name}: {check.name}: {check.result}: a check unknown here", "get a newer minguest")
+            raise UserError(f"{name}: {check.name}: {check.result}: an unknown check", "use a newer minguest")
         proven = check.result == "NOT RUN" and not check.files and again.result == "NOT RUN"
-        # Titles are for reading; a later version may word them otherwise.
+        # Titles are for readers; a later version may have other texts.
         if not proven and msgspec.structs.replace(again, title=check.title) != check:
-            raise UserError(f"{name}: {check.name}: {check.result}, but its files come to {_brief(again)}")
+            raise UserError(f"{name}: {check.name}: {check.result}, but its files show {_brief(again)}")
     own = runner.own_test(manifest.guest.launch)
-    if told[own].result != "PASS":
-        raise UserError(f"{name}: the guest's own launch, {own}, has no PASS")
+    if claimed[own].result != "PASS":
+        raise UserError(f"{name}: the guest's own launch, {own}, did not pass")
 
 
 def _brief(check: evidence.Check) -> str:
@@ -337,7 +339,7 @@ def _unpack(packed: bytes, target: Path) -> dict[str, str]:
         with gzip.open(io.BytesIO(packed)) as stream:
             for member, content in archive.plain_members(cast(IO[bytes], stream), EVIDENCE_MAX):
                 if member in found or not EVIDENCE_NAME.fullmatch(member):
-                    raise UserError(f"{name}: {member!r}: not evidence, no plain file, or there twice")
+                    raise UserError(f"{name}: {member!r}: not evidence, not a plain file, or a duplicate")
                 if len(found) == MEMBERS_MAX:
                     raise UserError(f"{name}: has more than {MEMBERS_MAX} files")
                 found[member] = _keep(content, target / member)
@@ -358,15 +360,15 @@ def _keep(content: IO[bytes], path: Path) -> str:
 
 def _not_checked(folder: Path, sums: Mapping[str, str], manifest: manifests.Manifest) -> list[Row]:
     rows = [
-        Row("notes, page", "not checked", f"what {layout.NOTES} and {layout.PAGE} say: only the sums cover it"),
-        Row("build", "not checked", "nothing was built again: doit reproduce does that"),
+        Row("notes, page", "not checked", f"the text of {layout.NOTES} and {layout.PAGE}: only the sums cover it"),
+        Row("build", "not checked", "nothing was built again; doit reproduce builds it again"),
     ]
     unknown = sorted(sums.keys() - layout.MEDIA_TYPES.keys() - manifest.files.keys())
     if unknown:
-        rows.append(Row("unknown files", "not checked", f"listed, and unknown to this minguest: {', '.join(unknown)}"))
-    # However many there are.
+        rows.append(Row("unknown files", "not checked", f"listed, but unknown to this minguest: {', '.join(unknown)}"))
+    # Bounded: a folder may have any number of files.
     extra = heapq.nsmallest(NAMES + 1, (entry.name for entry in os.scandir(folder) if entry.name not in sums))
     if extra:
-        told = [*extra[:NAMES], *(["and more"] if len(extra) > NAMES else [])]
-        rows.append(Row("other files", "not checked", f"no part of the release: {', '.join(told)}"))
+        names = [*extra[:NAMES], *(["and more"] if len(extra) > NAMES else [])]
+        rows.append(Row("other files", "not checked", f"not part of the release: {', '.join(names)}"))
     return rows

@@ -38,8 +38,8 @@ def at(tmp_path: Path) -> Layout:
 
 
 def results(folder: Path) -> dict[str, str]:
-    told = attest.unseal((folder / layout.EVIDENCE).read_bytes(), "it", None)
-    return {check.name: check.result for check in msgspec.convert(told.predicate, evidence.Predicate).checks}
+    statement = attest.unseal((folder / layout.EVIDENCE).read_bytes(), "it", None)
+    return {check.name: check.result for check in msgspec.convert(statement.predicate, evidence.Predicate).checks}
 
 
 def test_a_release_has_all_of_its_files(at: Layout, key: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_same_release_again_is_the_same_bytes(at: Layout, key: Path) -> None
     assert workshop.make(at, key).items == first.items
 
 
-def test_every_check_is_told(at: Layout, key: Path) -> None:
+def test_every_check_is_listed(at: Layout, key: Path) -> None:
     workshop.tested(at, "pc", 8, "failed")
     workshop.make(at, key)
     assert results(at.release) == {
@@ -78,7 +78,7 @@ def test_every_check_is_told(at: Layout, key: Path) -> None:
         ]  # fmt: skip
 
 
-def test_the_pages_long_words_stay_on_it(at: Layout, key: Path) -> None:
+def test_long_text_stays_within_the_page(at: Layout, key: Path) -> None:
     """URLs and names of patches have no blank in them: where they stand they may be broken anywhere."""
     workshop.make(at, key)
     page = (at.release / layout.PAGE).read_text(encoding="utf-8")
@@ -89,12 +89,12 @@ def test_the_pages_long_words_stay_on_it(at: Layout, key: Path) -> None:
     assert "td code { overflow-wrap: anywhere }" in style
 
 
-def test_a_kernel_for_fewer_cpus_is_not_asked_for_more(tmp_path: Path, key: Path) -> None:
+def test_a_kernel_for_fewer_cpus_is_not_tested_with_more(tmp_path: Path, key: Path) -> None:
     at = workshop.build(tmp_path / "project", "CONFIG_SMP=y\nCONFIG_NR_CPUS=4\n")
     workshop.tested(at)
     workshop.make(at, key)
-    told = attest.unseal((at.release / layout.EVIDENCE).read_bytes(), "it", None)
-    reasons = {check["name"]: check["reason"] for check in told.predicate["checks"]}
+    statement = attest.unseal((at.release / layout.EVIDENCE).read_bytes(), "it", None)
+    reasons = {check["name"]: check["reason"] for check in statement.predicate["checks"]}
     assert reasons["boot-test-q35-8"] == "the kernel was built for fewer CPUs"
     assert reasons["boot-test-q35-1"] == "nobody ran it"
 
@@ -113,9 +113,9 @@ def test_a_reproduction_counts_only_for_these_bytes(at: Layout, key: Path) -> No
 # ── what is refused ──
 
 
-def refused(at: Layout, key: Path | None, why: str, **words: Any) -> None:
+def refused(at: Layout, key: Path | None, why: str, **more: Any) -> None:
     before = sorted(at.release.iterdir()) if at.release.exists() else None
-    given: dict[str, Any] = {"version": "1.0", "since": None, "unsigned": False, **words}
+    given: dict[str, Any] = {"version": "1.0", "since": None, "unsigned": False, **more}
     with pytest.raises(UserError, match=why):
         assemble.make(at, given["version"], key, given["since"], unsigned=given["unsigned"], say=workshop.quiet)
     assert (sorted(at.release.iterdir()) if at.release.exists() else None) == before
@@ -140,24 +140,24 @@ def test_a_bundle_changed_after_its_test_is_refused(at: Layout, key: Path) -> No
 
 def test_a_bundle_built_again_after_its_test_is_refused(at: Layout, key: Path) -> None:
     workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=32\n")
-    refused(at, key, "boot-test-q35-4: NOT RUN, its last run was of other bytes")
+    refused(at, key, "boot-test-q35-4: NOT RUN, its last run used other bytes")
 
 
 def test_a_broken_contract_does_not_ship(at: Layout, key: Path) -> None:
-    told = json.loads((at.bundle / "manifest.json").read_bytes())
-    told["config"]["problems"] = ["CONFIG_EFI is n"]
-    (at.bundle / "manifest.json").write_text(json.dumps(told))
+    manifest = json.loads((at.bundle / "manifest.json").read_bytes())
+    manifest["config"]["problems"] = ["CONFIG_EFI is n"]
+    (at.bundle / "manifest.json").write_text(json.dumps(manifest))
     refused(at, key, "was built with contract=ignore")
 
 
-def test_wrong_keys_and_words_are_refused(at: Layout, key: Path, tmp_path: Path) -> None:
+def test_wrong_keys_and_versions_are_refused(at: Layout, key: Path, tmp_path: Path) -> None:
     refused(at, None, r"(?s)no key to sign with.*key=FILE.*unsigned=yes")
     refused(at, tmp_path / "nowhere", "nowhere: no such file")
     (tmp_path / "bad").write_text("no key")
     refused(at, tmp_path / "bad", "ssh-keygen cannot sign with it")
     for version in ("", "-1", "1/2", "a b", "1+2", "latest", "..", "x" * 129, None):
         refused(at, key, "version", version=version)
-    refused(at, key, "no release", since=tmp_path)
+    refused(at, key, "not a release", since=tmp_path)
     workshop.make(at, key)
     refused(at, tmp_path / "bad", "ssh-keygen cannot sign with it")  # and the old one is still whole
     assert layout.load(at.release).facts.version == "1.0"
@@ -199,7 +199,7 @@ def test_the_page_needs_no_network_and_escapes_what_a_guest_said(at: Layout, key
     assert "0000:00:01.0 BAR 0, 16.0 MiB" in page
 
 
-def test_notes_tell_what_changed_since_the_release_before(at: Layout, key: Path, tmp_path: Path) -> None:
+def test_notes_list_what_changed_since_the_release_before(at: Layout, key: Path, tmp_path: Path) -> None:
     workshop.make(at, key)
     workshop.build(at.root, "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\nCONFIG_ACPI=y\n", version="4.12.15", patches=[])
     workshop.tested(at)
@@ -233,7 +233,7 @@ def test_the_packed_evidence_is_the_same_whenever_it_is_packed(at: Layout) -> No
     assert gzip.decompress(first)[:27] == b"boot-test-q35-4/console.log"
 
 
-def test_the_checkout_is_told_only_where_it_is_whole(tmp_path: Path) -> None:
+def test_a_commit_is_recorded_only_for_an_unchanged_checkout(tmp_path: Path) -> None:
     assert assemble.commit(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -250,9 +250,9 @@ def test_the_checkout_is_told_only_where_it_is_whole(tmp_path: Path) -> None:
 def test_what_starts_the_release_is_the_bundles_own_and_attested(at: Layout, key: Path) -> None:
     workshop.make(at, key)
     for name in (paths.RUN_GUEST, paths.DOMAIN):
-        for paper in (layout.PROVENANCE, layout.EVIDENCE):
-            told = attest.unseal((at.release / paper).read_bytes(), "it", None)
-            assert told.subjects[name] == manifests.load(at.bundle).files[name].sha256
+        for document in (layout.PROVENANCE, layout.EVIDENCE):
+            statement = attest.unseal((at.release / document).read_bytes(), "it", None)
+            assert statement.subjects[name] == manifests.load(at.bundle).files[name].sha256
     shown = subprocess.run([at.release / paths.RUN_GUEST, "--show"], capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("qemu-system-x86_64\n")
 
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_release_that_was_there(tmp_path: Path, key: Path
 def test_what_would_not_verify_is_not_put_in_place(at: Layout, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop.make(at, key)
     monkeypatch.setattr(sbom, "render", lambda *_: b"{}\n")
-    refused(at, key, r"(?s)would not verify, so nothing was released.*SBOM +WRONG", version="1.1")
+    refused(at, key, r"(?s)does not verify, so nothing was released.*SBOM +WRONG", version="1.1")
     assert layout.load(at.release).facts.version == "1.0"
 
 
@@ -304,7 +304,7 @@ def test_evidence_of_another_test_under_its_name_does_not_count(at: Layout, key:
     workshop.tested(at, "q35", 1)
     for path in (at.evidence / "boot-test-q35-1").iterdir():
         (at.evidence / "boot-test-q35-4" / path.name).write_bytes(path.read_bytes())
-    refused(at, key, "boot-test-q35-4: NOT RUN, what was run was another test")
+    refused(at, key, "boot-test-q35-4: NOT RUN, its record is of another test")
 
 
 def key_of(at: Layout) -> str:
@@ -348,7 +348,7 @@ def test_the_matrix_is_evidence(
 def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
     matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
     (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
-    assert (check.result, check.reason) == ("NOT RUN", "its last run was of other bytes")
+    assert (check.result, check.reason) == ("NOT RUN", "its last run used other bytes")
 
 
 def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
@@ -356,7 +356,7 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     place = at.matrix / "matrix.json"
     place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
     (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
-    assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run was of other pits")
+    assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run used other pits")
 
 
 def rehearsed(at: Layout, **changes: object) -> evidence.Check:

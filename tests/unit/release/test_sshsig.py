@@ -45,8 +45,8 @@ def test_ssh_keygen_itself_agrees(key: Path, tmp_path: Path) -> None:
     (tmp_path / "trusted").write_text(f'me namespaces="minguest" {(key.with_suffix(".pub")).read_text()}')
     argv = ["ssh-keygen", "-Y", "verify", "-f", "trusted", "-I", "me", "-n", "minguest", "-s", "sig"]
     assert subprocess.run(argv, input=DATA, cwd=tmp_path, check=False).returncode == 0
-    told = subprocess.run(["ssh-keygen", "-lf", f"{key}.pub"], capture_output=True, text=True, check=True).stdout
-    assert sshsig.parse((tmp_path / "sig").read_bytes(), "it").fingerprint == told.split()[1]
+    listed = subprocess.run(["ssh-keygen", "-lf", f"{key}.pub"], capture_output=True, text=True, check=True).stdout
+    assert sshsig.parse((tmp_path / "sig").read_bytes(), "it").fingerprint == listed.split()[1]
 
 
 def test_a_key_in_an_agent_signs_by_its_public_half(agent: None, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_not_good_is_refused(key: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("me and you\n")
     for file, name, signature, data, why in [
         (other.with_suffix(".pub"), None, armoured, DATA, r"(?s)by ssh-ed25519 \S+, which is not trusted here.*--key"),
-        (key.with_suffix(".pub"), None, armoured, b"other", "does not fit what it signs"),
+        (key.with_suffix(".pub"), None, armoured, b"other", "does not match the signed data"),
         (None, tmp_path / "late", armoured, DATA, "which is not trusted here .*expired"),
         (None, tmp_path / "broken", armoured, DATA, "which is not trusted here .*invalid key"),
     ]:  # fmt: skip
@@ -82,7 +82,7 @@ def test_what_is_not_good_is_refused(key: Path, tmp_path: Path) -> None:
         ):
             assert trusted is not None
             trusted.verify(data, signature, "it")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         sshsig.check(b"other", armoured, "it")
 
 
@@ -112,7 +112,7 @@ def test_every_changed_byte_of_a_signature_is_found(key: Path) -> None:
                 with pytest.raises(UserError):
                     trusted.verify(DATA, spoiled, "it")
     for spoiled in (armoured + b"\n", armoured[:-1], b"", b"\xff", armoured.replace(b"U", b"=", 1)):
-        with pytest.raises(UserError, match="it: no SSH signature, or a damaged one"):
+        with pytest.raises(UserError, match="it: not an SSH signature, or a damaged one"):
             sshsig.parse(spoiled, "it")
 
 

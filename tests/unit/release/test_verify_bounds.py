@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a folder holds, verifying it takes little memory and ends; and no signed paper has two meanings."""
+"""Verifying any folder takes little memory and ends; and no signed document has two meanings."""
 
 import base64
 import gzip
@@ -64,9 +64,9 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, child.returncode)
 
 def look(folder: Path, key: Path, *, holds: bool = False) -> str:
     """What `minguest verify` says of a folder, in a process whose memory and time are bounded."""
-    words = ["verify", str(folder), "--key", f"{key}.pub"]
+    arguments = ["verify", str(folder), "--key", f"{key}.pub"]
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, str(MEMORY), str(SECONDS), *words],
+        [sys.executable, "-c", WATCH, str(MEMORY), str(SECONDS), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
@@ -89,7 +89,7 @@ def grow(path: Path, size: int) -> None:
 @pytest.mark.parametrize("name", [layout.SIGNATURE, layout.SUMS, layout.SIZES])
 def test_lists_of_20_gb_are_not_read(folder: Path, key: Path, name: str) -> None:
     grow(folder / name, 20 << 30)
-    assert "more than the 65536 bytes" in look(folder, key) or name == layout.SIZES
+    assert "more than the limit of 65536 bytes" in look(folder, key) or name == layout.SIZES
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -99,9 +99,7 @@ def test_a_file_of_another_size_is_not_read(folder: Path, key: Path, name: str, 
         sign_again(folder, key, sized=False)
     grow(folder / name, 1 << 40)
     said = look(folder, key)
-    assert (
-        f"{name}: is not the file that SHA256SUMS names" if sized else "a release that has no SIZES may have"
-    ) in said
+    assert (f"{name}: is not the file that SHA256SUMS names" if sized else "a release without SIZES may have") in said
 
 
 def test_a_stranger_that_the_manifest_names_is_not_read(folder: Path, key: Path) -> None:
@@ -110,18 +108,18 @@ def test_a_stranger_that_the_manifest_names_is_not_read(folder: Path, key: Path)
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     sign_again(folder, key)
     grow(folder / "stranger", 1 << 40)
-    assert "tells of another stranger than SHA256SUMS" in look(folder, key)
+    assert "describes another stranger than SHA256SUMS" in look(folder, key)
 
 
 @pytest.mark.parametrize(
     "name",
     [layout.SBOM, layout.MANIFEST, layout.FACTS, layout.PROVENANCE, layout.EVIDENCE, "kernel.config"],
 )
-def test_a_paper_of_500_mb_that_is_signed_is_not_read(folder: Path, key: Path, name: str) -> None:
+def test_a_document_of_500_mb_that_is_signed_is_not_read(folder: Path, key: Path, name: str) -> None:
     grow(folder / name, 500 << 20)
     sign_again(folder, key)
     said = look(folder, key)
-    assert "more than the limit" in said or f"tells of another {name}" in said
+    assert "more than the limit" in said or f"describes another {name}" in said
 
 
 FULL = (4 << 20) - 100
@@ -163,15 +161,15 @@ def test_the_worst_attestation_takes_little(folder: Path, key: Path, worst: str)
 # ── evidence.tar.gz ──
 
 
-def pack(folder: Path, key: Path, packed: bytes, told: dict[str, str]) -> None:
-    """Put a tar in the evidence's place, with signatures that fit; `told`: what its attestation says of its files."""
+def pack(folder: Path, key: Path, packed: bytes, listed: dict[str, str]) -> None:
+    """Put a tar in the evidence's place, with matching signatures; `listed`: its attestation's hashes."""
     (folder / layout.EVIDENCE_FILES).write_bytes(packed)
 
     def spoil(statement: Any) -> None:
         for subject in statement["subject"]:
             if subject["name"] == layout.EVIDENCE_FILES:
                 subject["digest"]["sha256"] = hashlib.sha256(packed).hexdigest()
-        next(each for each in statement["predicate"]["checks"] if each["name"] == BOOT)["files"] = told
+        next(each for each in statement["predicate"]["checks"] if each["name"] == BOOT)["files"] = listed
 
     change_statement(folder, layout.EVIDENCE, key, spoil)
     sign_again(folder, key)
@@ -293,13 +291,13 @@ def test_the_worst_report_takes_little(folder: Path, key: Path, worst: str) -> N
         (layout.EVIDENCE, "payloadType"),
     ],
 )
-def test_a_paper_that_has_a_name_twice_is_refused(folder: Path, key: Path, name: str, key_name: str) -> None:
+def test_a_document_that_has_a_name_twice_is_refused(folder: Path, key: Path, name: str, key_name: str) -> None:
     text = json.dumps(json.loads((folder / name).read_bytes())).encode()
     value = json.dumps(json.loads(text).get(key_name, "0" * 64)).encode()
     start = text.index(f'"{key_name}"'.encode())
     (folder / name).write_bytes(text[:start] + f'"{key_name}": '.encode() + value + b", " + text[start:])
     sign_again(folder, key)
-    assert f"has '{key_name}' twice" in look(folder, key)
+    assert f"has the name '{key_name}' twice" in look(folder, key)
 
 
 @pytest.mark.parametrize("name", [layout.PROVENANCE, layout.EVIDENCE])
@@ -313,7 +311,7 @@ def test_a_statement_that_has_a_name_twice_is_refused(folder: Path, key: Path, n
     envelope["signatures"][0]["sig"] = base64.b64encode(sshsig.blob(sshsig.sign(pae, key))).decode()
     (folder / name).write_text(json.dumps(envelope))
     sign_again(folder, key)
-    assert "has 'predicateType' twice" in look(folder, key)
+    assert "has the name 'predicateType' twice" in look(folder, key)
 
 
 def test_a_verdict_that_has_a_name_twice_proves_nothing(folder: Path, key: Path) -> None:
@@ -323,7 +321,7 @@ def test_a_verdict_that_has_a_name_twice_proves_nothing(folder: Path, key: Path)
     files[name] = b'{"qemu":"1.0",' + files[name][1:]
     packed = tar(*((member(path, len(data)), data) for path, data in files.items()))
     pack(folder, key, packed, {path: hashlib.sha256(data).hexdigest() for path, data in files.items()})
-    assert "its files come to NOT RUN" in look(folder, key)
+    assert "its files show NOT RUN" in look(folder, key)
 
 
 def test_many_strangers_are_counted_and_not_listed(folder: Path, key: Path) -> None:
