@@ -309,7 +309,7 @@ DROPPING = {
 RULE = contract.Rule("SMP", "25-smp", "one CPU runs", pit="smp-off")
 
 
-class Asker:
+class Request:
     """kbuild.configure with a fragment of the user's."""
 
     def __init__(self, root: Path, store: Store, fragment: str = f"# Sockets.\n{ON}") -> None:
@@ -328,33 +328,33 @@ class Asker:
 
 
 def test_a_config_is_what_was_requested(tmp_path: Path, store: Store) -> None:
-    asker = Asker(tmp_path, store)
-    result = asker.configure(prepared(tmp_path / "tree"), contract.Rule("PACKET", "20-net", "no sockets"))
+    request = Request(tmp_path, store)
+    result = request.configure(prepared(tmp_path / "tree"), contract.Rule("PACKET", "20-net", "no sockets"))
     assert result == kbuild.Configured(1, ())
-    assert msgspec.json.decode((asker.target / "config.json").read_bytes(), type=kbuild.Configured) == result
-    config = kconfig.parse_config((asker.target / "kernel.config").read_text())
+    assert msgspec.json.decode((request.target / "config.json").read_bytes(), type=kbuild.Configured) == result
+    config = kconfig.parse_config((request.target / "kernel.config").read_text())
     assert config["PACKET"] == "y" and set(config) == {"PACKET", "GCC_VERSION"}
-    assert asker.said == []
+    assert request.said == []
     logs = {path.name for path in (tmp_path / "log").iterdir()}
     assert logs == {"config.log", "config.tinyconfig.log", "config.merge.log"}
     (kept,) = store.configs.iterdir()
     os.utime(kept, (OLD, OLD))
-    assert asker.configure(prepared(tmp_path / "again")) == result
+    assert request.configure(prepared(tmp_path / "again")) == result
     assert kept.stat().st_mtime > OLD
 
 
 def test_the_guests_options_win(tmp_path: Path, store: Store) -> None:
-    asker = Asker(tmp_path, store)
-    asker.configure(prepared(tmp_path / "tree"), PACKET=False)
-    assert "# CONFIG_PACKET is not set" in (asker.target / "kernel.config").read_text()
+    request = Request(tmp_path, store)
+    request.configure(prepared(tmp_path / "tree"), PACKET=False)
+    assert "# CONFIG_PACKET is not set" in (request.target / "kernel.config").read_text()
 
 
 def test_an_option_that_no_kernel_has_is_refused(tmp_path: Path, store: Store) -> None:
-    asker = Asker(tmp_path, store, "# Sockets.\nCONFIG_PACKETS=y\n")
+    request = Request(tmp_path, store, "# Sockets.\nCONFIG_PACKETS=y\n")
     with pytest.raises(UserError, match=r"20-net\.config:4: linux 6\.12 knows no CONFIG_PACKETS") as raised:
-        asker.configure(prepared(tmp_path / "tree"), ignore=True)
+        request.configure(prepared(tmp_path / "tree"), ignore=True)
     assert raised.value.remedy == "nearest: CONFIG_PACKET"
-    assert not asker.target.exists() and not store.configs.exists()
+    assert not request.target.exists() and not store.configs.exists()
 
 
 def test_an_option_of_another_series_is_known_as_one(tmp_path: Path, store: Store) -> None:
@@ -364,41 +364,41 @@ def test_an_option_of_another_series_is_known_as_one(tmp_path: Path, store: Stor
             store.trees / f"linux-{series}.1-0", {"Kconfig": ("config PACKET", f"config {option}")}, series
         )
         (Path(other.path) / source.STAMP).write_bytes(msgspec.json.encode(other.tree))
-    asker = Asker(tmp_path, store, "# Sockets.\nCONFIG_PACKETS=y\n")
+    request = Request(tmp_path, store, "# Sockets.\nCONFIG_PACKETS=y\n")
     with pytest.raises(UserError, match=r"linux 6\.12 knows no CONFIG_PACKETS") as raised:
-        asker.configure(prepared(tmp_path / "tree"))
+        request.configure(prepared(tmp_path / "tree"))
     assert raised.value.remedy == "only linux 4.12 has it: move it into 20-net.4.12.config"
 
 
 def test_an_option_that_kconfig_drops_is_an_error(tmp_path: Path, store: Store) -> None:
-    asker = Asker(tmp_path, store)
+    request = Request(tmp_path, store)
     with pytest.raises(UserError) as raised:
-        asker.configure(prepared(tmp_path / "tree", DROPPING))
+        request.configure(prepared(tmp_path / "tree", DROPPING))
     first, second = raised.value.message.splitlines()[:2]
     assert first == "the config of linux 6.12 is not what was requested, nothing was compiled"
     assert second == "CONFIG_PACKET: requested y, got n (20-net.config:4: Sockets.)"
     assert "contract=ignore" in str(raised.value.remedy)
-    assert not asker.target.exists()
+    assert not request.target.exists()
 
 
 def test_a_config_that_breaks_the_contract_is_an_error(tmp_path: Path, store: Store) -> None:
-    asker = Asker(tmp_path, store)
+    request = Request(tmp_path, store)
     with pytest.raises(UserError) as raised:
-        asker.configure(prepared(tmp_path / "tree"), RULE)
+        request.configure(prepared(tmp_path / "tree"), RULE)
     lines = raised.value.message.splitlines()
     assert lines[1] == "the kernel's config breaks the contract of this launch in 1 place:"
     assert "CONFIG_SMP" in lines[2] and "pit smp-off" in lines[2]
-    assert not asker.target.exists()
+    assert not request.target.exists()
 
 
 def test_with_contract_ignore_both_are_said_and_kept(tmp_path: Path, store: Store) -> None:
-    asker = Asker(tmp_path, store)
-    result = asker.configure(prepared(tmp_path / "tree", DROPPING), RULE, ignore=True)
+    request = Request(tmp_path, store)
+    result = request.configure(prepared(tmp_path / "tree", DROPPING), RULE, ignore=True)
     broken, dropped = result.problems
     assert "breaks the contract" in broken and "CONFIG_PACKET: requested y, got n" in dropped
-    assert asker.said == [f"contract=ignore: {broken}", f"contract=ignore: {dropped}"]
-    assert msgspec.json.decode((asker.target / "config.json").read_bytes(), type=kbuild.Configured) == result
-    assert "# CONFIG_PACKET is not set" in (asker.target / "kernel.config").read_text()
+    assert request.said == [f"contract=ignore: {broken}", f"contract=ignore: {dropped}"]
+    assert msgspec.json.decode((request.target / "config.json").read_bytes(), type=kbuild.Configured) == result
+    assert "# CONFIG_PACKET is not set" in (request.target / "kernel.config").read_text()
 
 
 @pytest.mark.parametrize("tool", ["gcc", "binutils"])
