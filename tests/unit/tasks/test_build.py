@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,13 +134,18 @@ class Toy:
         """A guest that the fake QEMU of the tests is."""
         return self.write(name, f'{head}\n[launch]\ncpus = 1\nmax_cpus = 1\naccel = "tcg"\n{launch}')
 
-    def run(self, *arguments: str, status: int = 0, **more: str) -> str:
+    def run(self, *arguments: str, status: int = 0, env: Mapping[str, str] | None = None) -> str:
         """doit in it, and what it says."""
-        env = workshop.doit_env(MINGUEST_CACHE=str(self.cache), MINGUEST_STORE=str(self.store), **more)
+        own = {"MINGUEST_CACHE": str(self.cache), "MINGUEST_STORE": str(self.store)}
         done = subprocess.run(
             [sys.executable, "-m", "doit", *arguments],
-            cwd=self.root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
+            cwd=self.root,
+            env=workshop.doit_env(**own, **(env or {})),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         assert done.returncode == status, done.stdout
         return done.stdout
 
