@@ -302,7 +302,7 @@ def test_the_config_that_an_image_carries_is_its_own(tmp_path: Path, store: Stor
 
 # ── the config ──
 
-# Kconfig drops an option without a word, as it does where a dependency is off.
+# Kconfig drops an option silently, as it does where a dependency is off.
 DROPPING = {
     "Makefile": ("\tprintf", "\tsed -i 's/^CONFIG_PACKET=y/# CONFIG_PACKET is not set/' $(O)/.config\n\tprintf")
 }
@@ -391,7 +391,7 @@ def test_a_config_that_breaks_the_contract_is_an_error(tmp_path: Path, store: St
     assert not request.target.exists()
 
 
-def test_with_contract_ignore_both_are_said_and_kept(tmp_path: Path, store: Store) -> None:
+def test_with_contract_ignore_both_are_printed_and_kept(tmp_path: Path, store: Store) -> None:
     request = Request(tmp_path, store)
     result = request.configure(prepared(tmp_path / "tree", DROPPING), RULE, ignore=True)
     broken, dropped = result.problems

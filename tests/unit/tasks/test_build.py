@@ -136,7 +136,7 @@ class Toy:
 
     def run(self, *arguments: str, status: int = 0, env: Mapping[str, str] | None = None) -> str:
         """doit in it, and what it says."""
-        own = {"MINGUEST_CACHE": str(self.cache), "MINGUEST_STORE": str(self.store)}
+        own = {"MINGUEST_CACHE": str(self.cache), "MINGUEST_STORE": str(self.store), "no_proxy": "*"}
         done = subprocess.run(
             [sys.executable, "-m", "doit", *arguments],
             cwd=self.root,
@@ -161,6 +161,7 @@ class Toy:
         """Its cache and store are this process's."""
         monkeypatch.setenv("MINGUEST_CACHE", str(self.cache))
         monkeypatch.setenv("MINGUEST_STORE", str(self.store))
+        monkeypatch.setenv("no_proxy", "*")
 
 
 def tarball() -> bytes:
@@ -188,7 +189,7 @@ def steps(said: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Toy, str]:
-    """A checkout in which `doit build` ran, and what that said."""
+    """A checkout in which `doit build` ran, and its output."""
     toy = Toy(tmp_path_factory.mktemp("toy"))
     return toy, toy.run("build")
 
@@ -339,7 +340,7 @@ def test_what_changes_runs_again_and_nothing_else(toy: Toy) -> None:
         assert toy.run("build", *arguments).endswith(NOTHING)
         return ran
 
-    # It is kept: said once is enough.
+    # The choice is kept: kernel= is needed once.
     assert again() == []
     # The same bytes come of it, so that nothing else is made of them.
     toy.write("configs/kernel/10-toy.config", "# Packets.\n\n# Sockets, for a reason.\nCONFIG_PACKET=y\n")
@@ -391,7 +392,7 @@ def test_a_config_that_breaks_the_contract_is_one_failed_line(toy: Toy) -> None:
     assert refused(toy.run("build", status=1)).startswith("config:toy-6.12: ")
 
 
-def test_a_firmware_that_nobody_gives_is_one_failed_line(toy: Toy) -> None:
+def test_a_firmware_that_no_mirror_has_is_one_failed_line(toy: Toy) -> None:
     sources = toy.root / "configs/sources.toml"
     sources.write_text(sources.read_text().replace(toy.deb, "1" * 64))
     assert refused(toy.run("firmware", status=1)) == "firmware: OVMF 2025.02-toy: none of 1 mirrors gave it"
