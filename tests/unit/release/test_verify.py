@@ -419,7 +419,8 @@ def test_a_damaged_envelope_is_found(folder: Path, key: Path, name: str, spoil: 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [("version", "2.0", "is of default-4.12 1.0"), ("kernel", "4.12.1", "release.json describes"),
-     ("signed", False, "says that the"), ("name", "other-4.12", "release.json describes"), ("schema", 1, "schema 1"), ("version", "a b", "is invalid")],
+     ("signed", False, "says that the"), ("name", "other-4.12", "release.json describes"), ("schema", 1, "schema 1"),
+     ("version", "a b", "is invalid")],
 )  # fmt: skip
 def test_facts_that_do_not_match_are_found(folder: Path, key: Path, name: str, value: Any, why: str) -> None:
     change(folder, layout.FACTS, set_in(name, to=value))
