@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the user's cache and store, and clearing away what nobody used for long."""
+"""Lists the user's cache and store, and removes what was not used for a long time."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,37 +12,37 @@ from minguest.paths import PULLED, Store
 from minguest.util import files
 
 DAY_S = 86400
-# Days after which what was pulled goes by itself: a server that is pulled from must not fill the disk.
+# Days after which pulled files are removed automatically: a server must not fill the disk.
 PULLED_DAYS = 30
-# What the table says of each kind.
+# The description of each kind in the table.
 KINDS = {
-    "download": "kernels and OVMF as they were fetched, by SHA-256",
+    "download": "downloads of kernels and OVMF, by SHA-256",
     "pulled": "files of releases, by SHA-256",
     "tree": "kernel sources, unpacked and patched",
-    "config": "what Kconfig made of fragments",
+    "config": "results of Kconfig from fragments",
     "kernel": "built kernels",
     "object": "ccache's objects",
-    "leftover": "of builds and downloads that were killed",
+    "leftover": "left by killed builds and downloads",
 }
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One thing that can be removed by itself."""
+    """One thing that can be removed separately."""
 
     kind: str
     path: Path
     size: int
-    """Bytes, with all that is below it."""
+    """Bytes, including everything below it."""
     used: float
-    """When it was used last, in seconds since 1970."""
+    """The time of its last use, in seconds since 1970."""
     lock: Path | None = None
-    """Who has this lock file is using it."""
+    """A process that holds this lock file is using it."""
     beside: tuple[Path, ...] = ()
-    """What goes with it."""
+    """Paths that are removed with it."""
 
 
 def entries(cache: Path, store: Store) -> list[Entry]:
-    """All that is there, the least recently used first."""
+    """Everything in both, the least recently used first."""
     return sorted(_entries(cache, store), key=lambda each: each.used)
 
 
@@ -63,7 +63,7 @@ def _entries(cache: Path, store: Store) -> Iterator[Entry]:
                 made = path.with_name(f".{path.name}.made")
                 yield _entry(kind, path, made, lock=path.with_name(f".{path.name}.busy"), beside=(made,))
             elif path.suffix in (".new", ".old"):
-                # Of a files.replacing_tree that was killed; it holds NAME.lock as long as it lives.
+                # From a killed files.replacing_tree; a live one holds NAME.lock.
                 yield _entry("leftover", path, lock=path.with_suffix(".lock"))
     for path in filter(Path.is_dir, _listed(store.making)):
         yield _entry("leftover", path, lock=path.with_name(f".{path.name}.lock"))
@@ -73,12 +73,12 @@ def _entries(cache: Path, store: Store) -> Iterator[Entry]:
 
 
 def forget_pulled(cache: Path, now: float) -> None:
-    """Remove what was pulled and not used for PULLED_DAYS; what another process is using stays."""
+    """Remove pulled files that were not used for PULLED_DAYS, except those that another process is using."""
     prune([each for each in _fetched(cache) if each.kind == "pulled"], Store(cache), PULLED_DAYS, now, lambda _: None)
 
 
 def table(found: Sequence[Entry], now: float) -> str:
-    """A line a kind: how many, how large, and for how many days the oldest was not used."""
+    """One line per kind: the count, the size, and the days since the oldest was used."""
     lines = []
     for kind, text in KINDS.items():
         of_kind = [each for each in found if each.kind == kind]
@@ -89,11 +89,11 @@ def table(found: Sequence[Entry], now: float) -> str:
                 f"  {kind:9} {len(of_kind):5} {size / 1e6:10,.1f} MB  {text}; unused for up to {days:.0f} days"
             )
     whole = sum(each.size for each in found)
-    return "\n".join([*lines, f"  {'in all':9} {len(found):5} {whole / 1e6:10,.1f} MB"])
+    return "\n".join([*lines, f"  {'total':9} {len(found):5} {whole / 1e6:10,.1f} MB"])
 
 
 def prune(found: Sequence[Entry], store: Store, days: float, now: float, say: Callable[[str], None]) -> list[Entry]:
-    """Remove leftovers, and what was not used for `days`; what another process is using stays, and is named.
+    """Remove leftovers and what was not used for `days`; keep and name what another process is using.
 
     While a kernel is being built, no tree and no object is removed.
     """
@@ -107,7 +107,7 @@ def prune(found: Sequence[Entry], store: Store, days: float, now: float, say: Ca
             used = building and each.kind in ("tree", "object")
             with _own(each, slots) as free:
                 if used or not free:
-                    say(f"{each.path}: in use, stays")
+                    say(f"{each.path}: in use, kept")
                     continue
                 _remove(each)
             removed.append(each)
@@ -116,7 +116,7 @@ def prune(found: Sequence[Entry], store: Store, days: float, now: float, say: Ca
 
 @contextmanager
 def _own(each: Entry, slots: Mapping[Path, bool]) -> Iterator[bool]:
-    """Whether nobody uses it; nobody can begin to, meanwhile."""
+    """Whether no process uses it; none can start to use it meanwhile."""
     if each.lock is None:
         yield True
     elif each.lock in slots:
@@ -127,7 +127,7 @@ def _own(each: Entry, slots: Mapping[Path, bool]) -> Iterator[bool]:
 
 
 def _remove(each: Entry) -> None:
-    for path in (*each.beside, each.path):  # what says that it is whole goes first
+    for path in (*each.beside, each.path):  # the mark of its completeness goes first
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every path of the project, in one class; and where an installed minguest has its data."""
+"""Every path of the project, in one class; and the data folder of an installed minguest."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# Below the cache folder: what came from web servers, by SHA-256, as fetch keeps it (`sha256/DIGEST`, .part, .lock). A
-# file's time is that of its last use. It is apart from the sources of kernels and firmware, so that it can be pruned.
+# Below the cache folder: files that pull downloaded, by SHA-256, as fetch keeps them (`sha256/DIGEST`, .part, .lock). A
+# file's time is that of its last use. Sources of kernels and firmware are elsewhere, so that this can be pruned alone.
 PULLED = "pulled"
 # The launch files of a bundle and of a release: for QEMU and for libvirt.
 RUN_GUEST = "run-guest"
@@ -14,7 +14,7 @@ DOMAIN = "domain.xml"
 
 
 def known_pits() -> Path:
-    """The pits of a minguest that was installed, which are in its package; else configs/pits/ of the checkout."""
+    """The pits in the package of an installed minguest; else configs/pits/ of the checkout."""
     packed = PACKAGE / "data" / "pits"
     return packed if packed.is_dir() else PACKAGE.parent / "configs" / "pits"
 
@@ -27,33 +27,33 @@ def known_cards() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """What is kept by content for all checkouts, below `folder`. All of it can be deleted while nothing is built."""
+    """Results kept by content for all checkouts, below `folder`. All can be deleted while no build runs."""
 
     folder: Path
 
     @property
     def trees(self) -> Path:
-        """A folder a tree, with its content in its name."""
+        """One folder per tree, with a hash of its content in its name."""
         return self.folder / "trees"
 
     @property
     def configs(self) -> Path:
-        """What Kconfig answered, by what it was requested."""
+        """Results of Kconfig, by a hash of the requested options."""
         return self.folder / "configs"
 
     @property
     def kernels(self) -> Path:
-        """A folder a kernel, by the hash of all that it is made of."""
+        """One folder per kernel, by the hash of all its inputs."""
         return self.folder / "kernels"
 
     @property
     def making(self) -> Path:
-        """O= folders, as long as make runs in them."""
+        """O= folders, while make runs in them."""
         return self.folder / "making"
 
     @property
     def reproduce(self) -> Path:
-        """Two stores that `doit reproduce` builds in, as if nothing were kept."""
+        """Two stores for `doit reproduce`, which builds from scratch in each."""
         return self.folder / "reproduce"
 
     @property
@@ -109,7 +109,7 @@ class Layout:
 
     @property
     def kvm(self) -> Path:
-        """Whether KVM runs the firmware on this machine, as found out once."""
+        """Whether KVM runs the firmware on this machine, determined once."""
         return self.out / "kvm.json"
 
     @property
@@ -129,7 +129,7 @@ class Layout:
 
     @property
     def tree(self) -> Path:
-        """Which tree of the store is this guest's."""
+        """The record of this guest's tree in the store."""
         return self.work / "tree.json"
 
     @property
@@ -162,7 +162,7 @@ class Layout:
 
     @property
     def evidence(self) -> Path:
-        """A folder a check: what the release will tell of it."""
+        """One folder per check, with its evidence for the release."""
         return self.work / "evidence"
 
     @property
@@ -184,7 +184,7 @@ class Layout:
 
     @property
     def release_before(self) -> Path:
-        """The release of another version that was in `release` last: the next one's notes compare with it."""
+        """The last release of another version in `release`: the notes of the next one compare with it."""
         return self.work / "release-before"
 
     def log(self, step: str) -> Path:

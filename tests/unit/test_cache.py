@@ -54,7 +54,7 @@ def test_all_is_seen_with_its_size(store: Store) -> None:
     assert {each.path.name: each.size for each in found}["linux-6.12.94-0123"] == 100
     table = cache.table(found, NOW)
     assert "download      1        5.0 MB" in table and "kernel        2        0.0 MB" in table
-    assert "unused for up to 40 days" in table and "in all       10" in table
+    assert "unused for up to 40 days" in table and "total        10" in table
 
 
 def test_what_was_not_used_goes_and_leftovers_always_do(store: Store) -> None:
@@ -70,7 +70,7 @@ def test_what_is_in_use_stays(store: Store) -> None:
     with files.lock(store.making / ".0.lock"), files.lock(store.kernels / ".old.busy"):
         _, said = prune(store, 30)
         assert left(store) == {"making/0", "trees/linux-6.12.94-0123", "ccache", "kernels/old", "kernels/new"}
-    assert len(said) == 4 and all(line.endswith(": in use, stays") for line in said)
+    assert len(said) == 4 and all(line.endswith(": in use, kept") for line in said)
     prune(store, 30)
     assert left(store) == {"kernels/new"}
 
