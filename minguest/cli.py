@@ -19,12 +19,12 @@ from minguest.util.errors import MinguestError, printable
 # The commands as --help shows them.
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "A guest that fails, or will": {
-        "diagnose": "which known pit a guest's console shows",
-        "doctor": "what a kernel would do under OVMF, before its first boot",
+        "diagnose": "name the known pit that a guest's console shows",
+        "doctor": "examine a kernel before its first boot under OVMF",
     },
     "Cards and their host": {
-        "plan": "whether the BARs of cards find room under OVMF, and what to pass to it",
-        "host-check": "whether this host can give a card to a guest, and what to do",
+        "plan": "compute whether the BARs of cards fit under OVMF, and what to pass to it",
+        "host-check": "check whether this host can give a card to a guest, and say what to do",
         "host-bind": "give cards, with their whole IOMMU groups, to vfio-pci",
         "host-unbind": "put back exactly what host-bind took",
     },
@@ -34,9 +34,21 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "boot-test": "start a release or a bundle in QEMU, and judge it",
     },
     "This command": {
-        "cache": "what downloads, trees and kernels take, and clearing them away",
-        "completion": "the script for tab completion in bash, zsh or fish",
+        "cache": "show how much space downloads, trees and kernels use, and prune them",
+        "completion": "print the script for tab completion in bash, zsh or fish",
     },
+}
+# How the values of boot-test's options are shown.
+METAVARS = {
+    "cpus": "N",
+    "memory": "SIZE",
+    "gpu": "CARD,…",
+    "machine": "MACHINE",
+    "accel": "ACCEL",
+    "timeout": "SECONDS",
+    "plug-cpus": "N",
+    "unplug-cpus": "N",
+    "plug-memory": "SIZE",
 }
 PIT = "A pit is a known way to fail, with its symptoms, cause, fix, and how to reproduce it: docs/pits.md."
 
@@ -133,19 +145,23 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     each = command(
-        "diagnose", commands.diagnose, f"Of any kernel, however it was started. Status 0 if the log is readable. {PIT}"
+        "diagnose",
+        commands.diagnose,
+        f"Works for any kernel, however it was started. {PIT}",
     )
     each.add_argument("log", type=Path, nargs="+", help="a console, as a serial port wrote it to a file")
     each.add_argument("--report", type=Path, metavar="FILE", help="initd's report, or a boot test's report.json")
 
-    each = command("doctor", commands.doctor, "Reads the file; starts nothing. Status 1 if it would fall into a pit.")
+    each = command(
+        "doctor", commands.doctor, "Reads the file, starts nothing. Exit status 1 if it would fall into a pit."
+    )
     each.add_argument("image", type=Path, help="a kernel: bzImage, vmlinuz, UKI, vmlinux, or a .config")
-    each.add_argument("--config", type=Path, metavar="FILE", help="its .config, if the image does not carry it")
-    each.add_argument("--cpus", type=int, metavar="N", help="CPUs of the launch")
+    each.add_argument("--config", type=Path, metavar="FILE", help="a .config to use in place of the one in the image")
+    each.add_argument("--cpus", type=int, metavar="N", help="number of CPUs of the launch")
     each.add_argument("--gpu", default="", metavar="MODEL,…", help="its cards, as in a guest's launch.gpus; or none")
     _guest(each)
 
-    each = command("plan", commands.plan, "Shows the arithmetic. Status 1 if they do not fit.")
+    each = command("plan", commands.plan, "Shows the arithmetic. Exit status 1 if they do not fit.")
     each.add_argument("--gpu", default="", metavar="BDF,…", help="cards of this host, or bar:SIZE")
     each.add_argument("--card", default="", metavar="NAME,…", help="described cards: FILE.toml, or a name, nvidia-h100")
     each.add_argument("--count", type=int, default=1, metavar="N", help="how many of each (default 1)")
@@ -154,43 +170,61 @@ def _parser() -> argparse.ArgumentParser:
     each.add_argument("--hotplug", action="store_true", help="the cards are plugged in while the guest runs")
     _guest(each)
 
-    each = command("host-check", commands.host_check, "Reads, never writes. Status 1 if a passthrough lacks something.")
+    each = command(
+        "host-check",
+        commands.host_check,
+        "Reads, never writes. Exit status 1 if something that a passthrough needs is missing.",
+    )
     each.add_argument("folder", type=Path, nargs="?", help="a release or bundle: the launch to check for")
-    each.add_argument("--gpu", default="", metavar="BDF,…", help="the host's cards; else those of the launch")
-    each.add_argument("--memory", default="", metavar="SIZE", help="of the guest, such as 2G; else the launch's")
+    each.add_argument("--gpu", default="", metavar="BDF,…", help="the host's cards (default: those of the launch)")
+    each.add_argument(
+        "--memory", default="", metavar="SIZE", help="the guest's memory, such as 2G (default: the launch's)"
+    )
 
     each = command(
-        "host-bind", commands.host_bind, "Shows every write to sysfs; makes them only with --yes. Whole, or not at all."
+        "host-bind",
+        commands.host_bind,
+        "Shows every write to sysfs, and makes them only with --yes. All of them, or none.",
     )
     vfio.add_options(each)
     each = command(
-        "host-unbind", commands.host_unbind, "Of the named cards, or of all. Shows every write; makes them with --yes."
+        "host-unbind",
+        commands.host_unbind,
+        "For the named cards, or all. Shows every write to sysfs, and makes them only with --yes.",
     )
     vfio.add_options(each)
 
     each = command("pull", commands.pull, "Leaves a folder with a run-guest in it, or nothing.")
     each.add_argument("source", help="oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
-    each.add_argument("--to", type=Path, metavar="DIR", help="the new folder; else NAME-VERSION here")
+    each.add_argument("--to", type=Path, metavar="DIR", help="the new folder (default: ./NAME-VERSION)")
     _trust(each)
 
-    each = command("verify", commands.verify, "Status 0 only when all of it holds. Says what was not checked.")
+    each = command("verify", commands.verify, "Exit status 0 only when all of it holds. Lists what was not checked.")
     each.add_argument("release", help="a folder, oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
     _trust(each)
 
-    each = command("boot-test", commands.boot_test, "As doit boot-test, of a folder that was not built here.")
+    each = command(
+        "boot-test",
+        commands.boot_test,
+        "Does what doit boot-test does, for a folder that was not built here. Needs QEMU.",
+    )
     each.add_argument("folder", type=Path, help="a release or bundle")
-    each.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict; else FOLDER.boot-test")
+    each.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict (default: FOLDER.boot-test)")
     for name, text in runner.OPTIONS.items():
-        each.add_argument(f"--{name}", default="", help=text)
+        each.add_argument(f"--{name}", default="", metavar=METAVARS[name], help=text)
     for name, text in runner.FLAGS.items():
         each.add_argument(f"--{name}", action="store_true", help=text)
 
     each = command(
-        "cache", commands.cache, "Removes only with --prune; what is needed again is fetched or built again."
+        "cache", commands.cache, "Removes only with --prune. What is needed again is fetched or built again."
     )
-    each.add_argument("--prune", action="store_true", help="remove leftovers, and what was not used for long")
+    each.add_argument("--prune", action="store_true", help="remove leftovers, and what was not used for DAYS")
     each.add_argument(
-        "--older-than", type=float, default=30, metavar="DAYS", help="not used for so long (default 30; 0: everything)"
+        "--older-than",
+        type=float,
+        default=30,
+        metavar="DAYS",
+        help="with --prune: how long it was not used (default 30; 0 removes everything)",
     )
 
     each = command(
@@ -210,7 +244,12 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def _guest(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--guest", default="", metavar="NAME|FILE.toml", help="whose launch it is; else the default")
+    command.add_argument(
+        "--guest",
+        default="",
+        metavar="NAME|FILE.toml",
+        help="the guest whose launch it is (default: the default guest)",
+    )
 
 
 def _trust(command: argparse.ArgumentParser) -> None:
@@ -220,7 +259,7 @@ def _trust(command: argparse.ArgumentParser) -> None:
         "--trusted-keys",
         type=Path,
         metavar="FILE",
-        help=f"allowed signers, as ssh-keygen reads them; else {settings.trusted_keys()}",
+        help=f"allowed signers, as ssh-keygen reads them (default: {settings.trusted_keys()})",
     )
     who.add_argument("--unsigned", action="store_true", help="accept an unsigned release: nobody vouches for it")
     command.add_argument("--allow-failed", action="store_true", help="accept checks that its own maker saw fail")

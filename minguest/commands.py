@@ -262,8 +262,10 @@ def completion(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def _launch(guest: str) -> Launch:
-    """The launch of a guest's file, or the default one."""
-    return settings.guest(settings.guest_file(paths.PACKAGE.parent, guest)).launch if guest else Launch()
+    """The launch of a guest: of a checkout's default one where none is named; outside of one, the built-in default."""
+    checkout = paths.PACKAGE.parent
+    path = settings.guest_file(checkout, guest or None)
+    return settings.guest(path).launch if guest or path.is_file() else Launch()
 
 
 def _names(listed: str) -> list[str]:

@@ -64,7 +64,7 @@ OUTPUT = (*KEPT, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.soc
 OPTIONS = {
     "cpus": "how many CPUs",
     "memory": "how much memory, such as 2G",
-    "gpu": "emulated cards, or PCI addresses of the host's cards, with commas; none for no card",
+    "gpu": "emulated cards, bar:SIZE, or PCI addresses of the host's cards, with commas; none for no card",
     "machine": "q35 or pc",
     "accel": "auto, kvm or tcg",
     "timeout": "seconds after which the guest counts as lost",
