@@ -131,7 +131,7 @@ def test_a_build_waits_where_all_slots_are_taken(store: Store, monkeypatch: pyte
         thread.start()
         assert waits.wait(30) and not done.is_set()
     thread.join(30)
-    assert done.is_set() and said == ["waiting: 1 kernels are in the making"]
+    assert done.is_set() and said == ["waiting: 1 kernels are being built"]
 
 
 # ── the build ──
@@ -206,7 +206,7 @@ def test_a_config_that_make_changes_is_an_error(tmp_path: Path, store: Store) ->
     changing = {"Makefile": ("\tmkdir -p $(@D)\n\tobjcopy", "\techo >>$(O)/.config\n\tmkdir -p $(@D)\n\tobjcopy")}
     with pytest.raises(ToolError, match=r"make changed the verified config of linux 6\.12\.1") as raised:
         build(prepared(tmp_path / "tree", changing), store, ON)
-    assert raised.value.remedy == f"see {tmp_path / 'kernel.log'}"
+    assert raised.value.remedy == f"read {tmp_path / 'kernel.log'}"
     assert not [path for path in store.kernels.iterdir() if path.is_dir()]
 
 
@@ -229,9 +229,9 @@ def refusal(built: tuple[Path, Path], config: dict[str, str]) -> str:
     tree, out = built
     with pytest.raises(ToolError) as raised:
         kbuild.inspect(out, {"PACKET": "y", **config}, tree)
-    assert raised.value.remedy == "run the same command again: it builds from nothing"
+    assert raised.value.remedy == "run the same command again: it builds from scratch"
     begin, _, rest = raised.value.message.partition(": ")
-    assert begin == "the kernel is not what its config says, and was not kept"
+    assert begin == "the built kernel does not match its config, and was not kept"
     return rest
 
 
@@ -248,7 +248,7 @@ def refusal(built: tuple[Path, Path], config: dict[str, str]) -> str:
         ({}, {"efi_stub": True}, {}, "EFI_STUB is n, but the image has it"),
         ({}, {}, {"RELOCATABLE": "y"}, "RELOCATABLE is y, but the header says False"),
         ({}, {"relocatable": True}, {}, "RELOCATABLE is n, but the header says True"),
-        ({}, {}, {"IKCONFIG": "y"}, "the config that the image carries is not the one that it was to be built from"),
+        ({}, {}, {"IKCONFIG": "y"}, "the config in the image is not the config it should be built from"),
         ({}, {"efi_stub": True}, {"RELOCATABLE": "y"},
          "EFI_STUB is n, but the image has it; RELOCATABLE is y, but the header says False"),
     ],
@@ -295,7 +295,7 @@ def test_the_config_that_an_image_carries_is_its_own(tmp_path: Path, store: Stor
         kept, _ = build(tree, store, text)
         assert kbuild.whole(kept)
     else:
-        with pytest.raises(ToolError, match="the config that the image carries is not the one"):
+        with pytest.raises(ToolError, match="the config in the image is not the config"):
             build(tree, store, text)
         assert not [path for path in store.kernels.iterdir() if path.is_dir()]
 
@@ -351,7 +351,7 @@ def test_the_guests_options_win(tmp_path: Path, store: Store) -> None:
 
 def test_an_option_that_no_kernel_has_is_refused(tmp_path: Path, store: Store) -> None:
     request = Request(tmp_path, store, "# Sockets.\nCONFIG_PACKETS=y\n")
-    with pytest.raises(UserError, match=r"20-net\.config:4: linux 6\.12 knows no CONFIG_PACKETS") as raised:
+    with pytest.raises(UserError, match=r"20-net\.config:4: linux 6\.12 has no CONFIG_PACKETS") as raised:
         request.configure(prepared(tmp_path / "tree"), ignore=True)
     assert raised.value.remedy == "nearest: CONFIG_PACKET"
     assert not request.target.exists() and not store.configs.exists()
@@ -365,9 +365,9 @@ def test_an_option_of_another_series_is_known_as_one(tmp_path: Path, store: Stor
         )
         (Path(other.path) / source.STAMP).write_bytes(msgspec.json.encode(other.tree))
     request = Request(tmp_path, store, "# Sockets.\nCONFIG_PACKETS=y\n")
-    with pytest.raises(UserError, match=r"linux 6\.12 knows no CONFIG_PACKETS") as raised:
+    with pytest.raises(UserError, match=r"linux 6\.12 has no CONFIG_PACKETS") as raised:
         request.configure(prepared(tmp_path / "tree"))
-    assert raised.value.remedy == "only linux 4.12 has it: move it into 20-net.4.12.config"
+    assert raised.value.remedy == "only linux 4.12 has it: move it to 20-net.4.12.config"
 
 
 def test_an_option_that_kconfig_drops_is_an_error(tmp_path: Path, store: Store) -> None:
@@ -375,7 +375,7 @@ def test_an_option_that_kconfig_drops_is_an_error(tmp_path: Path, store: Store) 
     with pytest.raises(UserError) as raised:
         request.configure(prepared(tmp_path / "tree", DROPPING))
     first, second = raised.value.message.splitlines()[:2]
-    assert first == "the config of linux 6.12 is not what was requested, nothing was compiled"
+    assert first == "the config of linux 6.12 is not what was requested; nothing was compiled"
     assert second == "CONFIG_PACKET: requested y, got n (20-net.config:4: Sockets.)"
     assert "contract=ignore" in str(raised.value.remedy)
     assert not request.target.exists()
@@ -414,5 +414,5 @@ def test_a_tool_that_kconfig_takes_for_another_version_is_an_error(
     kbuild.resolve(tree, ON, store, tmp_path / "config.log", lambda _: None)
     real[tool] = "3.1"
     found = {"gcc": "120203", "binutils": "24009"}[tool]
-    with pytest.raises(ToolError, match=f"took {tool} for version {found}, but it is 3.1: the config is wrong"):
+    with pytest.raises(ToolError, match=f"took {tool} for version {found}, but it is 3.1, so the config is wrong"):
         kbuild.resolve(tree, ON, store, tmp_path / "config.log", lambda _: None)

@@ -166,7 +166,7 @@ def test_places_that_cannot_be_are_named(tmp_path: Path, to: str | None) -> None
 
 
 def test_no_release_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)SHA256SUMS: no release.*make the release again"):
+    with pytest.raises(UserError, match=r"(?s)SHA256SUMS: not a release.*make the release again"):
         destination.publish(tmp_path, str(tmp_path / "to"), workshop.quiet)
 
 
