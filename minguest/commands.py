@@ -46,7 +46,7 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
     publish.check_source(options.release)
     with _trusted(options) as trusted:
         cache, configs = settings.cache_folder(), settings.registry_configs()
-        with publish.at_hand(options.release, trusted, cache, configs, say) as folder:
+        with publish.as_folder(options.release, trusted, cache, configs, say) as folder:
             report = release.verify(folder, trusted, allow_failed=options.allow_failed)
     text, data = release.table(report), {"holds": report.holds, "facts": report.facts, "rows": report.rows}
     if not report.holds:

@@ -157,7 +157,7 @@ def check_source(source: str) -> None:
 
 
 @contextmanager
-def at_hand(
+def as_folder(
     source: str, trusted: sshsig.Trusted | None, cache: Path, configs: Sequence[Path], say: Callable[[str], None]
 ) -> Iterator[Path]:
     """A release as a folder: a folder as it is, any other place as a temporary download."""

@@ -66,7 +66,7 @@ class Killer:
 
 
 def holds(place: str, tmp_path: Path) -> bool:
-    with pull.at_hand(place, None, tmp_path / "cache", [], workshop.quiet) as folder:
+    with pull.as_folder(place, None, tmp_path / "cache", [], workshop.quiet) as folder:
         return verify.verify(folder, None).holds
 
 

@@ -268,7 +268,7 @@ def test_the_bundle_is_what_the_steps_made(made: tuple[Toy, str]) -> None:
 def test_the_initrd_has_initd_and_the_overlays_in_their_order(made: tuple[Toy, str]) -> None:
     toy, at = made[0], made[0].at()
     base = cpio.parse_list(
-        (toy.root / "configs/templates/initrd.list.j2").read_text().replace("{{ initd | word }}", str(at.initd)), "list"
+        (toy.root / "configs/templates/initrd.list.j2").read_text().replace("{{ initd | quote }}", str(at.initd)), "list"
     )
     layers = [cpio.tree(toy.root / name) for name in ("overlays/base", "mine")]
     expected = archive.gzip_bytes(cpio.archive(cpio.merge(base, *layers)))
@@ -380,7 +380,7 @@ def test_a_config_that_breaks_the_contract_is_one_failed_line(toy: Toy) -> None:
     toy.write("configs/kernel/10-toy.config", "# Packets.\n\n# None.\n# CONFIG_PACKET is not set\n")
     said = toy.run("kernel", "kernel=6.12", status=1)
     assert refused(said) == (
-        "config:toy-6.12: the config of linux 6.12 is not what was requested, nothing was compiled"
+        "config:toy-6.12: the config of linux 6.12 is not what was requested; nothing was compiled"
     )
     assert "pit packet-off" in said and steps(said)[-1] == "config:toy-6.12"
     assert not (toy.at().config / "kernel.config").exists()

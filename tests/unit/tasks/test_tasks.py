@@ -18,7 +18,7 @@ from minguest import VERSION
 from minguest.boottest import inject, records, rehearse, runner
 from minguest.bundle import initrd, manifests, reproduce
 from minguest.bundle.reproduction import SCHEMA, Difference, Reproduction
-from minguest.diagnose import catalogue
+from minguest.diagnose import page
 from minguest.kernel import source
 from minguest.model import Choice
 from minguest.paths import Store
@@ -137,7 +137,7 @@ def test_a_choice_is_kept_and_written_once(toy: Toy, capsys: pytest.CaptureFixtu
 def test_a_kernel_that_cannot_be_downloaded_is_one_line(toy: Toy) -> None:
     said = toy.run("build", "kernel=4.12", status=3)
     assert said.startswith(
-        "ERROR: kernel=4.12: linux 4.12.14 cannot be had: not in the cache, 1 mirrors, none answered"
+        "ERROR: kernel=4.12: linux 4.12.14 is not available: not in the cache, 1 mirrors, none answered"
     )
     assert not toy.at().choice.exists()
 
@@ -371,7 +371,7 @@ def test_evidence_is_of_what_passed(there: Toy) -> None:
 def test_evidence_goes_on_after_what_fails_or_cannot_be_run(
     there: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {each.words: each.name for each in runner.tests(there.project(chooses=False).guest.launch)}
+    names = {each.options: each.name for each in runner.tests(there.project(chooses=False).guest.launch)}
     ran: list[str] = []
     comes_to: Mapping[str, Exception] = {
         "boot-test-q35-1": GuestFailed("it has no CPU", "read the console"),
@@ -580,7 +580,7 @@ def test_a_pit_whose_boot_says_nothing_of_it_is_one_failed_line(there: Toy) -> N
     assert refused(said) == "pits: not what must follow: packet-off"
     assert "0 right, 1 wrong, 0 NOT RUN; out/pits/index.html" in said
     said = there.run("pits", "only=packet-of", status=1, env=qemu(there))
-    assert refused(said) == "pits: only=packet-of: no pit that can be brought about"
+    assert refused(said) == "pits: only=packet-of: not a pit that can be injected"
     assert "nearest: packet-off" in said
 
 
@@ -601,7 +601,7 @@ def test_the_page_of_pits_is_made_of_their_files(there: Toy, monkeypatch: pytest
             assert test.pits_page_step(made)["file_dep"] == task["file_dep"]
         assert task["actions"][0]() is None
         text = (there.root / "docs/pits.md").read_text()
-        assert text == catalogue.page(made.pits) and "z-pit" in text
+        assert text == page.page(made.pits) and "z-pit" in text
     finally:
         for name in ("a-pit", "z-pit"):
             (pits / f"{name}.toml").unlink()
