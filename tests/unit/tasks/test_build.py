@@ -267,9 +267,8 @@ def test_the_bundle_is_what_the_steps_made(made: tuple[Toy, str]) -> None:
 
 def test_the_initrd_has_initd_and_the_overlays_in_their_order(made: tuple[Toy, str]) -> None:
     toy, at = made[0], made[0].at()
-    base = cpio.parse_list(
-        (toy.root / "configs/templates/initrd.list.j2").read_text().replace("{{ initd | quote }}", str(at.initd)), "list"
-    )
+    template = (toy.root / "configs/templates/initrd.list.j2").read_text()
+    base = cpio.parse_list(template.replace("{{ initd | quote }}", str(at.initd)), "list")
     layers = [cpio.tree(toy.root / name) for name in ("overlays/base", "mine")]
     expected = archive.gzip_bytes(cpio.archive(cpio.merge(base, *layers)))
     assert at.initrd.read_bytes() == expected
