@@ -176,7 +176,7 @@ def test_a_choice_that_is_damaged_is_none(toy: Toy) -> None:
 
 def test_the_rehearsals_host_has_the_first_of_its_kernels_as_it_is_pinned(toy: Toy) -> None:
     # A launch that this machine cannot start is no error of a run that starts another one.
-    toy.guest("configs/guests/host.toml", 'name = "host"\nkernel = ["6.12", "4.12"]\n', launch='gpus = ["none-such"]\n')
+    toy.guest("configs/guests/host.toml", 'name = "host"\nkernel = ["6.12", "4.12"]\n', launch='window = "no size"\n')
     host = toy.project(chooses=False, kernel="4.12", contract="ignore").host
     assert host.choice == Choice(("6.12", "4.12"), "6.12", "6.12.1", "pinned")
     assert (host.at, host.ignore, host.host.at) == (toy.at("host"), False, host.at)
