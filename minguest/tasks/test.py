@@ -38,24 +38,28 @@ def evidence_step(project: Project) -> Task:
         key = inject.key_of(manifest, manifest.guest.launch, project.pits)
         nr_cpus = runner.nr_cpus_of(project.at.bundle)
         checks = evidence.checks(project.at, manifest, nr_cpus, key)
-        failed = []
+        failed, refused, ran = [], [], 0
         for test in evidence.missing(checks, manifest.guest.launch, nr_cpus):
             try:
                 if why := runner.without_room(project.bench, test, project.guest.launch):
                     say(f"{test.name} is not run: {why}")
                     continue
                 runner.run(project.bench, test.options, project.guest.launch, say)
+                ran += 1
             except GuestError as error:
                 say(str(error))
                 failed.append(test.name)
             except UserError as error:
                 say(f"{test.name} cannot be run: {error}")
+                refused.append(test.name)
         checks = evidence.checks(project.at, manifest, nr_cpus, key)
         say(evidence.table(checks))
         if failed:
             raise GuestFailed(
                 f"FAIL: {', '.join(failed)}", f"their consoles are in {project.shown(project.at.evidence)}"
             )
+        if refused and not ran:
+            raise UserError(f"no boot test could be run: {', '.join(refused)}", "the reasons are above")
 
     return step(
         make,

@@ -401,6 +401,16 @@ def test_evidence_goes_on_after_what_fails_or_cannot_be_run(
     assert test.evidence_step(there.project(chooses=False))["actions"][0]() is None
 
 
+def test_evidence_that_could_not_be_run_at_all_is_an_error(there: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise UserError("there is a file of yours in the folder")
+
+    monkeypatch.setattr(runner, "run", refuse)
+    monkeypatch.setattr(runner, "without_room", lambda *_: "")
+    failed = test.evidence_step(there.project(chooses=False))["actions"][0]()
+    assert failed.get_msg().startswith("no boot test could be run: boot-test-q35-1, ")
+
+
 def test_evidence_is_looked_at_again_after_the_tests(there: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this bundle, with what its kernel was built for and with the key of its matrix."""
     of: list[tuple[Any, ...]] = []
