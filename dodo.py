@@ -10,7 +10,7 @@ Variables: guest=NAME|FILE.toml  kernel=SERIES|auto  source=DIR|TARBALL|pinned  
            version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
            only=PIT,…
 
-What builds nothing is the command `minguest`: diagnose, doctor, plan, host-check, verify and more.
+What needs no build is the command `minguest`: diagnose, doctor, plan, host-check, verify and more.
 """
 
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `minguest`: all that builds nothing, in a checkout and installed alike."""
+"""The command `minguest`: what needs no build, in a checkout and installed alike."""
 
 import argparse
 import sys

@@ -79,7 +79,7 @@ def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, key: str) -> 
     found.append(of_reproduction(places[REPRODUCED], manifest))
     found.append(of_matrix(places[MATRIX], manifest, key))
     found.append(of_rehearsal(places[REHEARSED], manifest))
-    return [*found, Check("real-card", "a card of the host's, passed through", "NOT RUN", "no such card was available")]
+    return [*found, Check("real-card", "a card of the host, passed through", "NOT RUN", "no such card was available")]
 
 
 def missing(found: Sequence[Check], launch: Launch, nr_cpus: int) -> list[runner.Test]:
