@@ -131,7 +131,7 @@ def test_a_bundle_that_was_changed_after_its_test_is_repaired_before_it_is_relea
         (["publish"], "to= is not given"),
         (["publish", "to=ftp://host"], "not a place to publish to"),
         (["publish", "to=oci://127.0.0.1:1/a/b"], "127.0.0.1:1"),
-        (["release", "verson=1.1"], "no such word"),
+        (["release", "verson=1.1"], "no such variable"),
     ],
 )
 def test_wrong_arguments_are_named(made: Path, doit: Doit, arguments: list[str], why: str) -> None:
