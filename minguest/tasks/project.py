@@ -36,8 +36,8 @@ VARIABLES = ("guest", "kernel", "source", "contract", "version", "key", "unsigne
 SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
 # Those of them that change something.
 WORKS = {"clean", "forget", "ignore", "reset-dep", "strace"}
-# Options of every command of doit, with a value each.
-EVERYWHERE = ("-f", "--file", "-d", "--dir", "--db-file", "--backend")
+# Options of every command of doit, with a value each; not -f and -d: doit is in that folder already.
+EVERYWHERE = ("--db-file", "--backend")
 # Tasks that the guest's kernel has a part in, and those that need none: they leave no choice of it behind.
 WITH_KERNEL = {"tree", "config", "kernel", "initrd", "bundle", "build", "boot-test", "evidence", "reproduce",
                "rehearse", "pits", "release"}  # fmt: skip
@@ -243,6 +243,8 @@ def command_first(command: str, arguments: Sequence[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         if name in EVERYWHERE:
             kept += [argument] if equals else arguments[place : place + 2]
+        elif equals and not argument.startswith("-"):
+            kept.append(argument)  # a variable: it may stand anywhere
     return [command, *kept, *arguments[index + 1 :]]
 
 

@@ -129,5 +129,5 @@ def test_a_wrong_variable_is_named(argument: str, why: str) -> None:
 
 
 def test_a_command_may_stand_after_options() -> None:
-    given = ["-v", "2", "--db-file", "x", "-d=y", "list", "--all"]
-    assert project.command_first("list", given) == ["list", "--db-file", "x", "-d=y", "--all"]
+    given = ["-v", "2", "--db-file", "x", "guest=host", "list", "--all"]
+    assert project.command_first("list", given) == ["list", "--db-file", "x", "guest=host", "--all"]
