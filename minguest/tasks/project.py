@@ -33,9 +33,12 @@ from minguest.vm import launch, scripts
 # What a run takes as NAME=VALUE, before or after the tasks.
 VARIABLES = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to", "only")
 # Commands of doit that run no task.
-SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep"}
+SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "tabcompletion", "reset-dep"}
 # Those of them that change something.
-WORKS = {"clean", "forget", "ignore", "reset-dep", "strace"}
+WORKS = {"clean", "forget", "ignore", "reset-dep"}
+# Options of doit that take a value as the next argument.
+VALUED = {"-f", "--file", "-d", "--dir", "--db-file", "--backend", "-o", "--output-file", "-v", "--verbosity", "-n",
+          "--process", "-r", "--reporter", "-P", "--parallel-type"}  # fmt: skip
 # Options of every command of doit, with a value each; not -f and -d: doit is in that folder already.
 EVERYWHERE = ("--db-file", "--backend")
 # Tasks that the guest's kernel has a part in, and those that need none: they leave no choice of it behind.
@@ -194,7 +197,7 @@ class Project:
         place = Layout(self.root, self.guest.name, "").choice
         try:
             return msgspec.json.decode(place.read_bytes(), type=Choice), place
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return None, place
 
     def _overlay(self, name: str) -> Path:
@@ -214,13 +217,15 @@ class Project:
 def project(root: Path) -> Project:
     """The project as this process's command line has it; InvalidDodoFile, with one message, where it cannot be."""
     arguments = sys.argv[1:]
-    named = first_named(arguments)
-    if named in SHOWS and arguments[0] != named:
-        # doit takes a command only as the first argument, and would run a task of that name.
-        os.execv(sys.executable, [sys.executable, sys.argv[0], *command_first(named, arguments)])
-    reporter.begin(root, shows=named in SHOWS - WORKS)
+    named = positionals(arguments)
+    command = named[0] if named and named[0] in SHOWS else ""
+    if command and next(each for each in arguments if not _is_variable(each)) != command:
+        # doit takes a command only before all options, and would run a task of that name.
+        os.execv(sys.executable, [sys.executable, sys.argv[0], *command_first(command, arguments)])
+    reporter.begin(root, shows=command in SHOWS - WORKS)
     try:
-        if moved := next((each for each in arguments if each in MOVED), None):
+        moved = next((each for each in named if each not in SHOWS and each != "run"), "")
+        if moved in MOVED:
             raise UserError(f"`doit {moved}` is now: {moved_to(moved, arguments)}")
         for argument in arguments:
             _check_variable(argument)
@@ -230,9 +235,13 @@ def project(root: Path) -> Project:
         raise InvalidDodoFile(str(error)) from None
 
 
-def first_named(arguments: Sequence[str]) -> str | None:
-    """The first argument that is a command or a task of doit: values of options may stand before it."""
-    return next((each for each in arguments if each in SHOWS or _tasks(each)), None)
+def positionals(arguments: Sequence[str]) -> list[str]:
+    """The arguments that are a command, a task or a target: without options, their values, and variables."""
+    return [
+        each
+        for before, each in zip(("", *arguments), arguments, strict=False)
+        if not each.startswith("-") and not _is_variable(each) and before not in VALUED
+    ]
 
 
 def command_first(command: str, arguments: Sequence[str]) -> list[str]:
@@ -243,39 +252,45 @@ def command_first(command: str, arguments: Sequence[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         if name in EVERYWHERE:
             kept += [argument] if equals else arguments[place : place + 2]
-        elif equals and not argument.startswith("-"):
+        elif _is_variable(argument):
             kept.append(argument)  # a variable: it may stand anywhere
     return [command, *kept, *arguments[index + 1 :]]
 
 
 def needs_kernel(arguments: Sequence[str]) -> bool:
-    """Whether a run of doit with these arguments makes anything of the guest's kernel. Without a task it builds."""
-    if first_named(arguments) in SHOWS:
+    """Whether a run of doit with these arguments makes anything of the guest's kernel. Without a task it builds.
+
+    A name that is no task needs none: doit refuses it.
+    """
+    named = positionals(arguments)
+    if named and named[0] in SHOWS:
         return False
-    tasks = set().union(*(_tasks(each) for each in arguments))
-    return not tasks or bool(tasks & WITH_KERNEL)
+    wanted = [each for each in named if each not in ("run", "strace")]
+    return not wanted or any("/" in each or _tasks(each) & WITH_KERNEL for each in wanted)
 
 
 def moved_to(name: str, arguments: Sequence[str]) -> str:
     """What to type for a command of minguest that was a task, with what stood beside it."""
-    first, options = MOVED[name], []
-    for argument in arguments[arguments.index(name) + 1 :]:
-        key, equals, value = argument.partition("=")
-        if argument.startswith("-") or not equals:
-            options.append(argument)
-        elif key in ("log", "image"):
-            first = value
-        elif key != "yes":
+    behind = list(arguments[arguments.index(name) + 1 :])
+    options = [each for each in behind if not _is_variable(each)]
+    first = [MOVED[name]] if MOVED[name] and not (options and not options[0].startswith("-")) else []
+    for argument in filter(_is_variable, arguments):
+        key, _, value = argument.partition("=")
+        if key in ("log", "image"):
+            first = [value]
+        elif key == "yes":
+            options += ["--yes"] if value == "yes" else []
+        elif key in MOVED_VARIABLES:
             options += [f"--{key}", value]
-        elif value == "yes":
-            options.append("--yes")
-    return shlex.join(["minguest", name, *([first] if first else []), *options])
+    return shlex.join(["minguest", name, *first, *options])
+
+
+def _is_variable(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
 
 
 def _tasks(argument: str) -> set[str]:
     """Tasks that an argument names: by name, with a part after a colon, or by a pattern."""
-    if argument.startswith("-") or "=" in argument:
-        return set()
     pattern = argument.partition(":")[0]
     return {task for task in WITH_KERNEL | WITHOUT_KERNEL if fnmatch.fnmatchcase(task, pattern)}
 

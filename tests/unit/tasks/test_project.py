@@ -82,6 +82,12 @@ def test_every_task_is_with_or_without_a_kernel() -> None:
         (["init*"], True),
         (["out/default-6.12/bundle/bzImage"], True),
         (["run", "test"], False),
+        (["lnt"], False),
+        (["-v", "2"], True),
+        (["-o", "build", "lint"], False),
+        (["strace", "tree"], True),
+        (["guest=host", "list"], False),
+        (["-n", "2", "kernel=6.12"], True),
     ],
 )
 def test_which_run_needs_a_kernel(arguments: list[str], needs: bool) -> None:
@@ -93,8 +99,11 @@ def test_which_run_needs_a_kernel(arguments: list[str], needs: bool) -> None:
     [
         (["diagnose", "log=a b.log", "report=r"], "minguest diagnose 'a b.log' --report r"),
         (["diagnose"], "minguest diagnose LOG"),
+        (["diagnose", "x.log"], "minguest diagnose x.log"),
+        (["log=x.log", "diagnose", "guest=host"], "minguest diagnose x.log"),
+        (["list", "plan"], "minguest plan"),
         (["doctor", "image=vmlinuz", "cpus=8"], "minguest doctor vmlinuz --cpus 8"),
-        (["plan", "card=nvidia-h100", "--count", "8"], "minguest plan --card nvidia-h100 --count 8"),
+        (["plan", "card=nvidia-h100", "--count", "8"], "minguest plan --count 8 --card nvidia-h100"),
         (["host-bind", "gpu=0000:01:00.0", "yes=yes"], "minguest host-bind --gpu 0000:01:00.0 --yes"),
         (["host-unbind", "yes=no"], "minguest host-unbind"),
         (["-v", "2", "host-check", "gpu=x"], "minguest host-check --gpu x"),
@@ -126,6 +135,11 @@ def test_a_wrong_variable_is_named(argument: str, why: str) -> None:
     )
     assert done.returncode == 3
     assert why in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_kept_choice_that_is_damaged_is_none(fresh: Layout, tmp_path: Path) -> None:
+    fresh.choice.write_bytes(b'{"wanted": ["\xff"]}')
+    assert "boot-test" in doit(fresh.root, "list", cache=tmp_path / "empty")
 
 
 def test_a_command_may_stand_after_options() -> None:
