@@ -2,6 +2,7 @@
 """The command `minguest`: what needs no build, in a checkout and installed alike."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,8 @@ def _run(argv: Sequence[str] | None) -> int:
 def _document(command: str, data: Mapping[str, Any], wrong: str) -> None:
     """One JSON document: `command`, `ok`, `error` where it is not, and what the command found out."""
     document = {"command": command, "ok": not wrong, **({"error": wrong} if wrong else {}), **data}
-    print(msgspec.json.format(msgspec.json.encode(document, enc_hook=str)).decode())
+    # In ASCII: what it quotes can be any bytes, and must neither fail to be written nor move a cursor.
+    print(json.dumps(msgspec.to_builtins(document, enc_hook=str), indent=2))
 
 
 def _say(text: str) -> None:

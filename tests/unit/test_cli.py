@@ -183,6 +183,19 @@ def test_every_command_answers_with_one_document(
     assert bool(said.err) == (status != 0)
 
 
+def test_a_document_is_plain_ascii(tmp_path: Path) -> None:
+    """Whatever the console quotes, the file is called, or the output can show."""
+    log = tmp_path / os.fsdecode(b"a\xff\xc3\xa9.log")
+    log.write_text(f"ACPI BIOS Error (bug): A valid RSDP was not found {STRANGE}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "minguest.cli", "diagnose", log, "--json"],
+        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii() and all(byte >= ord(" ") or byte == ord("\n") for byte in done.stdout)
+    assert json.loads(done.stdout)["logs"][0]["log"] == str(log)
+
+
 def test_several_consoles_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
     logs = [str(CONSOLES / "6.12-efi-off.log"), str(CONSOLES / "6.12-healthy-q35-4.log")]
     assert cli.main(["diagnose", *logs]) == 0
