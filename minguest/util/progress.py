@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a long work is: one line that moves on a terminal, and now and then a plain line elsewhere."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,8 @@ class Counted:
             return
         self.last = now
         line = f"{self.label}: {self.so_far()}, {now - self.start:.0f} s"
-        self.stream.write(f"\r\x1b[K{line}  {text:.60}" if terminal else f"{line}\n")
+        room = shutil.get_terminal_size().columns - 1
+        self.stream.write(f"\r\x1b[K{f'{line}  {text}'[:room]}" if terminal else f"{line}\n")
         self.stream.flush()
 
     def so_far(self) -> str:

@@ -29,6 +29,15 @@ def test_so_far(count: int, expected: int | None, said: str) -> None:
     assert counted.so_far() == said
 
 
+def test_a_line_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(progress, "REDRAW", 0.0)
+    shown = Terminal()
+    with progress.Counted("linux 6.12.94", "objects", 1330, shown) as counted:
+        counted.step("CC      arch/x86/kernel/a/very/long/name.o")
+    assert all(len(line.removeprefix("\x1b[K")) < 40 for line in shown.getvalue().split("\r"))
+
+
 def test_a_terminal_shows_one_line_and_a_log_one_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
