@@ -148,7 +148,7 @@ def load(folder: Path) -> Matrix | None:
     """The matrix of an earlier run; None if there is none, or it cannot be read."""
     try:
         return msgspec.json.decode((folder / "matrix.json").read_bytes(), type=Matrix)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 

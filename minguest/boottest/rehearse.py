@@ -349,7 +349,7 @@ def _left(share: Path) -> tuple[runner.Outcome | None, report.Report | None]:
     try:
         outcome = msgspec.json.decode((share / "verdict.json").read_bytes(), type=runner.Outcome)
         return outcome, msgspec.json.decode((share / "report.json").read_bytes(), type=report.Report)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None, None
 
 

@@ -442,6 +442,6 @@ def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifes
 def _kept(place: Path, key: str) -> kvm.Proof | None:
     try:
         kept, works, why = msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     return kvm.Proof(works, why, True) if kept == key else None

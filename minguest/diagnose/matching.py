@@ -112,7 +112,7 @@ def read_report(path: Path) -> Report:
             raise UserError(f"report {path}: more than {LOG_MAX >> 20} MiB", remedy)
         raw = path.read_bytes()
         report = msgspec.json.decode(raw, type=Report) if b'"complete"' in raw[:200] else parse(raw)
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"report {path}: {why}", remedy) from error
     if not report.records:

@@ -75,7 +75,7 @@ def proven(place: Path, version: str, release: str) -> tuple[bool, str] | None:
         key, works, why = msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
         of = msgspec.json.decode(key, type=list[msgspec.Raw])[:2]
         same = [msgspec.json.decode(each, type=str) for each in of] == [version, release]
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     return (works, why) if same else None
 

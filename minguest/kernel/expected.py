@@ -57,6 +57,6 @@ def _read(path: Path) -> dict[str, tuple[Count, ...]]:
     """What is kept; nothing where it is damaged, as it is only for show."""
     try:
         known = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[Count, ...]])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return {}
     return {series: tuple(each for each in counts if each.options > 0) for series, counts in known.items()}

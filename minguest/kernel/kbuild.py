@@ -182,7 +182,7 @@ def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say:
 def _kept_text(path: Path) -> str | None:
     try:
         digest, text = msgspec.json.decode(path.read_bytes(), type=tuple[str, str])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return None
     return text if _sha256(text) == digest else None
 
@@ -262,7 +262,7 @@ def whole(kept: Path) -> bool:
     try:
         sums = msgspec.json.decode((kept / SUMS).read_bytes(), type=dict[str, str])
         return set(sums) == set(KEPT) and all(files.sha256(kept / name) == digest for name, digest in sums.items())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return False
 
 

@@ -352,7 +352,7 @@ def stamp(tree: Path) -> Tree | None:
     """The stamp of a prepared tree; None if there is no complete one."""
     try:
         return msgspec.json.decode((tree / STAMP).read_bytes(), type=Tree)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -375,7 +375,7 @@ def _content(own: Path, folder: Path) -> str:
     known, now = folder / f".own-{name}.json", fingerprint(own)
     try:
         before, digest = msgspec.json.decode(known.read_bytes(), type=tuple[str, str])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         before, digest = "", ""
     if before != now:
         digest = content(own)

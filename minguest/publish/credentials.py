@@ -71,7 +71,7 @@ def find(config_files: Sequence[Path], registry: str) -> Credentials:
             continue
         try:
             logins = msgspec.json.decode(path.read_bytes(), type=_Logins)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a file of registry credentials: {error}") from error
         try:
             if (found := _login(logins, registry, path)) is not None:
@@ -110,7 +110,7 @@ def _from_helper(helper: str, registry: str) -> Credentials | None:
     try:
         # Warnings may surround it.
         found = msgspec.json.decode(output[output.index("{") : output.rindex("}") + 1], type=_Helped)
-    except (ValueError, msgspec.DecodeError):
+    except ValueError:
         raise ToolError(f"{program}: its answer has no credentials") from None  # the answer may be secret
     if found.Username == "<token>":
         return Credentials(token=found.Secret, origin=f"as the owner of a token, {program}")

@@ -33,7 +33,7 @@ def test_later_ones_by_the_nearest_build(tmp_path: Path) -> None:
     assert expected.objects(store, "6.12", config(700)) == 1400
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b'{"6.12": [{"options": 0, "objects": 1}]}', b"\xff"])
+@pytest.mark.parametrize("raw", [b"", b"[]", b'{"6.12": [{"options": 0, "objects": 1}]}', b"\xff", b'{"\xff": []}'])
 def test_damage_is_no_matter(tmp_path: Path, raw: bytes) -> None:
     store = Store(tmp_path)
     store.objects_compiled.write_bytes(raw)
