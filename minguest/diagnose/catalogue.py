@@ -22,7 +22,8 @@ from minguest.diagnose.facts import condition
 from minguest.kernel import contract
 from minguest.util.errors import UserError
 
-Layer = Literal["config", "cmdline", "firmware", "launch", "host", "initrd", "effect"]
+Layer = Literal["config", "cmdline", "firmware", "launch", "host", "initrd", "driver", "effect"]
+Stack = Literal["qemu", "libvirt", "proxmox", "kata", "kubernetes", "minguest"]
 
 
 class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +34,11 @@ class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     missing: tuple[str, ...] = ()
     """Patterns that no line has. They count only where the console has the kernel's banner, is not silenced and reaches
     matching.BOOTED, or where the report is whole."""
+    absent: tuple[str, ...] = ()
+    """Patterns that no line of the log has, whether the log is whole or not."""
+    resolved: tuple[str, ...] = ()
+    """Patterns of a later line that shows that the trouble passed; {it} is what the group (?P<it>…) of `console`
+    matched. A line of `console` that such a line follows does not count."""
     cmdline: tuple[str, ...] = ()
     """Patterns; each matches a whole option on the kernel's command line."""
     no_cmdline: tuple[str, ...] = ()
@@ -60,6 +66,8 @@ class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`cpus` and `memory` after hotplug, which happens while the guest runs."""
     fault: tuple[str, ...] = ()
     """Keys of faults.FAULTS."""
+    host: str = ""
+    """A key of hostfaults.FAULTS: brought about in the rehearsal's host, and not in a guest."""
     result: tuple[Literal["failed", "lost", "not started"], ...] = ("failed",)
     """The result may be any of these."""
     needs: str = ""
@@ -84,7 +92,15 @@ class Pit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What it requires of the kernel's config: one broken row is enough, where the config is known."""
     cause: str = ""
     fix: str = ""
-    """The exact change."""
+    """The exact change; on QEMU's command line where the reader's own tool does not matter."""
+    stack: Mapping[Stack, str] = {}
+    """The same change for who starts guests with that tool."""
+    look: str = ""
+    """Of an effect: what to look at where no root is known."""
+    ask: str = ""
+    """Of an effect that may be as it should be: what to ask. Alone, it is no trouble."""
+    printed_by: tuple[str, ...] = ()
+    """Where the source has the lines: `QEMU hw/vfio/pci.c`, `Linux drivers/pci/pci.c`."""
     leads_to: tuple[str, ...] = ()
     """Pits and effects that follow from this one."""
     links: tuple[str, ...] = ()
@@ -121,27 +137,36 @@ def _verify(where: str, pit: Pit) -> None:
             f"{where}: no [[inject]]: how is it brought about?",
             "if that is impossible: [[inject]] cannot = WHY",
         )
+    if pit.layer != "effect" and (pit.look or pit.ask):
+        raise UserError(f'{where}: look and ask are for layer = "effect"', "a pit has cause and fix")
     for rule in pit.require:
         contract.verify(rule, where)
     for symptom in pit.symptom:
-        if not (symptom.console or symptom.cmdline or symptom.facts):
-            raise UserError(f"{where}: an empty [[symptom]] would always match", "set console, cmdline or facts")
-        for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline, *symptom.no_cmdline):
-            try:
-                everywhere = compiled(pattern).search(b"")
-            except re2.error as error:
-                why = error.args[0].decode() if isinstance(error.args[0], bytes) else error
-                raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns have the syntax of RE2") from error
-            if everywhere:
-                raise UserError(f"{where}: pattern {pattern!r} would always match")
-        try:
-            for text in (*symptom.facts, *symptom.unless):
-                condition(text)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        _verify_symptom(where, symptom)
     names = [injection.name for injection in pit.inject]
     if len(set(names)) != len(names):
         raise UserError(f"{where}: two [[inject]] have the same name", "give each its own name = …")
+
+
+def _verify_symptom(where: str, symptom: Symptom) -> None:
+    if not (symptom.console or symptom.cmdline or symptom.facts):
+        raise UserError(f"{where}: an empty [[symptom]] would always match", "set console, cmdline or facts")
+    if symptom.resolved and len(symptom.console) != 1:
+        raise UserError(f"{where}: resolved needs one console pattern")
+    patterns = (*symptom.console, *symptom.missing, *symptom.absent, *symptom.cmdline, *symptom.no_cmdline)
+    for pattern in (*patterns, *(each.replace("{it}", "it") for each in symptom.resolved)):
+        try:
+            everywhere = compiled(pattern).search(b"")
+        except re2.error as error:
+            why = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+            raise UserError(f"{where}: pattern {pattern!r}: {why}", "patterns have the syntax of RE2") from error
+        if everywhere:
+            raise UserError(f"{where}: pattern {pattern!r} would always match")
+    try:
+        for text in (*symptom.facts, *symptom.unless):
+            condition(text)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def rules(pits: Mapping[str, Pit]) -> tuple[contract.Rule, ...]:

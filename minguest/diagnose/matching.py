@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pits a console, a report and the facts of a boot show. Pure, except read_log and read_report."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ BOOTED = re.compile(rb"Run \S+ as init process|Freeing unused kernel|initd: |Ker
 QUOTED = 4
 # Characters that are quoted of a line.
 WIDTH = 300
+# Devices of one log that are looked at for one pattern.
+ITS = 64
 # Bytes that a console does not send: ASCII's control characters, except those that move the cursor or ring.
 CONTROLS = [bytes([code]) for code in (*range(7), *range(14, 27), *range(28, 32), 127)]
 # Bytes of a log that are cleaned at a time, and the rest of their last line.
@@ -271,13 +274,13 @@ def _facts(symptom: Symptom, seen: Seen) -> list[str] | str:
 def _lines(symptom: Symptom, seen: Seen) -> list[console.Line] | str:
     lines = []
     for pattern in symptom.console:
-        line = _find(pattern, seen.screen)
+        line = _unresolved(pattern, symptom.resolved, seen.screen) if symptom.resolved else _find(pattern, seen.screen)
         if line is None:
             return f'the console has no line like "{gists(pattern)[0]}"' if seen.screen.strip() else ""
         lines.append(line)
     if symptom.missing and not seen.booted:
         return ""
-    for pattern in symptom.missing:
+    for pattern in (*symptom.missing, *symptom.absent):
         if line := _find(pattern, seen.screen):
             return f'the console has the line "{line.text}"'
     return lines
@@ -287,7 +290,29 @@ def _find(pattern: str, screen: bytes) -> console.Line | None:
     """The first line that has a pattern in it."""
     for match in compiled(pattern).finditer(screen):
         if b"\n" not in match[0]:
-            begin, end = screen.rfind(b"\n", 0, match.start()) + 1, screen.find(b"\n", match.end())
-            text = screen[begin : end if end >= 0 else None].decode("utf-8", "replace").rstrip()
-            return console.Line(screen.count(b"\n", 0, begin) + 1, text)
+            return _line(screen, match.start())
     return None
+
+
+def _unresolved(pattern: str, resolved: Sequence[str], screen: bytes) -> console.Line | None:
+    """The first line that has a pattern in it, and whose trouble no later line shows to have passed."""
+    first: dict[bytes, int] = {}
+    last: dict[bytes, int] = {}
+    form = compiled(pattern)
+    for match in form.finditer(screen):
+        if b"\n" not in match[0]:
+            it = match["it"] if "it" in form.groupindex else b""
+            first.setdefault(it, match.start())
+            last[it] = match.end()
+    for it, begin in itertools.islice(first.items(), ITS):
+        quoted = re2.escape(it.decode("utf-8", "replace"))
+        later = (compiled(each.replace("{it}", quoted)).search(screen, last[it]) for each in resolved)
+        if not any(later):
+            return _line(screen, begin)
+    return None
+
+
+def _line(screen: bytes, place: int) -> console.Line:
+    begin, end = screen.rfind(b"\n", 0, place) + 1, screen.find(b"\n", place)
+    text = screen[begin : end if end >= 0 else None].decode("utf-8", "replace").rstrip()
+    return console.Line(screen.count(b"\n", 0, begin) + 1, text)

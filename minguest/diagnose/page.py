@@ -19,6 +19,7 @@ LAYERS: Mapping[Layer, str] = {
     "launch": "The launch",
     "initrd": "The initrd",
     "host": "The host",
+    "driver": "The driver in the guest",
 }
 # What a launch has for which a row of the contract holds: the keys of contract.needs.
 WHEN: Mapping[str, str] = {
@@ -147,6 +148,8 @@ def _code(text: str) -> str:
 def _symptom(symptom: Symptom) -> str:
     parts = [f"console {_patterns(symptom.console, ' and ')}"] if symptom.console else []
     parts += [f"not on the console {_patterns(symptom.missing, ' or ')}"] if symptom.missing else []
+    parts += [f"not in the log {_patterns(symptom.absent, ' or ')}"] if symptom.absent else []
+    parts += [f"not followed by {_patterns(symptom.resolved, ' or ')}"] if symptom.resolved else []
     parts += [f"command line {_patterns(symptom.cmdline, ' and ')}"] if symptom.cmdline else []
     parts += [f"not on the command line {_patterns(symptom.no_cmdline, ' or ')}"] if symptom.no_cmdline else []
     parts += [f"boot test {_patterns(symptom.facts, ' and ')}"] if symptom.facts else []

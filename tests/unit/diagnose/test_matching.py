@@ -320,3 +320,35 @@ def test_what_is_no_report_is_named(tmp_path: Path, content: bytes | None, why: 
         matching.read_report(tmp_path / "c")
     with pytest.raises(UserError, match="not a regular file"):
         matching.read_report(tmp_path)
+
+
+SECOND_TRY = catalogue.Symptom(
+    console=(r"pci (?P<it>\S+: BAR \d) \[mem size \S+\]: can't assign",),
+    resolved=(r"pci {it} \[mem \S+\]: assigned",),
+)
+FAILED = b"pci 0000:0%d:00.0: BAR 1 [mem size 0x10]: can't assign; no space\n"
+PLACED = b"pci 0000:0%d:00.0: BAR 1 [mem 0x20-0x2f]: assigned\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        (FAILED % 1, 1),
+        (FAILED % 1 + PLACED % 1, 0),
+        (PLACED % 1 + FAILED % 1, 2),
+        (FAILED % 1 + FAILED % 2 + PLACED % 1, 2),
+        (FAILED % 1 + PLACED % 1 + FAILED % 1, 1),
+        (b"".join(FAILED % 1 for _ in range(1000)) + PLACED % 1, 0),
+    ],
+)
+def test_trouble_of_one_device_passes_only_for_that_device(log: bytes, line: int) -> None:
+    pit = catalogue.Pit("t", "launch", (SECOND_TRY,), cause="c", fix="f")
+    found = matching.diagnose({"x": pit}, matching.see(log)).roots
+    assert [each.number for hit in found for each in hit.lines] == ([line] if line else [])
+
+
+def test_absent_needs_no_whole_log() -> None:
+    symptom = catalogue.Symptom(console=("this",), absent=("that",))
+    pit = catalogue.Pit("t", "launch", (symptom,), cause="c", fix="f")
+    assert matching.diagnose({"x": pit}, matching.see(b"this\n")).roots
+    assert not matching.diagnose({"x": pit}, matching.see(b"this\nthat\n")).roots
