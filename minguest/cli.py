@@ -151,8 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.diagnose,
         f"Works for any kernel, however it was started. {PIT}",
     )
-    each.add_argument("log", type=Path, nargs="+", help="a console, as a serial port wrote it to a file")
-    each.add_argument("--report", type=Path, metavar="FILE", help="initd's report, or a boot test's report.json")
+    _logs(each)
 
     each = command(
         "doctor", commands.doctor, "Reads the file, starts nothing. Exit status 1 if it would fall into a pit."
@@ -243,6 +242,21 @@ class _Formatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def _logs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "log",
+        nargs="*",
+        metavar="LOG",
+        help="the guest's console, QEMU's messages, libvirt's log, the host's dmesg or journal: one or several of one"
+        " boot; also .gz, .xz, .zst; - is standard input",
+    )
+    command.add_argument(
+        "--libvirt", default="", metavar="DOMAIN", help="the logs that this host has of a libvirt domain"
+    )
+    command.add_argument("--verbose", action="store_true", help="also what was ruled out, and why")
+    command.add_argument("--report", type=Path, metavar="FILE", help="initd's report, or a boot test's report.json")
 
 
 def _guest(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from minguest import paths, settings
 from minguest.boottest import runner, verdict
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue, matching
+from minguest.diagnose import answer, catalogue, libvirt, logs, matching
 from minguest.host import checks, survey, vfio
 from minguest.model import Launch
 from minguest.release import sshsig
@@ -103,39 +103,50 @@ def boot_test(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def diagnose(options: argparse.Namespace, say: Say) -> Answer:
-    """The known pits that consoles show."""
+    """What the logs of one boot show: a known pit, lines that look like trouble, or what is seen to be well."""
+    if not options.log and not options.libvirt:
+        raise UserError("no log", "minguest diagnose LOG…; - is standard input: dmesg | minguest diagnose -")
+    if options.log.count(logs.STDIN) > 1:
+        raise UserError("standard input can be read only once", "pass - once")
     pits = catalogue.load(paths.known_pits())
-    screens = [matching.read_log(log) for log in options.log]
+    subsystems = answer.load(paths.known_subsystems())
+    read = [logs.read(log) for log in dict.fromkeys(options.log)]
+    if options.libvirt:
+        read += libvirt.collect(options.libvirt, say)
     report = matching.read_report(options.report) if options.report else None
-    texts, found = [], []
-    for log, screen in zip(options.log, screens, strict=True):
-        diagnosis = matching.diagnose(pits, matching.see(screen, report))
-        text = matching.describe(diagnosis)
-        texts.append(f"{log}:\n{text}" if len(options.log) > 1 else text)
-        found.append({"log": log, **_diagnosis(diagnosis)})
-    return Answer("\n".join(texts), {"logs": found})
+    seen = matching.boot(read, report)
+    found = answer.answer(matching.diagnose(pits, *seen), seen, subsystems)
+    heads = [f"{each.name}: {', '.join(each.kinds)}" for each in seen] if len(seen) > 1 else []
+    text = "\n".join([*heads, answer.describe(found, verbose=options.verbose)])
+    return Answer(text, {"logs": [{"log": each.name, "kinds": each.kinds} for each in seen], **_answered(found)})
 
 
-def _diagnosis(diagnosis: matching.Diagnosis) -> dict[str, Any]:
-    def hits(found: tuple[matching.Found, ...]) -> list[dict[str, Any]]:
+def _answered(found: answer.Answer) -> dict[str, Any]:
+    def hits(several: tuple[matching.Found, ...]) -> list[dict[str, Any]]:
         return [
             {
                 "pit": hit.id,
-                "title": hit.pit.title,
-                "layer": hit.pit.layer,
-                "cause": hit.pit.cause,
-                "fix": hit.pit.fix,
+                **{name: getattr(hit.pit, name) for name in ("title", "layer", "cause", "fix", "stack", "look", "ask")},
                 "lines": hit.lines,
                 "proof": hit.proof,
                 "follows": hit.follows,
             }
-            for hit in found
+            for hit in several
         ]
 
+    diagnosis = found.diagnosis
     return {
+        "ending": found.ending,
         "roots": hits(diagnosis.roots),
         "follows": hits(diagnosis.follows),
         "unexplained": hits(diagnosis.unexplained),
+        "questions": hits(diagnosis.questions),
+        "trouble": found.trouble,
+        "well": found.well,
+        "not_shown": found.unseen,
+        "notes": found.notes,
+        "stacks": found.stacks,
+        "card": found.card,
         "ruled_out": [{"pit": name, "why": why} for name, why in diagnosis.ruled_out],
     }
 

@@ -25,6 +25,12 @@ def known_cards() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent / "configs" / "cards"
 
 
+def known_subsystems() -> Path:
+    """Who complains in a log, likewise."""
+    packed = PACKAGE / "data" / "diagnose"
+    return (packed if packed.is_dir() else PACKAGE.parent / "configs" / "diagnose") / "subsystems.toml"
+
+
 @dataclass(frozen=True)
 class Store:
     """Results kept by content for all checkouts, below `folder`. All can be deleted while no build runs."""

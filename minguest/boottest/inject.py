@@ -19,7 +19,7 @@ from minguest.boottest import runner
 from minguest.boottest.faults import FAULTS, Parts
 from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue, matching
+from minguest.diagnose import answer, catalogue
 from minguest.kernel import kconfig
 from minguest.model import Launch
 from minguest.util import files, templates
@@ -45,7 +45,7 @@ CONTROLS = (
 )
 # The modules that inject and judge: when they change, kept cells are dropped.
 CODE = (
-    "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts",
+    "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "diagnose/logs",
     "diagnose/matching", "kernel/contract", "util/pci", "util/units", "vm/arguments", "vm/bar_window",
     "vm/bar_window_text", "vm/cards", "vm/disks", "vm/emulator", "vm/launch", "vm/qemu", "vm/qmp", "vm/report",
 )  # fmt: skip
@@ -227,7 +227,7 @@ def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifest
         got=_got(trial),
         result="wrong" if why else "right",
         why=why,
-        diagnosis=matching.describe(trial.diagnosis),
+        diagnosis=answer.findings(trial.diagnosis),
         seconds=time.monotonic() - start,
         qemu=emulator.version(),
     )

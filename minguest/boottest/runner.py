@@ -14,7 +14,7 @@ import msgspec
 from minguest import model, paths, settings
 from minguest.boottest import verdict
 from minguest.bundle import manifests
-from minguest.diagnose import catalogue, matching
+from minguest.diagnose import answer, catalogue, logs, matching
 from minguest.kernel import contract, kconfig
 from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
@@ -203,13 +203,13 @@ def run(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], Non
     if judged.result == "pass":
         say(f"PASS: {judged.reason}")
         return
-    say(matching.describe(trial.diagnosis))
+    say(answer.findings(trial.diagnosis))
     kind = GuestFailed if judged.result == "failed" else GuestLost
     raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {bench.folder / 'console.log'}")
 
 
 def _pit(trial: Trial) -> str:
-    return matching.describe(trial.diagnosis) if trial.diagnosis.roots else ""
+    return answer.findings(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
 def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
@@ -330,12 +330,12 @@ def attempt(
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
         facts = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
-        found = matching.diagnose(known, matching.see(said, facts=facts))
+        found = matching.diagnose(known, matching.see(logs.Log("qemu.log", said), facts=facts))
         return Trial(None, report.Report(False, (), ()), found, found, tuple(command), str(error))
     seen = report.parse(result.report)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
     # QEMU's own output too: some pits are the host's.
-    text = result.console + b"\n" + (folder / "qemu.log").read_bytes()
+    text = logs.Log("console.log", result.console + b"\n" + (folder / "qemu.log").read_bytes())
     found = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen), breaches))
     blind = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
     judged = verdict.judge(spec, result, seen, problems, window, shipped)

@@ -131,3 +131,13 @@ def of_report(report: Report) -> dict[str, Fact]:
         "interrupts.controllers": ",".join(report.record("interrupts").get("controllers") or ()) or None,
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+# -smp 4, -smp cpus=4,maxcpus=8, -smp sockets=2,cores=2,threads=1: QEMU's command in a log.
+_SMP = re.compile(rb"(?:^|[\s'\"])-smp['\"]?[ \t=]+['\"]?(?:cpus=)?(\d+)\b", re.MULTILINE)
+
+
+def of_command(log: bytes) -> dict[str, Fact]:
+    """What QEMU was given, where a log has its command; that of the last start."""
+    found = _SMP.findall(log)
+    return {"cpus.requested": int(found[-1])} if found else {}

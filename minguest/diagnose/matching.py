@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pits a console, a report and the facts of a boot show. Pure, except read_log and read_report."""
+"""Which pits the logs, the report and the facts of a boot show. Pure, except read_report."""
 
 import itertools
 import re
@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import re2
 
+from minguest.diagnose import logs
 from minguest.diagnose.catalogue import Pit, Symptom, below, compiled, gists
-from minguest.diagnose.facts import Fact, condition, of_report
+from minguest.diagnose.facts import Fact, condition, of_command, of_report
 from minguest.kernel import contract
-from minguest.util import errors
 from minguest.util.errors import UserError
 from minguest.vm import console
 from minguest.vm.report import Report, parse
@@ -20,6 +20,10 @@ from minguest.vm.report import Report, parse
 # printk's time, which may be switched off, and what a log collector puts before it.
 TIME = re.compile(rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\] ?|<\d+>)", re.MULTILINE)
 CMDLINE = re.compile(rb"(?:Kernel command line|Command line): (.*)")
+# What a guest's kernel writes.
+CONSOLES = {"guest console", "kernel", "Kata"}
+# Each start of QEMU in libvirt's log.
+STARTED = re.compile(rb"^.*: starting up libvirt version.*", re.MULTILINE)
 # The kernel's banner: a log may hold several boots, and may begin after a banner.
 BANNER = re.compile(rb"^.*Linux version \d+\.\d+.*#\d+", re.MULTILINE)
 # Options that keep the messages of a healthy kernel off the console.
@@ -30,28 +34,42 @@ BOOTED = re.compile(rb"Run \S+ as init process|Freeing unused kernel|initd: |Ker
 QUOTED = 4
 # Characters that are quoted of a line.
 WIDTH = 300
+# Bytes for all patterns together.
+PATTERNS_MAX = 64 << 20
 # Devices of one log that are looked at for one pattern.
 ITS = 64
-# Bytes that a console does not send: ASCII's control characters, except those that move the cursor or ring.
-CONTROLS = [bytes([code]) for code in (*range(7), *range(14, 27), *range(28, 32), 127)]
 # Bytes of a log that are cleaned at a time, and the rest of their last line.
 PART = 1 << 20
-# Bytes of the largest log: a guest that prints more repeats itself.
-LOG_MAX = 64 << 20
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What is known of one boot."""
+    """What one log shows, and what else is known of its boot."""
 
     screen: bytes
-    """The console without times, escapes and carriage returns; it keeps its lines' numbers."""
+    """The log without times, escapes and carriage returns; it keeps its lines' numbers."""
     options: tuple[str, ...]
     """On the kernel's command line."""
     booted: bool
-    """Whether the console has all that a healthy kernel prints; or the report is whole."""
+    """Whether the log has all that a healthy kernel prints; or the report is whole."""
     facts: Mapping[str, Fact] = {}
     breaches: tuple[contract.Breach, ...] | None = None
     """Where the kernel's config breaks the contract of its launch; None: its config is not known."""
+    name: str = "console"
+    """Of the log."""
+    kinds: tuple[logs.Kind, ...] = ()
+    breaks: tuple[tuple[int, int], ...] = ()
+    """As in logs.Log."""
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """A line of a log, numbered from 1."""
+
+    log: str
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.log}:{self.number}: {self.text}"
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -59,8 +77,8 @@ class Found(msgspec.Struct, frozen=True):
 
     id: str
     pit: Pit
-    lines: tuple[console.Line, ...]
-    """The lines of the console that show it."""
+    lines: tuple[Quote, ...]
+    """The lines of the logs that show it."""
     proof: tuple[str, ...] = ()
     """What else shows it: config, command line and facts."""
     follows: tuple[str, ...] = ()
@@ -74,35 +92,10 @@ class Diagnosis(msgspec.Struct, frozen=True):
     follows: tuple[Found, ...]
     unexplained: tuple[Found, ...]
     """Effects that follow from no root: their cause is not known."""
+    questions: tuple[Found, ...]
+    """Effects that follow from no root, and are trouble only if the launch was another."""
     ruled_out: tuple[tuple[str, str], ...]
     """Pits that share an effect with a root, and what rules each of them out."""
-
-
-def read_log(path: Path) -> bytes:
-    """A console's log from anywhere; UserError for what cannot be one."""
-    try:
-        if not path.is_file():
-            raise UserError(f"log {path}: no such file, or not a regular file", "pass the log of a guest's console")
-        size = path.stat().st_size
-        if size > LOG_MAX:
-            raise UserError(
-                f"log {path}: {size / 1e6:.0f} MB; the limit is {LOG_MAX >> 20} MiB",
-                "pass its first part: head -c 64M",
-            )
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"log {path}: {error.strerror}") from error
-    if not raw.strip():
-        raise UserError(f"log {path}: empty", "was the console written to it? -serial file:LOG, or console=ttyS0")
-    sample = raw[:PART]
-    # Not text: what is not UTF-8, and control characters that no terminal knows. A noisy serial line has a few.
-    odd = sample.decode("utf-8", "replace").count("\ufffd") + sum(map(sample.count, CONTROLS))
-    if odd * 5 > len(sample):
-        raise UserError(
-            f"log {path}: not a console's text: {odd} of its first {len(sample)} bytes are not text",
-            "if it is UTF-16, convert it: iconv -f UTF-16",
-        )
-    return raw
 
 
 def read_report(path: Path) -> Report:
@@ -111,8 +104,8 @@ def read_report(path: Path) -> Report:
     try:
         if not path.is_file():
             raise UserError(f"report {path}: no such file, or not a regular file", remedy)
-        if path.stat().st_size > LOG_MAX:
-            raise UserError(f"report {path}: more than {LOG_MAX >> 20} MiB", remedy)
+        if path.stat().st_size > logs.LOG_MAX:
+            raise UserError(f"report {path}: more than {logs.LOG_MAX >> 20} MiB", remedy)
         raw = path.read_bytes()
         report = msgspec.json.decode(raw, type=Report) if b'"complete"' in raw[:200] else parse(raw)
     except (OSError, ValueError, RecursionError) as error:
@@ -124,25 +117,47 @@ def read_report(path: Path) -> Report:
 
 
 def see(
-    raw: bytes,
+    log: bytes | logs.Log,
     report: Report | None = None,
     facts: Mapping[str, Fact] | None = None,
     breaches: Sequence[contract.Breach] | None = None,
 ) -> Seen:
-    """What is known of a boot. Printk's times, escapes and carriage returns on the console do not matter.
+    """What is known of a boot. Printk's times, escapes and carriage returns in the log do not matter.
 
     `facts` are those of the whole boot; left out, those of the report.
     """
-    screen = _last_boot(_cleaned(raw))
+    log = log if isinstance(log, logs.Log) else logs.Log("console", log)
+    screen = _last(BANNER, _last(STARTED, _cleaned(log.text)))
     reported = str(report.record("begin").get("cmdline") or "") if report else ""
     printed = CMDLINE.search(screen)
     # What comes after "--" is init's (admin-guide/kernel-parameters).
-    options = (reported or (printed[1].decode("utf-8", "replace") if printed else "")).partition(" -- ")[0].split()
+    options = (reported or (_unquoted(printed[1]) if printed else "")).partition(" -- ")[0].split()
     if facts is None:
         facts = of_report(report) if report else {}
     complete = BANNER.search(screen) and BOOTED.search(screen) and not any(map(SILENCING.fullmatch, options))
     booted = facts.get("report") == "whole" or bool(complete)
-    return Seen(screen, tuple(options), booted, facts, None if breaches is None else tuple(breaches))
+    known = None if breaches is None else tuple(breaches)
+    return Seen(screen, tuple(options), booted, facts, known, log.name, log.kinds, log.breaks)
+
+
+def boot(read: Sequence[logs.Log], report: Report | None = None) -> list[Seen]:
+    """What several logs of one boot show. The report belongs to the guest's console; what QEMU was given, to all."""
+    consoles = [each for each in read if CONSOLES & set(each.kinds)] or list(read)
+    given = {name: fact for each in read for name, fact in of_command(each.text).items()}
+    seen = []
+    for each in read:
+        alone = see(each, report if each in consoles[:1] else None)
+        seen.append(msgspec.structs.replace(alone, facts={**given, **alone.facts}))
+    return seen
+
+
+def _unquoted(line: bytes) -> str:
+    """A command line, without the end of a quotation that a log collector put around it."""
+    text = line.decode("utf-8", "replace")
+    for quote in ('"', "'"):
+        if text.count(quote) % 2:
+            text = text.rpartition(quote)[0]
+    return text
 
 
 def _cleaned(raw: bytes) -> bytes:
@@ -156,90 +171,110 @@ def _cleaned(raw: bytes) -> bytes:
     return bytes(clean)
 
 
-def _last_boot(screen: bytes) -> bytes:
-    """The last of several boots, from its banner on. The lines before it become empty, which keeps the numbers."""
-    banners = list(BANNER.finditer(screen))
-    if len(banners) < 2:
+def _last(start: re.Pattern[bytes], screen: bytes) -> bytes:
+    """The last of several boots, from its first line on. The lines before it become empty, which keeps the numbers."""
+    starts = list(start.finditer(screen))
+    if len(starts) < 2:
         return screen
-    begin = banners[-1].start()
+    begin = starts[-1].start()
     return b"\n" * screen.count(b"\n", 0, begin) + screen[begin:]
 
 
-def diagnose(pits: Mapping[str, Pit], seen: Seen) -> Diagnosis:
-    """Which pits this boot fell into. None is guessed: where nothing is known, the diagnosis is empty."""
+def diagnose(pits: Mapping[str, Pit], *seen: Seen) -> Diagnosis:
+    """Which pits this boot fell into, as its logs show. None is guessed: where nothing is known, none is named.
+
+    A symptom is looked for in each log alone; a pit in one log can follow from a pit in another.
+    """
+    looked = [_Look(each, _present(pits, each.screen)) for each in seen]
     hits = {}
     for name, pit in pits.items():
-        matched = [each for each in (_matches(one, seen) for one in pit.symptom) if isinstance(each, _Match)]
-        broken = [str(breach) for breach in seen.breaches or () if breach.pit == name]
-        if matched or broken:
-            lines = max((match.lines for match in matched), key=len, default=())
-            proof = dict.fromkeys(broken + [each for match in matched for each in match.proof])
-            lines = tuple(sorted(lines, key=lambda line: line.number)[:QUOTED])
+        tried = [_matches(symptom, look) for symptom in pit.symptom for look in looked]
+        found = [each for each in tried if isinstance(each, _Match)]
+        broken = [str(breach) for each in seen for breach in each.breaches or () if breach.pit == name]
+        if found or broken:
+            lines = max((match.lines for match in found), key=len, default=())
+            if len(seen) > 1:
+                lines = tuple(dict.fromkeys(line for match in found for line in match.lines))
+            proof = dict.fromkeys(broken + [each for match in found for each in match.proof])
+            order = [each.name for each in seen]
+            lines = tuple(sorted(lines, key=lambda line: (order.index(line.log), line.number))[:QUOTED])
             hits[name] = Found(name, pit, lines, tuple(proof))
     led_to = {name: below(pits, name) for name in hits}
-    found = [
+    judged = [
         msgspec.structs.replace(hit, follows=tuple(other for other in hits if other != name and name in led_to[other]))
         for name, hit in hits.items()
     ]
-    found.sort(key=lambda hit: (hit.lines[0].number if hit.lines else 0, hit.id))
-    roots = tuple(hit for hit in found if not hit.follows and hit.pit.layer != "effect")
+    judged.sort(key=lambda hit: (hit.lines[0].number if hit.lines else 0, hit.id))
+    roots = tuple(hit for hit in judged if not hit.follows and hit.pit.layer != "effect")
+    alone = [hit for hit in judged if not hit.follows and hit.pit.layer == "effect"]
     return Diagnosis(
         roots,
-        tuple(hit for hit in found if hit.follows),
-        tuple(hit for hit in found if not hit.follows and hit.pit.layer == "effect"),
-        tuple(_ruled_out(pits, hits, roots, seen)),
+        tuple(hit for hit in judged if hit.follows),
+        tuple(hit for hit in alone if not hit.pit.ask),
+        tuple(hit for hit in alone if hit.pit.ask),
+        tuple(_ruled_out(pits, hits, roots, looked)),
     )
 
 
 def _ruled_out(
-    pits: Mapping[str, Pit], hits: Mapping[str, Found], roots: Sequence[Found], seen: Seen
+    pits: Mapping[str, Pit], hits: Mapping[str, Found], roots: Sequence[Found], looked: Sequence["_Look"]
 ) -> Iterator[tuple[str, str]]:
     shared = {effect for hit in roots for effect in pits[hit.id].leads_to}
     for name, pit in pits.items():
         if name in hits or pit.layer == "effect" or not shared & set(pit.leads_to):
             continue
-        against = [why for symptom in pit.symptom if isinstance(why := _matches(symptom, seen), str) and why]
-        if pit.require and seen.breaches is not None:
+        tried = (_matches(symptom, look) for symptom in pit.symptom for look in looked)
+        against = [why for why in tried if isinstance(why, str) and why]
+        if pit.require and any(look.seen.breaches is not None for look in looked):
             against.insert(0, f"CONFIG_{pit.require[0].option} is as required")
         if against:
             yield name, against[0]
 
 
-def describe(diagnosis: Diagnosis) -> str:
-    """A diagnosis for a person: each root with its lines, cause and fix; what follows; what is ruled out."""
-    text = [] if diagnosis.roots else ["no known pit"]
-    for hit in diagnosis.roots:
-        text.append(f"{hit.id}: {hit.pit.title}")
-        text += _evidence(hit)
-        text += [f"  cause: {hit.pit.cause}", f"  fix:   {hit.pit.fix}"]
-    for hit in diagnosis.follows:
-        text.append(f"follows from {', '.join(hit.follows)}: {hit.pit.title}")
-        text += _evidence(hit)
-    for hit in diagnosis.unexplained:
-        text.append(f"seen, but no known pit causes it: {hit.pit.title}")
-        text += _evidence(hit)
-    text += [errors.printable(f"not {name}: {why}"[:WIDTH]) for name, why in diagnosis.ruled_out]
-    return "\n".join(text)
-
-
-def _evidence(hit: Found) -> list[str]:
-    shown = [f"  {line.number:5} | {line.text}" for line in hit.lines] + [f"        | {each}" for each in hit.proof]
-    return [errors.printable(line[:WIDTH]) for line in shown]
-
-
 class _Match(msgspec.Struct, frozen=True):
-    lines: tuple[console.Line, ...]
+    lines: tuple[Quote, ...]
     proof: tuple[str, ...]
 
 
-def _matches(symptom: Symptom, seen: Seen) -> _Match | str:
+class _Look(msgspec.Struct, frozen=True):
+    """A log, and the patterns that it has somewhere."""
+
+    seen: Seen
+    present: frozenset[str]
+
+
+def _present(pits: Mapping[str, Pit], screen: bytes) -> frozenset[str]:
+    """Which of the pits' patterns a text has: one pass for all of them."""
+    patterns = list(
+        dict.fromkeys(
+            pattern
+            for pit in pits.values()
+            for symptom in pit.symptom
+            for pattern in (*symptom.console, *symptom.missing, *symptom.absent)
+        )
+    )
+    options = re2.Options()
+    options.max_mem = PATTERNS_MAX
+    options.log_errors = False
+    # Anything has the last one: a set that ran out of memory has none.
+    together = re2.Set.SearchSet(options)
+    for pattern in (*patterns, ""):
+        together.Add(f"(?m){pattern}")
+    together.Compile()
+    found = together.Match(screen) or ()
+    if len(patterns) not in found:
+        return frozenset(patterns)
+    return frozenset(patterns[each] for each in found if each < len(patterns))
+
+
+def _matches(symptom: Symptom, look: _Look) -> _Match | str:
     """What shows a symptom; or the text of what rules it out, which is empty where that is not known."""
     proof = []
-    for of in (_options(symptom, seen), _facts(symptom, seen)):
+    for of in (_options(symptom, look.seen), _facts(symptom, look.seen)):
         if isinstance(of, str):
             return of
         proof += of
-    lines = _lines(symptom, seen)
+    lines = _lines(symptom, look)
     return lines if isinstance(lines, str) else _Match(tuple(lines), tuple(proof))
 
 
@@ -271,48 +306,58 @@ def _facts(symptom: Symptom, seen: Seen) -> list[str] | str:
     return proof
 
 
-def _lines(symptom: Symptom, seen: Seen) -> list[console.Line] | str:
+def _lines(symptom: Symptom, look: _Look) -> list[Quote] | str:
     lines = []
     for pattern in symptom.console:
-        line = _unresolved(pattern, symptom.resolved, seen.screen) if symptom.resolved else _find(pattern, seen.screen)
+        line = _unresolved(pattern, symptom.resolved, look) if symptom.resolved else _find(pattern, look)
         if line is None:
-            return f'the console has no line like "{gists(pattern)[0]}"' if seen.screen.strip() else ""
+            return f'the console has no line like "{gists(pattern)[0]}"' if look.seen.screen.strip() else ""
         lines.append(line)
-    if symptom.missing and not seen.booted:
+    if symptom.missing and not look.seen.booted:
         return ""
     for pattern in (*symptom.missing, *symptom.absent):
-        if line := _find(pattern, seen.screen):
+        if line := _find(pattern, look):
             return f'the console has the line "{line.text}"'
     return lines
 
 
-def _find(pattern: str, screen: bytes) -> console.Line | None:
+def _find(pattern: str, look: _Look) -> Quote | None:
     """The first line that has a pattern in it."""
-    for match in compiled(pattern).finditer(screen):
-        if b"\n" not in match[0]:
-            return _line(screen, match.start())
+    for match in _all(pattern, look):
+        return quote(look.seen, match.start(), match.end())
     return None
 
 
-def _unresolved(pattern: str, resolved: Sequence[str], screen: bytes) -> console.Line | None:
+def _unresolved(pattern: str, resolved: Sequence[str], look: _Look) -> Quote | None:
     """The first line that has a pattern in it, and whose trouble no later line shows to have passed."""
-    first: dict[bytes, int] = {}
+    first: dict[bytes, tuple[int, int]] = {}
     last: dict[bytes, int] = {}
-    form = compiled(pattern)
-    for match in form.finditer(screen):
-        if b"\n" not in match[0]:
-            it = match["it"] if "it" in form.groupindex else b""
-            first.setdefault(it, match.start())
-            last[it] = match.end()
-    for it, begin in itertools.islice(first.items(), ITS):
+    for match in _all(pattern, look):
+        it = match["it"] if "it" in match.re.groupindex else b""
+        first.setdefault(it, match.span())
+        last[it] = match.end()
+    for it, place in itertools.islice(first.items(), ITS):
         quoted = re2.escape(it.decode("utf-8", "replace"))
-        later = (compiled(each.replace("{it}", quoted)).search(screen, last[it]) for each in resolved)
+        later = (compiled(each.replace("{it}", quoted)).search(look.seen.screen, last[it]) for each in resolved)
         if not any(later):
-            return _line(screen, begin)
+            return quote(look.seen, *place)
     return None
 
 
-def _line(screen: bytes, place: int) -> console.Line:
-    begin, end = screen.rfind(b"\n", 0, place) + 1, screen.find(b"\n", place)
-    text = screen[begin : end if end >= 0 else None].decode("utf-8", "replace").rstrip()
-    return console.Line(screen.count(b"\n", 0, begin) + 1, text)
+def _all(pattern: str, look: _Look) -> Iterator[re.Match[bytes]]:
+    if pattern in look.present:
+        for match in compiled(pattern).finditer(look.seen.screen):
+            if b"\n" not in match[0]:
+                yield match
+
+
+def quote(seen: Seen, place: int, end: int) -> Quote:
+    """The line that has a match from `place` to `end`; of a very long line, the part around it."""
+    screen = seen.screen
+    begin, over = screen.rfind(b"\n", 0, place) + 1, screen.find(b"\n", place)
+    over = over if over >= 0 else len(screen)
+    number = logs.number(seen.breaks, screen.count(b"\n", 0, begin) + 1)
+    if over - begin > WIDTH:
+        begin = max(begin, min(place, end - WIDTH))
+        over = min(over, begin + WIDTH)
+    return Quote(seen.name, number, screen[begin:over].decode("utf-8", "replace").rstrip())

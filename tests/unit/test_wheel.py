@@ -13,6 +13,7 @@ from minguest import paths
 from tests import ROOT
 
 PITS = ROOT / "configs" / "pits"
+DIAGNOSE = ROOT / "configs/diagnose"
 CARDS = ROOT / "configs" / "cards"
 
 
@@ -35,7 +36,7 @@ def test_a_wheel_has_every_pit_and_card_and_nothing_beside_the_package(wheel: Pa
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     data = {name: raw for name, raw in packed.items() if not name.endswith(".py")}
-    wanted = [*PITS.glob("*.toml"), *CARDS.glob("*.toml")]
+    wanted = [*PITS.glob("*.toml"), *CARDS.glob("*.toml"), *DIAGNOSE.glob("*.toml")]
     assert data == {f"minguest/data/{path.parent.name}/{path.name}": path.read_bytes() for path in wanted}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minguest").rglob("*.py")}
     assert packed.keys() - data.keys() == modules

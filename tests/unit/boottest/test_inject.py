@@ -32,6 +32,7 @@ def trial(
         (),
         tuple(matching.Found(name, KNOWN[name], ()) for name in effects),
         (),
+        (),
     )
     return runner.Trial(judged, report.Report(True, (), ()), found, found, ("qemu",), "QEMU said no")
 
@@ -70,7 +71,7 @@ def test_what_is_right(name: str, each: Injection, came: runner.Trial, why: str)
 def test_a_config_pit_is_named_by_its_symptoms_too() -> None:
     came = trial("failed", ("CPUs", "firmware"), ("efi-off",))
     assert "without the kernel's config it names efi-off, not none" in inject.against("efi-off", EFI, came, "")
-    deaf = msgspec.structs.replace(came, blind=matching.Diagnosis((), (), (), ()))
+    deaf = msgspec.structs.replace(came, blind=matching.Diagnosis((), (), (), (), ()))
     assert "it names no pit, not efi-off" in inject.against("efi-off", EFI, deaf, "efi-off")
 
 

@@ -118,11 +118,11 @@ def test_the_command_and_signals(tmp_path: Path, number: int, ignored: bool, sta
     program = f"""
 import os, sys
 from minguest import cli
-from minguest.diagnose import matching
+from minguest.diagnose import logs
 def read(log):
     os.kill(os.getpid(), {int(number)})
-    return b""
-matching.read_log = read
+    return logs.Log(log, b"")
+logs.read = read
 sys.exit(cli.main(["diagnose", "x", "--report", "none"]))
 """
     line = 'trap "" HUP; exec "$@"' if ignored else 'exec "$@"'
