@@ -21,6 +21,11 @@ EXAMPLE = "0000:01:00.0"
 CARD = re.compile(
     rb"(?:vfio-pci,host=|\bvfio-pci |\bvfio |[dD]evice '?)((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7])\b"
 )
+# And in libvirt's XML of a domain, where it is the host's.
+HOSTDEV = re.compile(
+    rb"""<source>\s*<address domain=['"]0x([0-9a-f]{4})['"] bus=['"]0x([0-9a-f]{2})['"] """
+    rb"""slot=['"]0x([0-9a-f]{2})['"] function=['"]0x([0-7])['"]/>"""
+)
 # Lines that are quoted for one subsystem.
 QUOTED = 3
 STACKS: Mapping[Stack, re.Pattern[bytes]] = {"minguest": re.compile(rb"^initd: ", re.MULTILINE)}
@@ -199,6 +204,8 @@ def _stacks(seen: Sequence[Seen]) -> tuple[Stack, ...]:
 
 def _card(seen: Sequence[Seen]) -> str:
     cards = {match[1].decode() for each in seen for match in CARD.finditer(each.screen)}
+    for each in seen:
+        cards |= {"{}:{}:{}.{}".format(*map(bytes.decode, part)) for part in HOSTDEV.findall(each.screen)}
     whole = {card if card.count(":") == 2 else f"0000:{card}" for card in cards}
     # The functions of one card are one card.
     return min(whole) if len({card[:-2] for card in whole}) == 1 else ""

@@ -133,11 +133,11 @@ def of_report(report: Report) -> dict[str, Fact]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-# -smp 4, -smp cpus=4,maxcpus=8, -smp sockets=2,cores=2,threads=1: QEMU's command in a log.
-_SMP = re.compile(rb"(?:^|[\s'\"])-smp['\"]?[ \t=]+['\"]?(?:cpus=)?(\d+)\b", re.MULTILINE)
+# -smp 4, -smp cpus=4,maxcpus=8: QEMU's command in a log; and libvirt's XML of a domain.
+_SMP = re.compile(rb"(?:^|[\s'\"])-smp['\"]?[ \t=]+['\"]?(?:cpus=)?(\d+)\b|<vcpu[^>]*>(\d+)</vcpu>", re.MULTILINE)
 
 
 def of_command(log: bytes) -> dict[str, Fact]:
     """What QEMU was given, where a log has its command; that of the last start."""
     found = _SMP.findall(log)
-    return {"cpus.requested": int(found[-1])} if found else {}
+    return {"cpus.requested": int("".join(map(bytes.decode, found[-1])))} if found else {}

@@ -57,7 +57,8 @@ SIGNS: tuple[tuple[Kind, str], ...] = (
     ("Kata", r"source=virtcontainers|kata-runtime|containerd-shim-kata|/run/vc/|vmconsole="),
     (
         "libvirt",
-        r"(?m)starting up libvirt version|LibvirtError|libvirt\.libvirtError|qemuProcess|-name guest=|"
+        r"(?m)starting up libvirt version|^\d{4}-\d\d-\d\d [\d:]{8}\.\d{3}\+\d{4}: |LibvirtError|qemuProcess|"
+        r"libvirt\.libvirtError|-name guest=|"
         r"error : vir[A-Z]|error: (?:internal error|Failed to start domain)",
     ),
     ("QEMU", r"""(?m)(?:^|[ /'"])(?:qemu-system-\w+|qemu-kvm|qemu): |^(?:\S+ )*kvm: -|^Could not access KVM"""),

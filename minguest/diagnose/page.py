@@ -176,6 +176,7 @@ def _reproduced(injection: Injection) -> str:
     parts += [f"launch `{key} = {_toml(value)}`" for key, value in injection.launch.items()]
     parts += [f"hotplug up to `{key} = {_toml(value)}`" for key, value in injection.plug.items()]
     parts += [f"fault `{fault}`" for fault in injection.fault]
+    parts += [f"host fault `{injection.host}`"] if injection.host else []
     series = f" ({', '.join(injection.series)})" if injection.series else ""
     return ", ".join(parts) + series
 
