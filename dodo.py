@@ -106,6 +106,11 @@ def task_pits():
     return test.pits_step(PROJECT)
 
 
+def task_pits_host():
+    """the host's column of the fault matrix: faults of an emulated host; only=ID,…"""
+    return test.pits_host_step(PROJECT)
+
+
 def task_pits_page():
     """docs/pits.md, of configs/pits/"""
     return test.pits_page_step(PROJECT)

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from minguest import paths
-from minguest.boottest import runner
+from minguest.boottest import hostfaults, runner
 from minguest.boottest.faults import FAULTS, Parts
 from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
 from minguest.bundle import manifests
@@ -77,6 +77,9 @@ def verify(known: Mapping[str, catalogue.Pit]) -> None:
                     raise UserError(f"{where}: fault = {fault!r}: not known", f"known: {', '.join(FAULTS)}")
             if each.needs and each.needs not in NEEDS:
                 raise UserError(f"{where}: needs = {each.needs!r}: not known", f"known: {', '.join(NEEDS)}")
+            if each.host and each.host not in hostfaults.FAULTS:
+                known_faults = ", ".join(hostfaults.FAULTS)
+                raise UserError(f"{where}: host = {each.host!r}: not known", f"known: {known_faults}")
             if bool(each.cannot) == _changes(each):
                 raise UserError(f"{where}: changes nothing", "give a change, or cannot = WHY, and not both")
             try:
@@ -87,7 +90,7 @@ def verify(known: Mapping[str, catalogue.Pit]) -> None:
 
 def plan(known: Mapping[str, catalogue.Pit], series: str, only: Sequence[str]) -> list[tuple[str, catalogue.Injection]]:
     """What is injected, in order: controls, what needs no other kernel, the rest. UserError for an unknown id."""
-    names = [HEALTHY, *(name for name, pit in known.items() if pit.inject)]
+    names = [HEALTHY, *(name for name, pit in known.items() if any(not each.host for each in pit.inject))]
     if unknown := [name for name in only if name not in names]:
         near = difflib.get_close_matches(unknown[0], names, 1)
         raise UserError(
@@ -96,7 +99,10 @@ def plan(known: Mapping[str, catalogue.Pit], series: str, only: Sequence[str]) -
         )
     injections = [(HEALTHY, each) for each in CONTROLS]
     injections += [
-        (name, each) for name, pit in known.items() for each in pit.inject if not each.series or series in each.series
+        (name, each)
+        for name, pit in known.items()
+        for each in pit.inject
+        if not each.host and (not each.series or series in each.series)
     ]
     chosen = [(name, each) for name, each in injections if not only or name in only]
     return sorted(chosen, key=lambda pair: bool(pair[1].options))
@@ -184,7 +190,7 @@ def page(template: Path, matrices: Sequence[Matrix], folders: Sequence[str]) -> 
 
 
 def _changes(each: catalogue.Injection) -> bool:
-    return bool(each.options or each.cmdline or each.launch or each.plug or each.fault)
+    return bool(each.options or each.cmdline or each.launch or each.plug or each.fault or each.host)
 
 
 def _launch(base: Launch, each: catalogue.Injection) -> Launch:

@@ -41,6 +41,11 @@ BITS = 40
 # VT-d's second-level tables with four levels (QEMU: 39 or 48): BARs lie higher than 39 bits reach, and are mapped for a
 # card's DMA too.
 IOMMU_BITS = 48
+# caching-mode: mappings are reported to VFIO in the host. intremap: VFIO refuses without it.
+IOMMU = f"intel-iommu,intremap=on,caching-mode=on,aw-bits={IOMMU_BITS}"
+# The host's console is its serial port: no framebuffer of the firmware's holds the BAR of a card (see the fault
+# framebuffer of hostfaults.py).
+NO_CONSOLE = "video=efifb:off"
 # Not /sys: this machine's cards may have the addresses of the emulated host's cards.
 NO_SYSFS = Path("/nonexistent")
 # The host's time is counted in instructions, each of 8 ns (2**3), not taken from the machine's clock. The thread of
@@ -181,7 +186,7 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
             say(f"  {step.uptime:6.1f} s  {step.name}{'' if step.status == 0 else f': status {step.status}'}")
 
     used = _used()
-    result = qemu.boot(argv(site, spec, found), folder, timeout, linger=timeout, look=look)
+    result = qemu.boot(argv(site.host, spec, found), folder, timeout, linger=timeout, look=look)
     used = _used() - used
     outcome, seen = _left(folder / "share")
     checks = judge(folder / "share", result, found, outcome, seen)
@@ -268,12 +273,13 @@ def second(card: str) -> str:
     return f"{card[:-1]}1"
 
 
-def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float) -> Spec:
-    """The launch of the host; the guest's `memory` in bytes."""
+def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float, console: str = NO_CONSOLE) -> Spec:
+    """The launch of the host; the guest's `memory` in bytes. `console`: an option for its kernel, or empty."""
     large = [cards.one_bar(gpu.name) for gpu in found if gpu.bar]
     large = [msgspec.structs.replace(card, bars=(*card.bars, SECOND_BAR)) for card in large]
     bits = bar_window.plan(large, memory + HOST_MEMORY, BITS).alone_bits if large else BITS
-    cmdline = ("intel_iommu=on", "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
+    own = (console,) if console else ()
+    cmdline = ("intel_iommu=on", *own, "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
     # npt: the CPU walks the guest's page tables, so KVM need not shadow them.
     return Spec(
         machine="q35",
@@ -288,14 +294,17 @@ def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float) -> Spec:
     )
 
 
-def argv(site: Site, spec: Spec, found: Sequence[cards.Gpu]) -> list[str]:
-    """QEMU's command for the host; relative paths start in the site's folder."""
+def argv(host: Path, spec: Spec, found: Sequence[cards.Gpu], iommu: str = IOMMU) -> list[str]:
+    """QEMU's command for the host, from its bundle; relative paths start in the folder of the run.
+
+    `iommu`: a QEMU device; empty: the host has none.
+    """
     command = arguments.argv(
         spec,
-        code=str(site.host / "OVMF_CODE.fd"),
+        code=str(host / "OVMF_CODE.fd"),
         variables="OVMF_VARS.fd",
-        kernel=str(site.host / "bzImage"),
-        initrd=str(site.host / "initrd.img"),
+        kernel=str(host / "bzImage"),
+        initrd=str(host / "initrd.img"),
     )
     # split: so that the IOMMU can remap interrupts. In one thread: with more, QEMU 7.2 aborts as soon as KVM runs in
     # the host (tcg_handle_interrupt: assertion failed: (qemu_mutex_iothread_locked())).
@@ -303,8 +312,7 @@ def argv(site: Site, spec: Spec, found: Sequence[cards.Gpu]) -> list[str]:
     command += [
         "-accel", "tcg,thread=single",
         "-icount", ICOUNT,
-        # caching-mode: mappings are reported to VFIO in the host. intremap: VFIO refuses without it.
-        "-device", f"intel-iommu,intremap=on,caching-mode=on,aw-bits={IOMMU_BITS}",
+        *(["-device", iommu] if iommu else []),
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
         "-fsdev", "local,id=share,path=share,security_model=none",

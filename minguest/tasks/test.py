@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks that start what was built, and judge it."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from minguest.boottest import inject, records, rehearse, runner
+from minguest.boottest import hostmatrix, inject, records, rehearse, runner
 from minguest.bundle import manifests
 from minguest.diagnose import page
 from minguest.kernel import variants
@@ -146,10 +147,7 @@ def pits_step(project: Project) -> Task:
         )
         only = [name for name in (project.variables["only"] or "").split(",") if name]
         made = inject.run(site, only, say)
-        found = {other.name: each for other in sorted(project.at.matrices.iterdir()) if (each := inject.load(other))}
-        page = inject.page(project.at.templates / "pits.html.j2", list(found.values()), list(found))
-        files.write(project.at.matrices / "index.html", page)
-        say(f"linux {made.version}: {inject.summary(made.cells)}; {project.shown(project.at.matrices / 'index.html')}")
+        say(f"linux {made.version}: {inject.summary(made.cells)}; {_matrix_page(project)}")
         if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
             raise GuestFailed(f"not what must follow: {', '.join(wrong)}", f"their consoles: {folder}/runs")
 
@@ -160,6 +158,39 @@ def pits_step(project: Project) -> Task:
         file_dep=[project.at.bundle / "manifest.json"],
         facts=always,
     )
+
+
+def pits_host_step(project: Project) -> Task:
+    def make(qemu: str) -> None:
+        site = hostmatrix.Site(
+            host=project.host.at.bundle,
+            known=project.pits,
+            folder=project.at.matrices,
+            templates=project.at.templates,
+            system=Path(qemu) if qemu else None,
+        )
+        only = [name for name in (project.variables["only"] or "").split(",") if name]
+        made = hostmatrix.make(site, say, only)
+        say(f"{made.series}: {inject.summary(made.cells)}; {_matrix_page(project)}")
+        if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
+            raise GuestFailed(f"not what must follow: {', '.join(wrong)}", f"their logs: {project.at.matrices}")
+
+    return step(
+        make,
+        basename="pits-host",
+        doc="the host's column of the fault matrix: faults of an emulated host; only=ID,…",
+        file_dep=[project.host.at.bundle / "manifest.json"],
+        facts=always,
+        params=params(hostmatrix.OPTIONS),
+    )
+
+
+def _matrix_page(project: Project) -> str:
+    """Write the page of all matrices, and give its place as it is shown."""
+    found = {other.name: each for other in sorted(project.at.matrices.iterdir()) if (each := inject.load(other))}
+    target = project.at.matrices / "index.html"
+    files.write(target, inject.page(project.at.templates / "pits.html.j2", list(found.values()), list(found)))
+    return project.shown(target)
 
 
 def pits_page_step(project: Project) -> Task:

@@ -121,7 +121,7 @@ def test_a_host_that_did_not_end_is_no_pass(share: Path) -> None:
 def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> None:
     site = rehearse.Site("g", ROOT, tmp_path, Path("/b"), tmp_path, tmp_path, tmp_path)
     spec = rehearse.host_spec(CARDS, 512 << 20, 100)
-    command = rehearse.argv(site, spec, CARDS)
+    command = rehearse.argv(site.host, spec, CARDS)
     assert spec.memory == 1536 << 20
     # 64 GiB behind OVMF's window of an eighth: 2**40 / 8 is enough.
     assert spec.cpu == "max,+svm,+npt,phys-bits=40"
@@ -143,7 +143,7 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
 def test_the_hosts_time_is_counted_in_instructions(tmp_path: Path) -> None:
     """With the machine's clock QEMU 7.2 can lose the host's tick, and on a loaded machine the host hangs."""
     site = rehearse.Site("g", ROOT, tmp_path, Path("/b"), tmp_path, tmp_path, tmp_path)
-    command = rehearse.argv(site, rehearse.host_spec(CARDS, 512 << 20, 100), CARDS)
+    command = rehearse.argv(site.host, rehearse.host_spec(CARDS, 512 << 20, 100), CARDS)
     assert "-icount" in command
     assert command[command.index("-icount") + 1] == "shift=3,sleep=on"
 
