@@ -16,11 +16,7 @@ def publish(path: Path, to: str | None, say: Callable[[str], None]) -> layout.Pu
     Raises UserError for an incomplete release, for an impossible `to`, and if this version is already published with
     other content; ToolError if the place failed: a second run continues.
     """
-    if not to:
-        raise UserError(
-            "to= is not given",
-            "pass to=DIR, to=oci://HOST/REPOSITORY, to=github:OWNER/REPO or to=s3://BUCKET/PREFIX",
-        )
+    to = check(to)
     release = _checked(path)
     if to.startswith("oci:"):
         place = oci.parse(to)
@@ -29,9 +25,24 @@ def publish(path: Path, to: str | None, say: Callable[[str], None]) -> layout.Pu
         return github.publish(release, github.parse(to), settings.github_token(), settings.github_api(), say)
     if to.startswith("s3:"):
         return s3.publish(release, s3.parse(to), say)
+    return folder.publish(release, Path(to).expanduser().absolute(), say)
+
+
+def check(to: str | None) -> str:
+    """`to`, which names a place to publish to; UserError otherwise. Needs no release and no network."""
+    if not to:
+        raise UserError(
+            "to= is not given",
+            "for example: doit publish to=../releases; or to=oci://HOST/REPOSITORY, to=github:OWNER/REPO, "
+            "to=s3://BUCKET/PREFIX",
+        )
+    for scheme, parse in (("oci:", oci.parse), ("github:", github.parse), ("s3:", s3.parse)):
+        if to.startswith(scheme):
+            parse(to)
+            return to
     if "://" in to:
         raise UserError(f"to={to}: not a place to publish to", "pass a folder, oci://…, github:OWNER/REPO or s3://…")
-    return folder.publish(release, Path(to).expanduser().absolute(), say)
+    return to
 
 
 def _checked(path: Path) -> layout.Release:

@@ -48,15 +48,7 @@ def make(
     Raises UserError: the boot test of the guest's own launch did not pass on exactly these bytes, the bundle breaks
     its contract, there is no key and `unsigned` was not requested, or the version is invalid.
     """
-    version = check_version(version)
-    if key is None and not unsigned:
-        raise UserError(
-            "no key to sign with",
-            "name an SSH key (~/.ssh/id_ed25519, or a .pub of one in ssh-agent) with key=FILE or "
-            "$MINGUEST_SIGNING_KEY; or pass unsigned=yes: every file of such a release says that it is unsigned",
-        )
-    if key is not None:
-        sshsig.check_key(key)
+    version = check(version, key, unsigned=unsigned)
     manifest = manifests.load(at.bundle)
     if manifest.config.problems:
         raise UserError(
@@ -118,15 +110,29 @@ def make(
     return layout.load(at.release)
 
 
-def check_version(version: str | None) -> str:
-    """A version that folders, registries and git accept; UserError otherwise."""
-    if version is None:
-        raise UserError("no version for the release", "name one: doit release version=1.0")
+def check(version: str | None, key: Path | None, *, unsigned: bool) -> str:
+    """The version, which folders, registries and git accept.
+
+    UserError for any other version, or if version or key is missing or there is no such key. Needs no bundle.
+    """
+    if missing := [
+        *(["no version for the release"] if version is None else []),
+        *(["no key to sign with"] if key is None and not unsigned else []),
+    ]:
+        raise UserError(
+            "; ".join(missing),
+            "for example: doit release version=1.0 key=~/.ssh/id_ed25519\n"
+            "  key=FILE or $MINGUEST_SIGNING_KEY names an SSH key, or a .pub of one in ssh-agent; with unsigned=yes in "
+            "place of a key, every file of the release says that it is unsigned",
+        )
+    assert version is not None
     if not layout.VERSION.fullmatch(version) or version == "latest":
         raise UserError(
             f"version={version}: not a version",
             "use letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_', at most 128; not `latest`",
         )
+    if key is not None:
+        sshsig.check_key(key)
     return version
 
 

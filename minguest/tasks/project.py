@@ -10,7 +10,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -67,8 +67,8 @@ class Project:
         self.guest: Guest = settings.guest(guest_file)
         self.sources: Sources = settings.sources(root / "configs/sources.toml")
         self.cache = settings.cache_folder()
-        self.ignore = self._one_of("contract", "ignore")
-        self.unsigned = self._one_of("unsigned", "yes", "no") and variables["unsigned"] == "yes"
+        self.ignore = _one_of(variables, "contract", "ignore") == "ignore"
+        self.unsigned = _one_of(variables, "unsigned", "yes", "no") == "yes"
         self.choice = self._first() if pinned else self._choose() if chooses else self._unchosen()
         self.at = Layout(root, self.guest.name, self.choice.series)
         if self.guest.firmware not in self.sources.firmware:
@@ -152,8 +152,7 @@ class Project:
 
     def path(self, name: str) -> Path | None:
         """A variable that is a path."""
-        value = self.variables[name]
-        return Path(value).expanduser().absolute() if value else None
+        return _path(self.variables[name])
 
     def shown(self, path: Path) -> str:
         """A path for a message: from the checkout on, where it is in it."""
@@ -206,13 +205,6 @@ class Project:
                 return path
         raise UserError(f"{self.guest_file}: overlay {name!r}: no such folder in overlays/ or from the project's root")
 
-    def _one_of(self, name: str, *known: str) -> bool:
-        """Whether a variable is given; UserError for a value that it does not have."""
-        value = self.variables[name]
-        if value is not None and value not in known:
-            raise UserError(f"{name}={value}: not known", " or ".join(f"{name}={each}" for each in known))
-        return value is not None
-
 
 def project(root: Path) -> Project:
     """The project as this process's command line has it; InvalidDodoFile, with one message, where it cannot be."""
@@ -230,6 +222,7 @@ def project(root: Path) -> Project:
         for argument in arguments:
             _check_variable(argument)
         variables = {name: get_var(name) for name in VARIABLES}
+        check_what_ships(tasks_of(arguments), variables)
         return Project(root, settings.guest_file(root, variables["guest"]), variables, chooses=needs_kernel(arguments))
     except MinguestError as error:
         raise InvalidDodoFile(str(error)) from None
@@ -257,16 +250,34 @@ def command_first(command: str, arguments: Sequence[str]) -> list[str]:
     return [command, *kept, *arguments[index + 1 :]]
 
 
-def needs_kernel(arguments: Sequence[str]) -> bool:
-    """Whether a run of doit with these arguments makes anything of the guest's kernel. Without a task it builds.
+def tasks_of(arguments: Sequence[str]) -> set[str]:
+    """The tasks that a run of doit with these arguments names. No name, or the path of a target, counts as `build`.
 
-    A name that is no task needs none: doit refuses it.
+    A name that is no task is left out: doit refuses it.
     """
     named = positionals(arguments)
     if named and named[0] in SHOWS:
-        return False
-    wanted = [each for each in named if each not in ("run", "strace")]
-    return not wanted or any("/" in each or _tasks(each) & WITH_KERNEL for each in wanted)
+        return set()
+    wanted = [each for each in named if each not in ("run", "strace")] or ["build"]
+    return {task for each in wanted for task in ({"build"} if "/" in each else _tasks(each))}
+
+
+def needs_kernel(arguments: Sequence[str]) -> bool:
+    """Whether a run of doit with these arguments makes anything of the guest's kernel."""
+    return bool(tasks_of(arguments) & WITH_KERNEL)
+
+
+def check_what_ships(tasks: Collection[str], variables: Mapping[str, str | None]) -> None:
+    """UserError if one of these tasks lacks a variable, or cannot work with it: the bundle is built before they run."""
+    if "release" in tasks:
+        from minguest.release import assemble  # noqa: PLC0415 - slow to import, see SLOW in build.py
+
+        unsigned = _one_of(variables, "unsigned", "yes", "no") == "yes"
+        assemble.check(variables["version"], _path(variables["key"]) or settings.signing_key(), unsigned=unsigned)
+    if "publish" in tasks:
+        from minguest.publish import destination  # noqa: PLC0415 - the same
+
+        destination.check(variables["to"])
 
 
 def moved_to(name: str, arguments: Sequence[str]) -> str:
@@ -283,6 +294,18 @@ def moved_to(name: str, arguments: Sequence[str]) -> str:
         elif key in MOVED_VARIABLES:
             options += [f"--{key}", value]
     return shlex.join(["minguest", name, *first, *options])
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value).expanduser().absolute() if value else None
+
+
+def _one_of(variables: Mapping[str, str | None], name: str, *known: str) -> str | None:
+    """A variable's value; UserError for one that it cannot have."""
+    value = variables[name]
+    if value is not None and value not in known:
+        raise UserError(f"{name}={value}: not known", " or ".join(f"{name}={each}" for each in known))
+    return value
 
 
 def _is_variable(argument: str) -> bool:

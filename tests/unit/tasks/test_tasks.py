@@ -276,6 +276,57 @@ def test_what_cannot_be_read_is_an_error_of_doits(line: Line, arguments: list[st
     assert str(raised.value).startswith(why)
 
 
+NO_VERSION = "no version for the release"
+NO_KEY = "no key to sign with"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["release"], f"{NO_VERSION}; {NO_KEY}\n  remedy: for example: doit release version=1.0 key="),
+        (["release", "key=k"], f"{NO_VERSION}\n  remedy: for example: doit release version=1.0 key="),
+        (["build", "release", "version=1.0"], f"{NO_KEY}\n"),
+        (["run", "release", "version=1.0", "unsigned=no"], f"{NO_KEY}\n"),
+        (["rel*", "unsigned=yes"], f"{NO_VERSION}\n"),
+        (["release", "version=1/0", "unsigned=yes"], "version=1/0: not a version\n"),
+        (["release", "version=1.0", "key=/nowhere"], "key=/nowhere: no such file\n"),
+        (["release", "version=1.0", "unsigned=true"], "unsigned=true: not known\n"),
+        (["build", "publish"], "to= is not given\n  remedy: for example: doit publish to="),
+        (["release", "publish", "version=1.0", "unsigned=yes"], "to= is not given\n"),
+        (["build", "publish", "to=ftp://host"], "to=ftp://host: not a place to publish to\n"),
+        (["publish", "to=s3://"], "'s3://' is not a place in an S3 store\n"),
+        (["publish", "to=github:owner"], "'github:owner' is not a repository at GitHub\n"),
+        (["publish", "to=oci://host"], "'oci://host': not a place in a registry"),
+    ],
+)
+def test_what_a_release_lacks_is_named_before_anything_is_built(
+    line: Line, monkeypatch: pytest.MonkeyPatch, arguments: list[str], why: str
+) -> None:
+    monkeypatch.delenv("MINGUEST_SIGNING_KEY", raising=False)
+    with pytest.raises(InvalidDodoFile) as raised:
+        line.read(*arguments)
+    assert str(raised.value).startswith(why)
+    assert not line.toy.at().choice.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["help", "release"], ["help", "publish"], ["forget", "release"], ["initd"], ["publish", "to=folder"],
+     ["release", "version=1.0", "unsigned=yes"], ["release", "version=1.0", "key=pyproject.toml"]],
+)  # fmt: skip
+def test_what_makes_no_release_needs_no_version(
+    line: Line, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.delenv("MINGUEST_SIGNING_KEY", raising=False)
+    monkeypatch.chdir(line.toy.root)
+    assert line.read(*arguments).guest.name == "toy"
+
+
+def test_the_environment_may_name_the_key(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINGUEST_SIGNING_KEY", str(line.toy.root / "pyproject.toml"))
+    assert line.read("release", "version=1.0").guest.name == "toy"
+
+
 def test_options_with_values_are_no_variables(line: Line) -> None:
     assert line.read("initd", "--db-file=x", "-n=2").guest.name == "toy"
 
