@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 from doit import get_var
-from doit.exceptions import InvalidDodoFile
+from doit.exceptions import InvalidTask
 
 from minguest import settings
 from minguest.boottest import runner
@@ -45,8 +45,9 @@ EVERYWHERE = ("--db-file", "--backend")
 WITH_KERNEL = {"tree", "config", "kernel", "initrd", "bundle", "build", "boot-test", "evidence", "reproduce",
                "rehearse", "pits", "release"}  # fmt: skip
 WITHOUT_KERNEL = {"initd", "firmware", "host", "publish", "pits-page", "lint", "test", "bench"}
-# Commands of minguest that were tasks, with what each takes first.
-MOVED = {"diagnose": "LOG", "doctor": "IMAGE", "plan": "", "host-check": "", "host-bind": "", "host-unbind": ""}
+# Commands of minguest that were tasks, or could be taken for one, with what each takes first.
+MOVED = {"diagnose": "LOG", "doctor": "IMAGE", "plan": "", "host-check": "", "host-bind": "", "host-unbind": "",
+         "verify": "RELEASE", "pull": "SOURCE", "cache": ""}  # fmt: skip
 # And what they took as NAME=VALUE.
 MOVED_VARIABLES = ("log", "report", "image", "config", "cpus", "gpu", "card", "yes")
 
@@ -207,7 +208,10 @@ class Project:
 
 
 def project(root: Path) -> Project:
-    """The project as this process's command line has it; InvalidDodoFile, with one message, where it cannot be."""
+    """The project as this process's command line has it; InvalidTask, with one message, where it cannot be.
+
+    Not doit's InvalidDodoFile: `doit help` takes that for a name that it does not know, and shows its general help.
+    """
     arguments = sys.argv[1:]
     named = positionals(arguments)
     command = named[0] if named and named[0] in SHOWS else ""
@@ -225,7 +229,7 @@ def project(root: Path) -> Project:
         check_what_ships(tasks_of(arguments), variables)
         return Project(root, settings.guest_file(root, variables["guest"]), variables, chooses=needs_kernel(arguments))
     except MinguestError as error:
-        raise InvalidDodoFile(str(error)) from None
+        raise InvalidTask(str(error)) from None
 
 
 def positionals(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from doit.exceptions import InvalidDodoFile
+from doit.exceptions import InvalidTask
 from doit.reporter import ConsoleReporter
 
 from minguest.util import terminal
@@ -67,10 +67,10 @@ def say(text: str) -> None:
 def begin(root: Path, *, shows: bool) -> None:
     """Prepare this process, whose main program is doit's, for how it may end.
 
-    `shows`: it only shows something. InvalidDodoFile where it has nowhere to show it, or no memory can be had.
+    `shows`: it only shows something. InvalidTask where it has nowhere to show it, or no memory can be had.
     """
     if shows and sys.stdout is None:
-        raise InvalidDodoFile("standard output is closed: there is nowhere to write to")
+        raise InvalidTask("standard output is closed: there is nowhere to write to")
     if shows:
         # doit took its stream before this: a reader that goes away ends it, as it ends any tool that only shows.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -86,7 +86,7 @@ def begin(root: Path, *, shows: bool) -> None:
 def forget_damaged(memory: Path) -> bool:
     """Remove doit's memory where it is damaged, and say so; it is only a cache.
 
-    InvalidDodoFile where it cannot be opened at all.
+    InvalidTask where it cannot be opened at all.
     """
     if not memory.exists():
         return False
@@ -105,7 +105,7 @@ def forget_damaged(memory: Path) -> bool:
         if code == sqlite3.SQLITE_BUSY:
             return False  # another doit writes it, and so would have found it damaged
         if code not in DAMAGED:
-            raise InvalidDodoFile(f"{memory}: cannot be read: {error}; remove it: it is only a cache") from None
+            raise InvalidTask(f"{memory}: cannot be read: {error}; remove it: it is only a cache") from None
         sound = False
     except (TypeError, ValueError, RecursionError):
         sound = False

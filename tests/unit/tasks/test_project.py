@@ -107,6 +107,13 @@ def test_which_run_needs_a_kernel(arguments: list[str], needs: bool) -> None:
         (["host-bind", "gpu=0000:01:00.0", "yes=yes"], "minguest host-bind --gpu 0000:01:00.0 --yes"),
         (["host-unbind", "yes=no"], "minguest host-unbind"),
         (["-v", "2", "host-check", "gpu=x"], "minguest host-check --gpu x"),
+        (["help", "diagnose"], "minguest diagnose LOG"),
+        (["help", "plan"], "minguest plan"),
+        (["verify", "out/default-6.12/release"], "minguest verify out/default-6.12/release"),
+        (["help", "verify"], "minguest verify RELEASE"),
+        (["pull"], "minguest pull SOURCE"),
+        (["cache", "--prune"], "minguest cache --prune"),
+        (["help", "cache"], "minguest cache"),
     ],
 )
 def test_what_is_minguests_now_is_said_in_one_line(arguments: list[str], types: str) -> None:
@@ -135,6 +142,19 @@ def test_a_wrong_variable_is_named(argument: str, why: str) -> None:
     )
     assert done.returncode == 3
     assert why in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_names_a_wrong_variable_too() -> None:
+    """doit's help takes an InvalidDodoFile for a name that it does not know, and shows its general help."""
+    done = subprocess.run(
+        [sys.executable, "-m", "doit", "help", "boot-test", "kernl=6.12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "ERROR: kernl=6.12: no such variable\n  remedy: nearest: kernel=\n"
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", said)
 
 
 def test_a_kept_choice_that_is_damaged_is_none(fresh: Layout, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from doit.exceptions import InvalidDodoFile
+from doit.exceptions import InvalidTask
 
 from minguest import VERSION
 from minguest.boottest import inject, records, rehearse, runner
@@ -271,7 +271,7 @@ def test_a_kernel_is_chosen_where_one_is_needed(line: Line, arguments: list[str]
     ],
 )
 def test_what_cannot_be_read_is_an_error_of_doits(line: Line, arguments: list[str], why: str) -> None:
-    with pytest.raises(InvalidDodoFile) as raised:
+    with pytest.raises(InvalidTask) as raised:
         line.read(*arguments)
     assert str(raised.value).startswith(why)
 
@@ -303,7 +303,7 @@ def test_what_a_release_lacks_is_named_before_anything_is_built(
     line: Line, monkeypatch: pytest.MonkeyPatch, arguments: list[str], why: str
 ) -> None:
     monkeypatch.delenv("MINGUEST_SIGNING_KEY", raising=False)
-    with pytest.raises(InvalidDodoFile) as raised:
+    with pytest.raises(InvalidTask) as raised:
         line.read(*arguments)
     assert str(raised.value).startswith(why)
     assert not line.toy.at().choice.exists()
