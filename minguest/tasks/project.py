@@ -48,8 +48,17 @@ WITHOUT_KERNEL = {"initd", "firmware", "host", "publish", "pits-page", "lint", "
 # Commands of minguest that were tasks, or could be taken for one, with what each takes first.
 MOVED = {"diagnose": "LOG", "doctor": "IMAGE", "plan": "", "host-check": "", "host-bind": "", "host-unbind": "",
          "verify": "RELEASE", "pull": "SOURCE", "cache": ""}  # fmt: skip
-# And what they took as NAME=VALUE.
-MOVED_VARIABLES = ("log", "report", "image", "config", "cpus", "gpu", "card", "yes")
+# What they took as NAME=VALUE, with what takes it now.
+MOVED_VARIABLES = {
+    "log": "minguest diagnose LOG",
+    "report": "minguest diagnose LOG --report FILE",
+    "image": "minguest doctor IMAGE",
+    "config": "minguest doctor IMAGE --config FILE",
+    "cpus": "--cpus of doit boot-test, doit rehearse and minguest doctor",
+    "gpu": "--gpu of doit boot-test, doit rehearse, minguest plan, doctor, host-check, host-bind and host-unbind",
+    "card": "minguest plan --card NAME",
+    "yes": "minguest host-bind --yes, minguest host-unbind --yes",
+}
 
 
 class Project:
@@ -327,7 +336,7 @@ def _check_variable(argument: str) -> None:
     if not equals or name.startswith("-") or name in VARIABLES:
         return
     if name in MOVED_VARIABLES:
-        remedy = f"`--{name}` is an option of boot-test, rehearse and minguest's commands: doit help boot-test"
+        remedy = f"what takes it now: {MOVED_VARIABLES[name]}"
     elif near := difflib.get_close_matches(name, VARIABLES, 1):
         remedy = f"nearest: {near[0]}="
     else:

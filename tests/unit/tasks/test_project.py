@@ -124,12 +124,24 @@ def test_what_is_minguests_now_is_said_in_one_line(arguments: list[str], types: 
     assert (done.returncode, done.stdout, done.stderr) == (3, "", f"ERROR: `doit {name}` is now: {types}\n")
 
 
+def test_every_variable_that_moved_has_its_place() -> None:
+    for name, place in project.MOVED_VARIABLES.items():
+        assert place.startswith("minguest ") or place.startswith(f"--{name} of "), name
+
+
 @pytest.mark.parametrize(
     ("argument", "why"),
     [
         ("kernl=6.12", "kernl=6.12: no such variable\n  remedy: nearest: kernel="),
         ("zzz=1", "remedy: known: guest= kernel="),
-        ("gpu=none", "`--gpu` is an option of boot-test"),
+        ("log=x", "log=x: no such variable\n  remedy: what takes it now: minguest diagnose LOG\n"),
+        ("report=x", "remedy: what takes it now: minguest diagnose LOG --report FILE\n"),
+        ("image=x", "remedy: what takes it now: minguest doctor IMAGE\n"),
+        ("card=nvidia-h100", "remedy: what takes it now: minguest plan --card NAME\n"),
+        ("yes=yes", "remedy: what takes it now: minguest host-bind --yes, minguest host-unbind --yes\n"),
+        ("gpu=none", "remedy: what takes it now: --gpu of doit boot-test, doit rehearse, minguest plan, doctor, "),
+        ("cpus=2", "remedy: what takes it now: --cpus of doit boot-test, doit rehearse and minguest doctor\n"),
+        ("config=x", "remedy: what takes it now: minguest doctor IMAGE --config FILE\n"),
         ("contract=maybe", "contract=maybe: not known\n  remedy: contract=ignore"),
         ("unsigned=perhaps", "unsigned=perhaps: not known\n  remedy: unsigned=yes or unsigned=no"),
         ("kernel=5.4", "kernel=5.4: no such series\n  remedy: known series: 4.12, 6.12"),
