@@ -65,11 +65,17 @@ class Project:
     """The guest, the choice of its kernel, and where its parts are.
 
     `chooses`: the run needs the guest's kernel, so one is chosen, which may ask the network, and the choice is kept.
-    `pinned`: the first of the guest's series, as it is pinned, is the choice.
+    `first_series`: the choice is the first of the guest's series, in the version that sources.toml pins.
     """
 
     def __init__(
-        self, root: Path, guest_file: Path, variables: Mapping[str, str | None], *, chooses: bool, pinned: bool = False
+        self,
+        root: Path,
+        guest_file: Path,
+        variables: Mapping[str, str | None],
+        *,
+        chooses: bool,
+        first_series: bool = False,
     ) -> None:
         self.root = root
         self.variables = variables
@@ -79,7 +85,7 @@ class Project:
         self.cache = settings.cache_folder()
         self.ignore = _one_of(variables, "contract", "ignore") == "ignore"
         self.unsigned = _one_of(variables, "unsigned", "yes", "no") == "yes"
-        self.choice = self._first() if pinned else self._choose() if chooses else self._unchosen()
+        self.choice = self._first() if first_series else self._choose() if chooses else self._unchosen()
         self.at = Layout(root, self.guest.name, self.choice.series)
         if self.guest.firmware not in self.sources.firmware:
             known = ", ".join(self.sources.firmware)
@@ -122,7 +128,7 @@ class Project:
     def host(self) -> "Project":
         """The rehearsal's host."""
         guest = self.root / "configs/guests/host.toml"
-        return Project(self.root, guest, dict.fromkeys(VARIABLES), chooses=False, pinned=True)
+        return Project(self.root, guest, dict.fromkeys(VARIABLES), chooses=False, first_series=True)
 
     @property
     def bench(self) -> runner.Bench:
