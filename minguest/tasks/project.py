@@ -205,7 +205,8 @@ class Project:
             series = kept.series if kept and kept.series in self.sources.kernel else self.guest.kernel[0]
         if kept and kept.series == series:
             return kept
-        return Choice(self.guest.kernel, series, "?", "not chosen yet")
+        pinned = self.sources.kernel.get(series)
+        return Choice(self.guest.kernel, series, pinned.version if pinned else series, "not chosen yet")
 
     def _kept(self) -> tuple[Choice | None, Path]:
         """The choice of an earlier run, if any, and the file that keeps it."""

@@ -145,16 +145,16 @@ def test_a_kernel_that_cannot_be_downloaded_is_one_line(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("kept", "kernel", "found"),
     [
-        (None, None, Choice(("4.12", "6.12"), "4.12", "?", "not chosen yet")),
-        (None, "auto", Choice(("4.12", "6.12"), "4.12", "?", "not chosen yet")),
-        (None, "6.12", Choice(("4.12", "6.12"), "6.12", "?", "not chosen yet")),
+        (None, None, Choice(("4.12", "6.12"), "4.12", "4.12.14", "not chosen yet")),
+        (None, "auto", Choice(("4.12", "6.12"), "4.12", "4.12.14", "not chosen yet")),
+        (None, "6.12", Choice(("4.12", "6.12"), "6.12", "6.12.1", "not chosen yet")),
         (KEPT, None, KEPT),
         (KEPT, "auto", KEPT),
         (KEPT, "6.12", KEPT),
-        (KEPT, "4.12", Choice(("4.12", "6.12"), "4.12", "?", "not chosen yet")),
+        (KEPT, "4.12", Choice(("4.12", "6.12"), "4.12", "4.12.14", "not chosen yet")),
         # Of a series that this project had once.
         (Choice(("5.4",), "5.4", "5.4.1", "in the cache"), None,
-         Choice(("4.12", "6.12"), "4.12", "?", "not chosen yet")),
+         Choice(("4.12", "6.12"), "4.12", "4.12.14", "not chosen yet")),
     ],
 )  # fmt: skip
 def test_a_run_that_needs_no_kernel_goes_by_the_choice_that_is_kept(
@@ -167,6 +167,18 @@ def test_a_run_that_needs_no_kernel_goes_by_the_choice_that_is_kept(
     made = toy.project(chooses=False, **({"kernel": kernel} if kernel else {}))
     assert (made.choice, made.at) == (found, toy.at(series=found.series))
     assert place.read_bytes() == msgspec.json.encode(kept) if kept else not place.exists()
+
+
+def test_the_list_names_the_version_that_a_first_run_may_build(toy: Toy) -> None:
+    said = toy.run("list", "--all")
+    assert re.findall(r"^(tree|kernel):toy-4\.12 +linux (\S+): ", said, re.MULTILINE) == [
+        ("kernel", "4.12.14"), ("tree", "4.12.14")
+    ]  # fmt: skip
+
+
+def test_a_series_that_is_not_in_sources_can_still_be_listed(toy: Toy) -> None:
+    guest = toy.guest("g.toml", 'name = "toy"\nkernel = ["5.4"]\n')
+    assert "linux 5.4: " in toy.run("list", "--all", f"guest={guest}")
 
 
 def test_a_choice_that_is_damaged_is_none(toy: Toy) -> None:
