@@ -225,9 +225,11 @@ def _facts(project: Project) -> dict[str, Any]:
 
 
 def host_steps(project: Project) -> Iterator[Task]:
-    """What makes the rehearsal's host, but for what is made for this guest anyway."""
+    """What makes the rehearsal's host. With guest=host, that is this guest's own bundle."""
     host = project.host
     if host.at == project.at:
+        own = f"bundle:{host.at.name}"
+        yield {"name": "bundle", "doc": f"the same as {own}", "actions": None, "task_dep": [own]}
         return
     steps = {
         "tree": tree_step,

@@ -243,7 +243,11 @@ def project(root: Path) -> Project:
             _check_variable(argument)
         variables = {name: get_var(name) for name in VARIABLES}
         check_what_ships(tasks_of(arguments), variables)
-        return Project(root, settings.guest_file(root, variables["guest"]), variables, chooses=needs_kernel(arguments))
+        guest, chooses = settings.guest_file(root, variables["guest"]), needs_kernel(arguments)
+        made = Project(root, guest, variables, chooses=chooses)
+        if not chooses and "host" in tasks_of(arguments) and made.host.at == made.at:
+            made = Project(root, guest, variables, chooses=True)  # with guest=host, `host` builds this guest
+        return made
     except MinguestError as error:
         raise InvalidTask(str(error)) from None
 

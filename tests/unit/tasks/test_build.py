@@ -409,10 +409,17 @@ def test_the_host_is_made_as_any_guest(toy: Toy) -> None:
     assert (manifest.guest.name, manifest.kernel.version, manifest.kernel.reason) == ("host", "6.12.1", "pinned")
 
 
-def test_a_guest_that_is_the_host_needs_no_other(toy: Toy) -> None:
+def test_the_host_that_is_this_guest_is_made_once(toy: Toy) -> None:
     names = [each["name"] for each in build.host_steps(toy.project())]
     assert names == ["tree", "config", "kernel", "initrd", "bundle"]
-    assert list(build.host_steps(toy.project("configs/guests/host.toml"))) == []
+    ran = steps(toy.run("host", "guest=host"))
+    assert sorted(ran) == sorted(["firmware", "initd", *(f"{name}:host-6.12" for name in names)])
+    manifest = manifests.load(toy.at("host").bundle)
+    assert (manifest.guest.name, manifest.kernel.reason) == ("host", "in the cache")
+    again = toy.run("host", "build", f"guest={toy.root}/configs/guests/../guests/host.toml")
+    assert again == "linux 6.12.1 (in the cache)\n" + NOTHING
+    # Of another series, it is not the host.
+    assert toy.run("list", "--all", "guest=host", "kernel=4.12").count("\nhost:") == 5
 
 
 # ── a step ──
