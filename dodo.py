@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task graph of minguest; `doit list` lists the tasks, docs/build.md describes them.
+"""The task graph of minguest; `doit list` says what each task does, docs/build.md describes them.
+That text is the docstring of the task here, or of a single step the `doc` in minguest/tasks/.
 
     sources ──▶ tree ──▶ config ──▶ kernel ──┐
     initd ─────▶ initrd ◀── overlays ────────┼──▶ bundle ──▶ boot-test
@@ -42,7 +43,6 @@ def task_kernel():
 
 
 def task_initd():
-    """PID 1: a small static program"""
     return build.initd_step(PROJECT)
 
 
@@ -52,7 +52,6 @@ def task_initrd():
 
 
 def task_firmware():
-    """OVMF: fetched, verified, unpacked"""
     return build.firmware_step(PROJECT)
 
 
@@ -67,27 +66,22 @@ def task_build():
 
 
 def task_boot_test():
-    """start the bundle in QEMU and assert that CPUs, memory, firmware and every GPU are there"""
     return test.boot_test_step(PROJECT)
 
 
 def task_evidence():
-    """boot tests of both machines, of hotplug and of large BARs: what has not passed yet on exactly these bytes"""
     return test.evidence_step(PROJECT)
 
 
 def task_reproduce():
-    """build twice in different surroundings and compare every byte (takes two whole builds)"""
     return test.reproduce_step(PROJECT)
 
 
 def task_release():
-    """what ships: signed, described, with its evidence; version=X key=FILE"""
     return build.release_step(PROJECT)
 
 
 def task_publish():
-    """put the release where users fetch it; to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX"""
     return build.publish_step(PROJECT)
 
 
@@ -97,12 +91,10 @@ def task_host():
 
 
 def task_rehearse():
-    """a real VFIO passthrough of emulated cards, in an emulated host: host-bind, boot-test, host-unbind"""
     return test.rehearse_step(PROJECT)
 
 
 def task_pits():
-    """the fault matrix: injects every known pit, and checks that its first boot names it; only=ID,…"""
     return test.pits_step(PROJECT)
 
 
@@ -112,7 +104,6 @@ def task_pits_host():
 
 
 def task_pits_page():
-    """docs/pits.md, of configs/pits/"""
     return test.pits_page_step(PROJECT)
 
 

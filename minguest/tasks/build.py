@@ -260,7 +260,7 @@ def release_step(project: Project) -> Task:
     return step(
         make,
         basename="release",
-        doc="what ships, signed: version=X key=FILE, of a bundle that passed its boot test",
+        doc="what ships, signed, with its evidence: version=X key=FILE, of a bundle that passed its boot test",
         file_dep=[project.at.bundle / "manifest.json"],
         facts=always,
     )
@@ -275,6 +275,6 @@ def publish_step(project: Project) -> Task:
     return step(
         make,
         basename="publish",
-        doc="put the release where users fetch it: to=DIR, oci://…, github:OWNER/REPO, s3://…",
+        doc="put the release where users fetch it: to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX",
         facts=always,
     )

@@ -64,7 +64,7 @@ def evidence_step(project: Project) -> Task:
 
     return step(
         make,
-        doc="boot tests of both machines, of hotplug and of large BARs, what has not passed on these bytes",
+        doc="boot tests of both machines, hotplug, power button, large BARs: those that have not passed on these bytes",
         basename="evidence",
         file_dep=[project.at.bundle / "manifest.json"],
         facts=always,
@@ -94,7 +94,7 @@ def reproduce_step(project: Project) -> Task:
     return step(
         make,
         basename="reproduce",
-        doc="build twice in different surroundings, and compare every byte",
+        doc="build twice in different surroundings and compare every byte (takes two whole builds)",
         file_dep=[project.at.bundle / "manifest.json"],
         facts=always,
     )
@@ -116,7 +116,7 @@ def rehearse_step(project: Project) -> Task:
     return step(
         make,
         basename="rehearse",
-        doc="a real VFIO passthrough of emulated cards, in an emulated host",
+        doc="a real VFIO passthrough of emulated cards, in an emulated host: host-bind, boot-test, host-unbind",
         file_dep=[project.at.bundle / "manifest.json", project.host.at.bundle / "manifest.json"],
         facts=always,
         params=params(rehearse.OPTIONS),
@@ -202,7 +202,7 @@ def pits_page_step(project: Project) -> Task:
     return step(
         make,
         basename="pits-page",
-        doc="docs/pits.md, of configs/pits/",
+        doc="docs/pits.md, made from configs/pits/",
         file_dep=sorted(project.at.pits.glob("*.toml")),
         targets=[target],
         code=["diagnose/catalogue", "diagnose/page"],

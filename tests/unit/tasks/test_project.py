@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a doit run is about, read from its command line: which kernel, if any; and what is minguest's now."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,18 @@ def test_every_task_is_with_or_without_a_kernel() -> None:
     ).stdout.split()
     assert set(listed) == project.WITH_KERNEL | project.WITHOUT_KERNEL
     assert not project.WITH_KERNEL & project.WITHOUT_KERNEL
+
+
+def test_what_a_task_does_is_written_once(fresh: Layout, tmp_path: Path) -> None:
+    """doit shows the doc of a step in place of its function's docstring."""
+    said = doit(fresh.root, "list", cache=tmp_path / "empty")
+    listed = dict(re.split(r" +", line, maxsplit=1) for line in said.splitlines())
+    body = ast.parse((ROOT / "dodo.py").read_text()).body
+    functions = [each for each in body if isinstance(each, ast.FunctionDef)]
+    written = {each.name.removeprefix("task_").replace("_", "-"): ast.get_docstring(each) for each in functions}
+    assert all(listed.values()) and listed.keys() == written.keys()
+    docstrings = {name: doc for name, doc in written.items() if doc}
+    assert {name: listed[name] for name in docstrings} == docstrings
 
 
 @pytest.mark.parametrize(
