@@ -16,7 +16,7 @@ import pytest
 from minguest.kernel import binary, contract, kbuild, kconfig, source
 from minguest.model import Launch
 from minguest.paths import Store
-from minguest.util import files
+from minguest.util import files, progress
 from minguest.util.errors import ToolError, UserError
 from tests import ROOT
 
@@ -171,14 +171,27 @@ def test_each_input_of_a_kernel_makes_another_one(
     assert len({first, second, third}) == 3
 
 
+# A line of kbuild for each object, and other lines that are none.
+LOUD = {"Makefile": ("\tmkdir -p $(@D)\n\t$(CC)", "\t@echo '  CC      $@'\n\t@echo '  GEN'\n\tmkdir -p $(@D)\n\t$(CC)")}
+
+
 def test_the_progress_counts_the_objects_that_were_compiled(tmp_path: Path, store: Store) -> None:
-    """A line of kbuild for each object, and other lines that are none."""
-    loud = {
-        "Makefile": ("\tmkdir -p $(@D)\n\t$(CC)", "\t@echo '  CC      $@'\n\t@echo '  GEN'\n\tmkdir -p $(@D)\n\t$(CC)")
-    }
-    build(prepared(tmp_path / "tree", loud), store, ON)
+    build(prepared(tmp_path / "tree", LOUD), store, ON)
     kept = msgspec.json.decode(store.objects_compiled.read_bytes())
     assert kept == {"6.12": [{"options": 1, "objects": 2}]}
+
+
+def test_the_progress_is_against_the_builds_before(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET", 0)
+    store.folder.mkdir()
+    store.objects_compiled.write_text(
+        '{"6.12": [{"options": 3, "objects": 12}], "4.12": [{"options": 1, "objects": 7}]}'
+    )
+    build(prepared(tmp_path / "tree", LOUD), store, ON)
+    shown = re.findall(r"^linux 6\.12\.1: (.*), \d+ s$", capsys.readouterr().err, re.MULTILINE)
+    assert shown == ["1 of about 4 objects (25 %)", "2 of about 4 objects (50 %)"]
 
 
 def test_a_second_build_of_a_kernel_waits_for_the_first(tmp_path: Path, store: Store) -> None:
