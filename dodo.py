@@ -11,7 +11,7 @@ Variables: guest=NAME|FILE.toml  kernel=SERIES|auto  source=DIR|TARBALL|pinned  
            version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
            only=PIT,…
 
-What needs no build is the command `minguest`: diagnose, doctor, plan, host-check, verify and more.
+The command `minguest` has what needs no build: diagnose, doctor, plan, host-check, verify and more.
 """
 
 from pathlib import Path
@@ -86,7 +86,7 @@ def task_publish():
 
 
 def task_host():
-    """the rehearsal's host, made as any guest: a kernel with VFIO, an IOMMU's driver and KVM"""
+    """the rehearsal's host, built like any guest: its kernel has VFIO, an IOMMU driver and KVM"""
     yield from build.host_steps(PROJECT)
 
 

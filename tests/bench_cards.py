@@ -76,7 +76,7 @@ def grouped(boots: Sequence[Boot], wanted: Sequence[Combination]) -> dict[Combin
 
 
 def missing(found: Found, times: int) -> list[Combination]:
-    """What is to be run yet, in rounds: what disturbs the machine for a while disturbs all combinations alike."""
+    """What is still to be run, in rounds: what disturbs the machine for a while disturbs all combinations alike."""
     rounds = [[each for each, boots in found.items() if len(boots) <= number] for number in range(times)]
     return [each for one in rounds for each in random.sample(one, len(one))]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """`routes` are asked in the order in which they were added; the first whose path begins the request's answers."""
+    """`routes` are tried in the order in which they were added; the first whose path begins the request's answers."""
 
     daemon_threads = True
     allow_reuse_address = True

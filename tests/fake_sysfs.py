@@ -10,7 +10,7 @@ What is simulated, after drivers/base/bus.c, drivers/pci/pci-sysfs.c and vfio of
 - `drivers/X/bind`: ENODEV unless X matches: by its override alone if there is one, else by the driver's own ids; EBUSY
   where it has a driver;
 - `drivers_probe`: ENODEV without such a device; with a driver already, without one that matches, and when the driver's
-  probe fails, it returns success all the same;
+  probe fails, it still returns success;
 - vfio-pci matches nothing without the override, and refuses headers that are not of type 0.
 
 What is not: blocking (the real `unbind` waits for who has the device open), events, udev, module loading, runtime power

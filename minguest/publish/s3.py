@@ -79,7 +79,7 @@ def publish(
 ) -> layout.Published:
     """Send the missing files, SHA256SUMS last, then the two pointers, which count as files here.
 
-    `endpoint` is the store's URL, if it shall not come from boto3's settings. UserError: the version is published with
+    `endpoint` is the store's URL, if it must not come from boto3's settings. UserError: the version is published with
     other content, no such bucket, keys that are missing or lack a permission. ToolError: the store did not answer.
     """
     name, version = release.facts.name, release.facts.version

@@ -17,7 +17,7 @@ from minguest.tasks.step import Task, always, step
 from minguest.util import files
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
-# What of a kernel is in out/.
+# The files of a kernel that are in out/.
 KERNEL = ("bzImage", "System.map", "kernel.json")
 
 
@@ -185,7 +185,7 @@ def bundle_step(project: Project) -> Task:
 
 
 def _facts(project: Project) -> dict[str, Any]:
-    """What the manifest says beside the files."""
+    """What the manifest says in addition to the files."""
     tree = msgspec.json.decode(project.at.tree.read_bytes(), type=source.Prepared).tree
     configured = msgspec.json.decode((project.at.config / "config.json").read_bytes())
     pinned = project.pinned

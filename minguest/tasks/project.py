@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a doit run is about: the guest, the choice of its kernel, and what the command line says of them.
+"""What a doit run is about: the guest, the choice of its kernel, and what the command line says about them.
 
-`build` and `test` make doit's tasks of it; beside them and dodo.py only `step` and `reporter` know doit.
+`build` and `test` turn it into doit's tasks.
 """
 
 import difflib
@@ -41,11 +41,11 @@ VALUED = {"-f", "--file", "-d", "--dir", "--db-file", "--backend", "-o", "--outp
           "--process", "-r", "--reporter", "-P", "--parallel-type"}  # fmt: skip
 # Options of every command of doit, with a value each; not -f and -d: doit is in that folder already.
 EVERYWHERE = ("--db-file", "--backend")
-# Tasks that the guest's kernel has a part in, and those that need none: they leave no choice of it behind.
+# Tasks that need the guest's kernel, so that one is chosen; and those that need none.
 WITH_KERNEL = {"tree", "config", "kernel", "initrd", "bundle", "build", "boot-test", "evidence", "reproduce",
                "rehearse", "pits", "release"}  # fmt: skip
 WITHOUT_KERNEL = {"initd", "firmware", "host", "publish", "pits-page", "lint", "test", "bench"}
-# Commands of minguest that were tasks, or could be taken for one, with what each takes first.
+# Commands of minguest that were tasks, or could be mistaken for one, with the argument that each takes first.
 MOVED = {"diagnose": "LOG", "doctor": "IMAGE", "plan": "", "host-check": "", "host-bind": "", "host-unbind": "",
          "verify": "RELEASE", "pull": "SOURCE", "cache": ""}  # fmt: skip
 # What they took as NAME=VALUE, with what takes it now.
@@ -139,7 +139,7 @@ class Project:
 
     @property
     def pinned(self) -> Source | None:
-        """Where the kernel comes from; None for a tree of the user's own."""
+        """Where the kernel comes from; None for the user's own tree."""
         return None if self.choice.source else self.sources.kernel[self.choice.series]
 
     @property
@@ -153,7 +153,7 @@ class Project:
         return catalogue.load(self.at.pits)
 
     def prepared(self) -> source.Prepared:
-        """The guest's tree, unpacked and patched unless the store has it whole."""
+        """The guest's tree; it is unpacked and patched unless the store has it whole."""
         return source.prepare(
             self.choice,
             self.pinned,
@@ -171,7 +171,7 @@ class Project:
         return _path(self.variables[name])
 
     def shown(self, path: Path) -> str:
-        """A path for a message: from the checkout on, where it is in it."""
+        """A path for a message: relative to the checkout, if it is in it."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
 
     def _first(self) -> Choice:
@@ -194,7 +194,7 @@ class Project:
         return choice
 
     def _unchosen(self) -> Choice:
-        """What a run that builds no kernel calls the guest by: kernel=, the choice that is kept, or the first series.
+        """The choice for a run that builds no kernel: kernel=, the choice that is kept, or the first series.
 
         Needs no network and keeps nothing.
         """
@@ -224,9 +224,9 @@ class Project:
 
 
 def project(root: Path) -> Project:
-    """The project as this process's command line has it; InvalidTask, with one message, where it cannot be.
+    """The project that this process's command line names; InvalidTask, with one message, if there is none.
 
-    Not doit's InvalidDodoFile: `doit help` takes that for a name that it does not know, and shows its general help.
+    Not doit's InvalidDodoFile: on that, `doit help` shows its general help in place of the message.
     """
     arguments = sys.argv[1:]
     named = positionals(arguments)
@@ -287,7 +287,7 @@ def tasks_of(arguments: Sequence[str]) -> set[str]:
 
 
 def needs_kernel(arguments: Sequence[str]) -> bool:
-    """Whether a run of doit with these arguments makes anything of the guest's kernel."""
+    """Whether a run of doit with these arguments needs the guest's kernel."""
     return bool(tasks_of(arguments) & WITH_KERNEL)
 
 
@@ -305,7 +305,7 @@ def check_what_ships(tasks: Collection[str], variables: Mapping[str, str | None]
 
 
 def moved_to(name: str, arguments: Sequence[str]) -> str:
-    """What to type for a command of minguest that was a task, with what stood beside it."""
+    """What to type for a command of minguest that was a task, with the same arguments."""
     behind = list(arguments[arguments.index(name) + 1 :])
     options = [each for each in behind if not _is_variable(each)]
     first = [MOVED[name]] if MOVED[name] and not (options and not options[0].startswith("-")) else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How doit talks and ends: what it says of tasks, Ctrl-C, lost output, and its memory where that is damaged."""
+"""What doit prints and how it ends: its lines about tasks, Ctrl-C, lost output, and a damaged database."""
 
 import atexit
 import contextlib
@@ -18,17 +18,17 @@ from doit.reporter import ConsoleReporter
 from minguest.util import terminal
 from minguest.util.errors import printable
 
-# What doit remembers of former runs: pyproject.toml, dep_file.
+# What doit remembers from earlier runs: pyproject.toml, dep_file.
 MEMORY = ".doit.db"
 # SQLite's results for a file that is damaged: https://www.sqlite.org/rescode.html
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]
-    """Says what runs and how long it took; a failure once, without a traceback for the user's mistakes."""
+    """Says what runs and how long it took; a failure once, with no traceback for the user's mistakes."""
 
     def __init__(self, outstream: Any, options: Any) -> None:
-        # doit took its stream before dodo.py was read; a file of its option --output-file is another.
+        # doit took its stream before it read dodo.py; with --output-file it is a file.
         super().__init__(sys.stdout if outstream in (None, sys.__stdout__) else outstream, options)
         self.started: dict[str, float] = {}
         self.nothing = True
@@ -48,7 +48,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         pass
 
     def complete_run(self) -> None:
-        # doit calls this of a run that was interrupted too: that one is not up to date.
+        # doit also calls this after an interrupted run, which is not up to date.
         ended_early = sys.exc_info()[0] is not None
         if self.nothing and not (self.failures or self.runtime_errors or ended_early):
             self.outstream.write("nothing to do: everything is up to date\n")
@@ -60,19 +60,19 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
 
 def say(text: str) -> None:
-    """A text to the user, at once; what it quotes of a guest does not move the cursor."""
+    """Print a text at once; what it quotes from a guest does not move the cursor."""
     print(printable(text, keep="\n\t"), flush=True)
 
 
 def begin(root: Path, *, shows: bool) -> None:
     """Prepare this process, whose main program is doit's, for how it may end.
 
-    `shows`: it only shows something. InvalidTask where it has nowhere to show it, or no memory can be had.
+    `shows`: it only shows something. InvalidTask if it has nowhere to show it, or doit's memory cannot be opened.
     """
     if shows and sys.stdout is None:
         raise InvalidTask("standard output is closed: there is nowhere to write to")
     if shows:
-        # doit took its stream before this: a reader that goes away ends it, as it ends any tool that only shows.
+        # doit took its stream before this. A reader that goes away ends the process, as with any tool that only shows.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     terminal.plug()
     out = terminal.Output(sys.stdout)
@@ -80,18 +80,18 @@ def begin(root: Path, *, shows: bool) -> None:
     atexit.register(_complain, out)
     terminal.end_on_signals()
     if forget_damaged(root / MEMORY):
-        say(f"{MEMORY}: damaged, so it was removed: it only remembers what is up to date, and that is looked at anew")
+        say(f"{MEMORY}: damaged, so it was removed: it only remembers what is up to date; each task is checked again")
 
 
 def forget_damaged(memory: Path) -> bool:
-    """Remove doit's memory where it is damaged, and say so; it is only a cache.
+    """Remove doit's memory if it is damaged, and return whether it was; it is only a cache.
 
-    InvalidTask where it cannot be opened at all.
+    InvalidTask if it cannot be opened at all.
     """
     if not memory.exists():
         return False
     try:
-        # Not read-only: what a killed doit left half written is played back. A short wait: another doit may write it.
+        # Not read-only: SQLite rolls back what a killed doit left half-written. A short wait: another doit may write.
         with contextlib.closing(
             sqlite3.connect(f"{memory.absolute().as_uri()}?mode=rw", uri=True, timeout=0.5)
         ) as there:
@@ -100,10 +100,10 @@ def forget_damaged(memory: Path) -> bool:
                 for (data,) in there.execute("select task_data from doit"):
                     sound = sound and isinstance(json.loads(data), dict)
     except sqlite3.DatabaseError as error:
-        # Without what extends it; Python's own error, of text that is no UTF-8, has none.
+        # The primary result code. Python's own error, for text that is not UTF-8, has no code.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         if code == sqlite3.SQLITE_BUSY:
-            return False  # another doit writes it, and so would have found it damaged
+            return False  # another doit writes it, and would have found the damage
         if code not in DAMAGED:
             raise InvalidTask(f"{memory}: cannot be read: {error}; remove it: it is only a cache") from None
         sound = False
@@ -116,8 +116,8 @@ def forget_damaged(memory: Path) -> bool:
 
 
 def _complain(out: terminal.Output) -> None:
-    """At the end of the process: say what was lost, and let the exit status say so too."""
+    """At the end of the process: say which output was lost, and exit with an error."""
     out.flush()
     if out.lost:
         print(f"doit: {terminal.complaint(out.lost)}", file=sys.stderr, flush=True)
-        os._exit(1)  # the only way for a function of atexit; every other one was registered later, and is done
+        os._exit(1)  # an atexit function has no other way; all others were registered later, so they are done

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One task of doit: when it runs again, what it must have made, and how its errors end it.
 
-What a step depends on is spelled out, because doit sees neither imported code nor values: see `step`.
+A step names all that it depends on, because doit sees neither imported code nor values: see `step`.
 """
 
 import os
@@ -23,7 +23,7 @@ CODE = paths.PACKAGE
 
 
 class ByContent(FileChangedChecker):  # type: ignore[misc]
-    """doit's question whether a file that a task depends on has changed: its content alone, never its time."""
+    """How doit finds out whether a dependency has changed: by its content, never by its time."""
 
     def check_modified(self, file_path: str, _: Any, state: str) -> bool:
         return files.sha256(Path(file_path)) != state
@@ -42,10 +42,10 @@ def step(
     facts: Callable[[], Mapping[str, Any]] = dict,
     **more: Any,
 ) -> Task:
-    """A task that runs when a file, one of its modules (`code`), a fact or a target asks for it.
+    """A task that runs when a file, one of its modules (`code`), a fact or a target has changed.
 
-    `facts` is called only when doit looks at the task. Afterwards every target must exist; one that is missing or has
-    other content later is made again, so that nothing is built from a damaged one.
+    `facts` is called only when doit looks at the task. Afterwards every target must exist; one that is
+    missing or has other content later is made again, so nothing is built from a damaged one.
     """
 
     def sums() -> dict[str, str]:
@@ -53,8 +53,8 @@ def step(
 
     def changed(task: Any, values: Any) -> Any:
         task.value_savers.append(lambda: {"sums": sums()})
-        # msgspec makes plain text of structs and paths; config_changed knows only that. doit calls configure_task for
-        # what it finds in `uptodate` itself, when it loads; that would ask for the facts of tasks that do not run.
+        # config_changed knows only plain text, so msgspec turns structs and paths into it. doit calls configure_task
+        # itself for what is in `uptodate`, when it loads: that would compute the facts of tasks that do not run.
         checker = config_changed(msgspec.json.encode(facts(), enc_hook=str).decode())
         checker.configure_task(task)
         same = checker(task, values)
@@ -83,17 +83,17 @@ def step(
 
 
 def params(options: Mapping[str, str]) -> list[dict[str, str]]:
-    """doit's parameters of a task, by their names on the command line, with what help says of them."""
+    """doit's parameters of a task, from their names on the command line and their help texts."""
     return [
         {"name": name.replace("-", "_"), "long": name, "default": "", "help": text} for name, text in options.items()
     ]
 
 
 def flags(options: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The same of those that take no value."""
+    """The same for those that take no value."""
     return [{**param, "type": bool, "default": False} for param in params(options)]
 
 
 def always() -> Mapping[str, Any]:
-    """The facts of a task that runs whenever it is requested. Not the time: a clock may stand, or be set back."""
+    """The facts of a task that runs whenever it is requested. Not the time: a clock may stop, or be set back."""
     return {"once": os.urandom(16).hex()}

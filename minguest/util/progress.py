@@ -64,18 +64,18 @@ class Counted:
 
 
 class Download:
-    """Tells how far a download is: a bar on a terminal, else a line now and then."""
+    """Shows how far a download is: a bar on a terminal, else a line now and then."""
 
     def __init__(self, name: str, total: int | None, say: Callable[[str], None]) -> None:
         self._name = name
         self._total = total
         self._say = say
-        self._told_at = 0.0
-        self._told = 0
+        self._said_at = 0.0
+        self._said = 0
 
     @contextmanager
     def over(self, start: int, url: str) -> Iterator[Callable[[int], None]]:
-        """Tell of one request that goes on at byte `start`; call what it gives with each new position."""
+        """Announce one request, which goes on at byte `start`. Call the yielded function with each new position."""
         size = f"{self._total / 1e6:.1f} MB" if self._total is not None else "a file of unknown size"
         self._say(
             f"{self._name}: {size} from {shown_url(url)}" + (f", going on at {start / 1e6:.1f} MB" if start else "")
@@ -90,19 +90,19 @@ class Download:
 
                 yield move
         else:
-            self._told_at, self._told = time.monotonic(), start
+            self._said_at, self._said = time.monotonic(), start
             yield self._line
 
     def done(self, length: int, seconds: float) -> None:
-        """Tell that the end has come, after so many bytes over so many seconds."""
+        """Announce the end: how many bytes came in how many seconds."""
         speed = length / 1e6 / max(seconds, 1e-3)
         self._say(f"{self._name}: {length / 1e6:.1f} MB in {seconds:.1f} s ({speed:.1f} MB/s)")
 
     def _line(self, position: int) -> None:
-        silent = time.monotonic() - self._told_at
-        little = self._total is not None and position - self._told < LINE_SHARE * self._total
+        silent = time.monotonic() - self._said_at
+        little = self._total is not None and position - self._said < LINE_SHARE * self._total
         if silent < LINE_S or (little and silent < LINE_LATEST_S):
             return
         of = f" of {self._total / 1e6:.1f} MB ({100 * position // self._total} %)" if self._total else " MB"
         self._say(f"{self._name}: {position / 1e6:.1f}{of}")
-        self._told_at, self._told = time.monotonic(), position
+        self._said_at, self._said = time.monotonic(), position

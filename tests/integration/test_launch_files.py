@@ -75,7 +75,7 @@ def domain(home: Path, name: str, bundle: Path) -> Path:
 
 
 class Seen:
-    """What a command of QEMU requests, whoever wrote it."""
+    """What a command of QEMU requests, from any source."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.options: dict[str, list[str]] = {}

@@ -51,7 +51,7 @@ def test_what_is_missing_is_run_in_rounds() -> None:
     assert sorted(todo[1:]) == [(8, "16M"), (8, "64G")]
 
 
-def test_a_boot_without_a_verdict_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_boot_without_a_verdict_is_reported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ToolError("QEMU said no")
 

@@ -19,7 +19,7 @@ from tests import ROOT
 CONSOLES = ROOT / "tests/data" / "consoles"
 # What the extras `build`, `s3` and `test` bring, by the names that are imported.
 NOT_THERE = ("doit", "jinja2", "elftools", "debian", "pefile", "kconfiglib", "cyclonedx", "boto3", "pytest", "oras")
-# What takes 5 to 60 ms each to import, and is imported where it is used: `doit list` shall not wait for it.
+# What takes 5 to 60 ms each to import, and is imported where it is used: `doit list` must not wait for it.
 SLOW = {*NOT_THERE[1:], "requests", "tqdm", "securesystemslib"}
 # A reset, a bell, an eight-bit CSI, a change of direction, a backspace and a line separator.
 STRANGE = "\x1bc\x07\x9b2J\u202e\x08\u2028"
@@ -74,7 +74,7 @@ def test_diagnose_reads_initds_report_too(tmp_path: Path, capsys: pytest.Capture
         ("binary.log", bytes(range(256)) * 16, "not text"),
     ],
 )
-def test_what_cannot_be_a_console_is_told_in_one_line(
+def test_what_cannot_be_a_console_is_reported_in_one_line(
     name: str, raw: bytes | None, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / name
@@ -89,7 +89,7 @@ def test_what_cannot_be_a_console_is_told_in_one_line(
     assert all(line.startswith("  remedy: ") for line in remedy)
 
 
-def test_a_report_that_cannot_be_one_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_cannot_be_one_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = str(CONSOLES / "6.12-efi-off.log")
     assert cli.main(["diagnose", log, "--report", str(tmp_path / "none")]) == 1
     assert "minguest: report " in capsys.readouterr().err

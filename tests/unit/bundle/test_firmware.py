@@ -16,7 +16,7 @@ VOLUME = b"\0" * 40 + b"_FVH" + b"code"
 
 
 def package(path: Path, contents: dict[str, bytes]) -> Path:
-    """A .deb as deb(5) tells: an ar archive of three members."""
+    """A .deb as deb(5) describes it: an ar archive of three members."""
 
     def tar(files: dict[str, bytes]) -> bytes:
         buffer = io.BytesIO()

@@ -256,7 +256,7 @@ def test_no_card_is_no_wish_for_all(fake: FakeHost, state: Path) -> None:
         vfio.bind(fake.host(state), [], act=True, say=nothing)
 
 
-# ── by halves ──
+# ── never partly ──
 
 
 @pytest.mark.parametrize("number", range(6))

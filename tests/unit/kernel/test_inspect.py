@@ -171,7 +171,7 @@ def test_each_input_of_a_kernel_makes_another_one(
     assert len({first, second, third}) == 3
 
 
-# A line of kbuild for each object, and other lines that are none.
+# A line of kbuild for each object, and other lines.
 LOUD = {"Makefile": ("\tmkdir -p $(@D)\n\t$(CC)", "\t@echo '  CC      $@'\n\t@echo '  GEN'\n\tmkdir -p $(@D)\n\t$(CC)")}
 
 

@@ -153,7 +153,7 @@ class Toy:
         return Layout(self.root, guest, series)
 
     def project(self, guest: str = "configs/guest.toml", *, chooses: bool = True, **variables: str) -> project.Project:
-        """What dodo.py makes of a command line, in this process; see `here`."""
+        """The project that dodo.py reads from a command line, in this process; see `here`."""
         given = {**dict.fromkeys(project.VARIABLES), **variables}
         return project.Project(self.root, self.root / guest, given, chooses=chooses)
 
@@ -341,7 +341,7 @@ def test_what_changes_runs_again_and_nothing_else(toy: Toy) -> None:
 
     # The choice is kept: kernel= is needed once.
     assert again() == []
-    # The same bytes come of it, so that nothing else is made of them.
+    # The config is the same bytes, so nothing else is built.
     toy.write("configs/kernel/10-toy.config", "# Packets.\n\n# Sockets, for a reason.\nCONFIG_PACKET=y\n")
     assert again() == ["config"]
     toy.write("overlays/base/etc/added", "added")
@@ -400,7 +400,7 @@ def test_a_firmware_that_no_mirror_has_is_one_failed_line(toy: Toy) -> None:
 # ── the rehearsal's host ──
 
 
-def test_the_host_is_made_as_any_guest(toy: Toy) -> None:
+def test_the_host_is_made_like_any_guest(toy: Toy) -> None:
     said = toy.run("host")
     ran = steps(said)
     assert {"host:tree", "host:config", "host:kernel", "host:initrd", "host:bundle"} <= set(ran)

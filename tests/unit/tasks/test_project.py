@@ -171,7 +171,7 @@ def test_a_wrong_variable_is_named(argument: str, why: str) -> None:
 
 
 def test_help_names_a_wrong_variable_too() -> None:
-    """doit's help takes an InvalidDodoFile for a name that it does not know, and shows its general help."""
+    """On an InvalidDodoFile, doit's help shows its general help in place of the message."""
     done = subprocess.run(
         [sys.executable, "-m", "doit", "help", "boot-test", "kernl=6.12"],
         cwd=ROOT,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command line is read as, and what the tasks that start a bundle make of what came of it."""
+"""How a command line is read, and what the tasks that start a bundle do with the result."""
 
 import os
 import re
@@ -442,9 +442,9 @@ def test_evidence_goes_on_after_what_fails_or_cannot_be_run(
         "large-bars": GuestFailed("it has no BAR"),
     }
 
-    def run(bench: runner.Bench, words: Options, wanted: Any, say: Any) -> None:
-        ran.append(names[words])
-        if error := comes_to.get(names[words]):
+    def run(bench: runner.Bench, options: Options, wanted: Any, say: Any) -> None:
+        ran.append(names[options])
+        if error := comes_to.get(names[options]):
             raise error
 
     monkeypatch.setattr(runner, "run", run)
@@ -546,7 +546,7 @@ def test_a_rehearsal_gets_what_the_user_says_and_nothing_for_the_rest(
     there: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[tuple[rehearse.Site, records.Options]] = []
-    monkeypatch.setattr(rehearse, "run", lambda site, words, say: got.append((site, words)))
+    monkeypatch.setattr(rehearse, "run", lambda site, options, say: got.append((site, options)))
     made = there.project(chooses=False)
     task = test.rehearse_step(made)
     # As doit gives them: an empty text for an option that is left out.

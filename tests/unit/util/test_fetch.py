@@ -430,7 +430,7 @@ def test_cached(cache: Cache) -> None:
     assert fetch.cached(cache.source(good, size=None), cache.folder)
 
 
-def test_a_cache_that_is_whole_may_be_read_only_and_one_that_is_no_folder_is_told(cache: Cache) -> None:
+def test_a_cache_that_is_whole_may_be_read_only_and_one_that_is_not_a_folder_is_named(cache: Cache) -> None:
     cache.fetch(good)
     (cache.folder / f"sha256/{DIGEST}.lock").unlink()
     cache.fetch(good)
@@ -488,11 +488,11 @@ def test_killed_while_it_downloads_leaves_a_part_that_is_resumed(cache: Cache) -
 def test_two_processes_download_once(cache: Cache) -> None:
     go_on = threading.Event()
 
-    def when_told(request: Request) -> None:
+    def when_released(request: Request) -> None:
         go_on.wait(20)
         good(request)
 
-    cache.server.routes["/slow"] = when_told
+    cache.server.routes["/slow"] = when_released
     with other_process(cache, "/slow") as first:
         wait_for(lambda: bool(cache.server.requested("/slow")))
         with other_process(cache, "/slow") as second:
@@ -504,14 +504,14 @@ def test_two_processes_download_once(cache: Cache) -> None:
     assert cache.server.requested("/slow") == [None]
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_download(cache: Cache) -> None:
+def test_a_disk_that_is_too_small_is_named_before_the_download(cache: Cache) -> None:
     source = Source(version="1", urls=(cache.server.url("/good"),), sha256=DIGEST, licence="MIT", size=1 << 60)
     with pytest.raises(ToolError, match=r"needs 1152921504607 MB more, and \d+ MB are free"):
         fetch.fetch(source, "thing", cache.folder, print)
     assert cache.server.seen == []
 
 
-def test_a_disk_that_fills_up_is_told(cache: Cache) -> None:
+def test_a_disk_that_fills_up_is_named(cache: Cache) -> None:
     # /dev/full gives the real ENOSPC, for every user.
     cache.part.parent.mkdir(parents=True)
     cache.part.symlink_to("/dev/full")

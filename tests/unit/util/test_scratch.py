@@ -87,7 +87,7 @@ def test_a_folder_beside_what_it_becomes(tmp_path: Path) -> None:
 
 
 def test_no_run_takes_a_folder_from_another(temporary: Path) -> None:
-    """Made and not locked yet is no reason to remove one."""
+    """A folder that is made and not yet locked is not removed."""
     argv, env = [sys.executable, "-c", BUSY], workshop.doit_env()
     processes = [subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True) for _ in range(6)]
     time.sleep(0.3)
