@@ -99,7 +99,6 @@ def task_pits():
 
 
 def task_pits_host():
-    """the host's column of the fault matrix: faults of an emulated host; only=ID,…"""
     return test.pits_host_step(PROJECT)
 
 

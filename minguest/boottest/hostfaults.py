@@ -54,7 +54,8 @@ FAULTS: Mapping[str, Fault] = {
         "chmod 600 /dev/kvm",
     ),
     "group-busy": Fault(
-        f'bind "$card" "$second"; vm {_CARD} & sleep 8; vm {_CARD}; status=$?; kill %1; wait; (exit "$status")'
+        f'bind "$card" "$second"; vm {_CARD} & other=$!; sleep 8; '
+        f'vm {_CARD}; status=$?; kill "$other"; wait; exit "$status"'
     ),
     "kvm-denied": Fault("chmod 600 /dev/kvm; as=nobody; vm"),
     "kvm-missing": Fault(
@@ -74,7 +75,7 @@ FAULTS: Mapping[str, Fault] = {
     "image-lock": Fault(
         "truncate -s 1M /run/work/disk; "
         "disk='-drive if=none,id=disk,format=raw,file=/run/work/disk -device virtio-blk-pci,drive=disk'; "
-        'vm $disk & sleep 8; vm $disk; status=$?; kill %1; wait; (exit "$status")'
+        'vm $disk & other=$!; sleep 8; vm $disk; status=$?; kill "$other"; wait; exit "$status"'
     ),
     "iommufd-missing": Fault(
         'bind "$card" "$second"; vm -object iommufd,id=iommufd -device vfio-pci,host="$card",iommufd=iommufd',
