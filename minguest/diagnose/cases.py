@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logs as people post them, reworded, with the right answer of each; and how often `diagnose` gives it.
+
+tests/data/public/*.toml; a file is a kind of log.
+"""
+
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from minguest import settings
+from minguest.diagnose import answer, logs, matching
+from minguest.diagnose.catalogue import Pit
+from minguest.util.errors import UserError
+
+Result = Literal["right", "incomplete", "silent", "wrong", "false alarm"]
+RESULTS: tuple[Result, ...] = ("right", "incomplete", "silent", "wrong", "false alarm")
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A log, and what must be said to it."""
+
+    name: str
+    roots: tuple[str, ...]
+    """The pits that must be named; empty for a log that shows none."""
+    log: str
+    unexplained: tuple[str, ...] = ()
+    """Effects that must be shown without a root."""
+    questions: tuple[str, ...] = ()
+    source: str = ""
+    """Where the wording comes from."""
+
+
+class Cases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of cases."""
+
+    title: str
+    date: datetime.date
+    """When they were last judged by a person."""
+    case: tuple[Case, ...]
+
+
+def load(folder: Path) -> dict[str, Cases]:
+    """All files of cases by name. UserError for what is wrong with one."""
+    found = {path.stem: settings.decode(path, Cases) for path in sorted(folder.glob("*.toml"))}
+    if not found:
+        raise UserError(f"{folder}: no cases (*.toml) in this folder")
+    for stem, cases in found.items():
+        names = Counter(case.name for case in cases.case)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"{folder / stem}.toml: two cases are called {twice[0]}")
+    return found
+
+
+def found_in(case: Case, pits: Mapping[str, Pit]) -> matching.Diagnosis:
+    """What `diagnose` finds in the log of a case."""
+    return matching.diagnose(pits, *matching.boot([logs.unwrapped("log", case.log.encode())]))
+
+
+def judge(case: Case, found: matching.Diagnosis) -> Result:
+    """Whether that is the right answer."""
+    wanted = {*case.roots, *case.unexplained}
+    got = {hit.id for hit in (*found.roots, *found.unexplained)}
+    if got == wanted and {hit.id for hit in found.questions} >= set(case.questions):
+        return "right"
+    if not wanted:
+        return "false alarm"
+    if not got:
+        return "silent"
+    return "incomplete" if got < wanted or got == wanted else "wrong"
+
+
+def figures(cases: Mapping[str, Cases], pits: Mapping[str, Pit]) -> list[tuple[str, Counter[Result]]]:
+    """How often each result comes, for each file of cases by its title."""
+    return [(each.title, Counter(judge(case, found_in(case, pits)) for case in each.case)) for each in cases.values()]
+
+
+def table(found: Sequence[tuple[str, Counter[Result]]], date: datetime.date) -> str:
+    """The figures in Markdown."""
+    rows = [f"| {title} | {' | '.join(str(count[each]) for each in RESULTS)} |" for title, count in found]
+    return "\n".join(
+        [
+            f"| logs, judged {date.isoformat()} | {' | '.join(RESULTS)} |",
+            f"| --- |{' ---: |' * len(RESULTS)}",
+            *rows,
+        ]
+    )
+
+
+def answered(case: Case, pits: Mapping[str, Pit], subsystems: Sequence[answer.Subsystem]) -> answer.Answer:
+    """The whole answer to a case."""
+    seen = matching.boot([logs.unwrapped("log", case.log.encode())])
+    return answer.answer(matching.diagnose(pits, *seen), seen, subsystems)
