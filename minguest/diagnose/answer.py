@@ -258,8 +258,10 @@ def _findings(diagnosis: Diagnosis, stacks: Sequence[Stack], card: str = "") -> 
 
 
 def _own(advice: str, card: str) -> str:
-    """Advice for the reader's own card."""
-    return advice.replace(EXAMPLE, card) if card else advice
+    """Advice for the reader's own card, with and without the PCI domain."""
+    if not card:
+        return advice
+    return re.sub(rf"(?<![\w:]){EXAMPLE.partition(':')[2]}", card.partition(":")[2], advice.replace(EXAMPLE, card))
 
 
 def _evidence(hit: Found) -> list[str]:

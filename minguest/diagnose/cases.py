@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from minguest import settings
-from minguest.diagnose import answer, logs, matching
+from minguest.diagnose import logs, matching
 from minguest.diagnose.catalogue import Pit
 from minguest.util.errors import UserError
 
@@ -28,8 +28,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roots: tuple[str, ...]
     """The pits that must be named; empty for a log that shows none."""
     log: str
-    unexplained: tuple[str, ...] = ()
-    """Effects that must be shown without a root."""
+    unexplained: tuple[str, ...] | None = None
+    """Exactly the effects that must be shown without a root; None: any."""
     questions: tuple[str, ...] = ()
     source: str = ""
     """Where the wording comes from."""
@@ -63,8 +63,9 @@ def found_in(case: Case, pits: Mapping[str, Pit]) -> matching.Diagnosis:
 
 def judge(case: Case, found: matching.Diagnosis) -> Result:
     """Whether that is the right answer."""
-    wanted = {*case.roots, *case.unexplained}
-    got = {hit.id for hit in (*found.roots, *found.unexplained)}
+    wanted = {*case.roots, *(case.unexplained or ())}
+    effects = found.unexplained if case.unexplained is not None or not case.roots else ()
+    got = {hit.id for hit in (*found.roots, *effects)}
     if got == wanted and {hit.id for hit in found.questions} >= set(case.questions):
         return "right"
     if not wanted:
@@ -91,7 +92,9 @@ def table(found: Sequence[tuple[str, Counter[Result]]], date: datetime.date) -> 
     )
 
 
-def answered(case: Case, pits: Mapping[str, Pit], subsystems: Sequence[answer.Subsystem]) -> answer.Answer:
-    """The whole answer to a case."""
-    seen = matching.boot([logs.unwrapped("log", case.log.encode())])
-    return answer.answer(matching.diagnose(pits, *seen), seen, subsystems)
+def summary(folder: Path, pits: Mapping[str, Pit]) -> str:
+    """The figures of a folder of cases in Markdown; empty where there is no such folder."""
+    if not folder.is_dir():
+        return ""
+    cases = load(folder)
+    return table(figures(cases, pits), max(each.date for each in cases.values()))

@@ -68,8 +68,8 @@ class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Keys of faults.FAULTS."""
     host: str = ""
     """A key of hostfaults.FAULTS: brought about in the rehearsal's host, and not in a guest."""
-    result: tuple[Literal["failed", "lost", "not started"], ...] = ("failed",)
-    """The result may be any of these."""
+    result: tuple[Literal["failed", "lost", "not started", "started"], ...] = ("failed",)
+    """The result may be any of these; `started` is for a host's fault, which a guest survives."""
     needs: str = ""
     """A key of inject.NEEDS. On a machine without it, this is NOT RUN."""
     blind: str | None = None

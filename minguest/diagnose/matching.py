@@ -192,9 +192,7 @@ def diagnose(pits: Mapping[str, Pit], *seen: Seen) -> Diagnosis:
         found = [each for each in tried if isinstance(each, _Match)]
         broken = [str(breach) for each in seen for breach in each.breaches or () if breach.pit == name]
         if found or broken:
-            lines = max((match.lines for match in found), key=len, default=())
-            if len(seen) > 1:
-                lines = tuple(dict.fromkeys(line for match in found for line in match.lines))
+            lines = tuple(dict.fromkeys(line for match in found for line in match.lines))
             proof = dict.fromkeys(broken + [each for match in found for each in match.proof])
             order = [each.name for each in seen]
             lines = tuple(sorted(lines, key=lambda line: (order.index(line.log), line.number))[:QUOTED])

@@ -39,8 +39,25 @@ SHOWN = 2
 PAGE = """\
 # Pits: when a guest fails
 
-A pit is a known way to fail, with its symptoms, cause, fix, and how to reproduce it. `minguest diagnose LOG` finds
-yours in the log of a console. `doit pits-page` generates this page from `configs/pits/`.
+A pit is a known way to fail, with its symptoms, cause, fix, and how to reproduce it. `minguest diagnose LOG…` finds
+yours in the logs of a guest's console, of QEMU, of libvirt and of the host's kernel. `doit pits-page` generates this
+page from `configs/pits/`.
+
+| what you see | pit |
+| --- | --- |
+| one CPU under OVMF, `A valid RSDP was not found` | [efi-off](#efi-off): the kernel lacks `CONFIG_EFI` |
+| `group N is not viable` | [group-not-viable](#group-not-viable) |
+| `failed to open /dev/vfio/N` | [not-bound](#not-bound), [vfio-denied](#vfio-denied), [group-busy](#group-busy) |
+| `no iommu_group found`, `host doesn't support passthrough` | [iommu-off](#iommu-off) |
+| `Failed to set iommu for container` | [vfio-no-remapping](#vfio-no-remapping), [rmrr](#rmrr) |
+| `vfio_dma_map(…) = -12`; `= -22` | [memlock](#memlock); [bar-above-iommu](#bar-above-iommu), \
+[ram-not-mappable](#ram-not-mappable) |
+| `BAR n: can't reserve`, `Failed to mmap … BAR n` | [host-framebuffer](#host-framebuffer) |
+| `NVRM: BAR0 is 0M @ 0x0` | [bar-no-room](#bar-no-room) |
+| `not ready …ms after FLR`, D3cold, header type 127 | [card-lost](#card-lost) |
+| `RmInitAdapter failed` | the driver could not start the card: read what is logged before it; RMINIT |
+
+[All of it](#what-you-see) and [an index of lines](#index-of-console-lines) are below.
 
 **My guest has one CPU under OVMF.**
 1. Did the launch request more? `-smp 8`, and none of the CPUs is only for hotplug.
@@ -53,10 +70,18 @@ yours in the log of a console. `doit pits-page` generates this page from `config
 
 ## What you see
 """
+FIGURES = """\
+Logs of the kinds that people post, reworded and without names, in `tests/data/public/`; a person wrote down the right
+answer of each. *Incomplete*: a part of it. *Silent*: no pit. *Wrong*: another pit. *False alarm*: a pit in a log that
+shows none. The patterns were written with these logs in sight: on logs that nobody here has seen, it is right less
+often."""
 
 
-def page(pits: Mapping[str, Pit]) -> str:
-    """docs/pits.md: for someone whose guest has just failed. Symptoms come first, patterns last."""
+def page(pits: Mapping[str, Pit], figures: str = "") -> str:
+    """docs/pits.md: for someone whose guest has just failed. Symptoms come first, patterns last.
+
+    `figures`: how often diagnose is right, as cases.table says it.
+    """
     text = [PAGE + "| what you see | what it may be |", "| --- | --- |"]
     for effect, pit in pits.items():
         if pit.layer == "effect":
@@ -68,7 +93,10 @@ def page(pits: Mapping[str, Pit]) -> str:
             text += ["", f"## {heading}"]
         for name, pit in of_layer.items():
             text += ["", f"### {name}", f"**{_code(sentence(pit))}.**", "", *_entry(pits, pit)]
-    return "\n".join([*text, "", *_index(pits)]) + "\n"
+    text += ["", *_index(pits)]
+    if figures:
+        text += ["", "## How often it is right", FIGURES, "", figures]
+    return "\n".join(text) + "\n"
 
 
 def sentence(pit: Pit) -> str:

@@ -8,7 +8,7 @@ import msgspec
 
 from minguest.boottest import hostmatrix, inject, records, rehearse, runner
 from minguest.bundle import manifests
-from minguest.diagnose import page
+from minguest.diagnose import cases, page
 from minguest.kernel import variants
 from minguest.release import evidence
 from minguest.tasks.project import Project
@@ -194,16 +194,16 @@ def _matrix_page(project: Project) -> str:
 
 
 def pits_page_step(project: Project) -> Task:
-    target = project.root / "docs/pits.md"
+    target, public = project.root / "docs/pits.md", project.root / "tests/data/public"
 
     def make() -> None:
-        files.write(target, page.page(project.pits))
+        files.write(target, page.page(project.pits, cases.summary(public, project.pits)))
 
     return step(
         make,
         basename="pits-page",
         doc="docs/pits.md, made from configs/pits/",
-        file_dep=sorted(project.at.pits.glob("*.toml")),
+        file_dep=[*sorted(project.at.pits.glob("*.toml")), *sorted(public.glob("*.toml"))],
         targets=[target],
-        code=["diagnose/catalogue", "diagnose/page"],
+        code=["diagnose/cases", "diagnose/catalogue", "diagnose/logs", "diagnose/matching", "diagnose/page"],
     )

@@ -17,7 +17,7 @@ from tests import ROOT
 
 NOT_VIABLE = catalogue.Pit(
     "t", "host", (catalogue.Symptom(("group \\d+ is not viable",)),), cause="c", fix="f",
-    inject=(catalogue.Injection(host="group-half-bound"),),
+    inject=(catalogue.Injection(host="group-half-bound", result=("not started",)),),
 )  # fmt: skip
 OTHER = catalogue.Pit("t", "host", (catalogue.Symptom(("other trouble",)),), cause="c", fix="f")
 KNOWN = {"group-not-viable": NOT_VIABLE, "other": OTHER}

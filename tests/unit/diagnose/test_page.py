@@ -6,13 +6,13 @@ import re
 import msgspec
 import pytest
 
-from minguest.diagnose import catalogue, page
+from minguest.diagnose import cases, catalogue, page
 from minguest.kernel import contract
 from minguest.model import Launch
 from tests import ROOT
 
 KNOWN = catalogue.load(ROOT / "configs/pits")
-TEXT = page.page(KNOWN)
+TEXT = page.page(KNOWN, cases.summary(ROOT / "tests/data/public", KNOWN))
 
 
 def entry(name: str) -> list[str]:
@@ -23,9 +23,11 @@ def entry(name: str) -> list[str]:
 def test_the_page_is_what_the_files_say() -> None:
     """docs/pits.md is up to date: doit pits-page makes it."""
     assert (ROOT / "docs/pits.md").read_text() == TEXT
-    first_screen = "\n".join(TEXT.splitlines()[:12])
+    first_screen = "\n".join(TEXT.splitlines()[:30])
     assert "A pit is a known way to fail" in first_screen
     assert "one CPU under OVMF" in first_screen and "CONFIG_EFI" in first_screen
+    for line in ("group N is not viable", "can't reserve", "BAR0 is 0M", "RmInitAdapter failed"):
+        assert line in first_screen
     for name, pit in KNOWN.items():
         assert pit.layer == "effect" or f"### {name}\n" in TEXT
     # Every link leads somewhere.

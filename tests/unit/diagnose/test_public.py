@@ -3,31 +3,15 @@
 
 import json
 
-import msgspec
 import pytest
 
-from minguest.diagnose import catalogue, matching
+from minguest.diagnose import cases, catalogue, matching
 from minguest.diagnose.catalogue import Pit
 from tests import ROOT
 
 
-class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    roots: tuple[str, ...]
-    """Exactly the roots that must be named, in any order."""
-    source: str
-    """Where the wording comes from."""
-    log: str
-    unexplained: tuple[str, ...] | None = None
-    """Exactly the effects without a root; None: any."""
-
-
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    case: tuple[Case, ...]
-
-
-FILES = sorted((ROOT / "tests/data/public").glob("*.toml"))
-CASES = [case for path in FILES for case in msgspec.toml.decode(path.read_bytes(), type=File).case]
+PUBLIC = cases.load(ROOT / "tests/data/public")
+CASES = [case for each in PUBLIC.values() for case in each.case]
 HEALTHY = sorted((ROOT / "tests/data/consoles").glob("*healthy*.log"))
 
 
@@ -51,16 +35,17 @@ def test_the_cases_are_many_and_each_has_its_own_name() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_public_log_names_its_roots_and_no_other(known: dict[str, Pit], case: Case) -> None:
+def test_a_public_log_names_its_roots_and_no_other(known: dict[str, Pit], case: cases.Case) -> None:
     assert case.source
     found = diagnosed(known, case.log.encode())
     assert sorted(hit.id for hit in found.roots) == sorted(case.roots)
     if case.unexplained is not None:
         assert sorted(hit.id for hit in found.unexplained) == sorted(case.unexplained)
+    assert {hit.id for hit in found.questions} >= set(case.questions)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_what_wraps_a_public_log_changes_nothing(known: dict[str, Pit], case: Case) -> None:
+def test_what_wraps_a_public_log_changes_nothing(known: dict[str, Pit], case: cases.Case) -> None:
     wanted = sorted(case.roots)
     lines = case.log.strip("\n").split("\n")
     assert roots(known, case.log.replace("\n", "\r\n").encode()) == wanted
@@ -79,3 +64,42 @@ def test_nothing_of_the_host_is_seen_on_a_healthy_console(known: dict[str, Pit],
     found = diagnosed(known, (ROOT / "tests/data/consoles" / str(path)).read_bytes())
     hits = (*found.roots, *found.follows, *found.unexplained)
     assert not [hit.id for hit in hits if hit.pit.layer == "host" or hit.id in ("qemu-ended", "container-refused")]
+
+
+def test_the_figures_are_on_the_page(known: dict[str, Pit], capsys: pytest.CaptureFixture[str]) -> None:
+    made = cases.summary(ROOT / "tests/data/public", known)
+    with capsys.disabled():
+        print(f"\n{made}")
+    assert made in (ROOT / "docs/pits.md").read_text(), "doit pits-page"
+
+
+def case(roots: tuple[str, ...], unexplained: tuple[str, ...] | None = None) -> cases.Case:
+    return cases.Case("x", roots, "log", unexplained)
+
+
+def found(roots: tuple[str, ...], unexplained: tuple[str, ...] = ()) -> matching.Diagnosis:
+    pit = Pit("t", "host")
+    several = [tuple(matching.Found(name, pit, ()) for name in names) for names in (roots, unexplained)]
+    return matching.Diagnosis(several[0], (), several[1], (), ())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "result"),
+    [
+        (case(("a",)), found(("a",)), "right"),
+        (case(("a",)), found(("a",), ("e",)), "right"),
+        (case(("a",), ()), found(("a",), ("e",)), "wrong"),
+        (case(("a", "b")), found(("a",)), "incomplete"),
+        (case(("a",), ("e",)), found((), ("e",)), "incomplete"),
+        (case(("a",)), found(()), "silent"),
+        (case(("a",)), found(("b",)), "wrong"),
+        (case(("a",)), found(("a", "b")), "wrong"),
+        (case(()), found(()), "right"),
+        (case(()), found(("a",)), "false alarm"),
+        (case(()), found((), ("e",)), "false alarm"),
+        (case((), ("e",)), found((), ("e",)), "right"),
+        (case((), ("e",)), found(()), "silent"),
+    ],
+)
+def test_how_an_answer_is_scored(wanted: cases.Case, got: matching.Diagnosis, result: str) -> None:
+    assert cases.judge(wanted, got) == result
