@@ -2,11 +2,13 @@
 """The command `minguest`: what needs no build, in a checkout and installed alike."""
 
 import argparse
+import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -57,49 +59,82 @@ PIT = "A pit is a known way to fail, with its symptoms, cause, fix, and how to r
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 only when all holds and could be said, 1 when not, 2 for arguments that it does not know."""
     with terminal.streams() as out:
-        status = _run(argv)
+        status = _run(sys.argv[1:] if argv is None else argv)
         out.flush()
         if out.lost:
             print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
     return status or int(bool(out.lost))
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    terminal.end_on_signals()
-    as_json, name = False, ""
+def _run(argv: Sequence[str]) -> int:
+    # Before parsing: arguments that cannot be parsed end in a document too.
+    as_json, name = _wants_json(argv), next((each for each in argv if not each.startswith("-")), "")
     try:
+        terminal.end_on_signals()
         parser = _parser()
         if settings.completing():
             import argcomplete  # noqa: PLC0415 - only when a shell asks
 
             argcomplete.autocomplete(parser)
         options = parser.parse_args(argv)
-        as_json, name = options.json, options.command
         answer: Answer = options.run(options, _progress if as_json else _say)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
-    except MinguestError as error:
-        wrong = str(error)
-    except OSError as error:
-        named = printable(str(error.filename)) if error.filename else "the system"
-        wrong = f"{named}: {error.strerror or error}"
-    except MemoryError:
-        wrong = "not enough memory"
-    except KeyboardInterrupt:
-        print("minguest: interrupted", file=sys.stderr)
-        return terminal.INTERRUPTED
-    else:
-        if as_json:
-            _document(name, answer.data, answer.wrong)
-        elif answer.text:
-            _say(answer.text)
-        if answer.wrong:
-            print(f"minguest: {answer.wrong}", file=sys.stderr)
-        return int(bool(answer.wrong))
+    except (UsageError, SystemExit, MinguestError, OSError, MemoryError, KeyboardInterrupt) as error:
+        status, wrong, said = _ending(error)
+        if as_json and wrong:
+            _document(name, {}, wrong)
+        if said:
+            print(said, file=sys.stderr)
+        return status
     if as_json:
-        _document(name, {}, wrong)
-    print(f"minguest: {wrong}", file=sys.stderr)
-    return 1
+        _document(name, answer.data, answer.wrong)
+    elif answer.text:
+        _say(answer.text)
+    if answer.wrong:
+        print(f"minguest: {answer.wrong}", file=sys.stderr)
+    return int(bool(answer.wrong))
+
+
+def _ending(error: BaseException) -> tuple[int, str, str]:
+    """The exit status, what is wrong, and what stderr says about it."""
+    match error:
+        case SystemExit(code=int(status)) if status:  # a signal: nothing is printed
+            return status, f"ended by {signal.Signals(status - 128).name}", ""
+        case SystemExit():  # after --help or --version
+            return 0, "", ""
+        case UsageError():
+            return 2, str(error), f"{error.usage}{error.prog}: error: {error}"
+        case KeyboardInterrupt():
+            return terminal.INTERRUPTED, "interrupted", "minguest: interrupted"
+        case OSError():
+            named = printable(str(error.filename)) if error.filename else "the system"
+            wrong = f"{named}: {error.strerror or error}"
+        case MemoryError():
+            wrong = "not enough memory"
+        case _:
+            wrong = str(error)
+    return 1, wrong, f"minguest: {wrong}"
+
+
+class UsageError(Exception):
+    """Arguments that cannot be parsed."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.usage = parser.format_usage()
+        self.prog = parser.prog
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError, where argparse would print to stderr and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self, message)
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    """Whether --json is among the options; argparse takes an option's unique beginning too."""
+    options = itertools.takewhile(lambda each: each != "--", argv)
+    return any("--json".startswith(each) and len(each) > len("--") for each in options)
 
 
 def _document(command: str, data: Mapping[str, Any], wrong: str) -> None:
@@ -127,7 +162,7 @@ def _overview() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="minguest",
         usage="minguest COMMAND …\n       minguest COMMAND --help",
         description=f"Guests for GPU passthrough: find out what is wrong, prepare the host, get releases. {PIT}",

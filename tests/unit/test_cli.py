@@ -266,3 +266,31 @@ def test_a_guest_that_failed_is_in_the_document(
     document = json.loads(said.out)
     assert document["outcome"] == {"pits": ["efi-off"]} and document["error"].startswith("FAIL, failed: CPUs")
     assert said.err.startswith("minguest: FAIL, failed")
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "why"),
+    [
+        (["--json"], "", "COMMAND"),
+        (["frobnicate", "--json"], "frobnicate", "invalid choice: 'frobnicate'"),
+        (["--json", "cache"], "cache", "unrecognized arguments: --json"),
+        (["plan", "--json", "--count", "x"], "plan", "--count: invalid int value: 'x'"),
+        (["verify", "--jso"], "verify", "the following arguments are required: release"),
+    ],
+)
+def test_a_usage_error_is_a_document_too(
+    argv: list[str], command: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document.keys() == {"command", "ok", "error"}
+    assert (document["command"], document["ok"]) == (command, False)
+    assert why in document["error"]
+    assert said.err.startswith("usage: minguest") and said.err.endswith(f": error: {document['error']}\n")
+
+
+@pytest.mark.parametrize("argv", [["plan", "--count", "x"], ["diagnose", "--", "--json", "x"]])
+def test_without_json_there_is_no_document(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) != 0
+    assert not capsys.readouterr().out

@@ -110,10 +110,18 @@ def test_ctrl_c_while_doit_reads_its_tasks(at: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "ignored", "status"),
-    [(signal.SIGINT, False, 130), (signal.SIGTERM, False, 143), (signal.SIGHUP, False, 129), (signal.SIGHUP, True, 1)],
+    ("number", "ignored", "status", "error"),
+    [
+        (signal.SIGINT, False, 130, "interrupted"),
+        (signal.SIGTERM, False, 143, "ended by SIGTERM"),
+        (signal.SIGHUP, False, 129, "ended by SIGHUP"),
+        (signal.SIGHUP, True, 1, "report none: no such file, or not a regular file"),
+    ],
 )
-def test_the_command_and_signals(tmp_path: Path, number: int, ignored: bool, status: int) -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_and_signals(
+    tmp_path: Path, number: int, ignored: bool, status: int, error: str, as_json: bool
+) -> None:
     """`diagnose` reads a pipe that is opened, and then a signal comes."""
     program = f"""
 import os, sys
@@ -123,11 +131,16 @@ def read(log):
     os.kill(os.getpid(), {int(number)})
     return logs.Log(log, b"")
 logs.read = read
-sys.exit(cli.main(["diagnose", "x", "--report", "none"]))
+sys.exit(cli.main(["diagnose", "x", "--report", "none", *{["--json"] * as_json}]))
 """
     line = 'trap "" HUP; exec "$@"' if ignored else 'exec "$@"'
     done = shell(line, [sys.executable, "-c", program], tmp_path)
-    assert (done.returncode, done.stdout) == (status, "")
+    assert done.returncode == status
+    if as_json:
+        document = json.loads(done.stdout)
+        assert (document.pop("error").partition("\n")[0], document) == (error, {"command": "diagnose", "ok": False})
+    else:
+        assert not done.stdout
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
