@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `minguest`: what needs no build, in a checkout and installed alike."""
+# ruff: noqa: E402 - an interrupt during the imports must not end in a traceback
+
+from minguest.util import terminal
+
+terminal.end_on_interrupt("minguest: interrupted")
 
 import argparse
 import itertools
@@ -8,16 +13,15 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
-
-from minguest import VERSION, commands, settings
-from minguest.boottest import runner
-from minguest.commands import Answer
-from minguest.host import vfio
-from minguest.util import terminal
+from minguest import VERSION
 from minguest.util.errors import MinguestError, printable
+
+if TYPE_CHECKING:
+    from minguest.commands import Answer
+
+# LATE: takes a moment to import, and is imported when signals are handled: they end in one line, or in a document.
 
 # The commands as --help shows them.
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -71,6 +75,8 @@ def _run(argv: Sequence[str]) -> int:
     as_json, name = _wants_json(argv), next((each for each in argv if not each.startswith("-")), "")
     try:
         terminal.end_on_signals()
+        from minguest import settings  # noqa: PLC0415 - see LATE
+
         parser = _parser()
         if settings.completing():
             import argcomplete  # noqa: PLC0415 - only when a shell asks
@@ -139,9 +145,13 @@ def _wants_json(argv: Sequence[str]) -> bool:
 
 def _document(command: str, data: Mapping[str, Any], wrong: str) -> None:
     """One JSON document: `command`, `ok`, `error` where it is not, and what the command found out."""
-    document = {"command": command, "ok": not wrong, **({"error": wrong} if wrong else {}), **data}
+    document: Any = {"command": command, "ok": not wrong, **({"error": wrong} if wrong else {}), **data}
+    if data:
+        import msgspec  # noqa: PLC0415 - see LATE
+
+        document = msgspec.to_builtins(document, enc_hook=str)
     # In ASCII: what it quotes can be any bytes, and must neither fail to be written nor move a cursor.
-    print(json.dumps(msgspec.to_builtins(document, enc_hook=str), indent=2))
+    print(json.dumps(document, indent=2))
 
 
 def _say(text: str) -> None:
@@ -162,6 +172,9 @@ def _overview() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minguest import commands  # noqa: PLC0415 - see LATE
+    from minguest.host import vfio  # noqa: PLC0415 - see LATE
+
     parser = Parser(
         prog="minguest",
         usage="minguest COMMAND …\n       minguest COMMAND --help",
@@ -174,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True, prog="minguest", metavar="COMMAND", dest="command", help=argparse.SUPPRESS
     )
 
-    def command(name: str, does: Callable[..., Answer], description: str = "") -> argparse.ArgumentParser:
+    def command(name: str, does: "Callable[..., Answer]", description: str = "") -> argparse.ArgumentParser:
         text = next(group[name] for group in GROUPS.values() if name in group)
         made = added.add_parser(name, description=f"{text[0].upper()}{text[1:]}. {description}".rstrip())
         made.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -244,12 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.boot_test,
         "Does what doit boot-test does, for a folder that was not built here. Needs QEMU.",
     )
-    each.add_argument("folder", type=Path, help="a release or bundle")
-    each.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict (default: FOLDER.boot-test)")
-    for name, text in runner.OPTIONS.items():
-        each.add_argument(f"--{name}", default="", metavar=METAVARS[name], help=text)
-    for name, text in runner.FLAGS.items():
-        each.add_argument(f"--{name}", action="store_true", help=text)
+    _boot_test(each)
 
     each = command(
         "cache", commands.cache, "Removes only with --prune. What is needed again is fetched or built again."
@@ -303,7 +311,20 @@ def _guest(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _boot_test(command: argparse.ArgumentParser) -> None:
+    from minguest.boottest import runner  # noqa: PLC0415 - see LATE
+
+    command.add_argument("folder", type=Path, help="a release or bundle")
+    command.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict (default: FOLDER.boot-test)")
+    for name, text in runner.OPTIONS.items():
+        command.add_argument(f"--{name}", default="", metavar=METAVARS[name], help=text)
+    for name, text in runner.FLAGS.items():
+        command.add_argument(f"--{name}", action="store_true", help=text)
+
+
 def _trust(command: argparse.ArgumentParser) -> None:
+    from minguest import settings  # noqa: PLC0415 - see LATE
+
     who = command.add_mutually_exclusive_group()
     who.add_argument("--key", type=Path, metavar="FILE.pub", help="the public key that must have signed it")
     who.add_argument(

@@ -108,17 +108,20 @@ def end_on_signals() -> None:
             signal.signal(number, lambda caught, _: sys.exit(128 + caught))
 
 
-def end_on_interrupt() -> None:
+def end_on_interrupt(
+    line: str = "interrupted: what is complete is kept; run the same command again to continue",
+) -> None:
     """Let an uncaught interrupt end this process with one line, and with the status that a shell gives.
 
-    For a main program that is not ours, such as doit's: it would print a traceback, and SIGINT would be its status.
+    For what no `try` surrounds: imports, and a main program that is not ours, such as doit's. Python would print a
+    traceback, and SIGINT would be the status.
     """
-    sys.excepthook = _uncaught
 
+    def uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, where)
+            return
+        print(line, file=sys.stderr)
+        raise SystemExit(INTERRUPTED)  # works in a hook too: pythonrun.c, _PyErr_PrintEx
 
-def _uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, where)
-        return
-    print("interrupted: what is complete is kept; run the same command again to continue", file=sys.stderr)
-    raise SystemExit(INTERRUPTED)  # works in a hook too: pythonrun.c, _PyErr_PrintEx
+    sys.excepthook = uncaught

@@ -144,6 +144,20 @@ sys.exit(cli.main(["diagnose", "x", "--report", "none", *{["--json"] * as_json}]
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "error"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_a_signal_while_the_command_imports_its_modules(tmp_path: Path, number: int, status: int, error: str) -> None:
+    (tmp_path / "msgspec.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    argv = [sys.executable, "-c", "import sys; from minguest.cli import main; sys.exit(main())", "cache"]
+    path = f"{tmp_path}:{ROOT}"
+    done = shell('exec "$@"', argv, tmp_path, PYTHONPATH=path)
+    said = f"minguest: {error}\n" if number == signal.SIGINT else ""
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+    done = shell('exec "$@"', [*argv, "--json"], tmp_path, PYTHONPATH=path)
+    assert (done.returncode, json.loads(done.stdout)["error"], done.stderr) == (status, error, said)
+
+
 # ── standard output ──
 
 
