@@ -225,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         "Reads, never writes. Exit status 1 if something that a passthrough needs is missing.",
     )
     each.add_argument("folder", type=Path, nargs="?", help="a release or bundle: the launch to check for")
+    each.add_argument("--work", type=Path, metavar="DIR", help="the --work of boot-test, if it had one")
     each.add_argument("--gpu", default="", metavar="BDF,…", help="the host's cards (default: those of the launch)")
     each.add_argument(
         "--memory", default="", metavar="SIZE", help="the guest's memory, such as 2G (default: the launch's)"

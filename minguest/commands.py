@@ -215,17 +215,18 @@ def _cards(options: argparse.Namespace, wanted: Launch) -> list[cards.Card]:
 
 def host_check(options: argparse.Namespace, say: Say) -> Answer:
     """Whether this host can give a card to a guest."""
-    wanted, ovmf, proof = Launch(gpus=()), "", None
+    wanted, ovmf = Launch(gpus=()), ""
+    proofs = [options.work / "kvm.json"] if options.work else []
     if options.folder is not None:
-        folder: Path = options.folder.absolute()
+        folder: Path = options.folder.resolve()
         manifest = manifests.load(folder)
         wanted, ovmf = manifest.guest.launch, manifest.firmware.version
-        proof = folder.with_name(f"{folder.name}.boot-test") / "kvm.json"
+        proofs = proofs or paths.kvm_records(folder)
     if options.memory:
         wanted = msgspec.structs.replace(wanted, memory=options.memory, max_memory="")
     named = _names(options.gpu) or [name for name in wanted.gpus if pci.is_address(name)]
     facts = survey.read(cards=[pci.address(card, "--gpu") for card in named])
-    rows = checks.checks(facts, checks.wish(wanted, named, proof, ovmf, facts.release))
+    rows = checks.checks(facts, checks.wish(wanted, named, proofs, ovmf, facts.release))
     missing = checks.missing(rows)
     wrong = f"this host cannot give a card to a guest yet: {', '.join(missing)}" if missing else ""
     return Answer(checks.table(rows), {"rows": rows, "missing": missing}, wrong)

@@ -31,6 +31,17 @@ def known_subsystems() -> Path:
     return (packed if packed.is_dir() else PACKAGE.parent / "configs" / "diagnose") / "subsystems.toml"
 
 
+def boot_tested(folder: Path) -> Path:
+    """Where `minguest boot-test` tests a bundle or a release, by its resolved path."""
+    return folder.with_name(f"{folder.name}.boot-test")
+
+
+def kvm_records(folder: Path) -> list[Path]:
+    """The files in which boot tests of a bundle or a release record whether KVM runs the firmware on this machine:
+    `minguest boot-test`'s, and `doit boot-test`'s for one of a checkout (Layout.kvm)."""
+    return [boot_tested(folder) / "kvm.json", folder.parent.parent / "kvm.json"]
+
+
 @dataclass(frozen=True)
 class Store:
     """Results kept by content for all checkouts, below `folder`. All can be deleted while no build runs."""

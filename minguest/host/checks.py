@@ -50,8 +50,8 @@ class Row(msgspec.Struct, frozen=True):
     """A guest with a card does not start without it."""
 
 
-def wish(launch: Launch, cards: Sequence[str], proof: Path | None, ovmf: str, release: str) -> Wish:
-    """What a launch needs from the host that runs this kernel `release`; `proof` is boot-test's kvm.json."""
+def wish(launch: Launch, cards: Sequence[str], proofs: Sequence[Path], ovmf: str, release: str) -> Wish:
+    """What a launch needs from the host that runs this kernel `release`; `proofs` are boot tests' kvm.json."""
     memory = settings.size(launch.memory, "launch.memory")
     most = settings.size(launch.max_memory, "launch.max_memory") if launch.max_memory else memory
     try:
@@ -65,12 +65,17 @@ def wish(launch: Launch, cards: Sequence[str], proof: Path | None, ovmf: str, re
         kvm=launch.accel == "kvm",
         qemu=version,
         ovmf=ovmf,
-        proof=proven(proof, version, release) if proof else None,
+        proof=proven(proofs, version, release),
     )
 
 
-def proven(place: Path, version: str, release: str) -> tuple[bool, str] | None:
-    """What a boot test recorded about KVM, if it ran with this QEMU on this kernel."""
+def proven(places: Sequence[Path], version: str, release: str) -> tuple[bool, str] | None:
+    """What the last boot test recorded about KVM that ran with this QEMU on this kernel; None if there is none."""
+    found = {place: proof for place in places if (proof := _proven(place, version, release)) is not None}
+    return found[max(found, key=lambda place: place.stat().st_mtime)] if found else None
+
+
+def _proven(place: Path, version: str, release: str) -> tuple[bool, str] | None:
     try:
         key, works, why = msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
         of = msgspec.json.decode(key, type=list[msgspec.Raw])[:2]

@@ -15,9 +15,10 @@ from minguest.host import checks, survey, vfio
 from minguest.host.checks import Row, Wish
 from minguest.host.vfio import Before, Write
 from minguest.model import Launch
+from minguest.util import files
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import emulator
-from tests import ROOT
+from tests import ROOT, workshop
 from tests.fake_sysfs import FakeHost
 
 VGA, THREE_D, AUDIO, PCI_BRIDGE, HOST_BRIDGE, ISA_BRIDGE = 0x030000, 0x030200, 0x040300, 0x060400, 0x060000, 0x060100
@@ -782,18 +783,53 @@ def test_kvm_is_believed_in_only_when_it_ran(fake: FakeHost, tmp_path: Path) -> 
     place = tmp_path / "kvm.json"
     key = json.dumps(["7.2", "6.1", {"sha256": "0", "size": 1}, {"sha256": "0", "size": 1}])
     place.write_text(json.dumps([key, True, "it ran"]))
-    assert checks.proven(place, "7.2", "6.1") == (True, "it ran")
-    assert checks.proven(place, "7.2", "6.2") is None
-    assert checks.proven(place, "8.0", "6.1") is None
+    assert checks.proven([place], "7.2", "6.1") == (True, "it ran")
+    assert checks.proven([place], "7.2", "6.2") is None
+    assert checks.proven([place], "8.0", "6.1") is None
     place.write_text('["[", true, "x"]')
-    assert checks.proven(place, "7.2", "6.1") is None
-    assert checks.proven(tmp_path / "none", "7.2", "6.1") is None
+    assert checks.proven([place], "7.2", "6.1") is None
+    assert checks.proven([tmp_path / "none"], "7.2", "6.1") is None
 
 
 def test_a_launch_becomes_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulator, "version", lambda: "7.2")
-    wish = checks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], None, "x", "6.1")
+    wish = checks.wish(Launch(memory="2G", max_memory="4G", accel="kvm"), ["01:00.0", GPU], [], "x", "6.1")
     assert (wish.cards, wish.memory, wish.most, wish.kvm) == ((GPU,), 2 * GIB, 4 * GIB, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("out/default-4.12/bundle.boot-test/kvm.json", []),
+        ("out/kvm.json", []),
+        ("elsewhere/kvm.json", ["--work", "{root}/elsewhere"]),
+    ],
+)
+def test_host_check_finds_what_a_boot_test_recorded(
+    name: str, options: list[str], fake: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """That of `minguest boot-test`, of `doit boot-test`, and of `minguest boot-test --work`."""
+    ready(fake)
+    at = workshop.build(tmp_path / "project")
+    key = json.dumps(["7.2", facts(fake).release, "bytes of the kernel", "and of OVMF"])
+    monkeypatch.setattr(emulator, "version", lambda: "7.2")
+    real = survey.read
+    monkeypatch.setattr(survey, "read", lambda cards=(): real(fake.root, cards))
+    files.write(at.root / name, json.dumps([key, True, "it ran"]))
+    (at.root / "link").symlink_to(at.bundle)
+    for folder in (at.bundle, at.bundle / ".." / "bundle", at.root / "link"):
+        cli.main(["host-check", str(folder), "--json", *(each.format(root=at.root) for each in options)])
+        found = {each["name"]: each["found"] for each in json.loads(capsys.readouterr().out)["rows"]}
+        assert found["KVM"] == "boot-test: it ran", folder
+
+
+def test_the_last_boot_test_counts(tmp_path: Path) -> None:
+    older, newer, other = (tmp_path / name for name in ("older", "newer", "other"))
+    for number, (place, release) in enumerate([(older, "6.1"), (newer, "6.1"), (other, "5.10")]):
+        place.write_text(json.dumps([json.dumps(["7.2", release]), True, place.name]))
+        os.utime(place, (number, number))
+    assert checks.proven([older, newer, other, tmp_path / "none"], "7.2", "6.1") == (True, "newer")
 
 
 # ── the commands ──
