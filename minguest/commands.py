@@ -83,12 +83,12 @@ def boot_test(options: argparse.Namespace, say: Say) -> Answer:
     """Start a release or a bundle, and judge it. UserError, or ToolError, where it could not be started."""
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder", "name a release that was pulled, or a bundle")
-    folder: Path = options.folder.absolute()
+    folder: Path = options.folder.resolve()
     manifest = manifests.load(folder)
-    work: Path = (options.work or folder.with_name(f"{folder.name}.boot-test")).absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    bench = runner.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
     requested = launch.Options(**{name: getattr(options, name) for name in launch.Options.__struct_fields__})
+    runner.settled(folder, manifest, requested, manifest.guest.launch)  # before a folder is made
+    work: Path = options.work.resolve() if options.work else paths.boot_tested(folder)
+    bench = runner.Bench(folder.name, folder, work / "boot-test", work / "kvm.json", paths.known_pits())
     wrong = ""
     try:
         runner.run(bench, requested, manifest.guest.launch, say)

@@ -212,34 +212,37 @@ def _pit(trial: Trial) -> str:
     return answer.findings(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
-def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
-    manifest = manifests.load(bench.bundle)
-    nr_cpus = nr_cpus_of(bench.bundle)
+def settled(bundle: Path, manifest: manifests.Manifest, options: Options, wanted: Launch) -> launch.Spec:
+    """The launch with the user's options; UserError or ToolError for one that cannot start. Writes nothing."""
+    nr_cpus = nr_cpus_of(bundle)
     if manifest.config.problems:
         # contract=ignore: the guest is booted as it was meant, to show what its wrong config leads to.
         nr_cpus = max(nr_cpus, wanted.max_cpus)
-    series = manifest.kernel.series
-    spec = launch.settle(wanted, options, nr_cpus, emulator.display_models(), SYSFS, series)
+    spec = launch.settle(wanted, options, nr_cpus, emulator.display_models(), SYSFS, manifest.kernel.series)
+    check_memory(spec, MEMINFO.read_text(encoding="utf-8"))
+    return spec
+
+
+def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
+    manifest = manifests.load(bench.bundle)
+    spec = settled(bench.bundle, manifest, options, wanted)
     version = emulator.version()
     accel, why = accelerator(bench, spec, version, manifest)
     requested = msgspec.structs.replace(spec, accel=accel)
     cpuinfo = CPUINFO.read_text(encoding="utf-8")
     spec, plan = launch.with_room(requested, SYSFS, cpuinfo)
     own = scripted(manifest, wanted, requested, cpuinfo)
-    check_memory(spec, MEMINFO.read_text(encoding="utf-8"))
     folder = bench.folder
     make_empty(folder, bench.bundle)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
     if plan is not None:
         say(launch.window_line(spec, plan))
     known = catalogue.load(bench.pits) if bench.pits else {}
-    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, series)
+    breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, manifest.kernel.series)
     command = argv(bench, spec, folder)
-    if own is not None:
-        scripts = script_argv(folder, accel)
-        if scripts != command:
-            own = None
-            say(f"{paths.RUN_GUEST}: was not made for these cards as this machine has them, so it is not used")
+    if own is not None and script_argv(folder, accel) != command:
+        own = None
+        say(f"{paths.RUN_GUEST}: was not made for these cards as this machine has them, so it is not used")
     # A window that the launch itself sets is not the plan's.
     window = plan.window if plan is not None and plan.fits and not wanted.window else None
     shipped = verdict.Shipped(manifest.kernel.release, manifest.firmware.version)

@@ -14,7 +14,7 @@ from minguest import cli
 from minguest.boottest import runner
 from minguest.bundle import manifests
 from minguest.util.errors import GuestFailed
-from tests import ROOT
+from tests import ROOT, fake_qmp, workshop
 
 CONSOLES = ROOT / "tests/data" / "consoles"
 # What the extras `build`, `s3` and `test` bring, by the names that are imported.
@@ -110,6 +110,7 @@ def test_a_console_moves_nothing_on_the_terminal(tmp_path: Path, capsys: pytest.
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that passes for a bundle, as far as the command looks into it."""
     monkeypatch.setattr(manifests, "load", lambda _: msgspec.convert({"guest": {"launch": {}}}, _Loaded))
+    monkeypatch.setattr(runner, "settled", lambda *_: None)
     return tmp_path
 
 
@@ -296,3 +297,35 @@ def test_a_usage_error_is_a_document_too(
 def test_without_json_there_is_no_document(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) != 0
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--cpus", "9999"], ["--memory", "x"], ["--gpu", "none-such"], ["--accel", "tcg", "--memory", "999T"]]
+)
+def test_a_boot_test_that_cannot_start_leaves_no_folder(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = workshop.build(tmp_path / "project").bundle
+    fake_qmp.install(tmp_path / "path", steps=[])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:{os.environ['PATH']}")
+    if not argv:
+        (bundle / "bzImage").write_bytes(b"other")
+    before = sorted(bundle.parent.iterdir())
+    assert cli.main(["boot-test", str(bundle), *argv]) == 1
+    assert capsys.readouterr().err.startswith("minguest: ")
+    assert sorted(bundle.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../{name}", "../link"])
+def test_a_boot_test_works_beside_the_folder_however_it_is_named(
+    name: str, bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benches: list[runner.Bench] = []
+    monkeypatch.setattr(runner, "run", lambda bench, *_: benches.append(bench))
+    (bundled / "sub").mkdir()
+    (bundled / "link").symlink_to(bundled)
+    monkeypatch.chdir(bundled if name == "." else bundled / "sub")
+    assert cli.main(["boot-test", name.format(name=bundled.name)]) == 0
+    (bench,) = benches
+    assert (bench.name, bench.bundle) == (bundled.name, bundled)
+    assert bench.folder == bundled.with_name(f"{bundled.name}.boot-test") / "boot-test"
