@@ -2,6 +2,7 @@
 """What the commands of `minguest` do. Each gives an Answer: a text for a person, and the same as data for --json."""
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -22,6 +23,9 @@ from minguest.util.errors import GuestError, UserError, shown_url
 from minguest.vm import bar_window, bar_window_text, cards, launch
 
 # SLOW: a module whose libraries take long to import is imported by the commands that use it: all others start without.
+
+# Most cards of a kind that are planned for. A PCI segment has 256 buses, and a card behind a root port needs one.
+COUNT_MAX = 256
 
 Say = Callable[[str], None]
 """Shows progress, at once."""
@@ -198,8 +202,8 @@ def plan(options: argparse.Namespace, say: Say) -> Answer:
 
 def _cards(options: argparse.Namespace, wanted: Launch) -> list[cards.Card]:
     """The cards that the command line names, else the guest's own; --count of each."""
-    if options.count < 1:
-        raise UserError(f"--count {options.count}: must be at least 1")
+    if not 1 <= options.count <= COUNT_MAX:
+        raise UserError(f"--count {options.count}: must be from 1 to {COUNT_MAX}")
     hosts, saved = _names(options.gpu), _names(options.card)
     if not hosts and not saved:
         hosts = [name for name in wanted.gpus if pci.is_address(name) or name.startswith("bar:")]
@@ -248,8 +252,8 @@ def cache(options: argparse.Namespace, say: Say) -> Answer:
     """What downloads, trees and kernels take; with --prune, remove what was not used."""
     from minguest import cache as kept  # noqa: PLC0415 - no other command needs it
 
-    if options.older_than < 0:
-        raise UserError(f"--older-than {options.older_than:g}: a number of days, 0 or more")
+    if not 0 <= options.older_than < math.inf:  # nan is neither
+        raise UserError(f"--older-than {options.older_than:g}: must be a number of days, 0 or more")
     folder, store = settings.cache_folder(), paths.Store(settings.store_folder())
     now = time.time()
     text, found, removed = [], kept.entries(folder, store), []

@@ -329,3 +329,22 @@ def test_a_boot_test_works_beside_the_folder_however_it_is_named(
     (bench,) = benches
     assert (bench.name, bench.bundle) == (bundled.name, bundled)
     assert bench.folder == bundled.with_name(f"{bundled.name}.boot-test") / "boot-test"
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "257", "10000"])
+def test_a_count_of_cards_has_a_limit(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--gpu", "bar:16M", "--count", count]) == 1
+    assert capsys.readouterr().err == f"minguest: --count {count}: must be from 1 to 256\n"
+    assert cli.main(["plan", "--gpu", "bar:16M", "--count", "256", "--json"]) in (0, 1)
+    assert len(json.loads(capsys.readouterr().out)["plan"]["ports"]) == 256
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-inf", "-1"])
+def test_an_age_is_a_number_of_days(
+    days: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MINGUEST_CACHE", "MINGUEST_STORE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for prune in ([], ["--prune"]):
+        assert cli.main(["cache", f"--older-than={days}", *prune]) == 1
+        assert capsys.readouterr().err == f"minguest: --older-than {days}: must be a number of days, 0 or more\n"
