@@ -57,7 +57,7 @@ METAVARS = {
     "unplug-cpus": "N",
     "plug-memory": "SIZE",
 }
-PIT = "A pit is a known way to fail, with its symptoms, cause, fix, and how to reproduce it: docs/pits.md."
+PIT = "A pit is a known way to fail, with its symptoms, cause, fix, and how to reproduce it."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -308,7 +308,7 @@ def _guest(command: argparse.ArgumentParser) -> None:
         "--guest",
         default="",
         metavar="NAME|FILE.toml",
-        help="the guest whose launch it is (default: the default guest)",
+        help="the guest whose launch it is: FILE.toml, or in a checkout a NAME (default: default)",
     )
 
 

@@ -176,7 +176,7 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
     return Answer(
         examination.describe(looked, found),
         {"kind": looked.kind, "version": looked.version, "findings": found},
-        f"{wrong}\n  remedy: docs/pits.md has cause and fix of each" if wrong else "",
+        f"{wrong}\n  remedy: cause and fix of each: {paths.known_pits() / 'PIT.toml'}" if wrong else "",
     )
 
 
@@ -208,8 +208,9 @@ def _cards(options: argparse.Namespace, wanted: Launch) -> list[cards.Card]:
     if not hosts and not saved:
         hosts = [name for name in wanted.gpus if pci.is_address(name) or name.startswith("bar:")]
     if not hosts and not saved:
+        known = ", ".join(cards.known(paths.known_cards()))
         raise UserError(
-            "no card", "--gpu BDF,… for cards of this host; --card FILE,… or names of configs/cards/, as nvidia-h100"
+            "no card", f"--gpu BDF,… for cards of this host; --card FILE.toml for any other, or --card NAME: {known}"
         )
     if options.count > 1 and any(pci.is_address(name) for name in hosts):
         raise UserError(f"--count {options.count}: each card of this host has its own address", "--gpu BDF,BDF,…")
@@ -278,9 +279,17 @@ def completion(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def _launch(guest: str) -> Launch:
-    """The launch of a guest: of a checkout's default one where none is named; outside of one, the built-in default."""
-    checkout = paths.PACKAGE.parent
-    path = settings.guest_file(checkout, guest or None)
+    """The launch of a guest. The default is a checkout's configs/guest.toml; an installed minguest has it built in."""
+    checkout = paths.checkout()
+    if checkout is None:
+        if guest in ("", "default"):
+            return Launch()
+        if not guest.endswith(".toml"):
+            raise UserError(
+                f"--guest {guest}: an installed minguest has no guest of that name, because it has no configs/guests/",
+                "--guest FILE.toml names the file of a guest; without --guest the launch is the built-in one",
+            )
+    path = settings.guest_file(checkout or Path(), guest or None)
     return settings.guest(path).launch if guest or path.is_file() else Launch()
 
 

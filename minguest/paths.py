@@ -13,6 +13,11 @@ RUN_GUEST = "run-guest"
 DOMAIN = "domain.xml"
 
 
+def checkout() -> Path | None:
+    """The checkout that this minguest runs from; None for an installed one."""
+    return None if (PACKAGE / "data").is_dir() else PACKAGE.parent
+
+
 def known_pits() -> Path:
     """The pits in the package of an installed minguest; else configs/pits/ of the checkout."""
     packed = PACKAGE / "data" / "pits"

@@ -103,7 +103,7 @@ def require(tool: str, path: str | None = None) -> str:
     if found is None:
         raise ToolError(
             f"{tool}: no such program on this machine",
-            "run ./doit.sh, which installs the packages in configs/packages.txt, or install the package that has it",
+            "install the package that has it; in a checkout, ./doit.sh installs all of them",
         )
     return found
 

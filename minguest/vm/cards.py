@@ -135,9 +135,20 @@ def _bound(bdf: str, sysfs: Path, here: bool) -> str:
     return bdf
 
 
+def known(folder: Path) -> list[str]:
+    """The names of the cards that are described in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
 def described(name: str, folder: Path) -> Card:
     """Read a saved description: a file, or the name of one in `folder`. UserError names file, value and remedy."""
-    path = Path(name).expanduser() if "/" in name or name.endswith(".toml") else folder / f"{name}.toml"
+    named = "/" not in name and not name.endswith(".toml")
+    if named and name not in known(folder):
+        raise UserError(
+            f"--card {name}: no card of that name is described",
+            f"--card FILE.toml with a description, or a known name: {', '.join(known(folder))}",
+        )
+    path = folder / f"{name}.toml" if named else Path(name).expanduser()
     found = settings.decode(path, _Card)
     for key, value, digits in (
         ("vendor", found.vendor, 4),

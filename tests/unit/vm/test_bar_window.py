@@ -402,7 +402,7 @@ def test_a_card_is_found_by_name_or_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert cards.described("own", tmp_path).name == "x"
     monkeypatch.chdir(tmp_path)
     assert cards.described("own.toml", FOLDER).name == "x"
-    with pytest.raises(UserError, match=r"nvidia-h10\.toml: no such file(?s:.)*did you mean nvidia-h100\.toml"):
+    with pytest.raises(UserError, match=r"--card nvidia-h10: no card of that name(?s:.)*known name: nvidia-h100"):
         cards.described("nvidia-h10", FOLDER)
 
 
