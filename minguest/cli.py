@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from minguest import VERSION
 from minguest.util.errors import MinguestError, printable
@@ -121,6 +121,61 @@ def _ending(error: BaseException) -> tuple[int, str, str]:
     return 1, wrong, f"minguest: {wrong}"
 
 
+# How a shell completes an argument, by its metavar: argcomplete calls these with the prefix and more.
+def _nothing(**_: Any) -> list[str]:
+    return []
+
+
+def _folders(prefix: str, **_: Any) -> list[str]:
+    from argcomplete import completers  # noqa: PLC0415 - only when a shell asks
+
+    return list(completers.DirectoriesCompleter()(prefix))
+
+
+def _toml_or(prefix: str, names: Sequence[str]) -> list[str]:
+    from argcomplete import completers  # noqa: PLC0415 - only when a shell asks
+
+    return [*names, *completers.FilesCompleter(["toml"])(prefix)]
+
+
+def _known_cards(prefix: str, **_: Any) -> list[str]:
+    from minguest import paths  # noqa: PLC0415 - see LATE
+    from minguest.vm import cards  # noqa: PLC0415 - see LATE
+
+    before, comma, last = prefix.rpartition(",")
+    return [f"{before}{comma}{each}" for each in _toml_or(last, cards.known(paths.known_cards()))]
+
+
+def _known_guests(prefix: str, **_: Any) -> list[str]:
+    from minguest import paths  # noqa: PLC0415 - see LATE
+
+    checkout = paths.checkout()
+    more = sorted(path.stem for path in (checkout / "configs/guests").glob("*.toml")) if checkout else []
+    return _toml_or(prefix, ["default", *more])
+
+
+def _machines(**_: Any) -> tuple[str, ...]:
+    from minguest import model  # noqa: PLC0415 - see LATE
+
+    return get_args(model.Machine)
+
+
+def _accelerators(**_: Any) -> tuple[str, ...]:
+    from minguest import model  # noqa: PLC0415 - see LATE
+
+    return get_args(model.Accel)
+
+
+COMPLETERS: Mapping[str, Callable[..., Sequence[str]]] = {
+    **dict.fromkeys(("N", "SIZE", "SECONDS", "DAYS", "BDF,…", "MODEL,…", "CARD,…", "DOMAIN", "SOURCE"), _nothing),
+    **dict.fromkeys(("DIR", "FOLDER", "RELEASE"), _folders),
+    "NAME,…": _known_cards,
+    "NAME|FILE.toml": _known_guests,
+    "MACHINE": _machines,
+    "ACCEL": _accelerators,
+}
+
+
 class UsageError(Exception):
     """Arguments that cannot be parsed."""
 
@@ -132,6 +187,13 @@ class UsageError(Exception):
 
 class Parser(argparse.ArgumentParser):
     """Raises UsageError, where argparse would print to stderr and exit."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument with its completer; one without has argcomplete's, which offers files."""
+        added = super().add_argument(*names, **options)
+        if added.metavar in COMPLETERS:
+            added.completer = COMPLETERS[str(added.metavar)]  # type: ignore[attr-defined]
+        return added
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(self, message)
@@ -189,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, does: "Callable[..., Answer]", description: str = "") -> argparse.ArgumentParser:
         text = next(group[name] for group in GROUPS.values() if name in group)
-        made = added.add_parser(name, description=f"{text[0].upper()}{text[1:]}. {description}".rstrip())
+        made = added.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {description}".rstrip())
         made.add_argument("--json", action="store_true", help="one JSON document on standard output")
         made.set_defaults(run=does)
         return made
@@ -204,7 +266,9 @@ def _parser() -> argparse.ArgumentParser:
     each = command(
         "doctor", commands.doctor, "Reads the file, starts nothing. Exit status 1 if it would fall into a pit."
     )
-    each.add_argument("image", type=Path, help="a kernel: bzImage, vmlinuz, UKI, vmlinux, or a .config")
+    each.add_argument(
+        "image", type=Path, metavar="IMAGE", help="a kernel: bzImage, vmlinuz, UKI, vmlinux, or a .config"
+    )
     each.add_argument("--config", type=Path, metavar="FILE", help="a .config to use in place of the one in the image")
     each.add_argument("--cpus", type=int, metavar="N", help="number of CPUs of the launch")
     each.add_argument("--gpu", default="", metavar="MODEL,…", help="its cards, as in a guest's launch.gpus; or none")
@@ -224,7 +288,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.host_check,
         "Reads, never writes. Exit status 1 if something that a passthrough needs is missing.",
     )
-    each.add_argument("folder", type=Path, nargs="?", help="a release or bundle: the launch to check for")
+    each.add_argument(
+        "folder", type=Path, metavar="FOLDER", nargs="?", help="a release or bundle: the launch to check for"
+    )
     each.add_argument("--work", type=Path, metavar="DIR", help="the --work of boot-test, if it had one")
     each.add_argument("--gpu", default="", metavar="BDF,…", help="the host's cards (default: those of the launch)")
     each.add_argument(
@@ -245,12 +311,12 @@ def _parser() -> argparse.ArgumentParser:
     vfio.add_options(each)
 
     each = command("pull", commands.pull, "Leaves a folder with a run-guest in it, or nothing.")
-    each.add_argument("source", help="oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
+    each.add_argument("source", metavar="SOURCE", help="oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
     each.add_argument("--to", type=Path, metavar="DIR", help="the new folder (default: ./NAME-VERSION)")
     _trust(each)
 
     each = command("verify", commands.verify, "Exit status 0 only when all of it holds. Lists what was not checked.")
-    each.add_argument("release", help="a folder, oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
+    each.add_argument("release", metavar="RELEASE", help="a folder, oci://REGISTRY/REPOSITORY[:VERSION], or https://…")
     _trust(each)
 
     each = command(
@@ -315,7 +381,7 @@ def _guest(command: argparse.ArgumentParser) -> None:
 def _boot_test(command: argparse.ArgumentParser) -> None:
     from minguest.boottest import runner  # noqa: PLC0415 - see LATE
 
-    command.add_argument("folder", type=Path, help="a release or bundle")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="a release or bundle")
     command.add_argument("--work", type=Path, metavar="DIR", help="for console and verdict (default: FOLDER.boot-test)")
     for name, text in runner.OPTIONS.items():
         command.add_argument(f"--{name}", default="", metavar=METAVARS[name], help=text)

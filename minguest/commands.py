@@ -274,7 +274,8 @@ def completion(options: argparse.Namespace, say: Say) -> Answer:
     """The script that makes a shell complete this command's arguments."""
     from argcomplete import shell_integration  # noqa: PLC0415 - see SLOW
 
-    script = shell_integration.shellcode(["minguest"], shell=options.shell)
+    # Without bash's own default: it would offer files for a number.
+    script = shell_integration.shellcode(["minguest"], use_defaults=False, shell=options.shell)
     return Answer(script.rstrip("\n"), {"shell": options.shell, "script": script})
 
 

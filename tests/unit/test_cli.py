@@ -255,6 +255,106 @@ complete_it minguest boot-test --plug-
     assert offered == [["host-check", "host-bind", "host-unbind"], ["--plug-cpus", "--plug-memory"]], done.stderr
 
 
+def offered(line: str, folder: Path) -> dict[str, str]:
+    """What a shell offers at the end of a line, with the descriptions that fish and zsh show."""
+    answer = folder.with_name("answer")
+    done = subprocess.run(
+        [sys.executable, "-m", "minguest.cli"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_SHELL": "fish",
+            "_ARGCOMPLETE_IFS": "\n",
+            "_ARGCOMPLETE_DFS": "\t",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    return {name.strip(): text for name, _, text in (each.partition("\t") for each in answer.read_text().splitlines())}
+
+
+@pytest.fixture
+def things(tmp_path: Path) -> Path:
+    """A folder with a file, a TOML file and a folder in it."""
+    folder = tmp_path / "things"
+    (folder / "a-folder").mkdir(parents=True)
+    for name in ("a-file", "a.toml"):
+        (folder / name).write_text("")
+    return folder
+
+
+def test_a_shell_shows_what_each_command_does(things: Path) -> None:
+    described = {name: text for group in cli.GROUPS.values() for name, text in group.items()}
+    found = offered("minguest ", things)
+    assert {name: found.get(name) for name in described} == described
+
+
+FILES = {"a-file", "a.toml", "a-folder/"}
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("boot-test --machine ", {"q35", "pc"}),
+        ("boot-test --accel ", {"auto", "kvm", "tcg"}),
+        ("boot-test --accel t", {"tcg"}),
+        ("plan --card ", {"nvidia-h100", "a.toml", "a-folder/"}),
+        ("plan --card nvidia-h100,nv", {"nvidia-h100,nvidia-h100"}),
+        ("plan --card nvidia-h100,./a", {"nvidia-h100,./a.toml", "nvidia-h100,./a-folder/"}),
+        ("plan --guest ", {"default", "host", "a.toml", "a-folder/"}),
+        *((f"plan --{name} ", set()) for name in ("count", "memory", "phys-bits", "gpu")),
+        *((f"boot-test --{name} ", set()) for name in ("cpus", "memory", "timeout", "plug-cpus", "gpu")),
+        ("cache --older-than ", set()),
+        ("host-check --work ", {"a-folder/"}),
+        ("boot-test --work ", {"a-folder/"}),
+        ("doctor --config ", FILES),
+        ("verify --key ", FILES),
+        ("completion ", {"bash", "zsh", "fish"}),
+    ],
+)
+def test_an_option_is_completed_with_what_it_takes(line: str, wanted: set[str], things: Path) -> None:
+    found = {name for name in offered(f"minguest {line}", things) if not name.startswith("--") and name != "-h"}
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"), [("diagnose", FILES), ("doctor", FILES), ("boot-test", {"a-folder/"}), ("pull", set())]
+)
+def test_an_argument_is_completed_with_what_it_takes(command: str, wanted: set[str], things: Path) -> None:
+    assert {name for name in offered(f"minguest {command} ", things) if not name.startswith("-")} == wanted
+
+
+def test_bash_itself_offers_no_files() -> None:
+    """Where nothing fits, as for a number."""
+    program = 'eval "$(minguest completion bash)"; complete -p minguest'
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", program], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert "-F _python_argcomplete minguest" in done.stdout and "-o default" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("diagnose", "[LOG ...]"), ("doctor", "IMAGE"), ("host-check", "[FOLDER]"), ("boot-test", "FOLDER"),
+        ("pull", "SOURCE"), ("verify", "RELEASE"), ("completion", "{bash,zsh,fish}"),
+    ],
+)  # fmt: skip
+def test_the_usage_names_its_arguments(command: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    usage, _, more = capsys.readouterr().out.partition("\n\n")
+    assert f" {shown}" in usage
+    assert f"\n  {shown.strip('[. ]')}" in more
+
+
 def test_a_guest_that_failed_is_in_the_document(
     bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,7 +378,7 @@ def test_a_guest_that_failed_is_in_the_document(
         (["frobnicate", "--json"], "frobnicate", "invalid choice: 'frobnicate'"),
         (["--json", "cache"], "cache", "unrecognized arguments: --json"),
         (["plan", "--json", "--count", "x"], "plan", "--count: invalid int value: 'x'"),
-        (["verify", "--jso"], "verify", "the following arguments are required: release"),
+        (["verify", "--jso"], "verify", "the following arguments are required: RELEASE"),
     ],
 )
 def test_a_usage_error_is_a_document_too(
