@@ -167,7 +167,7 @@ def as_folder(
     with scratch.folder("release") as folder, files.disk_errors(folder):
         place = remote(source, cache, configs, say)
         download(place, trusted, folder, say)
-        _is_wanted(place, layout.read_facts(folder), say)
+        _is_wanted(place, layout.read_facts(folder), say, signed=trusted is not None)
         yield folder
 
 
@@ -195,7 +195,7 @@ def pull(
         report = verify.verify(folder, trusted, allow_failed=allow_failed)
         if not report.holds or report.facts is None:
             raise UserError(f"{web.shown(source)}: does not verify; nothing was kept\n{verify.table(report)}")
-        _is_wanted(origin, report.facts, say)
+        _is_wanted(origin, report.facts, say, signed=trusted is not None)
         place = (target or parent / f"{report.facts.name}-{report.facts.version}").absolute()
         if place.exists():
             _refuse_other(place)
@@ -215,8 +215,8 @@ def pull(
     return place, report
 
 
-def _is_wanted(place: Remote, facts: layout.Facts, say: Callable[[str], None]) -> None:
-    """UserError if the signed facts name another release than the address: a place can serve an old one. If the address
+def _is_wanted(place: Remote, facts: layout.Facts, say: Callable[[str], None], *, signed: bool) -> None:
+    """UserError if the facts name another release than the address: a place can serve an old one. If the address
     names no version, this cannot be checked, and a message says so."""
     # In a registry a tag names the version, and the repository may have any name.
     *_, home, last = ["", ""] if place.where.startswith("oci:") else f"//{place.where}".split("/")
@@ -231,10 +231,13 @@ def _is_wanted(place: Remote, facts: layout.Facts, say: Callable[[str], None]) -
             "ask the operator: the place serves another release under this address",
         )
     if chosen or wanted is None:
-        say(
-            f"{place.where}: {chosen or 'the server'} chose {facts.version}. It is signed, but nothing proves that it"
-            " is the newest: the server's operator can hold newer ones back. Name a version in the address to be sure"
+        proof = (
+            "It is signed, but nothing proves that it is the newest: the server's operator can hold newer ones back. "
+            "Name a version in the address to be sure"
+            if signed
+            else "It is unsigned: nothing proves who made it, nor that it is the newest"
         )
+        say(f"{place.where}: {chosen or 'the server'} chose {facts.version}. {proof}")
 
 
 def _refuse_other(place: Path) -> None:

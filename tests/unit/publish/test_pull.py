@@ -96,6 +96,21 @@ def test_verify_takes_an_address_and_leaves_nothing(
     assert left(Path.cwd()) == []
 
 
+def test_an_unsigned_release_is_not_called_signed(
+    server: faults.Proxy, shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = workshop.build(tmp_path / "unsigned")
+    workshop.tested(at)
+    workshop.make(at, None)
+    shutil.rmtree(shelf.parent)
+    destination.publish(at.release, str(shelf.parent), workshop.quiet)
+    for command in ("pull", "verify"):
+        assert cli.main([command, f"http://{server.address}/latest", "--unsigned"]) == 0
+        said = capsys.readouterr().out
+        assert "/latest: its `latest` chose 1.0. It is unsigned: nothing proves who made it, nor that it is" in said
+        assert "It is signed" not in said
+
+
 def test_pulled_again_it_is_there_already(server: faults.Proxy, key: Path, tmp_path: Path) -> None:
     url = f"http://{server.address}/1.0"
     place = get(url, key, tmp_path / "cache")
