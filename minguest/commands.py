@@ -228,6 +228,7 @@ def host_check(options: argparse.Namespace, say: Say) -> Answer:
         wanted, ovmf = manifest.guest.launch, manifest.firmware.version
         proofs = proofs or paths.kvm_records(folder)
     if options.memory:
+        settings.size(options.memory, "--memory")
         wanted = msgspec.structs.replace(wanted, memory=options.memory, max_memory="")
     named = _names(options.gpu) or [name for name in wanted.gpus if pci.is_address(name)]
     facts = survey.read(cards=[pci.address(card, "--gpu") for card in named])

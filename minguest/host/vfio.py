@@ -299,12 +299,15 @@ def _unbind(host: Host, cards: Sequence[str], *, act: bool, say: Say) -> list[Wr
     facts = host.read()
     kept = host.records(facts.boot)
     unknown = [card for card in cards if card not in [record.bdf for record in kept]]
-    if unknown or not kept:
+    if unknown:
         there = [f"{facts.devices[card]}" for card in cards if card in facts.devices]
         raise UserError(
-            "\n  ".join([f"{', '.join(unknown) or 'nothing'}: not bound by host-bind since this boot", *there]),
+            "\n  ".join([f"{', '.join(unknown)}: not bound by host-bind since this boot", *there]),
             f"host-bind has {', '.join(record.bdf for record in kept) or 'nothing'}; undo others with what bound them",
         )
+    if not kept:
+        say("nothing to put back: host-bind has bound nothing since this boot")
+        return []
     groups = {record.group for record in kept if not cards or record.bdf in cards}
     records = [record for record in kept if record.group in groups]
     facts = host.read([record.bdf for record in records])

@@ -17,7 +17,7 @@ def is_address(text: str) -> bool:
     return ADDRESS.fullmatch(text.strip()) is not None
 
 
-def address(text: str, where: str = "gpu") -> str:
+def address(text: str, where: str = "--gpu") -> str:
     """The full address as sysfs writes it; UserError for what is not one."""
     match = ADDRESS.fullmatch(text.strip())
     if not match:

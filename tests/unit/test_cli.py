@@ -183,7 +183,7 @@ def test_the_help_groups_every_command(capsys: pytest.CaptureFixture[str]) -> No
         (["plan"], 1, {"error"}),
         (["host-check"], 1, {"rows", "missing", "error"}),
         (["host-bind"], 1, {"error"}),
-        (["host-unbind"], 1, {"error"}),
+        (["host-unbind", "--gpu", "foo"], 1, {"error"}),
         (["pull", "https://127.0.0.1:9/x", "--unsigned"], 1, {"error"}),
         (["verify", "no-such-folder", "--unsigned"], 1, {"error"}),
         (["boot-test", "no-such-folder"], 1, {"error"}),

@@ -186,8 +186,9 @@ def test_what_somebody_else_bound_is_not_taken_back(fake: FakeHost, state: Path)
 def test_the_state_of_another_boot_is_none(fake: FakeHost, state: Path) -> None:
     vfio.bind(fake.host(state), [GPU], act=True, say=nothing)
     fake.file("proc/sys/kernel/random/boot_id", "77aa\n")
-    with pytest.raises(UserError, match="nothing: not bound"):
-        vfio.unbind(fake.host(state), [], act=True, say=nothing)
+    said: list[str] = []
+    assert vfio.unbind(fake.host(state), [], act=True, say=said.append) == []
+    assert said == ["nothing to put back: host-bind has bound nothing since this boot"]
 
 
 @pytest.mark.parametrize("change", [{"driver": "../../../../tmp"}, {"bdf": "01:00.0"}, {"override": "a\nb"}])
@@ -862,6 +863,33 @@ def test_host_check_names_what_is_wrong(
     assert cli.main(["host-check", "--memory", "2G"]) == 0
     assert cli.main(["host-check", "--gpu", "gpu0"]) == 1
     assert "--gpu gpu0: not a PCI address" in capsys.readouterr().err
+    assert cli.main(["host-check", "--memory", "foo"]) == 1
+    assert capsys.readouterr().err.startswith("minguest: --memory = 'foo' is not a size")
+
+
+@pytest.mark.parametrize("command", ["host-bind", "host-unbind"])
+def test_what_an_address_looks_like_is_said(
+    command: str, fake: FakeHost, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--gpu", "foo", "--root", str(fake.root), "--state", str(state)]) == 1
+    assert capsys.readouterr().err == (
+        "minguest: --gpu foo: not a PCI address\n  remedy: write it as lspci -D prints it, for example 0000:01:00.0\n"
+    )
+
+
+@pytest.mark.parametrize("yes", [[], ["--yes"]])
+def test_where_nothing_is_bound_nothing_is_to_be_put_back(
+    yes: list[str], fake: FakeHost, state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    argv = ["host-unbind", "--root", str(fake.root), "--state", str(state), *yes]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == "nothing to put back: host-bind has bound nothing since this boot\n"
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["writes"] == []
+    # A card that is named is another matter: it may have been bound by something else.
+    assert cli.main([*argv, "--gpu", GPU]) == 1
+    assert f"{GPU}: not bound by host-bind since this boot" in capsys.readouterr().err
 
 
 def test_binding_needs_nothing_but_python(fake: FakeHost) -> None:
