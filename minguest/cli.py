@@ -63,11 +63,7 @@ PIT = "A pit is a known way to fail, with its symptoms, cause, fix, and how to r
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 only when all holds and could be said, 1 when not, 2 for arguments that it does not know."""
     with terminal.streams() as out:
-        status = _run(sys.argv[1:] if argv is None else argv)
-        out.flush()
-        if out.lost:
-            print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
-    return status or int(bool(out.lost))
+        return terminal.ending(out, _run(sys.argv[1:] if argv is None else argv))
 
 
 def _run(argv: Sequence[str]) -> int:

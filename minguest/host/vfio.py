@@ -424,11 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_options(command)
     options = parser.parse_args(argv)
     with terminal.streams() as out:
-        status = _run(options)
-        out.flush()
-        if out.lost:
-            print(f"minguest: {terminal.complaint(out.lost)}", file=sys.stderr)
-    return status or int(bool(out.lost))
+        return terminal.ending(out, _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

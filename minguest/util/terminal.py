@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
-# A shell's status for a program that SIGINT ended.
-INTERRUPTED = 128 + signal.SIGINT
+# A shell's status for a program that SIGINT ended, and for one that SIGPIPE ended.
+INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 class Output(io.TextIOBase):
@@ -26,6 +26,8 @@ class Output(io.TextIOBase):
     def __init__(self, stream: TextIO | None) -> None:
         """`stream`: None for one that was closed before Python started."""
         self.lost = ""
+        self.unread = False
+        """Whether it was lost because its reader went away, as after `| head`."""
         self._stream = stream
         # A guest's output, or a terminal without umlauts, must not hide a verdict.
         if isinstance(stream, io.TextIOWrapper):
@@ -64,6 +66,7 @@ class Output(io.TextIOBase):
         return True
 
     def _lose(self, error: Exception) -> None:
+        self.unread = isinstance(error, BrokenPipeError)
         self.lost = self.lost or getattr(error, "strerror", None) or str(error)
         # The rest of its buffer would fail again when Python ends.
         with contextlib.suppress(OSError, ValueError):
@@ -98,6 +101,17 @@ def plug() -> None:
 def complaint(lost: str) -> str:
     """The message for stderr about a standard output that was lost."""
     return f"standard output: {lost}: some of it was not written; the work itself is complete"
+
+
+def ending(out: Output, status: int) -> int:
+    """The exit status of a command of minguest with this status and this standard output. A lost output fails it, with
+    a message; one that nobody reads fails it silently, as SIGPIPE would."""
+    out.flush()
+    if out.unread:
+        return status or UNREAD
+    if out.lost:
+        print(f"minguest: {complaint(out.lost)}", file=sys.stderr)
+    return status or int(bool(out.lost))
 
 
 def end_on_signals() -> None:

@@ -198,6 +198,20 @@ def test_without_a_standard_error_the_status_still_says_it(at: Layout, line: str
         assert not path.is_file() or b"standard output" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("argv", [["diagnose", str(CONSOLE)], ["diagnose", str(CONSOLE), "--json"], ["--help"]])
+def test_a_reader_that_went_away_ends_the_command_silently(tmp_path: Path, argv: list[str]) -> None:
+    """As after `| head -1`; the status is that of a program that SIGPIPE ended."""
+    done = shell('{ "$@"; echo $? >status; } | true', [*MINGUEST, *argv], tmp_path)
+    assert done.stderr == ""
+    assert (tmp_path / "status").read_text() == "141\n"
+
+
+def test_what_is_wrong_is_said_without_a_reader_too(tmp_path: Path) -> None:
+    done = shell('{ "$@"; echo $? >status; } | true', [*MINGUEST, "verify", "--unsigned", "none", "--json"], tmp_path)
+    assert done.stderr.startswith("minguest: 'none': no such folder")
+    assert (tmp_path / "status").read_text() == "1\n"
+
+
 def test_the_help_is_lost_too(tmp_path: Path) -> None:
     done = shell('exec "$@" >/dev/full', [*MINGUEST, "--help"], tmp_path)
     assert (done.returncode, done.stderr) == (1, f"minguest: {LOST.format(FULL)}")
