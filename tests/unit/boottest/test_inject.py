@@ -16,6 +16,7 @@ from minguest.model import Launch
 from minguest.util.errors import UserError
 from minguest.vm import report
 from tests import ROOT, workshop
+from tests.damage import Damage, each_way
 
 KNOWN = catalogue.load(ROOT / "configs/pits")
 PHASES = verdict.Phases(1.0, 1.0, 0.1, 2.1)
@@ -151,4 +152,13 @@ def test_the_page_has_a_cell_for_each_pit_and_series_with_its_console(tmp_path: 
 def test_a_matrix_that_cannot_be_read_does_not_count(tmp_path: Path) -> None:
     assert inject.load(tmp_path) is None
     (tmp_path / "matrix.json").write_text(json.dumps({"schema": 1}))
+    assert inject.load(tmp_path) is None
+
+
+@each_way
+def test_a_damaged_matrix_does_not_count(damage: Damage, tmp_path: Path) -> None:
+    kept = Matrix(1, "6.12", "6.12.94", {}, "key", True, ())
+    (tmp_path / "matrix.json").write_bytes(msgspec.json.encode(kept))
+    assert inject.load(tmp_path) == kept
+    damage(tmp_path / "matrix.json")
     assert inject.load(tmp_path) is None

@@ -15,6 +15,7 @@ from minguest.util.errors import UserError
 from minguest.vm import cards, launch, report
 from minguest.vm.qemu import Ending, Run
 from tests import ROOT
+from tests.damage import Damage, each_way
 
 CARDS = (cards.Gpu("card0", "secondary-vga", model="secondary-vga"), cards.Gpu("card1", "bar:64G", bar=64 << 30))
 SPEC = launch.Spec(
@@ -229,3 +230,13 @@ def test_a_real_card_is_refused(gpu: str) -> None:
 def test_an_unknown_emulated_card_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean secondary-vga"):
         rehearse.requested_cards(Options(gpu="secondary-vgaa"))
+
+
+@each_way
+@pytest.mark.parametrize("name", ["verdict.json", "report.json"])
+def test_a_damaged_verdict_of_the_host_is_none(damage: Damage, name: str, share: Path) -> None:
+    (share / "verdict.json").write_bytes(msgspec.json.encode(outcome()))
+    (share / "report.json").write_bytes(msgspec.json.encode(seen()))
+    assert rehearse._left(share) == (outcome(), seen())
+    damage(share / name)
+    assert rehearse._left(share) == (None, None)

@@ -24,6 +24,7 @@ from minguest.util import files
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
 from minguest.vm import arguments, cards, emulator, kvm, launch, report
 from tests import ROOT, fake_qmp, launches, workshop
+from tests.damage import Damage, each_way
 from tests.fake_qmp import WELL
 
 LAUNCH = Launch(cmdline=("a=b",))
@@ -724,3 +725,13 @@ def test_qemus_own_output_is_read_too(host: Host, tmp_path: Path) -> None:
     command = [str(host.path / "qemu-system-x86_64")]
     trial = runner.attempt(OWN, command, tmp_path, catalogue.load(host.at.pits), [])
     assert "kvm-unusable" in trial.roots
+
+
+@each_way
+def test_a_damaged_record_of_kvm_is_not_believed(host: Host, damage: Damage) -> None:
+    host.qemu(*WELL)
+    assert host.accelerator()[0] == "kvm"
+    host.qemu(["kill", 9])  # an unsure result, which is not kept
+    assert host.accelerator()[0] == "kvm"
+    damage(host.at.kvm)
+    assert host.accelerator()[0] == "tcg"

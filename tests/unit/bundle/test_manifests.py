@@ -11,6 +11,7 @@ import pytest
 from minguest.bundle import manifests
 from minguest.util.errors import UserError
 from tests import workshop
+from tests.damage import Damage, each_way
 
 FACTS: dict[str, Any] = workshop.facts()
 LAUNCH_FILES = {"run-guest": "#!/bin/sh\n", "domain.xml": "<domain/>\n"}
@@ -111,3 +112,10 @@ def test_a_manifest_nested_without_end_is_named(made: Path) -> None:
 def test_the_release_is_what_the_image_says(tmp_path: Path, inspected: dict[str, object], release: str) -> None:
     kernel = manifests.load(workshop.build(tmp_path / "project", inspected=inspected).bundle).kernel
     assert kernel.version == "4.12.14" and kernel.release == release
+
+
+@each_way
+def test_a_damaged_manifest_is_named(damage: Damage, made: Path) -> None:
+    damage(made / "manifest.json")
+    with pytest.raises(UserError, match=r"(?s)manifest\.json: not a bundle's manifest.*doit build"):
+        manifests.load(made)

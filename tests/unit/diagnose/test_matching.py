@@ -17,6 +17,7 @@ from minguest.diagnose import answer, catalogue, matching
 from minguest.util.errors import UserError
 from minguest.vm import report
 from tests import ROOT
+from tests.damage import Damage, each_way
 
 CONSOLES = ROOT / "tests/data/consoles"
 # What was done, and the pit that it is.
@@ -283,6 +284,16 @@ def test_what_is_no_report_is_named(tmp_path: Path, content: bytes | None, why: 
         matching.read_report(tmp_path / "c")
     with pytest.raises(UserError, match="not a regular file"):
         matching.read_report(tmp_path)
+
+
+@each_way
+def test_a_damaged_report_is_named(damage: Damage, tmp_path: Path) -> None:
+    place = tmp_path / "report.json"
+    card = report.PciDevice("0000:01:00.0", "10de", "2330", "030200", True, ())
+    place.write_bytes(msgspec.json.encode(report.Report(True, ({"record": "begin"},), (card,))))
+    damage(place)
+    with pytest.raises(UserError, match=f"report {place}: "):
+        matching.read_report(place)
 
 
 SECOND_TRY = catalogue.Symptom(

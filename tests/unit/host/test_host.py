@@ -19,6 +19,7 @@ from minguest.util import files
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import emulator
 from tests import ROOT, workshop
+from tests.damage import Damage, each_way
 from tests.fake_sysfs import FakeHost
 
 VGA, THREE_D, AUDIO, PCI_BRIDGE, HOST_BRIDGE, ISA_BRIDGE = 0x030000, 0x030200, 0x040300, 0x060400, 0x060000, 0x060100
@@ -903,3 +904,15 @@ def test_binding_needs_nothing_but_python(fake: FakeHost) -> None:
     )
     assert found.returncode == 0, found.stderr
     assert "dry run" in found.stdout
+
+
+@each_way
+def test_a_damaged_record_of_kvm_proves_nothing(damage: Damage, tmp_path: Path) -> None:
+    place, other = tmp_path / "kvm.json", tmp_path / "other.json"
+    for each in (place, other):
+        each.write_text(json.dumps([json.dumps(["7.2", "6.1"]), True, each.name]))
+    os.utime(other, (0, 0))
+    assert checks.proven([place], "7.2", "6.1") == (True, "kvm.json")
+    damage(place)
+    assert checks.proven([place], "7.2", "6.1") is None
+    assert checks.proven([place, other], "7.2", "6.1") == (True, "other.json")

@@ -9,6 +9,7 @@ from minguest import settings
 from minguest.kernel import expected, kconfig
 from minguest.paths import Store
 from tests import ROOT
+from tests.damage import Damage, each_way
 
 
 def config(on: int) -> dict[str, str]:
@@ -70,3 +71,12 @@ def test_damage_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ra
 )
 def test_lines_about_objects(line: str, is_one: bool) -> None:
     assert bool(expected.OBJECT.fullmatch(line)) is is_one
+
+
+@each_way
+def test_damaged_counts_are_not_used(tmp_path: Path, damage: Damage) -> None:
+    store = Store(tmp_path)
+    expected.record(store, "6.12", config(676), 5000)
+    assert expected.objects(store, "6.12", config(676)) == 5000
+    damage(store.objects_compiled)
+    assert expected.objects(store, "6.12", config(676)) == 1330

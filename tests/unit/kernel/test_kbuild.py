@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels of a tree in miniature: built once, whole or not at all, whatever ends the build that makes them."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from minguest.paths import Store
 from minguest.util import files
 from minguest.util.errors import ToolError
 from tests import ROOT
+from tests.damage import Damage, each_way
 
 TREE = ROOT / "tests/data/fakelinux"
 CONFIG = "CONFIG_PACKET=y\n"
@@ -272,3 +274,25 @@ def test_a_compiler_that_kconfig_took_for_an_older_one_is_an_error(
     with pytest.raises(ToolError, match=r"Kconfig took gcc for version 40900, but it is \d+\.\d"):
         resolve(tmp_path, store)
     assert not list(store.configs.glob("*"))
+
+
+@each_way
+def test_damaged_sums_are_of_no_whole_kernel(tmp_path: Path, damage: Damage) -> None:
+    for name in kbuild.KEPT:
+        (tmp_path / name).write_text(name)
+    (tmp_path / kbuild.SUMS).write_bytes(
+        msgspec.json.encode({name: files.sha256(tmp_path / name) for name in kbuild.KEPT})
+    )
+    assert kbuild.whole(tmp_path)
+    damage(tmp_path / kbuild.SUMS)
+    assert not kbuild.whole(tmp_path)
+
+
+@each_way
+def test_a_damaged_config_is_none(tmp_path: Path, damage: Damage) -> None:
+    kept = tmp_path / "kept.json"
+    digest = hashlib.sha256(CONFIG.encode()).hexdigest()
+    kept.write_bytes(msgspec.json.encode((digest, CONFIG)))
+    assert kbuild._kept_text(kept) == CONFIG
+    damage(kept)
+    assert kbuild._kept_text(kept) is None

@@ -17,6 +17,7 @@ from minguest.kernel import source
 from minguest.model import Choice, Guest, Signature, Source, Sources
 from minguest.util.errors import ToolError, UserError
 from tests import ROOT
+from tests.damage import Damage, a_folder, each_way
 
 OLD = Source("4.12.14", ("https://a/x", "https://b/x"), "1" * 64, "GPL-2.0-only")
 NEW = Source("6.12.94", ("https://c/x",), "2" * 64, "GPL-2.0-only")
@@ -332,3 +333,30 @@ def test_without_gpgv_it_is_said(mirror: str, tmp_path: Path, patches: Path, mon
     monkeypatch.setattr("minguest.kernel.pgp.available", lambda: False)
     _, made, _ = pinned(mirror, tmp_path, patches, "signer.asc", "tiny.tar.sign")
     assert made.signed == "not verified: gpgv is not installed"
+
+
+@each_way
+def test_a_tree_with_a_damaged_stamp_is_made_again(damage: Damage, tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    place, made, _ = prepare(own, tmp_path / "trees", patches)
+    assert source.stamp(place) == made
+    damage(place / source.STAMP)
+    assert source.stamp(place) is None
+    again, same, said = prepare(own, tmp_path / "trees", patches)
+    assert (again, same, source.stamp(again)) == (place, made, made) and said == [f"copying {own}"]
+
+
+@each_way
+def test_a_damaged_record_of_a_tree_is_worked_out_again(damage: Damage, tmp_path: Path, patches: Path) -> None:
+    own = tree(tmp_path / "own")
+    before = prepare(own, tmp_path / "trees", patches)
+    (known,) = (tmp_path / "trees").glob(".own-*.json")
+    whole = known.read_bytes()
+    damage(known)
+    if damage is a_folder:  # it cannot be replaced, and is named
+        with pytest.raises(IsADirectoryError) as error:
+            prepare(own, tmp_path / "trees", patches)
+        assert str(known) in (str(error.value.filename), str(error.value.filename2))
+        return
+    assert prepare(own, tmp_path / "trees", patches)[:2] == before[:2]
+    assert known.read_bytes() == whole

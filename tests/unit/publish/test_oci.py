@@ -24,6 +24,7 @@ from minguest.release import layout
 from minguest.util import files, web
 from minguest.util.errors import MinguestError, ToolError, UserError
 from tests import registry as registries
+from tests.damage import Damage, each_way
 from tests.faults import Answer, Fault, Proxy, Seen, proxy
 
 NOBODY = Credentials()
@@ -890,3 +891,23 @@ def test_only_loopback_is_asked_without_https() -> None:
         ("docker.io", "https"),
     ):
         assert Repository(Place(host, "x"), NOBODY, "pull")._base.startswith(f"{scheme}://"), host
+
+
+@each_way
+def test_a_damaged_file_of_logins_is_named(damage: Damage, tmp_path: Path) -> None:
+    path = config(tmp_path / "config.json", auths={"host": {"auth": encoded("me:x")}})
+    assert credentials.find([path], "host").user == "me"
+    damage(path)
+    with pytest.raises(UserError, match=r"config\.json: not a file of registry credentials"):
+        credentials.find([path], "host")
+
+
+@pytest.mark.parametrize("answer", [r"{\377}", r'{"\377": "x"}', r'{"Username": "}', "[]"])
+def test_a_damaged_answer_of_a_helper_is_named(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "docker-credential-odd"
+    program.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = credentials.find([config(tmp_path / "config.json", credsStore="odd")], "host")
+    assert (found.user, found.password) == ("", "")
+    assert "docker-credential-odd: its answer has no credentials" in found.origin

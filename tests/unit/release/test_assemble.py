@@ -16,13 +16,14 @@ import pytest
 
 from minguest import paths
 from minguest.boottest import inject, records, runner, verdict
-from minguest.bundle import manifests
+from minguest.bundle import manifests, reproduction
 from minguest.diagnose import catalogue
 from minguest.paths import Layout
 from minguest.release import assemble, attest, evidence, layout, sbom, sshsig, verify
 from minguest.util.errors import UserError
 from minguest.vm import cards, launch
 from tests import small_disk, workshop
+from tests.damage import Damage, each_way
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +398,35 @@ def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout)
     at.rehearsed.write_text("{")
     assert next(each.result for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at))
                 if each.name == "rehearsal") == "NOT RUN"  # fmt: skip
+
+
+@each_way
+def test_a_damaged_record_is_no_evidence(damage: Damage, at: Layout) -> None:
+    manifest = manifests.load(at.bundle)
+    assert rehearsed(at).result == "PASS"
+    matrix(at, "right")
+    made = reproduction.Reproduction(1, "same", manifest.files, (), {"umask": ("022", "077")}, {}, "0.1.0")
+    at.reproduced.write_bytes(msgspec.json.encode(made))
+    (own,) = (path.parent for path in at.evidence.glob("*/verdict.json"))
+    empty = at.evidence / "boot-test-pc-1"
+    empty.mkdir()
+    (empty / runner.NO_ROOM).write_bytes(
+        msgspec.json.encode(runner.NoRoom(manifest.files, manifest.guest.launch, "no room"))
+    )
+
+    def found() -> dict[str, tuple[str, str]]:
+        return {each.name: (each.result, each.reason) for each in evidence.checks(at, manifest, 64, key_of(at))}
+
+    before = found()
+    places = {
+        "rehearsal": at.rehearsed,
+        "pits": at.matrix / "matrix.json",
+        "reproduce": at.reproduced,
+        own.name: own / "verdict.json",
+        empty.name: empty / runner.NO_ROOM,
+    }
+    assert {before[name][0] for name in places if name != empty.name} == {"PASS"}
+    assert before[empty.name] == ("NOT RUN", "no room")
+    for name, place in places.items():
+        damage(place)
+        assert found()[name] == ("NOT RUN", "nobody ran it"), name
