@@ -9,7 +9,6 @@ from minguest.diagnose import cases, catalogue, matching
 from minguest.diagnose.catalogue import Pit
 from tests import ROOT
 
-
 PUBLIC = cases.load(ROOT / "tests/data/public")
 CASES = [case for each in PUBLIC.values() for case in each.case]
 HEALTHY = sorted((ROOT / "tests/data/consoles").glob("*healthy*.log"))
