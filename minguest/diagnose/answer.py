@@ -11,7 +11,7 @@ import msgspec
 import re2
 
 from minguest import settings
-from minguest.diagnose.catalogue import Stack, compiled
+from minguest.diagnose.catalogue import NAMES, Stack, compiled
 from minguest.diagnose.matching import BANNER, WIDTH, Diagnosis, Found, Quote, Seen, quote
 from minguest.util.errors import UserError, printable
 
@@ -29,12 +29,6 @@ HOSTDEV = re.compile(
 # Lines that are quoted for one subsystem.
 QUOTED = 3
 STACKS: Mapping[Stack, re.Pattern[bytes]] = {"minguest": re.compile(rb"^initd: ", re.MULTILINE)}
-# Names of tools that start guests, as their users write them.
-NAMES: Mapping[Stack, str] = {
-    "qemu": "QEMU", "libvirt": "libvirt", "proxmox": "Proxmox", "kata": "Kata", "kubernetes": "Kubernetes",
-    "minguest": "minguest",
-}  # fmt: skip
-
 Ending = Literal["pit", "trouble", "nothing wrong seen", "nothing recognized"]
 
 

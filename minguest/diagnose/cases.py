@@ -92,6 +92,19 @@ def table(found: Sequence[tuple[str, Counter[Result]]], date: datetime.date) -> 
     )
 
 
+def loud(pits: Mapping[str, Pit], healthy: Mapping[str, bytes]) -> list[str]:
+    """Pits that a healthy log shows: such a pit must not be."""
+    return [
+        f"configs/pits/{hit.id}.toml: the healthy log {name} shows it"
+        for name, raw in healthy.items()
+        for hit in _all(matching.diagnose(pits, *matching.boot([logs.unwrapped(name, raw)])))
+    ]
+
+
+def _all(found: matching.Diagnosis) -> tuple[matching.Found, ...]:
+    return (*found.roots, *found.follows, *found.unexplained)
+
+
 def summary(folder: Path, pits: Mapping[str, Pit]) -> str:
     """The figures of a folder of cases in Markdown; empty where there is no such folder."""
     if not folder.is_dir():

@@ -24,6 +24,11 @@ from minguest.util.errors import UserError
 
 Layer = Literal["config", "cmdline", "firmware", "launch", "host", "initrd", "driver", "effect"]
 Stack = Literal["qemu", "libvirt", "proxmox", "kata", "kubernetes", "minguest"]
+# Names of tools that start guests, as their users write them.
+NAMES: Mapping[Stack, str] = {
+    "qemu": "QEMU", "libvirt": "libvirt", "proxmox": "Proxmox", "kata": "Kata", "kubernetes": "Kubernetes",
+    "minguest": "minguest",
+}  # fmt: skip
 
 
 class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import re2
 
-from minguest.diagnose.catalogue import Injection, Layer, Pit, Symptom, below, gists
+from minguest.diagnose.catalogue import NAMES, Injection, Layer, Pit, Symptom, below, gists
 from minguest.kernel import contract, kconfig
 
 LAYERS: Mapping[Layer, str] = {
@@ -86,7 +86,8 @@ def page(pits: Mapping[str, Pit], figures: str = "") -> str:
     for effect, pit in pits.items():
         if pit.layer == "effect":
             roots = [name for name, other in pits.items() if other.layer != "effect" and effect in below(pits, name)]
-            text.append(f"| {pit.title} | {_linked(roots)} |")
+            advice = _code(pit.look or pit.ask)
+            text.append(f"| {pit.title} | {'<br>'.join(filter(None, [_linked(roots), advice]))} |")
     for layer, heading in LAYERS.items():
         of_layer = {name: pit for name, pit in pits.items() if pit.layer == layer}
         if of_layer:
@@ -135,8 +136,10 @@ def _entry(pits: Mapping[str, Pit], pit: Pit) -> list[str]:
         *_item("What you see", _seen(pit)),
         f"- **Cause:** {_code(pit.cause)}",
         f"- **Fix:** {_code(pit.fix)}.",
+        *(f"- **Fix with {NAMES[tool]}:** {_code(text)}." for tool, text in pit.stack.items()),
         *_item("Leads to", filter(None, ["; ".join(effects), others and f"other pits: {others}"])),
         *_item("Links", (f"<{link}>" for link in pit.links)),
+        *_item("Printed by", [", ".join(pit.printed_by)] if pit.printed_by else []),
         *_item("Reproduced by", [_reproduced(each) for each in pit.inject if not each.cannot]),
         *_item("Not reproduced", [_code(each.cannot) for each in pit.inject if each.cannot]),
         *_item("Patterns" if pit.symptom else "Recognized by", patterns),

@@ -129,7 +129,7 @@ def test_a_reader_gets_the_fix_of_his_own_tool(stack: catalogue.Stack) -> None:
     for other, line in lines.items():
         seen = matching.boot([logs.unwrapped("a", f"{line}it broke\n".encode())])
         said = answer.describe(answer.answer(matching.diagnose({"x": pit}, *seen), seen, SUBSYSTEMS))
-        assert (f"fix with {answer.NAMES[stack]}: {pit.stack[stack]}" in said) == (other == stack)
+        assert (f"fix with {catalogue.NAMES[stack]}: {pit.stack[stack]}" in said) == (other == stack)
 
 
 @pytest.mark.parametrize("broken", ["line = ['(']", "line = 1", "lines = ['x']"])

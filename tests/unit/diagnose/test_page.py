@@ -41,7 +41,14 @@ def test_everything_of_a_pit_is_on_the_page() -> None:
             assert pit.title in TEXT
             continue
         lines = "\n".join(entry(name)).replace("`", "")
-        for text in (pit.cause, pit.fix, *pit.links, *(rule.without for rule in pit.require)):
+        for text in (
+            pit.cause,
+            pit.fix,
+            *pit.stack.values(),
+            *pit.printed_by,
+            *pit.links,
+            *(rule.without for rule in pit.require),
+        ):
             assert text.replace("`", "") in lines, name
         for symptom in pit.symptom:
             for pattern in (*symptom.console, *symptom.missing, *symptom.cmdline, *symptom.no_cmdline):
@@ -55,16 +62,33 @@ def test_everything_of_a_pit_is_on_the_page() -> None:
 
 
 def test_an_entry_comes_in_the_order_in_which_it_is_read() -> None:
-    order = ["What you see", "Cause", "Fix", "Leads to", "Links", "Reproduced by", "Not reproduced"]
+    tools = [f"Fix with {name}" for name in catalogue.NAMES.values()]
+    order = [
+        "What you see",
+        "Cause",
+        "Fix",
+        *tools,
+        "Leads to",
+        "Links",
+        "Printed by",
+        "Reproduced by",
+        "Not reproduced",
+    ]
     for name, pit in KNOWN.items():
         if pit.layer != "effect":
             items = [match[1] for match in map(re.compile(r"- \*\*(.+?):\*\*").match, entry(name)) if match]
             assert items[-1] == ("Patterns" if pit.symptom else "Recognized by")
-            assert items[:-1] == [each for each in order if each in items]
+            assert [each for each in items[:-1] if each not in tools] == [
+                each for each in order if each in items and each not in tools
+            ]
+            assert not set(items[:-1]) - set(order)
             assert {"Cause", "Fix"} <= set(items)
     # Patterns stand nowhere else.
     for line in TEXT.splitlines():
-        if not re.search(r"\*\*Patterns|^  - (console|not on the console|command line|boot test|config)", line):
+        if not re.search(
+            r"\*\*Patterns|^  - (console|not on the console|not in the log|not followed|command line|boot test|config)",
+            line,
+        ):
             assert not re.search(r"\\[dSwb]|[^*]\.\*[^*]|\.\+|\[0-9", line), line
 
 

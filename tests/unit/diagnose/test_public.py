@@ -102,3 +102,24 @@ def found(roots: tuple[str, ...], unexplained: tuple[str, ...] = ()) -> matching
 )
 def test_how_an_answer_is_scored(wanted: cases.Case, got: matching.Diagnosis, result: str) -> None:
     assert cases.judge(wanted, got) == result
+
+
+def test_a_pattern_that_a_healthy_log_has_is_refused(known: dict[str, Pit]) -> None:
+    healthy = {path.name: path.read_bytes() for path in HEALTHY}
+    assert cases.loud(known, healthy) == []
+    noisy = catalogue.Pit("t", "driver", (catalogue.Symptom(("smp: Brought up",)),), cause="c", fix="f")
+    assert cases.loud({"noisy": noisy}, {HEALTHY[-1].name: HEALTHY[-1].read_bytes()}) == [
+        f"configs/pits/noisy.toml: the healthy log {HEALTHY[-1].name} shows it"
+    ]
+
+
+@pytest.mark.parametrize("stem", ["6.12-efi-off", "4.12-nosmp", "6.12-pci-nomsi"])
+def test_a_console_that_two_ports_wrote_names_the_same(known: dict[str, Pit], stem: str) -> None:
+    """OVMF draws on two ports; a log of both has its lines twice, or another writer's in between."""
+    raw = (ROOT / f"tests/data/consoles/{stem}.log").read_bytes()
+    wanted = roots(known, raw)
+    twice = b"\n".join(line for line in raw.split(b"\n") for _ in range(2))
+    # A banner that comes twice begins a boot, as it does in a log of two boots.
+    assert wanted and roots(known, twice) == wanted
+    between = b"\n".join(line + b'\n{"record":"cpus"}' for line in raw.split(b"\n"))
+    assert roots(known, between) == wanted
