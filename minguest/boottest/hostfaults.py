@@ -4,7 +4,8 @@
 A fault is a few lines of sh that end with a QEMU. They run as root in the host, with these names:
 `$card` and `$second`, the addresses of a card and its second function, in one IOMMU group; `$group`, its number;
 `bind ADDRESS…` and `release ADDRESS…`, to vfio-pci and back to the host's driver; `vm ARGUMENT…`, a small guest that
-stays stopped, in KVM; `qemu ARGUMENT…`; `as=nobody`, before either, starts QEMU without rights.
+stays stopped, in KVM, and `vm_here`, the same in this process; `firmware ARGUMENT…`, a guest that runs its firmware;
+`qemu ARGUMENT…`; `as=nobody`, before one of them, starts QEMU without rights.
 """
 
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ FAULTS: Mapping[str, Fault] = {
         "chmod 600 /dev/kvm",
     ),
     "group-busy": Fault(
-        f'bind "$card" "$second"; vm {_CARD} & other=$!; sleep 8; '
+        f'bind "$card" "$second"; vm_here {_CARD} & other=$!; sleep 8; '
         f'vm {_CARD}; status=$?; kill "$other"; wait; exit "$status"'
     ),
     "kvm-denied": Fault("chmod 600 /dev/kvm; as=nobody; vm"),
@@ -73,7 +74,7 @@ FAULTS: Mapping[str, Fault] = {
     "image-lock": Fault(
         "truncate -s 1M /run/work/disk; "
         "disk='-drive if=none,id=disk,format=raw,file=/run/work/disk -device virtio-blk-pci,drive=disk'; "
-        'vm $disk & other=$!; sleep 8; vm $disk; status=$?; kill "$other"; wait; exit "$status"'
+        'vm_here $disk & other=$!; sleep 8; vm $disk; status=$?; kill "$other"; wait; exit "$status"'
     ),
     "iommufd-missing": Fault(
         'bind "$card" "$second"; vm -object iommufd,id=iommufd -device vfio-pci,host="$card",iommufd=iommufd',

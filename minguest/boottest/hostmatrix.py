@@ -58,7 +58,7 @@ def wanted(known: Mapping[str, catalogue.Pit]) -> list[tuple[str, catalogue.Inje
 def version(system: Path | None) -> str:
     """That of the QEMU that starts the guests: `10.0.2`."""
     if system is None:
-        return emulator.version()
+        return emulator.version().split()[0]
     if not (system / "usr/bin/qemu-system-x86_64").exists():
         raise UserError(
             f"--qemu {system}: no usr/bin/qemu-system-x86_64 in it",
@@ -97,8 +97,12 @@ def make(site: Site, say: Callable[[str], None], only: Sequence[str] = ()) -> Ma
         todo = {key: pair for key, pair in todo.items() if key not in cells}
         place = folder / "hosts" / platform
         uptimes = _host(site, platform, {key: FAULTS.get(each.host, CONTROL) for key, (_, each) in todo.items()}, place)
+        before = 0.0
         for key, (name, each) in todo.items():
             cell = _judge(site, _cell(site, name, each, theirs), each, place / "share" / key, uptimes.get(key))
+            if step := uptimes.get(key):
+                cell = msgspec.structs.replace(cell, seconds=step.uptime - before)
+                before = step.uptime
             if (place / "share" / key).is_dir():
                 shutil.copytree(place / "share" / key, folder / "runs" / key)
             cells[key] = cell
@@ -187,5 +191,4 @@ def _judge(site: Site, cell: Cell, each: catalogue.Injection, folder: Path, step
         result="wrong" if against else "right",
         why="; ".join(against),
         diagnosis=answer.findings(found, ()),
-        seconds=step.uptime,
     )
