@@ -208,7 +208,7 @@ def gists(pattern: str) -> list[str]:
     found, pending = [], [text]
     while pending:
         text = pending.pop(0)
-        group = re.search(r"\((?:\?\w*:)?([^()]*)\)(\??)", text)
+        group = re.search(r"\((?:\?(?:\w*:|P<\w+>))?([^()]*)\)(\??)", text)
         if group:
             ways = [""] if group[2] else group[1].split("|")
             pending[:0] = [text[: group.start()] + way + text[group.end() :] for way in ways]
