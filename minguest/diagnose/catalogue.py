@@ -36,6 +36,8 @@ class Symptom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     console: tuple[str, ...] = ()
     """Patterns; each is found in some line, without printk's time."""
+    times: int = 1
+    """How many lines have the first pattern of `console`, at least."""
     missing: tuple[str, ...] = ()
     """Patterns that no line has. They count only where the console has the kernel's banner, is not silenced and reaches
     matching.BOOTED, or where the report is whole."""
@@ -156,6 +158,8 @@ def _verify(where: str, pit: Pit) -> None:
 def _verify_symptom(where: str, symptom: Symptom) -> None:
     if not (symptom.console or symptom.cmdline or symptom.facts):
         raise UserError(f"{where}: an empty [[symptom]] would always match", "set console, cmdline or facts")
+    if symptom.times < 1 or (symptom.times > 1 and not symptom.console):
+        raise UserError(f"{where}: times = {symptom.times}: needs a console pattern and a number of 1 or more")
     if symptom.resolved and len(symptom.console) != 1:
         raise UserError(f"{where}: resolved needs one console pattern")
     patterns = (*symptom.console, *symptom.missing, *symptom.absent, *symptom.cmdline, *symptom.no_cmdline)

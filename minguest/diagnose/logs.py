@@ -40,7 +40,7 @@ UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 FIELD = re2.compile(r'\b(?:vmconsole|console)="((?:[^"\\]|\\.)*)(?:"|$)')
 CRI = re.compile(rb"^\d{4}-\d\d-\d\dT\S+ std(?:out|err) [FP] ")
 # A message that begins in the midst of a line: the line of another writer was cut.
-TIME = r"\[ {0,4}\d{1,5}\.\d{6}\] "
+TIME = r"\[ {0,4}\d{1,5}\.\d{6}\](?:\[ *[CT]\d+\])? "
 INNER = re.compile(rb"(?<=[^\s\]<>:])[ \t]*(?=" + TIME.encode() + rb")")
 # Lines that are not as their writer wrote them.
 WRAPPED = re2.compile(

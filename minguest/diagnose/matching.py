@@ -17,8 +17,15 @@ from minguest.util.errors import UserError
 from minguest.vm import console
 from minguest.vm.report import Report, parse
 
-# printk's time, which may be switched off, and what a log collector puts before it.
-TIME = re.compile(rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\] ?|<\d+>)", re.MULTILINE)
+# printk's time, which may be switched off, with its caller (CONFIG_PRINTK_CALLER), and what a log collector puts
+# before it.
+TIME = re.compile(
+    rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\](?:\[ *[CT]\d+\])? ?|<\d+>|"
+    # dmesg -T, dmesg --time-format iso, journalctl -k.
+    rb"\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[,.]\d{6}\S* |"
+    rb"\w{3} [ \d]\d \d\d:\d\d:\d\d \S+ kernel: )",
+    re.MULTILINE,
+)
 CMDLINE = re.compile(rb"(?:Kernel command line|Command line): (.*)")
 # What a guest's kernel writes.
 CONSOLES = {"guest console", "kernel", "Kata"}
@@ -311,6 +318,11 @@ def _lines(symptom: Symptom, look: _Look) -> list[Quote] | str:
         if line is None:
             return f'the console has no line like "{gists(pattern)[0]}"' if look.seen.screen.strip() else ""
         lines.append(line)
+    if (
+        symptom.times > 1
+        and sum(1 for _ in itertools.islice(_all(symptom.console[0], look), symptom.times)) < symptom.times
+    ):
+        return f'the console has fewer than {symptom.times} lines like "{gists(symptom.console[0])[0]}"'
     if symptom.missing and not look.seen.booted:
         return ""
     for pattern in (*symptom.missing, *symptom.absent):

@@ -55,7 +55,9 @@ page from `configs/pits/`.
 | `BAR n: can't reserve`, `Failed to mmap … BAR n` | [host-framebuffer](#host-framebuffer) |
 | `NVRM: BAR0 is 0M @ 0x0` | [bar-no-room](#bar-no-room) |
 | `not ready …ms after FLR`, D3cold, header type 127 | [card-lost](#card-lost) |
-| `RmInitAdapter failed` | the driver could not start the card: read what is logged before it; RMINIT |
+| `RmInitAdapter failed` | the driver could not start the card: read what is logged before it. Often \
+[card-lost](#card-lost), [gpu-power-cable](#gpu-power-cable), [card-firmware-missing](#card-firmware-missing), \
+[bar-no-room](#bar-no-room), [card-without-interrupt](#card-without-interrupt) |
 
 [All of it](#what-you-see) and [an index of lines](#index-of-console-lines) are below.
 
@@ -178,6 +180,7 @@ def _code(text: str) -> str:
 
 def _symptom(symptom: Symptom) -> str:
     parts = [f"console {_patterns(symptom.console, ' and ')}"] if symptom.console else []
+    parts += [f"the first in {symptom.times} lines or more"] if symptom.times > 1 else []
     parts += [f"not on the console {_patterns(symptom.missing, ' or ')}"] if symptom.missing else []
     parts += [f"not in the log {_patterns(symptom.absent, ' or ')}"] if symptom.absent else []
     parts += [f"not followed by {_patterns(symptom.resolved, ' or ')}"] if symptom.resolved else []

@@ -326,3 +326,23 @@ def test_absent_needs_no_whole_log() -> None:
     pit = catalogue.Pit("t", "launch", (symptom,), cause="c", fix="f")
     assert matching.diagnose({"x": pit}, matching.see(b"this\n")).roots
     assert not matching.diagnose({"x": pit}, matching.see(b"this\nthat\n")).roots
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "[    {n}.000000][    T0] ", "[    {n}.000000][ C1] ", "[Thu Nov 26 10:00:0{n} 2026] ",
+        "2026-11-26T10:00:0{n},123456+00:00 ", "Nov 26 10:00:0{n} host kernel: ", "",
+    ],
+)  # fmt: skip
+def test_every_way_to_print_a_kernels_time_is_left_out(known: dict[str, catalogue.Pit], prefix: str) -> None:
+    lines = ["Linux version 6.12.1 (a@b) #1 SMP", "x", "ACPI BIOS Error (bug): A valid RSDP was not found", "ASSERT y"]
+    seen = matching.see("\n".join(prefix.format(n=n) + line for n, line in enumerate(lines)).encode())
+    assert seen.screen.decode().split("\n") == lines
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, False), (2, True), (3, True)])
+def test_a_symptom_can_ask_for_several_lines(count: int, named: bool) -> None:
+    pit = catalogue.Pit("t", "host", (catalogue.Symptom(("this",), times=2),), cause="c", fix="f")
+    found = matching.diagnose({"x": pit}, matching.see(b"this\n" * count))
+    assert bool(found.roots) == named

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from minguest.diagnose import cases, catalogue, matching
+from minguest.diagnose import cases, catalogue, logs, matching
 from minguest.diagnose.catalogue import Pit
 from tests import ROOT
 
@@ -20,7 +20,7 @@ def known() -> dict[str, Pit]:
 
 
 def diagnosed(known: dict[str, Pit], raw: bytes) -> matching.Diagnosis:
-    return matching.diagnose(known, matching.see(raw))
+    return matching.diagnose(known, *matching.boot([logs.unwrapped("log", raw)]))
 
 
 def roots(known: dict[str, Pit], raw: bytes) -> list[str]:
