@@ -5,14 +5,16 @@ QEMU emulates the host, as in a rehearsal; in it a second QEMU, of the same or o
 on a card. What that QEMU and the host's kernel say is diagnosed as a user's logs are.
 """
 
+import hashlib
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from minguest import paths
 from minguest.boottest import hostfaults, inject, rehearse
 from minguest.boottest.hostfaults import FAULTS, Fault, Platform
 from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
@@ -30,6 +32,12 @@ GUEST_MEMORY = 512 << 20
 CONTROL = Fault('bind "$card" "$second"; vm -device vfio-pci,host="$card"')
 HEALTHY_HOST = catalogue.Injection("host", result=("started",))
 RAN = 124  # timeout's status
+
+# The modules that bring about and judge: when they change, kept cells are dropped.
+CODE = (
+    "boottest/hostfaults", "boottest/hostmatrix", "boottest/rehearse", "diagnose/catalogue", "diagnose/facts",
+    "diagnose/logs", "diagnose/matching", "vm/arguments", "vm/qemu",
+)  # fmt: skip
 
 OPTIONS = {"qemu": "the root of a system with another QEMU, such as one that debootstrap made; default: this machine's"}
 
@@ -71,74 +79,105 @@ def version(system: Path | None) -> str:
     return found[1]
 
 
+class _Trial(msgspec.Struct, frozen=True):
+    cell: Cell
+    each: catalogue.Injection
+    fault: Fault
+
+
 def make(site: Site, say: Callable[[str], None], only: Sequence[str] = ()) -> Matrix:
-    """Bring about all faults, and write matrix.json."""
+    """Bring about the faults of `only`, or all, and write matrix.json. Other cells stay where they are still valid."""
     theirs = version(site.system)
+    trials = _trials(site, theirs)
+    names = list(dict.fromkeys(trial.cell.pit for trial in trials))
+    if unknown := [name for name in only if name not in names]:
+        raise UserError(f"only={unknown[0]}: no pit that a host's fault brings about", f"known: {', '.join(names)}")
     folder = site.folder / f"host-qemu-{theirs}"
+    with files.lock(folder.with_name(f".{folder.name}.run"), lambda: say("waiting for another matrix of the host")):
+        return _make(site, theirs, folder, [trial for trial in trials if not only or trial.cell.pit in only], say)
+
+
+def _make(site: Site, theirs: str, folder: Path, chosen: Sequence[_Trial], say: Callable[[str], None]) -> Matrix:
     host = manifests.load(site.host)
-    number = tuple(int(each) for each in re.findall(r"\d+", theirs)[:2])
-    chosen = [(name, each) for name, each in wanted(site.known) if not only or name in only]
-    cells: dict[str, Cell] = {}
-    for name, each in chosen:
-        fault = FAULTS.get(each.host, CONTROL)
-        cell = _cell(site, name, each, theirs)
-        if number < fault.since:
-            cell = msgspec.structs.replace(cell, why=f"needs QEMU {'.'.join(map(str, fault.since))}")
+    key = key_of(site, host, theirs)
+    kept = inject.load(folder)
+    cells = {cell.id: cell for cell in kept.cells} if kept and kept.key == key else {}
+    if not cells:
+        shutil.rmtree(folder, ignore_errors=True)
+    by_platform: dict[Platform, list[_Trial]] = {}
+    for trial in chosen:
+        cells.pop(trial.cell.id, None)
+        if _number(theirs) < trial.fault.since:
+            why = f"needs QEMU {'.'.join(map(str, trial.fault.since))}"
+            cells[trial.cell.id] = msgspec.structs.replace(trial.cell, why=why)
+            say(inject.row(cells[trial.cell.id]))
+        else:
+            by_platform.setdefault(trial.fault.platform, []).append(trial)
+    for platform, trials in by_platform.items():
+        for cell in _host(site, platform, trials, folder):
             cells[cell.id] = cell
             say(inject.row(cell))
-    platforms = dict.fromkeys(FAULTS.get(each.host, CONTROL).platform for _, each in chosen)
-    shutil.rmtree(folder, ignore_errors=True)
-    for platform in platforms:
-        todo = {
-            _cell(site, name, each, theirs).id: (name, each)
-            for name, each in chosen
-            if FAULTS.get(each.host, CONTROL).platform == platform
-        }
-        todo = {key: pair for key, pair in todo.items() if key not in cells}
-        place = folder / "hosts" / platform
-        uptimes = _host(site, platform, {key: FAULTS.get(each.host, CONTROL) for key, (_, each) in todo.items()}, place)
-        before = 0.0
-        for key, (name, each) in todo.items():
-            cell = _judge(site, _cell(site, name, each, theirs), each, place / "share" / key, uptimes.get(key))
-            if step := uptimes.get(key):
-                cell = msgspec.structs.replace(cell, seconds=step.uptime - before)
-                before = step.uptime
-            if (place / "share" / key).is_dir():
-                shutil.copytree(place / "share" / key, folder / "runs" / key)
-            cells[key] = cell
-            say(inject.row(cell))
-    order = [_cell(site, name, each, theirs).id for name, each in chosen]
+    order = [trial.cell.id for trial in _trials(site, theirs)]
+    done = tuple(cells[each] for each in order if each in cells)
     matrix = Matrix(
-        MATRIX_SCHEMA,
-        f"host, QEMU {theirs}",
-        host.kernel.version,
-        host.files,
-        "",
-        not only,
-        tuple(cells[each] for each in order),
+        MATRIX_SCHEMA, f"host, QEMU {theirs}", host.kernel.version, host.files, key, len(done) == len(order), done
     )
     files.write(folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
     return matrix
 
 
-def _host(site: Site, platform: Platform, faults: Mapping[str, Fault], folder: Path) -> dict[str, rehearse.Step]:
-    """Start one host, which goes through its faults. What each did, as far as it came."""
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in re.findall(r"\d+", version)[:2])
+
+
+def _trials(site: Site, theirs: str) -> list[_Trial]:
+    return [
+        _Trial(_cell(site, name, each, theirs), each, FAULTS.get(each.host, CONTROL))
+        for name, each in wanted(site.known)
+    ]
+
+
+def key_of(site: Site, host: manifests.Manifest, theirs: str) -> str:
+    """The key that a matrix must have for its cells to be kept."""
+    judged = [(name, pit.layer, pit.symptom, pit.leads_to, pit.inject) for name, pit in site.known.items()]
+    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in CODE]
+    script = files.sha256(site.templates / "hostfaults.j2")
+    return hashlib.sha256(
+        msgspec.json.encode([MATRIX_SCHEMA, theirs, host.files, judged, FAULTS, CONTROL, code, script])
+    ).hexdigest()
+
+
+def _host(site: Site, platform: Platform, trials: Sequence[_Trial], folder: Path) -> Iterator[Cell]:
+    """Start one host, which goes through its faults; what their logs name."""
+    place = folder / "hosts" / platform
+    share = place / "share"
+    shutil.rmtree(place, ignore_errors=True)
+    share.mkdir(parents=True)
+    files.copy(site.host / "OVMF_VARS.fd", place / "OVMF_VARS.fd")
+    files.write(share / rehearse.SCRIPT, script(site, {trial.cell.id: trial.fault for trial in trials}))
+    (share / rehearse.SCRIPT).chmod(0o755)
     found = [cards.one_gpu("card0", hostfaults.CARDS[platform], emulator.display_models(), Path("/sys"))]
     console = "" if platform == "framebuffer" else rehearse.NO_CONSOLE
     spec = rehearse.host_spec(found, GUEST_MEMORY, TIMEOUT, console)
-    (folder / "share").mkdir(parents=True)
-    files.copy(site.host / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
-    text = script(site, faults)
-    files.write(folder / "share" / rehearse.SCRIPT, text)
-    (folder / "share" / rehearse.SCRIPT).chmod(0o755)
     argv = rehearse.argv(site.host.resolve(), spec, found, hostfaults.IOMMUS[platform])
-    result = qemu.boot(argv, folder, TIMEOUT, linger=TIMEOUT)
-    steps = {step.name: step for step in rehearse.read_steps(folder / "share" / rehearse.STEP_FILE)}
+    result = qemu.boot(argv, place, TIMEOUT, linger=TIMEOUT)
+    steps = {step.name: step for step in rehearse.read_steps(share / rehearse.STEP_FILE)}
     if not steps:
         raise GuestLost(
-            f"the host {platform} did none of its steps: {result.ending} {result.detail}", f"read {folder}/console.log"
+            f"the host {platform} did none of its steps: {result.ending} {result.detail}", f"read {place}/console.log"
         )
-    return steps
+    before = 0.0
+    for trial in trials:
+        name = trial.cell.id
+        step = steps.get(name)
+        cell = judge(site.known, trial.cell, trial.each, share / name, step)
+        runs = folder / "runs" / name
+        shutil.rmtree(runs, ignore_errors=True)
+        if step is not None:
+            shutil.copytree(share / name, runs)
+            cell = msgspec.structs.replace(cell, seconds=step.uptime - before)
+            before = step.uptime
+        yield cell
 
 
 def script(site: Site, faults: Mapping[str, Fault]) -> str:
@@ -165,8 +204,14 @@ def _cell(site: Site, name: str, each: catalogue.Injection, theirs: str) -> Cell
     return Cell(name, each.name, title, f"host: {each.host or 'as it should be'}", follows, "", "NOT RUN", qemu=theirs)
 
 
-def _judge(site: Site, cell: Cell, each: catalogue.Injection, folder: Path, step: rehearse.Step | None) -> Cell:
-    """What the logs of one fault name."""
+def judge(
+    known: Mapping[str, catalogue.Pit],
+    cell: Cell,
+    each: catalogue.Injection,
+    folder: Path,
+    step: rehearse.Step | None,
+) -> Cell:
+    """What the logs of one fault name, and whether that is right. `step`: what QEMU ended with; None: not reached."""
     if step is None:
         return msgspec.structs.replace(cell, result="wrong", why="the host did not come as far")
     read = []
@@ -175,7 +220,7 @@ def _judge(site: Site, cell: Cell, each: catalogue.Injection, folder: Path, step
         if text.strip():
             read.append(logs.unwrapped(name, text))
     seen = matching.boot(read)
-    found = matching.diagnose(site.known, *seen)
+    found = matching.diagnose(known, *seen)
     named = tuple(hit.id for hit in found.roots)
     came = "started" if step.status == RAN else "not started"
     against = []

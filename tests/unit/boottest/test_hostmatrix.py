@@ -34,9 +34,8 @@ def judge(site: hostmatrix.Site, qemu: str, kernel: str, status: int, pit: str =
     folder.mkdir()
     (folder / "qemu.log").write_text(qemu)
     (folder / "host.log").write_text(kernel)
-    cell = hostmatrix._judge(
-        site, hostmatrix._cell(site, name, each, "7.2"), each, folder, rehearse.Step("x", status, 1.0)
-    )
+    cell = hostmatrix._cell(site, name, each, "7.2")
+    cell = hostmatrix.judge(KNOWN, cell, each, folder, rehearse.Step("x", status, 1.0))
     return cell.result, cell.why
 
 
@@ -71,7 +70,7 @@ def test_a_healthy_host_that_names_a_pit_is_wrong(site: hostmatrix.Site) -> None
 
 def test_a_fault_that_the_host_did_not_reach_is_wrong(site: hostmatrix.Site) -> None:
     name, each = hostmatrix.wanted(KNOWN)[1]
-    cell = hostmatrix._judge(site, hostmatrix._cell(site, name, each, "7.2"), each, site.folder, None)
+    cell = hostmatrix.judge(KNOWN, hostmatrix._cell(site, name, each, "7.2"), each, site.folder, None)
     assert (cell.result, cell.why) == ("wrong", "the host did not come as far")
 
 
@@ -108,3 +107,8 @@ def test_a_guests_matrix_leaves_out_what_is_the_hosts() -> None:
 def test_a_system_without_qemu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--qemu .*: no usr/bin/qemu-system-x86_64"):
         hostmatrix.version(tmp_path)
+
+
+def test_a_pit_that_no_host_fault_brings_about_is_refused(site: hostmatrix.Site) -> None:
+    with pytest.raises(UserError, match="only=other: no pit that a host's fault brings about"):
+        hostmatrix.make(site, lambda _: None, ["other"])
