@@ -43,8 +43,12 @@ class Subsystem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The next command, or the next thing to look at."""
 
 
-class _Subsystems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Subsystems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """configs/diagnose/subsystems.toml."""
+
     subsystem: tuple[Subsystem, ...]
+    harmless: tuple[str, ...] = ()
+    """Patterns of complaints that healthy machines print too."""
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -74,19 +78,18 @@ class Answer(msgspec.Struct, frozen=True):
     """The address on the host that the logs name; empty: none, or several."""
 
 
-def load(path: Path) -> tuple[Subsystem, ...]:
+def load(path: Path) -> Subsystems:
     """Read the subsystems. UserError names file and value."""
-    found = settings.decode(path, _Subsystems).subsystem
-    for each in found:
-        for pattern in each.line:
-            try:
-                compiled(pattern)
-            except re2.error as error:
-                raise UserError(f"{path}: {each.name}: pattern {pattern!r}: {error}") from error
+    found = settings.decode(path, Subsystems)
+    for pattern in (*found.harmless, *(pattern for each in found.subsystem for pattern in each.line)):
+        try:
+            compiled(pattern)
+        except re2.error as error:
+            raise UserError(f"{path}: pattern {pattern!r}: {error}") from error
     return found
 
 
-def answer(diagnosis: Diagnosis, seen: Sequence[Seen], subsystems: Sequence[Subsystem]) -> Answer:
+def answer(diagnosis: Diagnosis, seen: Sequence[Seen], subsystems: Subsystems) -> Answer:
     """What to say, given what was found."""
     shown = {(line.log, line.number) for hit in diagnosis.unexplained for line in hit.lines}
     trouble = () if diagnosis.roots else tuple(_trouble(seen, subsystems, shown))
@@ -101,9 +104,9 @@ def answer(diagnosis: Diagnosis, seen: Sequence[Seen], subsystems: Sequence[Subs
     return Answer(ending, diagnosis, trouble, well, unseen, tuple(_notes(seen)), _stacks(seen), _card(seen))
 
 
-def _trouble(seen: Sequence[Seen], subsystems: Sequence[Subsystem], taken: set[tuple[str, int]]) -> Iterator[Trouble]:
+def _trouble(seen: Sequence[Seen], known: Subsystems, taken: set[tuple[str, int]]) -> Iterator[Trouble]:
     """Complaints, each line once; not those that are shown already."""
-    for subsystem in subsystems:
+    for subsystem in known.subsystem:
         lines: list[Quote] = []
         for each in seen:
             places = sorted(
@@ -114,6 +117,8 @@ def _trouble(seen: Sequence[Seen], subsystems: Sequence[Subsystem], taken: set[t
             )
             for place, end in places:
                 line = quote(each, place, end)
+                if any(compiled(pattern).search(line.text.encode()) for pattern in known.harmless):
+                    continue
                 if (line.log, line.number) not in taken and len(lines) < QUOTED:
                     taken.add((line.log, line.number))
                     lines.append(line)
@@ -211,7 +216,7 @@ def describe(found: Answer, *, verbose: bool = False) -> str:
     text = [f"note: {each}" for each in found.notes]
     if found.ending == "trouble":
         text.append("no known pit, but this looks like trouble:")
-    text += _findings(diagnosis, found.stacks, found.card)
+    text += _findings(diagnosis, found.stacks, found.card, alone=found.ending == "trouble")
     for trouble in found.trouble:
         text += [f"{trouble.subsystem}: {trouble.means}", *(_line(str(line)) for line in trouble.lines)]
         text.append(f"  next: {_own(trouble.next, found.card)}")
@@ -223,7 +228,7 @@ def describe(found: Answer, *, verbose: bool = False) -> str:
         text.append("no known pit, and no line of a guest, of QEMU or of a host's kernel: this says nothing of a boot")
         text.append("  next: pass the guest's console (-serial file:LOG), QEMU's messages, or the host's dmesg")
     for hit in diagnosis.questions:
-        text += [f"to ask: {hit.pit.title}. {_own(hit.pit.ask, found.card)}", *_evidence(hit)]
+        text += [f"to ask: {_own(hit.pit.ask, found.card)}", *_evidence(hit)]
     if verbose:
         text += [printable(f"not {name}: {why}"[:WIDTH]) for name, why in diagnosis.ruled_out]
     return "\n".join(text)
@@ -235,7 +240,7 @@ def findings(diagnosis: Diagnosis, stacks: Sequence[Stack] = ("minguest",)) -> s
     return "\n".join([*text, *_findings(diagnosis, stacks)])
 
 
-def _findings(diagnosis: Diagnosis, stacks: Sequence[Stack], card: str = "") -> list[str]:
+def _findings(diagnosis: Diagnosis, stacks: Sequence[Stack], card: str = "", *, alone: bool = False) -> list[str]:
     text: list[str] = []
     for hit in diagnosis.roots:
         text += [f"{hit.id}: {hit.pit.title}", *_evidence(hit)]
@@ -246,7 +251,8 @@ def _findings(diagnosis: Diagnosis, stacks: Sequence[Stack], card: str = "") -> 
     for hit in diagnosis.follows:
         text += [f"follows from {', '.join(hit.follows)}: {hit.pit.title}", *_evidence(hit)]
     for hit in diagnosis.unexplained:
-        text += [f"seen, and no known pit causes it: {hit.pit.title}", *_evidence(hit)]
+        head = "seen" if alone else "seen, and no known pit causes it"
+        text += [f"{head}: {hit.pit.title}", *_evidence(hit)]
         text += [f"  look at: {_own(hit.pit.look, card)}"] if hit.pit.look else []
     return text
 

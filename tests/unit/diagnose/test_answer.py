@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minguest.diagnose import answer, catalogue, logs, matching
+from minguest.diagnose import answer, cases, catalogue, logs, matching
 from minguest.util.errors import UserError
 from tests import ROOT
 
@@ -38,7 +38,7 @@ def test_a_healthy_console_has_no_trouble_and_shows_what_it_proves(path: Path) -
 
 
 def test_every_subsystem_knows_a_line_and_no_healthy_console_has_one() -> None:
-    for subsystem in SUBSYSTEMS:
+    for subsystem in SUBSYSTEMS.subsystem:
         for pattern in subsystem.line:
             form = catalogue.compiled(pattern)
             assert not [path.stem for path in HEALTHY if form.search(matching.see(path.read_bytes()).screen)], pattern
@@ -142,3 +142,20 @@ def test_a_broken_file_of_subsystems_is_named(broken: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["x" * 3_000_000, "vfio 0000:0a:00.0: error " * 100_000, "\x1b[31m" * 9999 + "x"])
 def test_a_log_of_one_line_is_answered_in_short(text: str) -> None:
     assert len(answer.describe(say(text))) < 3000
+
+
+PUBLIC = [case for each in cases.load(ROOT / "tests/data/public").values() for case in each.case]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in PUBLIC if not case.roots and not case.unexplained], ids=lambda case: case.name
+)
+def test_a_healthy_machine_is_no_trouble(case: cases.Case) -> None:
+    found = say(case.log)
+    assert found.ending in ("nothing wrong seen", "nothing recognized"), answer.describe(found)
+
+
+def test_a_guest_of_one_cpu_is_a_question() -> None:
+    one = BOOT.format(1).replace("1 CPUs", "1 CPU").replace("smp: Br", "smpboot: SMP disabled\n[    0.36] smp: Br")
+    said = answer.describe(say(one))
+    assert said.startswith("nothing wrong is seen") and "\nto ask: how many CPUs was the guest given" in said

@@ -49,7 +49,7 @@ def test_log_xml_journal_and_dmesg_are_collected(host: Path) -> None:
     assert b"usb" not in found[3].text and found[3].text.split(b"\n")[1].endswith(b"resetting")
     seen = matching.boot(found)
     assert seen[0].facts["cpus.requested"] == 4
-    assert answer.answer(matching.diagnose({}, *seen), seen, ()).card == "0000:0a:00.0"
+    assert answer.answer(matching.diagnose({}, *seen), seen, answer.Subsystems(())).card == "0000:0a:00.0"
 
 
 def test_what_cannot_be_read_is_said_and_the_rest_is_read(host: Path) -> None:
