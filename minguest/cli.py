@@ -93,7 +93,7 @@ def _run(argv: Sequence[str]) -> int:
         _say(answer.text)
     if answer.wrong:
         print(f"minguest: {answer.wrong}", file=sys.stderr)
-    return int(bool(answer.wrong))
+    return answer.status if answer.wrong else 0
 
 
 def _ending(error: BaseException) -> tuple[int, str, str]:
@@ -114,7 +114,7 @@ def _ending(error: BaseException) -> tuple[int, str, str]:
             wrong = "not enough memory"
         case _:
             wrong = str(error)
-    return 1, wrong, f"minguest: {wrong}"
+    return getattr(error, "exit_status", 1), wrong, f"minguest: {wrong}"
 
 
 # How a shell completes an argument, by its metavar: argcomplete calls these with the prefix and more.
@@ -259,16 +259,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _logs(each)
 
-    each = command(
-        "doctor", commands.doctor, "Reads the file, starts nothing. Exit status 1 if it would fall into a pit."
+    _doctor(
+        command(
+            "doctor",
+            commands.doctor,
+            "Reads the files, starts nothing. Exit status 1: the guest or its GPU would not work; 3: not a kernel for"
+            " this.",
+        )
     )
-    each.add_argument(
-        "image", type=Path, metavar="IMAGE", help="a kernel: bzImage, vmlinuz, UKI, vmlinux, or a .config"
-    )
-    each.add_argument("--config", type=Path, metavar="FILE", help="a .config to use in place of the one in the image")
-    each.add_argument("--cpus", type=int, metavar="N", help="number of CPUs of the launch")
-    each.add_argument("--gpu", default="", metavar="MODEL,…", help="its cards, as in a guest's launch.gpus; or none")
-    _guest(each)
 
     each = command("plan", commands.plan, "Shows the arithmetic. Exit status 1 if they do not fit.")
     each.add_argument("--gpu", default="", metavar="BDF,…", help="cards of this host, or bar:SIZE")
@@ -363,6 +361,22 @@ def _logs(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--verbose", action="store_true", help="also what was ruled out, and why")
     command.add_argument("--report", type=Path, metavar="FILE", help="initd's report, or a boot test's report.json")
+
+
+def _doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "image",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="a kernel: bzImage, vmlinuz, UKI, vmlinux, or a .config; several: a table",
+    )
+    command.add_argument("--config", type=Path, metavar="FILE", help="a .config in place of the one in the image")
+    command.add_argument("--cpus", type=int, metavar="N", help="number of CPUs of the launch")
+    command.add_argument("--gpu", default="", metavar="MODEL,…", help="its cards, as in a guest's launch.gpus; or none")
+    command.add_argument("--driver", choices=("nvidia", "amdgpu", "xe", "i915"), help="the GPU's driver in the guest")
+    command.add_argument("--fragment", action="store_true", help="print what is missing as a fragment of a .config")
+    _guest(command)
 
 
 def _guest(command: argparse.ArgumentParser) -> None:

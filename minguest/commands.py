@@ -39,7 +39,9 @@ class Answer(msgspec.Struct, frozen=True):
     data: Mapping[str, Any]
     """For a program."""
     wrong: str = ""
-    """Why the exit status is 1; empty: it is 0."""
+    """Why the exit status is not 0; empty: it is."""
+    status: int = 1
+    """The exit status where something is wrong."""
 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
@@ -155,14 +157,18 @@ def _answered(found: answer.Answer) -> dict[str, Any]:
     }
 
 
+# The exit statuses for a file that is no kernel for this, and for one that is not there.
+NO_KERNEL, NOT_THERE = 3, 2
+
+
 def doctor(options: argparse.Namespace, say: Say) -> Answer:
-    """What a kernel would do under OVMF, before its first boot."""
+    """What kernels would do under OVMF, before their first boot."""
     from minguest.diagnose import doctor as examination  # noqa: PLC0415 - see SLOW
     from minguest.kernel import image  # noqa: PLC0415 - see SLOW
 
-    looked = image.read(options.image.expanduser(), examination.look_for())
-    config = image.read(options.config.expanduser()).config if options.config else None
-    wanted = _launch(options.guest)
+    if options.config and len(options.image) > 1:
+        raise UserError(f"--config {options.config}: there are {len(options.image)} kernels", "pass one kernel with it")
+    wanted = _launch(options.guest) if options.guest else examination.PLAIN
     if options.cpus is not None:
         settings.check_cpus(options.cpus, "--cpus")
         wanted = msgspec.structs.replace(wanted, cpus=options.cpus, max_cpus=options.cpus)
@@ -170,13 +176,39 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
         names = () if options.gpu == "none" else tuple(options.gpu.split(","))
         wanted = msgspec.structs.replace(wanted, gpus=names)
     facts = verdict.facts_of_launch(launch.planned(wanted))
-    found = examination.examine(looked, config, catalogue.load(paths.known_pits()), wanted, facts)
-    pits = dict.fromkeys(each.pit for each in found if each.sure != "not known")
-    wrong = f"under OVMF with this launch it would fall into {', '.join(pits)}" if pits else ""
+    pits, needs = catalogue.load(paths.known_pits()), examination.load(paths.known_drivers())
+    config = image.read(options.config.expanduser()).config if options.config else None
+    reports, refused = [], {}
+    for path in options.image:
+        try:
+            looked = image.read(path.expanduser(), examination.look_for())
+        except UserError as error:
+            refused[path] = error
+        else:
+            reports.append(examination.examine(looked, config, pits, wanted, facts, needs, options.driver))
+    data = {
+        "kernels": [
+            {
+                "path": report.image.path, "kind": report.image.kind, "version": report.image.version,
+                "works": not report.wrong, "findings": report.findings, "boots_from": report.boots_from,
+            }
+            for report in reports
+        ],
+        "refused": {str(path): error.message for path, error in refused.items()},
+    }  # fmt: skip
+    if options.fragment:
+        text = examination.fragment(reports).rstrip("\n")
+    elif len(options.image) > 1:
+        text = examination.table(reports) if reports else ""
+    else:
+        text = "\n".join(map(examination.describe, reports))
+    if refused:
+        status = NO_KERNEL if all(path.expanduser().exists() for path in refused) else NOT_THERE
+        return Answer(text, data, "\n".join(map(str, refused.values())), status)
+    named = dict.fromkeys(each.pit or each.option for report in reports for each in report.wrong if not each.follows)
+    wrong = f"under OVMF it would not work: {', '.join(named)}" if named else ""
     return Answer(
-        examination.describe(looked, found),
-        {"kind": looked.kind, "version": looked.version, "findings": found},
-        f"{wrong}\n  remedy: cause and fix of each: {paths.known_pits() / 'PIT.toml'}" if wrong else "",
+        text, data, f"{wrong}\n  remedy: cause and fix of each: {paths.known_pits() / 'PIT.toml'}" if wrong else ""
     )
 
 

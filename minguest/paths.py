@@ -30,10 +30,19 @@ def known_cards() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent / "configs" / "cards"
 
 
+def _known_to_diagnose() -> Path:
+    packed = PACKAGE / "data" / "diagnose"
+    return packed if packed.is_dir() else PACKAGE.parent / "configs" / "diagnose"
+
+
 def known_subsystems() -> Path:
     """Who complains in a log, likewise."""
-    packed = PACKAGE / "data" / "diagnose"
-    return (packed if packed.is_dir() else PACKAGE.parent / "configs" / "diagnose") / "subsystems.toml"
+    return _known_to_diagnose() / "subsystems.toml"
+
+
+def known_drivers() -> Path:
+    """What GPU drivers need, likewise."""
+    return _known_to_diagnose() / "drivers.toml"
 
 
 def boot_tested(folder: Path) -> Path:

@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examines a kernel before its first boot: which pits it would fall into with a launch under OVMF. Pure.
+"""Examines a kernel before its first boot: what will not come up under OVMF, what a GPU will lack, and what only this
+project's launch needs. Pure, except `load`.
 
 The config decides. Where the image carries none, its headers and the messages in its payload are the evidence.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from minguest import settings
 from minguest.diagnose import catalogue, matching
 from minguest.diagnose.facts import Fact
 from minguest.kernel import contract
 from minguest.kernel.image import Image
 from minguest.model import Launch
+from minguest.util.errors import UserError
 
 Sure = Literal["certain", "likely", "not known"]
+ORDER: tuple[Sure, ...] = ("certain", "likely", "not known")
+Driver = Literal["nvidia", "amdgpu", "xe", "i915"]
+GROUPS: Mapping[contract.Scope, str] = {
+    "guest": "it will not come up",
+    "gpu": "the GPU will not work",
+    "minguest": "only minguest's launch needs it",
+}
+# A guest with a card, about which nothing else is known: nothing is asked that only a launch asks.
+PLAIN = Launch(cpus=2, max_cpus=2, gpus=("secondary-vga",))
 # Messages that a kernel with the option contains, as 4.12, 6.1 and 6.12 have them: one of them is enough. Without a
 # config they are the only evidence in the payload.
 STRINGS: Mapping[str, tuple[str, ...]] = {
@@ -27,19 +40,78 @@ STRINGS: Mapping[str, tuple[str, ...]] = {
     "SERIAL_8250": ("Serial: 8250/16550 driver",),
     "MODULES": ("module: x86/modules", "module verification failed", "loading out-of-tree module taints kernel"),
 }
+# What a kernel unpacks an initrd from, and what it can have as its root, by the options that it takes.
+PACKINGS = {name: f"RD_{name.upper()}" for name in ("gzip", "bzip2", "xz", "lzma", "lzo", "lz4", "zstd")}
+DISKS = {
+    "virtio-blk": ("VIRTIO_BLK", "VIRTIO_PCI"), "virtio-blk on MMIO": ("VIRTIO_BLK", "VIRTIO_MMIO"),
+    "virtio-scsi": ("SCSI_VIRTIO", "VIRTIO_PCI", "BLK_DEV_SD"), "NVMe": ("BLK_DEV_NVME",),
+    "SATA": ("SATA_AHCI", "BLK_DEV_SD"), "virtiofs": ("VIRTIO_FS",), "9p": ("9P_FS", "NET_9P_VIRTIO"),
+}  # fmt: skip
+SYSTEMS = {"ext4": "EXT4_FS", "xfs": "XFS_FS", "btrfs": "BTRFS_FS", "squashfs": "SQUASHFS", "erofs": "EROFS_FS"}
+
+
+class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a GPU driver needs of the kernel's config: a row of configs/diagnose/drivers.toml."""
+
+    option: str
+    without: str
+    """What is seen where it is not so."""
+    want: Literal["y", "n", "on"] = "y"
+    """`on`: y or m."""
+    drivers: tuple[Driver, ...] = ()
+    """For which; empty: for all."""
+    blocks: bool = False
+    """Whether the driver does not load, or does not find its card; else it works with less."""
+
+
+class _Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    need: tuple[Need, ...]
 
 
 class Finding(msgspec.Struct, frozen=True):
     """One thing that would go wrong, or that is not known."""
 
+    group: contract.Scope
     pit: str
-    """Its id in configs/pits/."""
+    """Its id in configs/pits/; empty: a driver's need."""
     option: str
     """Of the kernel's config; empty where the launch is wrong."""
     sure: Sure
     why: str
     without: str
     """What happens at boot without it."""
+    want: str = ""
+    """The value that it should have, as a fragment spells it; empty where the launch is wrong."""
+    follows: tuple[str, ...] = ()
+    """The pits among the findings that it follows from."""
+    blocks: bool = True
+    """Whether it counts for the exit status."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What is known of one kernel."""
+
+    image: Image
+    findings: tuple[Finding, ...]
+    boots_from: Mapping[str, tuple[str, ...]]
+    """`initrd`, `root disk` and `file system`: what is built in; empty where the config is not known."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def wrong(self) -> tuple[Finding, ...]:
+        """What keeps the guest or its card from working."""
+        return tuple(
+            each for each in self.findings if each.sure != "not known" and each.group != "minguest" and each.blocks
+        )
+
+
+def load(path: Path) -> tuple[Need, ...]:
+    """Read what drivers need. UserError names file and option."""
+    found = settings.decode(path, _Needs).need
+    for each in found:
+        if each.option.startswith("CONFIG_"):
+            raise UserError(f"{path}: option = {each.option!r}", "write it without CONFIG_")
+    return found
 
 
 def look_for() -> tuple[str, ...]:
@@ -53,8 +125,10 @@ def examine(
     known_pits: Mapping[str, catalogue.Pit],
     launch: Launch,
     facts: Mapping[str, Fact] | None = None,
-) -> list[Finding]:
-    """Which pits a kernel would fall into with `launch`, whose facts are `facts`.
+    needs: Sequence[Need] = (),
+    driver: Driver | None = None,
+) -> Report:
+    """Which pits a kernel would fall into with `launch`, whose facts are `facts`, and what its GPU's driver would lack.
 
     `config` takes precedence over the config in the image.
     """
@@ -62,20 +136,54 @@ def examine(
     series = ".".join((image.version or "").split(".")[:2])
     known = config if config is not None else image.config
     if known is not None:
-        found = [
-            Finding(each.pit, each.option, "certain", str(each), each.without)
-            for each in contract.check(rules, known, launch, series)
-        ]
+        found = [_breach(each, "certain", str(each)) for each in contract.check(rules, known, launch, series)]
+        if launch.gpus:
+            found += _lacks(known, needs, driver)
     else:
         found = _by_messages(image, rules, launch, series)
     header = image.bzimage
     if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
         without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
-        found.append(Finding("efi-stub-off", "EFI_STUB", "certain", "the image has no PE header for x86-64", without))
+        why = "the image has no PE header for x86-64"
+        found.append(Finding("guest", "efi-stub-off", "EFI_STUB", "certain", why, without, "y"))
     for hit in matching.diagnose(known_pits, matching.see(b"", facts=facts)).roots:
-        found.append(Finding(hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
-    order: tuple[Sure, ...] = ("certain", "likely", "not known")
-    return sorted(found, key=lambda each: order.index(each.sure))
+        found.append(Finding("guest", hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
+    return Report(image, tuple(_ordered(known_pits, found)), _boots_from(known))
+
+
+def _breach(each: contract.Breach, sure: Sure, why: str) -> Finding:
+    want = each.wanted.removeprefix("at least ")
+    return Finding(each.scope, each.pit, each.option, sure, why, each.without, want)
+
+
+def _lacks(config: Mapping[str, str], needs: Sequence[Need], driver: Driver | None) -> list[Finding]:
+    found = []
+    for need in needs:
+        if need.drivers and driver not in need.drivers:
+            continue
+        value = config.get(need.option, "n")
+        if value == need.want or (need.want == "on" and value in ("y", "m")):
+            continue
+        wanted = "y or m" if need.want == "on" else need.want
+        why = f"CONFIG_{need.option} is {value}, wanted {wanted}"
+        want = "y" if need.want == "on" else need.want
+        found.append(Finding("gpu", "", need.option, "certain", why, need.without, want, blocks=need.blocks))
+    return found
+
+
+def _ordered(pits: Mapping[str, catalogue.Pit], found: Sequence[Finding]) -> list[Finding]:
+    """By group, roots before what follows from them; in a group by how sure it is."""
+    sure = {each.pit for each in found if each.pit and each.sure != "not known"}
+    below = {name: catalogue.below(pits, name) for name in sure if name in pits}
+    groups = list(GROUPS)
+    placed = [
+        msgspec.structs.replace(each, follows=tuple(sorted(root for root in below if each.pit in below[root])))
+        for each in found
+    ]
+    return sorted(
+        placed,
+        key=lambda each: (groups.index(each.group), bool(each.follows), ORDER.index(each.sure), not each.blocks),
+    )
 
 
 def _by_messages(image: Image, rules: Sequence[contract.Rule], launch: Launch, series: str) -> list[Finding]:
@@ -86,24 +194,101 @@ def _by_messages(image: Image, rules: Sequence[contract.Rule], launch: Launch, s
             continue  # its header decides
         if option in STRINGS and image.opened:
             if not image.strings & set(STRINGS[option]):
-                why = "the kernel has none of the messages of this option"
-                found.append(Finding(each.pit, option, "likely", why, each.without))
+                found.append(_breach(each, "likely", "the kernel has none of the messages of this option"))
         else:
             why = "the image carries no config" if image.opened else image.closed_because
-            found.append(Finding(each.pit, option, "not known", f"{why}; pass the config: --config FILE", each.without))
+            found.append(_breach(each, "not known", f"{why}; pass the config: --config FILE"))
     return found
 
 
-def describe(image: Image, findings: Sequence[Finding]) -> str:
-    """For a person: what the file is, what is wrong and how sure that is, what is not known."""
+def _boots_from(config: Mapping[str, str] | None) -> dict[str, tuple[str, ...]]:
+    """What is built in, so that it is there before a module can be loaded."""
+    if config is None:
+        return {}
+
+    def built_in(*options: str) -> bool:
+        return all(config.get(option) == "y" for option in options)
+
+    initrd = [name for name, option in PACKINGS.items() if built_in("BLK_DEV_INITRD", option)]
+    return {
+        "initrd": tuple(initrd),
+        "root disk": tuple(name for name, options in DISKS.items() if built_in(*options)),
+        "file system": tuple(name for name, option in SYSTEMS.items() if built_in(option)),
+    }
+
+
+def describe(report: Report) -> str:
+    """For a person: what the file is, what is wrong by group, roots first, and what is not known."""
+    image = report.image
     packed = f", {image.compression}" if image.compression else ""
     text = [f"{image.path}: {image.kind}, linux {image.version or '(version not known)'}{packed}"]
-    for each in findings:
-        if each.sure != "not known":
-            text += [f"  {each.sure}: {each.pit}: {each.why}", f"      at boot: {each.without}"]
-    unknown = [each for each in findings if each.sure == "not known"]
+    text += [f"  note: {each}" for each in report.notes]
+    known = [each for each in report.findings if each.sure != "not known"]
+    for group, title in GROUPS.items():
+        own = [each for each in known if each.group == group]
+        blocking, less = [e for e in own if e.blocks], [e for e in own if not e.blocks]
+        if blocking:
+            text.append(f"{title}:")
+            text += _listed([each for each in blocking if not each.follows])
+            text += _following([each for each in blocking if each.follows])
+        if less:
+            text.append("the GPU works, with less:")
+            text += [f"  {each.why}: {each.without}" for each in less]
+    unknown = [each for each in report.findings if each.sure == "not known"]
     if unknown:
-        text.append(f"  not known ({unknown[0].why}): {', '.join(each.option for each in unknown)}")
-    if len(unknown) == len(findings):
-        text.append("  nothing wrong was found" + (" in what is known" if unknown else ""))
+        text.append(f"not known ({unknown[0].why}): {', '.join(each.option for each in unknown)}")
+    if not report.wrong:
+        text.append(
+            "nothing that keeps a guest or its GPU from working was found" + (" in what is known" if unknown else "")
+        )
+    for name, found in report.boots_from.items():
+        text.append(f"built in, {name}: {', '.join(found) or 'none'}")
     return "\n".join(text)
+
+
+def _listed(found: Sequence[Finding]) -> list[str]:
+    lines = []
+    for each in found:
+        lines += [f"  {each.sure}: {each.pit or each.option}: {each.why}", f"      {each.without}"]
+    return lines
+
+
+def _following(found: Sequence[Finding]) -> list[str]:
+    """A line for all that follows from the same roots."""
+    by_root: dict[tuple[str, ...], list[str]] = {}
+    for each in found:
+        by_root.setdefault(each.follows, []).append(f"CONFIG_{each.option}" if each.option else each.pit)
+    return [f"  follows from {', '.join(roots)}: {', '.join(names)}" for roots, names in by_root.items()]
+
+
+def fragment(reports: Sequence[Report]) -> str:
+    """The options that are missing, as a fragment that merge_config.sh or this project takes, with their reasons."""
+    text = ["# SPDX-License-Identifier: Apache-2.0", "# What minguest doctor found missing."]
+    seen: set[str] = set()
+    for report in reports:
+        for each in report.findings:
+            if each.sure == "not known" or not each.option or each.option in seen or each.group == "minguest":
+                continue
+            seen.add(each.option)
+            text += ["", f"# {each.without}".replace("\n", "\n# ")]
+            text.append(
+                f"# CONFIG_{each.option} is not set" if each.want == "n" else f"CONFIG_{each.option}={each.want}"
+            )
+    return "\n".join(text) + "\n"
+
+
+def table(reports: Sequence[Report]) -> str:
+    """Several kernels, a row each."""
+    rows: list[tuple[str, ...]] = [("kernel", "linux", GROUPS["guest"], GROUPS["gpu"], GROUPS["minguest"])]
+    for report in reports:
+        cells = []
+        for group in GROUPS:
+            own = [each for each in report.findings if each.group == group and each.sure != "not known" and each.blocks]
+            roots = dict.fromkeys(each.pit or each.option for each in own if not each.follows)
+            unknown = any(each.group == group and each.sure == "not known" for each in report.findings)
+            cells.append(", ".join(roots) or ("not known" if unknown else "-"))
+        rows.append((report.image.path, (report.image.version or "?").split(" ")[0], *cells))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

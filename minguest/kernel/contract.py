@@ -8,6 +8,7 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +16,9 @@ from minguest.model import Launch
 from minguest.util.errors import UserError
 
 WIDTH = 100
+Scope = Literal["guest", "gpu", "minguest"]
+"""`guest`: without it the guest does not come up whole, whoever starts it; `gpu`: without it the card does not work;
+`minguest`: this project's own launch needs it, for its console, its initrd or its report."""
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +40,14 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The row applies only if the config has this option on."""
     series: str | None = None
     """The row applies only to this series."""
+    scope: Scope | None = None
+    """Who needs it; None: a GPU where `when` is about one, else every guest."""
     pit: str = ""
     """The pit whose file has it; filled in when that file is read."""
+
+    @property
+    def needed_by(self) -> Scope:
+        return self.scope or ("gpu" if self.when in ("gpu", "q35") else "guest")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Breach:
     fragment: str
     without: str
     pit: str
+    scope: Scope = "guest"
 
     def __str__(self) -> str:
         return f"CONFIG_{self.option} is {self.found}, wanted {self.wanted}"
@@ -101,7 +112,7 @@ def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, seri
             wanted = f"at least {least}"
             met = found.isdecimal() and int(found) >= least
         if not met:
-            breaches.append(Breach(rule.option, wanted, found, rule.fragment, rule.without, rule.pit))
+            breaches.append(Breach(rule.option, wanted, found, rule.fragment, rule.without, rule.pit, rule.needed_by))
     return breaches
 
 

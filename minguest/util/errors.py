@@ -54,6 +54,9 @@ class MinguestError(Exception):
     A message may quote an untrusted server or file, and a URL with a password: see `printable`, `redacted`.
     """
 
+    exit_status = 1
+    """The exit status of a command that it ends."""
+
     def __init__(self, message: str, remedy: str = "") -> None:
         message = redacted(printable(message, keep="\n\t"))
         super().__init__(message if not remedy else f"{message}\n  remedy: {remedy}")

@@ -177,7 +177,7 @@ def test_the_help_groups_every_command(capsys: pytest.CaptureFixture[str]) -> No
                 "ruled_out",
             },
         ),
-        (["doctor", str(ROOT / "tests/data/consoles/none")], 1, {"error"}),
+        (["doctor", str(ROOT / "tests/data/consoles/none")], 2, {"error", "kernels", "refused"}),
         (["plan", "--card", "nvidia-h100", "--phys-bits", "46"], 0, {"plan", "warnings"}),
         (["plan", "--gpu", "bar:512G", "--phys-bits", "39"], 1, {"plan", "warnings", "error"}),
         (["plan"], 1, {"error"}),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of a kernel before its first boot, and how sure that is."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -8,6 +10,7 @@ from minguest.diagnose import catalogue, doctor
 from minguest.kernel import kconfig
 from minguest.kernel.image import Image
 from minguest.model import Launch
+from minguest.util.errors import UserError
 from tests import ROOT
 
 PITS = catalogue.load(ROOT / "configs/pits")
@@ -22,8 +25,8 @@ def image(**fields: object) -> Image:
     return msgspec.structs.replace(made, **fields)
 
 
-def options(found: list[doctor.Finding], sure: str) -> list[str]:
-    return [each.option for each in found if each.sure == sure]
+def options(found: doctor.Report, sure: str) -> list[str]:
+    return [each.option for each in found.findings if each.sure == sure]
 
 
 def test_a_config_decides() -> None:
@@ -50,14 +53,17 @@ def test_without_a_config_the_messages_decide(option: str) -> None:
 
 def test_what_is_not_known_is_not_guessed() -> None:
     found = doctor.examine(image(), None, PITS, Launch())
-    assert {each.sure for each in found} == {"not known"}
+    assert {each.sure for each in found.findings} == {"not known"}
     assert "NR_CPUS" in options(found, "not known")
-    text = doctor.describe(image(), found)
-    assert "nothing wrong was found in what is known" in text and "--config FILE" in text
+    text = doctor.describe(found)
+    assert (
+        "nothing that keeps a guest or its GPU from working was found in what is known" in text
+        and "--config FILE" in text
+    )
     closed = image(opened=False, closed_because="lz4: the program lz4 is not installed", strings=frozenset())
     found = doctor.examine(closed, None, PITS, Launch())
     assert not options(found, "likely")
-    assert "lz4 is not installed" in doctor.describe(closed, found)
+    assert "lz4 is not installed" in doctor.describe(found)
 
 
 def test_what_is_wrong_comes_with_what_happens_at_boot() -> None:
@@ -65,14 +71,126 @@ def test_what_is_wrong_comes_with_what_happens_at_boot() -> None:
         "NR_CPUS": "64",
         "SERIAL_8250_RUNTIME_UARTS": "4",
     }
-    assert doctor.describe(image(), doctor.examine(image(), config, PITS, Launch())).endswith("nothing wrong was found")
+    assert (
+        doctor.describe(doctor.examine(image(), config, PITS, Launch())).count(
+            "nothing that keeps a guest or its GPU from working was found\n"
+        )
+        == 1
+    )
     found = doctor.examine(image(), {**config, "EFI": "n"}, PITS, Launch())
-    text = doctor.describe(image(), found)
+    text = doctor.describe(found)
     assert "certain: efi-off: CONFIG_EFI is n, wanted y" in text and "A valid RSDP was not found" in text
 
 
 def test_a_fault_of_the_launch_is_found_too() -> None:
     found = doctor.examine(image(), {}, PITS, Launch(), {"memory.requested": 64 << 20})
-    assert [each.why for each in found if each.pit == "memory-too-little"] == ["memory.requested is 67108864"]
+    assert [each.why for each in found.findings if each.pit == "memory-too-little"] == ["memory.requested is 67108864"]
     found = doctor.examine(image(), {}, PITS, Launch(), {"memory.requested": 128 << 20})
-    assert "memory-too-little" not in [each.pit for each in found]
+    assert "memory-too-little" not in [each.pit for each in found.findings]
+
+
+NEEDS = doctor.load(ROOT / "configs/diagnose/drivers.toml")
+GOOD = {rule.option: rule.value or "y" for rule in catalogue.rules(PITS)} | {
+    "NR_CPUS": "64",
+    "SERIAL_8250_RUNTIME_UARTS": "4",
+    **{need.option: "y" if need.want == "on" else need.want for need in NEEDS},
+}
+
+
+def looked(
+    changes: dict[str, str], driver: doctor.Driver | None = None, launch: Launch = doctor.PLAIN
+) -> doctor.Report:
+    return doctor.examine(image(), {**GOOD, **changes}, PITS, launch, None, NEEDS, driver)
+
+
+def test_a_kernel_that_has_all_lacks_nothing() -> None:
+    for driver in (None, "nvidia", "amdgpu", "xe", "i915"):
+        assert not looked({}, driver).findings
+
+
+@pytest.mark.parametrize(
+    ("option", "group", "counts"),
+    [
+        ("EFI", "guest", True), ("ACPI", "guest", True), ("SMP", "guest", True), ("PCI_MSI", "gpu", True),
+        ("MODULES", "gpu", True), ("FW_LOADER", "gpu", True), ("HUGETLBFS", "gpu", False),
+        ("SERIAL_8250_CONSOLE", "minguest", False), ("DEVTMPFS", "minguest", False), ("RD_GZIP", "minguest", False),
+    ],
+)  # fmt: skip
+def test_a_finding_has_its_group_and_only_two_of_them_count(option: str, group: str, counts: bool) -> None:
+    found = looked({option: "n"})
+    assert {each.group for each in found.findings if each.option == option} == {group}
+    assert bool(found.wrong) == counts
+
+
+def test_nothing_is_asked_that_only_a_launch_asks() -> None:
+    lean = {"NR_CPUS": "2", "NUMA": "n", "X86_64_ACPI_NUMA": "n", "X86_X2APIC": "n", "ACPI_HOTPLUG_MEMORY": "n",
+            "HOTPLUG_CPU": "n", "ACPI_HOTPLUG_CPU": "n"}  # fmt: skip
+    assert not looked(lean).findings
+    asked = looked(lean, launch=Launch(cpus=8, max_cpus=300, gpus=("secondary-vga",)))
+    assert {"NR_CPUS", "X86_X2APIC", "HOTPLUG_CPU"} <= {each.option for each in asked.findings}
+    no_card = {"PCI_MSI": "n", "MODULES": "n", "FW_LOADER": "n"}
+    assert not looked(no_card, launch=msgspec.structs.replace(doctor.PLAIN, gpus=(), machine="pc")).findings
+
+
+def test_what_follows_is_said_after_its_root_in_one_line() -> None:
+    """libkrunfw's kernel: no PCI, and so none of what needs it."""
+    found = looked({"PCI": "n", "ACPI": "n", "PCI_MSI": "n", "PCI_MMCONFIG": "n", "EFI": "n", "EFI_STUB": "n"})
+    roots = [each.pit for each in found.wrong if not each.follows]
+    assert roots == ["pci-off"]
+    said = doctor.describe(found)
+    assert said.index("pci-off: CONFIG_PCI is n") < said.index("follows from")
+    assert said.count("wanted y") == 1
+
+
+@pytest.mark.parametrize(
+    ("driver", "option", "value"),
+    [
+        ("nvidia", "MODULE_SIG_FORCE", "y"), ("nvidia", "TRIM_UNUSED_KSYMS", "y"), ("nvidia", "PREEMPT_RT", "y"),
+        ("nvidia", "LOCK_DOWN_KERNEL_FORCE_INTEGRITY", "y"), ("nvidia", "MMU_NOTIFIER", "n"),
+        ("amdgpu", "DRM_AMDGPU", "n"), ("xe", "DRM_XE", "n"), ("i915", "DRM_I915", "n"),
+    ],
+)  # fmt: skip
+def test_what_a_driver_needs_is_asked_for_that_driver_alone(driver: doctor.Driver, option: str, value: str) -> None:
+    found = looked({option: value}, driver)
+    assert [each.option for each in found.wrong] == [option]
+    others: set[doctor.Driver] = {"nvidia", "amdgpu", "xe", "i915"}
+    assert not any(looked({option: value}, other).findings for other in others - {driver})
+    assert not looked({option: value}).findings
+
+
+def test_a_driver_that_is_a_module_is_there() -> None:
+    assert not looked({"DRM_AMDGPU": "m", "DRM": "m"}, "amdgpu").findings
+
+
+def test_a_fragment_repairs_what_it_was_made_from() -> None:
+    broken = {"EFI": "n", "SMP": "n", "MODULE_SIG_FORCE": "y", "DRM": "n", "SERIAL_8250_CONSOLE": "n"}
+    text = doctor.fragment([looked(broken, "nvidia")])
+    assert "# CONFIG_MODULE_SIG_FORCE is not set" in text and "CONFIG_EFI=y" in text
+    assert "SERIAL_8250_CONSOLE" not in text  # only minguest's launch needs it
+    repaired = {**broken, **kconfig.parse_config(text)}
+    assert not looked(repaired, "nvidia").wrong
+    # Each option has its reason above it.
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if "CONFIG_" in line:
+            assert lines[number - 1].startswith("# ") and "CONFIG_" not in lines[number - 1].split(" ")[1]
+
+
+def test_what_it_could_boot_from_is_what_is_built_in() -> None:
+    found = looked({"VIRTIO_BLK": "y", "VIRTIO_PCI": "m", "BLK_DEV_NVME": "y", "EXT4_FS": "m", "XFS_FS": "y"})
+    assert found.boots_from["root disk"] == ("NVMe",)
+    assert found.boots_from["file system"] == ("xfs",)
+    assert found.boots_from["initrd"] == ("gzip",)
+    assert doctor.examine(image(), None, PITS, doctor.PLAIN).boots_from == {}
+
+
+def test_several_kernels_are_a_table() -> None:
+    lines = doctor.table([looked({}), looked({"PCI": "n", "PCI_MSI": "n"}), looked({"PCI_MSI": "n"})]).splitlines()
+    assert [line.split("  ")[0].strip() for line in lines] == ["kernel", "vmlinux", "vmlinux", "vmlinux"]
+    assert "pci-off" in lines[2] and "msi-off" not in lines[2] and "msi-off" in lines[3]
+
+
+def test_a_need_that_is_spelled_wrong_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.toml").write_text('[[need]]\noption = "CONFIG_EFI"\nwithout = "x"\n')
+    with pytest.raises(UserError, match=r"d\.toml: option = 'CONFIG_EFI'.*\n.*without CONFIG_"):
+        doctor.load(tmp_path / "d.toml")
