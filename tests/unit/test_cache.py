@@ -87,7 +87,7 @@ def test_the_command_shows_and_removes(
     assert "removed 9, 5.0 MB" in capsys.readouterr().out
     assert left(store) == {"kernels/new"}
     assert cli.main(["cache", "--prune", "--older-than", "-1"]) == 1
-    assert "--older-than -1: a number of days" in capsys.readouterr().err
+    assert "--older-than -1: must be a number of days" in capsys.readouterr().err
 
 
 def test_what_was_pulled_goes_by_itself(store: Store) -> None:
