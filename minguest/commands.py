@@ -120,8 +120,8 @@ def diagnose(options: argparse.Namespace, say: Say) -> Answer:
     if options.libvirt:
         read += libvirt.collect(options.libvirt, say)
     report = matching.read_report(options.report) if options.report else None
-    seen = matching.boot(read, report)
-    found = answer.answer(matching.diagnose(pits, *seen), seen, subsystems)
+    diagnosis, seen = matching.diagnose_logs(pits, read, report)
+    found = answer.answer(diagnosis, seen, subsystems)
     heads = [f"{each.name}: {', '.join(each.kinds)}" for each in seen] if len(seen) > 1 else []
     text = "\n".join([*heads, answer.describe(found, verbose=options.verbose)])
     return Answer(text, {"logs": [{"log": each.name, "kinds": each.kinds} for each in seen], **_answered(found)})

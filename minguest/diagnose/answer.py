@@ -11,24 +11,29 @@ import msgspec
 import re2
 
 from minguest import settings
+from minguest.diagnose import logs
 from minguest.diagnose.catalogue import NAMES, Stack, compiled
 from minguest.diagnose.matching import BANNER, WIDTH, Diagnosis, Found, Quote, Seen, quote
 from minguest.util.errors import UserError, printable
 
-# The address that stands for the reader's card in pits and subsystems.
-EXAMPLE = "0000:01:00.0"
-# The card in what QEMU, libvirt and the host's kernel say; a guest has addresses of its own.
-CARD = re.compile(
-    rb"(?:vfio-pci,host=|\bvfio-pci |\bvfio |[dD]evice '?)((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7])\b"
-)
-# And in libvirt's XML of a domain, where it is the host's.
+# What stands for the reader's card, and for the number of its IOMMU group, in pits and subsystems.
+EXAMPLE, GROUP = "0000:01:00.0", "GROUP"
+# Lines of the host: its addresses are the host's, and a guest's are its own.
+HOSTS = re.compile(rb"(?i)vfio|qemu|libvirt|hostdev|\bkvm: -")
+BDF = re.compile(rb"\b((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7])\b")
+# In libvirt's XML of a domain.
 HOSTDEV = re.compile(
     rb"""<source>\s*<address domain=['"]0x([0-9a-f]{4})['"] bus=['"]0x([0-9a-f]{2})['"] """
     rb"""slot=['"]0x([0-9a-f]{2})['"] function=['"]0x([0-7])['"]/>"""
 )
+IN_GROUP = re.compile(rb"\bgroup (\d+)\b|/dev/vfio/(\d+)\b")
 # Lines that are quoted for one subsystem.
 QUOTED = 3
-STACKS: Mapping[Stack, re.Pattern[bytes]] = {"minguest": re.compile(rb"^initd: ", re.MULTILINE)}
+MINGUEST = re.compile(rb"^initd: ", re.MULTILINE)
+KINDS: Mapping[logs.Kind, Stack] = {
+    "libvirt": "libvirt", "libvirt XML": "libvirt", "Proxmox": "proxmox", "Kata": "kata", "Kubernetes": "kubernetes",
+}  # fmt: skip
+
 Ending = Literal["pit", "trouble", "nothing wrong seen", "nothing recognized"]
 
 
@@ -41,6 +46,10 @@ class Subsystem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     means: str
     next: str
     """The next command, or the next thing to look at."""
+    resolved: tuple[str, ...] = ()
+    """Patterns of a later line that shows that the complaints before it passed."""
+    always: bool = False
+    """Whether it is shown beside a pit too."""
 
 
 class Subsystems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +85,8 @@ class Answer(msgspec.Struct, frozen=True):
     """The tools that started the guest."""
     card: str
     """The address on the host that the logs name; empty: none, or several."""
+    group: str
+    """The number of the IOMMU group that they name; likewise."""
 
 
 def load(path: Path) -> Subsystems:
@@ -91,8 +102,9 @@ def load(path: Path) -> Subsystems:
 
 def answer(diagnosis: Diagnosis, seen: Sequence[Seen], subsystems: Subsystems) -> Answer:
     """What to say, given what was found."""
-    shown = {(line.log, line.number) for hit in diagnosis.unexplained for line in hit.lines}
-    trouble = () if diagnosis.roots else tuple(_trouble(seen, subsystems, shown))
+    hits = (*diagnosis.roots, *diagnosis.follows, *diagnosis.unexplained)
+    shown = {(line.log, line.number) for hit in hits for line in hit.lines}
+    trouble = tuple(_trouble(seen, subsystems, shown, beside=bool(diagnosis.roots)))
     well, unseen = _health(seen)
     ending: Ending = "nothing wrong seen"
     if diagnosis.roots:
@@ -101,12 +113,26 @@ def answer(diagnosis: Diagnosis, seen: Sequence[Seen], subsystems: Subsystems) -
         ending = "trouble"
     elif not well and not diagnosis.questions and all(each.kinds == ("text",) for each in seen):
         ending = "nothing recognized"
-    return Answer(ending, diagnosis, trouble, well, unseen, tuple(_notes(seen)), _stacks(seen), _card(seen))
+    return Answer(
+        ending,
+        diagnosis,
+        trouble,
+        well,
+        unseen,
+        tuple(_notes(seen)),
+        _stacks(seen),
+        _card(diagnosis, seen),
+        _group(seen),
+    )
 
 
-def _trouble(seen: Sequence[Seen], known: Subsystems, taken: set[tuple[str, int]]) -> Iterator[Trouble]:
-    """Complaints, each line once; not those that are shown already."""
+def _trouble(
+    seen: Sequence[Seen], known: Subsystems, taken: set[tuple[str, int]], *, beside: bool
+) -> Iterator[Trouble]:
+    """Complaints, each line once; not those that are shown already. `beside` a pit, only those that always are."""
     for subsystem in known.subsystem:
+        if beside and not subsystem.always:
+            continue
         lines: list[Quote] = []
         for each in seen:
             places = sorted(
@@ -115,7 +141,17 @@ def _trouble(seen: Sequence[Seen], known: Subsystems, taken: set[tuple[str, int]
                 for match in compiled(pattern).finditer(each.screen)
                 if b"\n" not in match[0]
             )
+            passed = max(
+                (
+                    match.start()
+                    for each_pattern in subsystem.resolved
+                    for match in compiled(each_pattern).finditer(each.screen)
+                ),
+                default=-1,
+            )
             for place, end in places:
+                if place < passed:
+                    continue
                 line = quote(each, place, end)
                 if any(compiled(pattern).search(line.text.encode()) for pattern in known.harmless):
                     continue
@@ -134,6 +170,9 @@ _CPUS = re.compile(rb"Brought up (\d+) nodes?, (\d+) CPUs?|Total of (\d+) proces
 _STARTED = re.compile(rb"Run (\S+) as init process|Freeing unused kernel|systemd\[1\]: |initd: ")
 _ENDED = re.compile(rb"reboot: Power down|reboot: System halted|ACPI: PM: Preparing to enter system sleep state S5")
 _PLACED = re.compile(rb"^.*pci \S+: BAR \d+[ :].*assigned", re.MULTILINE)
+_IOMMU = re.compile(rb"DMAR: IOMMU enabled|AMD-Vi: .*[Ee]nabled|Adding to iommu group|iommu: Default domain type")
+_NVIDIA = re.compile(rb"NVRM: loading NVIDIA UNIX .*?(\d{3}\.\d+[\d.]*)")
+_DRM = re.compile(rb"\[drm\] Initialized (\w+) ")
 _VERSION = re.compile(rb"Linux version (\S+)")
 
 
@@ -160,6 +199,12 @@ def _health(seen: Sequence[Seen]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             unseen.append(f"{where}how many CPUs came up")
         if placed := len(_PLACED.findall(screen)):
             well.append(f"{where}{placed} BAR{'s' * (placed > 1)} got an address")
+        if _IOMMU.search(screen):
+            well.append(f"{where}an IOMMU is on")
+        if nvidia := _NVIDIA.search(screen):
+            well.append(f"{where}NVIDIA's driver {nvidia[1].decode()} loads")
+        drivers = dict.fromkeys(match[1].decode(errors="replace") for match in _DRM.finditer(screen))
+        well += [f"{where}the graphics driver {driver} has its card" for driver in drivers]
         if _STARTED.search(screen):
             well.append(f"{where}the kernel is up and PID 1 starts")
         elif version:
@@ -186,28 +231,37 @@ def _notes(seen: Sequence[Seen]) -> Iterator[str]:
 
 
 def _stacks(seen: Sequence[Seen]) -> tuple[Stack, ...]:
-    kinds = {kind for each in seen for kind in each.kinds}
-    found: list[Stack] = []
-    if kinds & {"libvirt", "libvirt XML"}:
-        found.append("libvirt")
-    if "Proxmox" in kinds:
-        found.append("proxmox")
-    if "Kata" in kinds:
-        found.append("kata")
-    if any(re2.search(r"(?i)kubevirt|kubelet|virt-launcher|SyncVMI", each.screen) for each in seen):
-        found.append("kubernetes")
-    if any(STACKS["minguest"].search(each.screen) for each in seen):
-        found.append("minguest")
-    return tuple(found)
+    found = dict.fromkeys(KINDS[kind] for each in seen for kind in each.kinds if kind in KINDS)
+    own: tuple[Stack, ...] = ("minguest",) if any(MINGUEST.search(each.screen) for each in seen) else ()
+    return (*found, *own)
 
 
-def _card(seen: Sequence[Seen]) -> str:
-    cards = {match[1].decode() for each in seen for match in CARD.finditer(each.screen)}
+def _card(diagnosis: Diagnosis, seen: Sequence[Seen]) -> str:
+    """The card on the host: the one that the lines of a pit name, else the only one that lines of the host name."""
+    for hit in (*diagnosis.roots, *diagnosis.unexplained):
+        for line in hit.lines:
+            raw = line.text.encode()
+            if HOSTS.search(raw) and (match := BDF.search(raw)):
+                return _whole(match[1].decode())
+    found = []
     for each in seen:
-        cards |= {"{}:{}:{}.{}".format(*map(bytes.decode, part)) for part in HOSTDEV.findall(each.screen)}
-    whole = {card if card.count(":") == 2 else f"0000:{card}" for card in cards}
+        found += ["{}:{}:{}.{}".format(*map(bytes.decode, part)) for part in HOSTDEV.findall(each.screen)]
+        for raw in each.screen.split(b"\n") if HOSTS.search(each.screen) else ():
+            if HOSTS.search(raw):
+                found += [match[1].decode() for match in BDF.finditer(raw)]
+    whole = set(map(_whole, found))
     # The functions of one card are one card.
     return min(whole) if len({card[:-2] for card in whole}) == 1 else ""
+
+
+def _whole(card: str) -> str:
+    """With its PCI domain."""
+    return card if card.count(":") == 2 else f"0000:{card}"
+
+
+def _group(seen: Sequence[Seen]) -> str:
+    found = {(match[1] or match[2]).decode() for each in seen for match in IN_GROUP.finditer(each.screen)}
+    return min(found) if len(found) == 1 else ""
 
 
 def describe(found: Answer, *, verbose: bool = False) -> str:
@@ -216,19 +270,23 @@ def describe(found: Answer, *, verbose: bool = False) -> str:
     text = [f"note: {each}" for each in found.notes]
     if found.ending == "trouble":
         text.append("no known pit, but this looks like trouble:")
-    text += _findings(diagnosis, found.stacks, found.card, alone=found.ending == "trouble")
+    text += _findings(diagnosis, found.stacks, found.card, found.group, alone=found.ending == "trouble")
     for trouble in found.trouble:
-        text += [f"{trouble.subsystem}: {trouble.means}", *(_line(str(line)) for line in trouble.lines)]
-        text.append(f"  next: {_own(trouble.next, found.card)}")
+        head = "also: " if diagnosis.roots else ""
+        text += [f"{head}{trouble.subsystem}: {trouble.means}", *(_line(str(line)) for line in trouble.lines)]
+        text.append(f"  next: {_own(trouble.next, found.card, found.group)}")
     if found.ending == "nothing wrong seen":
-        text.append("nothing wrong is seen, as far as this goes:")
-        text += [f"  {each}" for each in found.well or ("nothing is shown to work either",)]
+        if found.well:
+            text.append("nothing wrong is seen, as far as this goes:")
+        else:
+            text.append("no known pit, and these lines show no trouble; they do not show that anything works either")
+        text += [f"  {each}" for each in found.well]
         text += [f"  not shown: {each}" for each in found.unseen]
     if found.ending == "nothing recognized":
         text.append("no known pit, and no line of a guest, of QEMU or of a host's kernel: this says nothing of a boot")
         text.append("  next: pass the guest's console (-serial file:LOG), QEMU's messages, or the host's dmesg")
     for hit in diagnosis.questions:
-        text += [f"to ask: {_own(hit.pit.ask, found.card)}", *_evidence(hit)]
+        text += [f"to ask: {_own(hit.pit.ask, found.card, found.group)}", *_evidence(hit)]
     if verbose:
         text += [printable(f"not {name}: {why}"[:WIDTH]) for name, why in diagnosis.ruled_out]
     return "\n".join(text)
@@ -240,28 +298,37 @@ def findings(diagnosis: Diagnosis, stacks: Sequence[Stack] = ("minguest",)) -> s
     return "\n".join([*text, *_findings(diagnosis, stacks)])
 
 
-def _findings(diagnosis: Diagnosis, stacks: Sequence[Stack], card: str = "", *, alone: bool = False) -> list[str]:
+def _findings(
+    diagnosis: Diagnosis, stacks: Sequence[Stack], card: str = "", group: str = "", *, alone: bool = False
+) -> list[str]:
     text: list[str] = []
     for hit in diagnosis.roots:
         text += [f"{hit.id}: {hit.pit.title}", *_evidence(hit)]
-        text += [f"  cause: {hit.pit.cause}", f"  fix:   {_own(hit.pit.fix, card)}"]
+        text += [f"  cause: {hit.pit.cause}", f"  fix:   {_own(hit.pit.fix, card, group)}"]
         text += [
-            f"  fix with {NAMES[each]}: {_own(hit.pit.stack[each], card)}" for each in stacks if each in hit.pit.stack
+            f"  fix with {NAMES[each]}: {_own(hit.pit.stack[each], card, group)}"
+            for each in stacks
+            if each in hit.pit.stack
         ]
+    shown = {line for hit in diagnosis.roots for line in hit.lines}
     for hit in diagnosis.follows:
-        text += [f"follows from {', '.join(hit.follows)}: {hit.pit.title}", *_evidence(hit)]
+        text += [f"follows from {', '.join(hit.follows)}: {hit.pit.title}"]
+        text += _evidence(msgspec.structs.replace(hit, lines=tuple(line for line in hit.lines if line not in shown)))
+        shown |= set(hit.lines)
     for hit in diagnosis.unexplained:
         head = "seen" if alone else "seen, and no known pit causes it"
         text += [f"{head}: {hit.pit.title}", *_evidence(hit)]
-        text += [f"  look at: {_own(hit.pit.look, card)}"] if hit.pit.look else []
+        text += [f"  look at: {_own(hit.pit.look, card, group)}"] if hit.pit.look else []
     return text
 
 
-def _own(advice: str, card: str) -> str:
-    """Advice for the reader's own card, with and without the PCI domain."""
-    if not card:
-        return advice
-    return re.sub(rf"(?<![\w:]){EXAMPLE.partition(':')[2]}", card.partition(":")[2], advice.replace(EXAMPLE, card))
+def _own(advice: str, card: str, group: str) -> str:
+    """Advice for the reader's own card; where that is not known, with a word in its place, not another's address."""
+    short = EXAMPLE.partition(":")[2]
+    named = re.sub(
+        rf"(?<![\w:]){short}", card.partition(":")[2] or "ADDRESS", advice.replace(EXAMPLE, card or "ADDRESS")
+    )
+    return re.sub(rf"\b{GROUP}\b", group or GROUP, named)
 
 
 def _evidence(hit: Found) -> list[str]:

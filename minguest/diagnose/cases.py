@@ -58,7 +58,7 @@ def load(folder: Path) -> dict[str, Cases]:
 
 def found_in(case: Case, pits: Mapping[str, Pit]) -> matching.Diagnosis:
     """What `diagnose` finds in the log of a case."""
-    return matching.diagnose(pits, *matching.boot([logs.unwrapped("log", case.log.encode())]))
+    return matching.diagnose_logs(pits, [logs.unwrapped("log", case.log.encode())])[0]
 
 
 def judge(case: Case, found: matching.Diagnosis) -> Result:

@@ -21,7 +21,9 @@ import re2
 
 from minguest.util.errors import UserError
 
-Kind = Literal["guest console", "host kernel", "kernel", "QEMU", "libvirt", "libvirt XML", "Proxmox", "Kata", "text"]
+Kind = Literal[
+    "guest console", "host kernel", "kernel", "QEMU", "libvirt", "libvirt XML", "Proxmox", "Kata", "Kubernetes", "text"
+]  # fmt: skip
 """Who wrote lines of a log. `kernel`: it is not seen whether a guest's or a host's."""
 
 # Bytes of the largest log: what prints more repeats itself.
@@ -40,7 +42,7 @@ UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 FIELD = re2.compile(r'\b(?:vmconsole|console)="((?:[^"\\]|\\.)*)(?:"|$)')
 CRI = re.compile(rb"^\d{4}-\d\d-\d\dT\S+ std(?:out|err) [FP] ")
 # A message that begins in the midst of a line: the line of another writer was cut.
-TIME = r"\[ {0,4}\d{1,5}\.\d{6}\](?:\[ *[CT]\d+\])? "
+TIME = r"\[ {0,4}\+?\d{1,5}\.\d{6}\](?:\[ *[CT]\d+\])? "
 INNER = re.compile(rb"(?<=[^\s\]<>:])[ \t]*(?=" + TIME.encode() + rb")")
 # Lines that are not as their writer wrote them.
 WRAPPED = re2.compile(
@@ -50,11 +52,27 @@ WRAPPED = re2.compile(
 EXPORT = re2.compile(r"(?m)^__(?:CURSOR|REALTIME_TIMESTAMP)=")
 EXPORTED = re2.compile(r"(?m)^[A-Z_][A-Z0-9_]*=?")
 
+# What a forum, a mail program or a browser made of quotes and of < > &.
+TYPOGRAPHY = {
+    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "&#39;": "'", "&#x27;": "'", "&apos;": "'",
+    "&quot;": '"', "&gt;": ">", "&lt;": "<", "&amp;": "&", "\u00a0": " ",
+}  # fmt: skip
+# What a line begins with that continues no other one.
+BEGINS = re.compile(
+    rb"(?:" + TIME.encode() + rb"|<\d+>|\w{3} +\d+ \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d[T ]\d\d:\d\d|"
+    rb"\d\d:\d\d:\d\d |(?:/\S*/)?(?:qemu|kvm|libvirt|virsh|error|TASK)[\w-]*: |[-*#>$] |$)"
+)
+# Characters of the shortest line that is wrapped, and of a word that is wrapped whole.
+WRAPPED_AT, WORD = 60, 25
+# Lines of the largest log that may have been wrapped; people wrap excerpts.
+EXCERPT = 300
+
 # Who writes such lines.
 SIGNS: tuple[tuple[Kind, str], ...] = (
     ("libvirt XML", r"<domain(?:status)?[ >]"),
     ("Proxmox", r"(?m)^TASK ERROR: |/var/run/qemu-server/|/etc/pve/|^kvm: -|\bqm start\b"),
     ("Kata", r"source=virtcontainers|kata-runtime|containerd-shim-kata|/run/vc/|vmconsole="),
+    ("Kubernetes", r"(?i)kubevirt|virt-launcher|virt-handler|kubelet|SyncVMI|\bk8s\b"),
     (
         "libvirt",
         r"(?m)starting up libvirt version|^\d{4}-\d\d-\d\d [\d:]{8}\.\d{3}\+\d{4}: |LibvirtError|qemuProcess|"
@@ -89,7 +107,7 @@ class Log(msgspec.Struct, frozen=True):
     """(N, M): from line N of the text on, the numbers in the file count from M. Only where they are not the same."""
 
 
-def number(breaks: Sequence[tuple[int, int]], line: int) -> int:
+def number_in_file(breaks: Sequence[tuple[int, int]], line: int) -> int:
     """The number in the file of a line of a Log's text, which counts from 1."""
     place = bisect.bisect(breaks, (line, sys.maxsize)) - 1
     if place < 0:
@@ -177,6 +195,9 @@ def _utf8(raw: bytes) -> bytes:
 def unwrapped(name: str, raw: bytes) -> Log:
     """The lines of a log, out of the records that a collector made of them."""
     raw = raw.replace(b"\r\n", b"\n")
+    for typed, plain in TYPOGRAPHY.items():
+        if typed.encode() in raw:
+            raw = raw.replace(typed.encode(), plain.encode())
     export = EXPORT.search(raw) is not None
     text = bytearray()
     breaks: list[tuple[int, int]] = []
@@ -229,6 +250,28 @@ def _record(line: bytes) -> bytes:
     if isinstance(message, list) and all(isinstance(each, int) and 0 <= each < 256 for each in message):
         return bytes(message)  # journald: not UTF-8
     return message.encode("utf-8", "replace") if isinstance(message, str) else line
+
+
+def unfolded(log: Log, between: bytes) -> Log | None:
+    """An excerpt whose long lines a terminal or a mail program wrapped, with those lines whole; None: none was.
+
+    `between` comes where a line was broken: nothing for a terminal, a blank for a mail program.
+    """
+    lines = log.text.split(b"\n")
+    width = max(map(len, lines))
+    if len(lines) > EXCERPT or width < WRAPPED_AT:
+        return None
+    whole: list[bytes] = []
+    breaks: list[tuple[int, int]] = []
+    for number, line in enumerate(lines, 1):
+        if whole and len(lines[number - 2]) >= width - WORD and not BEGINS.match(line):
+            whole[-1] += between + line
+        else:
+            whole.append(line)
+            breaks.append((len(whole), number_in_file(log.breaks, number)))
+    if len(whole) == len(lines):
+        return None
+    return Log(log.name, b"\n".join(whole), log.kinds, tuple(breaks))
 
 
 @functools.cache

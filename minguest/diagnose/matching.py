@@ -20,7 +20,7 @@ from minguest.vm.report import Report, parse
 # printk's time, which may be switched off, with its caller (CONFIG_PRINTK_CALLER), and what a log collector puts
 # before it.
 TIME = re.compile(
-    rb"^(?:[^\n\[]{0,80}\[ *\d+\.\d{6}\](?:\[ *[CT]\d+\])? ?|<\d+>|"
+    rb"^(?:[^\n\[]{0,80}\[ *\+?\d+\.\d{6}\](?:\[ *[CT]\d+\])? ?|<\d+>|"
     # dmesg -T, dmesg --time-format iso, journalctl -k.
     rb"\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[,.]\d{6}\S* |"
     rb"\w{3} [ \d]\d \d\d:\d\d:\d\d \S+ kernel: )",
@@ -156,6 +156,24 @@ def boot(read: Sequence[logs.Log], report: Report | None = None) -> list[Seen]:
         alone = see(each, report if each in consoles[:1] else None)
         seen.append(msgspec.structs.replace(alone, facts={**given, **alone.facts}))
     return seen
+
+
+def diagnose_logs(
+    pits: Mapping[str, Pit], read: Sequence[logs.Log], report: Report | None = None
+) -> tuple[Diagnosis, list[Seen]]:
+    """Which pits logs show; where they show none, whether they do with their wrapped lines whole."""
+    seen = boot(read, report)
+    found = diagnose(pits, *seen)
+    for between in (b"", b" "):
+        if found.roots:
+            break
+        whole = [logs.unfolded(each, between) for each in read]
+        if any(whole):
+            again = boot([after or before for after, before in zip(whole, read, strict=True)], report)
+            other = diagnose(pits, *again)
+            if other.roots or (other.unexplained and not found.unexplained):
+                found, seen = other, again
+    return found, seen
 
 
 def _unquoted(line: bytes) -> str:
@@ -366,8 +384,8 @@ def quote(seen: Seen, place: int, end: int) -> Quote:
     screen = seen.screen
     begin, over = screen.rfind(b"\n", 0, place) + 1, screen.find(b"\n", place)
     over = over if over >= 0 else len(screen)
-    number = logs.number(seen.breaks, screen.count(b"\n", 0, begin) + 1)
+    number = logs.number_in_file(seen.breaks, screen.count(b"\n", 0, begin) + 1)
     if over - begin > WIDTH:
         begin = max(begin, min(place, end - WIDTH))
         over = min(over, begin + WIDTH)
-    return Quote(seen.name, number, screen[begin:over].decode("utf-8", "replace").rstrip())
+    return Quote(seen.name, number, screen[begin:over].decode("utf-8", "replace").replace("\t", " ").rstrip())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endings of a diagnosis: a pit, trouble without one, what is seen to be well; never "no known pit" alone."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ def say(*texts: str | bytes) -> answer.Answer:
     read = [
         logs.unwrapped(f"{n}.log", text.encode() if isinstance(text, str) else text) for n, text in enumerate(texts)
     ]
-    seen = matching.boot(read)
-    return answer.answer(matching.diagnose(PITS, *seen), seen, SUBSYSTEMS)
+    found, seen = matching.diagnose_logs(PITS, read)
+    return answer.answer(found, seen, SUBSYSTEMS)
 
 
 @pytest.mark.parametrize("path", HEALTHY, ids=lambda path: path.stem)
@@ -83,7 +84,57 @@ def test_the_advice_is_for_the_card_of_the_log() -> None:
     found = say("qemu-system-x86_64: -device vfio-pci,host=0a:00.0: vfio 0000:0a:00.0: some new error\n")
     assert found.card == "0000:0a:00.0" and "host-check --gpu 0000:0a:00.0" in answer.describe(found)
     two = say("vfio 0000:0a:00.0: some new error\nvfio 0000:0b:00.0: some new error\n")
-    assert two.card == "" and "host-check --gpu 0000:01:00.0" in answer.describe(two)
+    assert two.card == "" and "host-check --gpu ADDRESS" in answer.describe(two)
+    # A guest's addresses are its own.
+    guest = say("[    9.000000] NVRM: GPU 0000:0a:00.0: some new thing failed\n")
+    assert guest.card == "" and "0000:01:00.0" not in answer.describe(guest)
+
+
+def test_the_card_and_the_group_of_the_pits_own_line_win() -> None:
+    other = "qemu-system-x86_64: vfio 0000:0b:00.0: hello\n"
+    found = say(f"{other}qemu-system-x86_64: vfio 0000:0a:00.0: group 27 is not viable\n")
+    assert (found.card, found.group) == ("0000:0a:00.0", "27")
+
+
+def test_a_pit_does_not_hide_an_oops() -> None:
+    oops = "[    9.000000] BUG: kernel NULL pointer dereference, address: 0000000000000038\n"
+    said = answer.describe(say(f"qemu-system-x86_64: vfio 0000:0a:00.0: group 27 is not viable\n{oops}"))
+    assert said.startswith("group-not-viable: ") and "\nalso: an oops: " in said
+
+
+def test_a_complaint_that_passed_is_no_trouble() -> None:
+    line = "[    9.000000] i915 0000:00:02.0: [drm] *ERROR* some thing failed\n"
+    assert say(line).ending == "trouble"
+    assert say(f"{line}[    9.100000] [drm] Initialized i915 1.6.0 for 0000:00:02.0 on minor 0\n").trouble == ()
+
+
+@pytest.mark.parametrize("between", ["", " "])
+def test_lines_that_were_wrapped_are_read_as_one(between: str) -> None:
+    """By a terminal in the midst of a word, by a mail program at a blank."""
+    line = (
+        "qemu-system-x86_64: -device vfio-pci,host=0000:0a:00.0: vfio 0000:0a:00.0: failed to setup container "
+        "for group 12: memory listener initialization failed: Region pc.ram: vfio_dma_map(0x55d000000000, 0x0, "
+        "0x80000000, 0x7f0000000000) = -12 (Cannot allocate memory)"
+    )
+    for width in (78, 100):
+        if between:
+            wrapped = "\n".join(textwrap.wrap(line, width, break_on_hyphens=False))
+        else:
+            wrapped = "\n".join(line[at : at + width] for at in range(0, len(line), width))
+        found = say(wrapped)
+        assert [hit.id for hit in found.diagnosis.roots] == ["memlock"]
+        assert {quote.number for hit in found.diagnosis.roots for quote in hit.lines} == {1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "error: internal error: Unknown PCI header type \u2018127\u2019 for device \u20180000:0a:00.0\u2019",
+        "error: internal error: Unknown PCI header type &#39;127&#39; for device &#39;0000:0a:00.0&#39;",
+    ],
+)
+def test_quotes_of_forums_and_browsers_are_quotes(text: str) -> None:
+    assert [hit.id for hit in say(text).diagnosis.roots] == ["card-lost"]
 
 
 def test_logs_of_one_boot_are_judged_together_and_quoted_each() -> None:

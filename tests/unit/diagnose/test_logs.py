@@ -116,14 +116,14 @@ def test_a_line_comes_out_of_its_record(wrapper: str) -> None:
     log = logs.unwrapped("x", "\n".join(map(WRAPPERS[wrapper], lines)).encode())
     assert [line.rstrip() for line in log.text.decode().split("\n") if line.strip()] == lines
     where = next(number for number, line in enumerate(log.text.split(b"\n"), 1) if b"RSDP" in line)
-    assert logs.number(log.breaks, where) == 3
+    assert logs.number_in_file(log.breaks, where) == 3
 
 
 def test_an_exported_journal_is_its_messages() -> None:
     log = logs.unwrapped("x", (export(BANNER) + "\n" + export(RSDP)).encode())
     lines = log.text.decode().split("\n")
     assert [line for line in lines if line] == [BANNER, RSDP]
-    assert logs.number(log.breaks, lines.index(RSDP) + 1) == 9
+    assert logs.number_in_file(log.breaks, lines.index(RSDP) + 1) == 9
 
 
 def test_lines_in_one_line_come_apart_and_keep_its_number() -> None:
@@ -132,7 +132,7 @@ def test_lines_in_one_line_come_apart_and_keep_its_number() -> None:
     )
     log = logs.unwrapped("x", escaped.encode())
     lines = log.text.decode().split("\n")
-    assert [logs.number(log.breaks, number) for number in range(1, len(lines) + 1)] == [1, 2, 2, 3, 4]
+    assert [logs.number_in_file(log.breaks, number) for number in range(1, len(lines) + 1)] == [1, 2, 2, 3, 4]
     assert lines[2] == 'Please ensure "all""'
 
 
@@ -140,7 +140,7 @@ def test_a_log_that_lost_its_line_ends_is_taken_apart() -> None:
     log = logs.unwrapped("x", f"BdsDxe: starting Boot0001 {BANNER} {RSDP}".encode())
     lines = log.text.decode().split("\n")
     assert lines[1:] == [BANNER, RSDP]
-    assert [logs.number(log.breaks, number) for number in (1, 2, 3)] == [1, 1, 1]
+    assert [logs.number_in_file(log.breaks, number) for number in (1, 2, 3)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

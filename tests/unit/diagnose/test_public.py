@@ -20,7 +20,7 @@ def known() -> dict[str, Pit]:
 
 
 def diagnosed(known: dict[str, Pit], raw: bytes) -> matching.Diagnosis:
-    return matching.diagnose(known, *matching.boot([logs.unwrapped("log", raw)]))
+    return matching.diagnose_logs(known, [logs.unwrapped("log", raw)])[0]
 
 
 def roots(known: dict[str, Pit], raw: bytes) -> list[str]:
