@@ -23,7 +23,7 @@ Sure = Literal["certain", "likely", "not known"]
 ORDER: tuple[Sure, ...] = ("certain", "likely", "not known")
 Driver = Literal["nvidia", "amdgpu", "xe", "i915"]
 GROUPS: Mapping[contract.Scope, str] = {
-    "guest": "it will not come up",
+    "guest": "it will not come up under OVMF",
     "gpu": "the GPU will not work",
     "minguest": "only minguest's launch needs it",
 }
@@ -40,12 +40,16 @@ STRINGS: Mapping[str, tuple[str, ...]] = {
     "SERIAL_8250": ("Serial: 8250/16550 driver",),
     "MODULES": ("module: x86/modules", "module verification failed", "loading out-of-tree module taints kernel"),
 }
+# The option that builds a driver of the kernel's own tree, and the pit of a kernel that loads none.
+IN_TREE: Mapping[Driver, str] = {"amdgpu": "DRM_AMDGPU", "xe": "DRM_XE", "i915": "DRM_I915"}
+MODULES_OFF = "modules-off"
 # What a kernel unpacks an initrd from, and what it can have as its root, by the options that it takes.
 PACKINGS = {name: f"RD_{name.upper()}" for name in ("gzip", "bzip2", "xz", "lzma", "lzo", "lz4", "zstd")}
 DISKS = {
     "virtio-blk": ("VIRTIO_BLK", "VIRTIO_PCI"), "virtio-blk on MMIO": ("VIRTIO_BLK", "VIRTIO_MMIO"),
     "virtio-scsi": ("SCSI_VIRTIO", "VIRTIO_PCI", "BLK_DEV_SD"), "NVMe": ("BLK_DEV_NVME",),
-    "SATA": ("SATA_AHCI", "BLK_DEV_SD"), "virtiofs": ("VIRTIO_FS",), "9p": ("9P_FS", "NET_9P_VIRTIO"),
+    "SATA": ("SATA_AHCI", "BLK_DEV_SD"), "virtiofs": ("VIRTIO_FS", "VIRTIO_PCI"),
+    "9p": ("9P_FS", "NET_9P_VIRTIO", "VIRTIO_PCI"),
 }  # fmt: skip
 SYSTEMS = {"ext4": "EXT4_FS", "xfs": "XFS_FS", "btrfs": "BTRFS_FS", "squashfs": "SQUASHFS", "erofs": "EROFS_FS"}
 
@@ -62,6 +66,8 @@ class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For which; empty: for all."""
     blocks: bool = False
     """Whether the driver does not load, or does not find its card; else it works with less."""
+    modules: bool = False
+    """Whether it is about loading a module from outside of the tree."""
 
 
 class _Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,6 +145,8 @@ def examine(
         found = [_breach(each, "certain", str(each)) for each in contract.check(rules, known, launch, series)]
         if launch.gpus:
             found += _lacks(known, needs, driver)
+        if driver and known.get(IN_TREE.get(driver, "")) == "y":
+            found = [each for each in found if each.pit != MODULES_OFF]  # nothing has to be loaded
     else:
         found = _by_messages(image, rules, launch, series)
     header = image.bzimage
@@ -153,13 +161,13 @@ def examine(
 
 def _breach(each: contract.Breach, sure: Sure, why: str) -> Finding:
     want = each.wanted.removeprefix("at least ")
-    return Finding(each.scope, each.pit, each.option, sure, why, each.without, want)
+    return Finding(each.scope, each.pit, each.option, sure, why, each.without, want, blocks=each.blocks)
 
 
 def _lacks(config: Mapping[str, str], needs: Sequence[Need], driver: Driver | None) -> list[Finding]:
     found = []
     for need in needs:
-        if need.drivers and driver not in need.drivers:
+        if (need.drivers and driver not in need.drivers) or (need.modules and config.get("MODULES", "n") == "n"):
             continue
         value = config.get(need.option, "n")
         if value == need.want or (need.want == "on" and value in ("y", "m")):
@@ -220,13 +228,14 @@ def _boots_from(config: Mapping[str, str] | None) -> dict[str, tuple[str, ...]]:
 def describe(report: Report) -> str:
     """For a person: what the file is, what is wrong by group, roots first, and what is not known."""
     image = report.image
-    packed = f", {image.compression}" if image.compression else ""
+    packed = f", {image.compression}" if image.compression and image.kind != "config" else ""
     text = [f"{image.path}: {image.kind}, linux {image.version or '(version not known)'}{packed}"]
     text += [f"  note: {each}" for each in report.notes]
     known = [each for each in report.findings if each.sure != "not known"]
     for group, title in GROUPS.items():
         own = [each for each in known if each.group == group]
-        blocking, less = [e for e in own if e.blocks], [e for e in own if not e.blocks]
+        blocking = [each for each in own if each.blocks]
+        less = [each for each in own if not each.blocks and not each.follows]
         if blocking:
             text.append(f"{title}:")
             text += _listed([each for each in blocking if not each.follows])

@@ -42,6 +42,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The row applies only to this series."""
     scope: Scope | None = None
     """Who needs it; None: a GPU where `when` is about one, else every guest."""
+    blocks: bool = True
+    """Whether the guest or its card does not work without it; else it works with less."""
     pit: str = ""
     """The pit whose file has it; filled in when that file is read."""
 
@@ -61,6 +63,7 @@ class Breach:
     without: str
     pit: str
     scope: Scope = "guest"
+    blocks: bool = True
 
     def __str__(self) -> str:
         return f"CONFIG_{self.option} is {self.found}, wanted {self.wanted}"
@@ -112,7 +115,9 @@ def check(rules: Iterable[Rule], config: Mapping[str, str], launch: Launch, seri
             wanted = f"at least {least}"
             met = found.isdecimal() and int(found) >= least
         if not met:
-            breaches.append(Breach(rule.option, wanted, found, rule.fragment, rule.without, rule.pit, rule.needed_by))
+            breaches.append(
+                Breach(rule.option, wanted, found, rule.fragment, rule.without, rule.pit, rule.needed_by, rule.blocks)
+            )
     return breaches
 
 

@@ -113,6 +113,7 @@ def test_a_kernel_that_has_all_lacks_nothing() -> None:
     [
         ("EFI", "guest", True), ("ACPI", "guest", True), ("SMP", "guest", True), ("PCI_MSI", "gpu", True),
         ("MODULES", "gpu", True), ("FW_LOADER", "gpu", True), ("HUGETLBFS", "gpu", False),
+        ("PCI_MMCONFIG", "gpu", False),
         ("SERIAL_8250_CONSOLE", "minguest", False), ("DEVTMPFS", "minguest", False), ("RD_GZIP", "minguest", False),
     ],
 )  # fmt: skip
@@ -145,8 +146,7 @@ def test_what_follows_is_said_after_its_root_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("driver", "option", "value"),
     [
-        ("nvidia", "MODULE_SIG_FORCE", "y"), ("nvidia", "TRIM_UNUSED_KSYMS", "y"), ("nvidia", "PREEMPT_RT", "y"),
-        ("nvidia", "LOCK_DOWN_KERNEL_FORCE_INTEGRITY", "y"), ("nvidia", "MMU_NOTIFIER", "n"),
+        ("nvidia", "TRIM_UNUSED_KSYMS", "y"), ("nvidia", "PREEMPT_RT", "y"), ("nvidia", "MMU_NOTIFIER", "n"),
         ("amdgpu", "DRM_AMDGPU", "n"), ("xe", "DRM_XE", "n"), ("i915", "DRM_I915", "n"),
     ],
 )  # fmt: skip
@@ -156,6 +156,19 @@ def test_what_a_driver_needs_is_asked_for_that_driver_alone(driver: doctor.Drive
     others: set[doctor.Driver] = {"nvidia", "amdgpu", "xe", "i915"}
     assert not any(looked({option: value}, other).findings for other in others - {driver})
     assert not looked({option: value}).findings
+
+
+@pytest.mark.parametrize("option", ["MODULE_SIG_FORCE", "LOCK_DOWN_KERNEL_FORCE_INTEGRITY", "MODVERSIONS"])
+def test_what_a_signed_module_passes_is_said_and_does_not_count(option: str) -> None:
+    found = looked({option: "y"}, "nvidia")
+    assert [each.option for each in found.findings] == [option] and not found.wrong
+
+
+def test_without_modules_nothing_is_said_of_them_but_that() -> None:
+    found = looked({"MODULES": "n", "MODULE_SIG_FORCE": "y", "MMU_NOTIFIER": "n"}, "nvidia")
+    assert [each.pit for each in found.wrong] == ["modules-off"]
+    assert not looked({"MODULES": "n", "DRM_AMDGPU": "y"}, "amdgpu").wrong
+    assert looked({"MODULES": "n", "DRM_AMDGPU": "m"}, "amdgpu").wrong
 
 
 def test_a_driver_that_is_a_module_is_there() -> None:
