@@ -142,19 +142,15 @@ def _trouble(
                 if b"\n" not in match[0]
             )
             passed = max(
-                (
-                    match.start()
-                    for each_pattern in subsystem.resolved
-                    for match in compiled(each_pattern).finditer(each.screen)
-                ),
+                (match.start() for pattern in subsystem.resolved for match in compiled(pattern).finditer(each.screen)),
                 default=-1,
             )
             for place, end in places:
-                if place < passed:
+                # Before it is quoted, which counts the lines up to it.
+                raw = each.screen[each.screen.rfind(b"\n", 0, place) + 1 : each.screen.find(b"\n", end)]
+                if place < passed or any(compiled(pattern).search(raw) for pattern in known.harmless):
                     continue
                 line = quote(each, place, end)
-                if any(compiled(pattern).search(line.text.encode()) for pattern in known.harmless):
-                    continue
                 if (line.log, line.number) not in taken and len(lines) < QUOTED:
                     taken.add((line.log, line.number))
                     lines.append(line)
