@@ -75,8 +75,10 @@ page from `configs/pits/`.
 FIGURES = """\
 Logs of the kinds that people post, reworded and without names, in `tests/data/public/`; a person wrote down the right
 answer of each. *Incomplete*: a part of it. *Silent*: no pit. *Wrong*: another pit. *False alarm*: a pit in a log that
-shows none. The patterns were written with these logs in sight: on logs that nobody here has seen, it is right less
-often."""
+shows none. The patterns were written with these logs in sight, so the figures say that nothing was lost since, not how
+often a new log is answered. For that, a reader who had not seen the patterns collected 191 other logs on 26 November
+2026: of 132 that fail 105 were right, 4 incomplete, 22 silent and 1 wrong; of 59 healthy ones 10 raised an alarm. What
+they taught is in the table below."""
 
 
 def page(pits: Mapping[str, Pit], figures: str = "") -> str:
