@@ -270,20 +270,32 @@ def _following(found: Sequence[Finding]) -> list[str]:
     return [f"  follows from {', '.join(roots)}: {', '.join(names)}" for roots, names in by_root.items()]
 
 
-def fragment(reports: Sequence[Report]) -> str:
-    """The options that are missing, as a fragment that merge_config.sh or this project takes, with their reasons."""
+def missing(report: Report) -> list[Finding]:
+    """The findings that a fragment can repair: what the guest or its card lacks."""
+    return [each for each in report.findings if each.option and each.group != "minguest" and each.sure != "not known"]
+
+
+def fragment(reports: Sequence[Report], needed: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """The options that are missing, as a fragment that merge_config.sh or this project takes, with their reasons.
+
+    `needed`: for an option, the others that it depends on and that are not set, as explain.needed gives them.
+    """
     text = ["# SPDX-License-Identifier: Apache-2.0", "# What minguest doctor found missing."]
     seen: set[str] = set()
-    for report in reports:
-        for each in report.findings:
-            if each.sure == "not known" or not each.option or each.option in seen or each.group == "minguest":
-                continue
-            seen.add(each.option)
-            text += ["", f"# {each.without}".replace("\n", "\n# ")]
-            text.append(
-                f"# CONFIG_{each.option} is not set" if each.want == "n" else f"CONFIG_{each.option}={each.want}"
-            )
+    for each in [each for report in reports for each in missing(report)]:
+        if each.option in seen:
+            continue
+        seen.add(each.option)
+        text += ["", f"# {each.without}".replace("\n", "\n# "), _set(each.option, each.want)]
+        for option, value in (needed or {}).get(each.option, {}).items():
+            if option not in seen:
+                seen.add(option)
+                text += ["", f"# {each.option} depends on it.", _set(option, value)]
     return "\n".join(text) + "\n"
+
+
+def _set(option: str, value: str) -> str:
+    return f"# CONFIG_{option} is not set" if value == "n" else f"CONFIG_{option}={value}"
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -42,6 +42,8 @@ RELATIONS = {
     kconfiglib.GREATER: operator.gt,
     kconfiglib.GREATER_EQUAL: operator.ge,
 }
+# The child's first argument where `needed` asks.
+NEEDED = "--needed"
 LEVELS = {"n": 0, "m": 1, "y": 2}
 
 
@@ -59,13 +61,35 @@ def explain_all(
     be read, the answer is "not explained: …" for each option.
     """
     wanted = list(symbols)
-    if not wanted:
+    answers = _asked(tree, config_text, wanted, tools)
+    if isinstance(answers, str):
+        return dict.fromkeys(wanted, f"not explained: {answers}")
+    return {symbol: str(answers[symbol]) for symbol in wanted}
+
+
+def needed(
+    tree: Path, config_text: str, symbols: Iterable[str], tools: Mapping[str, str] | None = None
+) -> dict[str, dict[str, str]]:
+    """Which other options of a final .config of `tree` have to change so that each of `symbols` can be y, and to what.
+
+    Of alternatives, the one with the fewest changes. ToolError where the tree cannot be read.
+    """
+    wanted = list(symbols)
+    answers = _asked(tree, config_text, [NEEDED, *wanted] if wanted else [], tools)
+    if isinstance(answers, str):
+        raise ToolError(f"{tree}: {answers}", "name the tree that the kernel is built from")
+    return {symbol: dict(answers[symbol]) for symbol in wanted}
+
+
+def _asked(tree: Path, config_text: str, argv: list[str], tools: Mapping[str, str] | None) -> dict[str, Any] | str:
+    """What the child answers, by option; or why it does not."""
+    if not argv:
         return {}
     try:
         with scratch.folder("explain") as folder:
             (folder / "config").write_text(config_text, encoding="utf-8")
             status, output = run(
-                [sys.executable, "-m", "minguest.kernel.explain", *wanted],
+                [sys.executable, "-m", "minguest.kernel.explain", *argv],
                 cwd=folder,
                 env=_environment(tree.absolute(), tools or {}),
                 deadline=DEADLINE,
@@ -73,13 +97,12 @@ def explain_all(
                 bare=True,  # as make had it
             )
             if status == 0:
-                answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-                return {symbol: str(answers[symbol]) for symbol in wanted}
+                answers: dict[str, Any] = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+                return answers
             last = next((line for line in reversed(output.splitlines()) if line.strip()), f"exit status {status}")
-            reason = f"kconfiglib cannot read {tree}: {last.strip()}"
+            return f"kconfiglib cannot read {tree}: {last.strip()}"
     except (ToolError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-    return dict.fromkeys(wanted, f"not explained: {reason}")
+        return str(error).splitlines()[0]
 
 
 def _environment(tree: Path, tools: Mapping[str, str]) -> dict[str, str]:
@@ -131,7 +154,11 @@ def _main(argv: list[str]) -> None:
     """The child: read the tree of $srctree and ./config, write ./answers.json."""
     config = parse_config(Path("config").read_text(encoding="utf-8"))
     kconf = _Kconfig("Kconfig", warn=False)
-    answers = {name: _answer(kconf.syms.get(name), name, config) for name in argv[1:]}
+    answers: dict[str, Any]
+    if argv[1] == NEEDED:
+        answers = {name: _needed(kconf.syms.get(name), config) for name in argv[2:]}
+    else:
+        answers = {name: _answer(kconf.syms.get(name), name, config) for name in argv[1:]}
     Path("answers.json").write_text(json.dumps(answers), encoding="utf-8")
 
 
@@ -141,6 +168,35 @@ def _answer(symbol: Any, name: str, config: Mapping[str, str]) -> str:
         return f"{name} is not in this tree"
     lines = _on(symbol, config) if _value(symbol, config) in ("m", "y") else _off(symbol, config, 0, set())
     return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], f"… and {len(lines) - LINES + 1} more"])
+
+
+def _needed(symbol: Any, config: Mapping[str, str]) -> dict[str, str]:
+    """What else has to change so that an option can be y."""
+    now = dict(config)
+    changes: dict[str, str] = {}
+    pending = [symbol] if symbol is not None else []
+    while pending:
+        each = pending.pop()
+        for leaf in _simplest([*_lacking(each.direct_dep, now), *(_hidden(each, now) or [])]):
+            expression, want, _ = leaf
+            if not isinstance(expression, kconfiglib.Symbol) or not expression.nodes or expression.name in changes:
+                continue
+            changes[expression.name] = now[expression.name] = "y" if want else "n"
+            if want:
+                pending.append(expression)
+    return changes
+
+
+def _simplest(lacking: list[Any]) -> list[Any]:
+    """The leaves to change, with the shortest of each alternative."""
+    leaves: list[Any] = []
+    for each in lacking:
+        if isinstance(each, list):
+            ways: list[list[Any]] = [_simplest(part) for part in each if not any(map(_undefined, part))]
+            leaves += sorted(ways, key=len)[0] if ways else []
+        else:
+            leaves.append(each)
+    return leaves
 
 
 def _on(symbol: Any, config: Mapping[str, str]) -> list[str]:

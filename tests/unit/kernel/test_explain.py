@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minguest.kernel import explain
+from minguest.util.errors import ToolError
 from tests import ROOT
 
 TREE = ROOT / "tests/data" / "kconfig" / "tree"
@@ -154,3 +155,21 @@ def test_a_long_explanation_is_cut(tmp_path: Path) -> None:
     assert lines[0] == "A0 needs A1=y (is n) and B0=y (is n) and C0=y (is n)"
     assert len(lines) == explain.LINES
     assert lines[-1] == "… and 7 more"
+
+
+def test_what_else_has_to_change_so_that_an_option_can_be_on() -> None:
+    found = explain.needed(TREE, BARE, ["STUB", "CARD", "TINY", "NOPE"])
+    assert found == {
+        "STUB": {"FIRMWARE": "y", "TABLES": "y", "BUS": "y"},
+        "CARD": {"BUS": "y"},  # the shortest of the ways
+        "TINY": {},
+        "NOPE": {},
+    }
+    # An option that is in the way has to go.
+    assert explain.needed(TREE, RICH, ["LONELY"])["LONELY"] == {"TINY": "n", "BIG": "n"}
+    assert explain.needed(TREE, RICH, []) == {}
+
+
+def test_a_tree_that_cannot_be_read_gives_no_needs() -> None:
+    with pytest.raises(ToolError, match="kconfiglib cannot read"):
+        explain.needed(BROKEN, BARE, ["A"])
