@@ -16,8 +16,10 @@ from pathlib import Path
 
 from minguest.util.errors import UserError
 
-VALUE = r'[ymn]|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*"'
+VALUE = r'[ymn]|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\\n]++|\\.)*+"'
 SET = re.compile(rf"CONFIG_(\w+)=({VALUE})", re.ASCII)
+BLANKS = r"[ \t\r\f\v]*+"
+OPTION = re.compile(rf"^{BLANKS}(?:# CONFIG_(\w+) is not set|CONFIG_(\w+)=({VALUE})){BLANKS}$", re.ASCII | re.MULTILINE)
 UNSET = re.compile(r"# CONFIG_(\w+) is not set", re.ASCII)
 # A comment that was meant as an "is not set" line; merge_config.sh would silently ignore it.
 NEARLY_UNSET = re.compile(r"#+\s*CONFIG_(\w+)\s+is\s+not\s+set\W*", re.ASCII | re.IGNORECASE)
@@ -204,14 +206,10 @@ def render(options: Mapping[str, Option]) -> str:
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """A .config as values by name; an option that it does not mention is `n`."""
-    values = {}
-    for line in text.split("\n"):  # not splitlines(): a string may hold Unicode's other line breaks
-        if match := UNSET.fullmatch(line):
-            values[match[1]] = "n"
-        elif match := SET.fullmatch(line):
-            values[match[1]] = match[2]
-    return values
+    """A .config as values by name; an option that it does not mention is `n`. Blanks around a line do not matter."""
+    # In one pass: a hostile file may have millions of lines. A line ends in \n only: a string may hold
+    # Unicode's other line breaks.
+    return {(name or unset): value or "n" for unset, name, value in OPTION.findall(text)}
 
 
 def unmet(requested: Mapping[str, Option], config: Mapping[str, str]) -> list[Unmet]:

@@ -348,3 +348,10 @@ def test_the_projects_fragments_merge(line: str) -> None:
     fragments = kconfig.read(paths, ROOT)
     assert all(each.concern for each in fragments)
     assert kconfig.merge(fragments)["EFI"].value == "y"
+
+
+def test_blanks_around_a_line_do_not_matter() -> None:
+    text = ' CONFIG_A=y\t\n\t# CONFIG_B is not set \r\nCONFIG_C="a \\" b"  \n  # CONFIG_D=y\nCONFIG_E=y x\n'
+    assert kconfig.parse_config(text) == {"A": "y", "B": "n", "C": '"a \\" b"'}
+    # A string ends in its line.
+    assert kconfig.parse_config('CONFIG_A="\nCONFIG_B="\n') == {}
