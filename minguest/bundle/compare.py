@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minguest.bundle.openers import OPENERS, Opener, Parts
 from minguest.bundle.reproduction import Difference
-from minguest.kernel import binary
+from minguest.kernel import packing
 from minguest.util import files, run, scratch
 from minguest.util.errors import ToolError, UserError
 
@@ -140,8 +140,8 @@ def _rows(where: str, first: bytes, second: bytes, depth: int) -> list[Row]:
     if first == second:
         return []
     # Used only if no opener opens it.
-    packer = binary.packer(first)
-    note = f" (packed by {packer}, not opened)" if packer and packer == binary.packer(second) else ""
+    packer = packing.packer(first)
+    note = f" (packed by {packer}, not opened)" if packer and packer == packing.packer(second) else ""
     for opener in OPENERS if depth else ():
         one = _opened(opener, first)
         two = _opened(opener, second) if one else None

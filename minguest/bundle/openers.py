@@ -18,7 +18,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from minguest.bundle import cpio
-from minguest.kernel import binary, kconfig
+from minguest.kernel import binary, kconfig, packing
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -182,11 +182,11 @@ def _gzip(data: bytes) -> Parts | None:
 
 def _packed(data: bytes) -> Parts | None:
     """Compressed formats whose header is not compared."""
-    return Parts({}, _unpacked(data)) if binary.packer(data) else None
+    return Parts({}, _unpacked(data)) if packing.packer(data) else None
 
 
 def _unpacked(data: bytes) -> dict[str, bytes]:
-    content, rest = binary.unpack(data)
+    content, rest = packing.unpack(data)
     # Without a name: packed content has no name, and a path through it reads better without.
     return {"": content, **({"after the packed stream": rest} if rest else {})}
 

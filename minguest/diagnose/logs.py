@@ -166,13 +166,13 @@ def _bounded(shown: str, size: int) -> None:
 def _decompressed(shown: str, raw: bytes) -> bytes:
     if not raw.startswith(COMPRESSED):
         return raw
-    from minguest.kernel import binary  # noqa: PLC0415 - few logs are compressed, and its libraries take long to import
+    from minguest.kernel import packing  # noqa: PLC0415 - few logs are compressed, and its libraries take long to import
 
     text = b""
     try:
         # Rotated logs are streams one after another.
         while raw.startswith(COMPRESSED):
-            part, raw = binary.unpack(raw, LOG_MAX)
+            part, raw = packing.unpack(raw, LOG_MAX)
             text += part
             _bounded(shown, len(text))
     except ValueError as error:

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts read from kernels, built here or elsewhere: ELF files, x86 bzImages, and their compression.
+"""Facts read from kernels, built here or elsewhere: ELF files, x86 bzImages.
 
 The image is inspected, not trusted.
 """
 
-import bz2
-import lzma
+import re
 import struct
-import zlib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from minguest.util import run, scratch
-from minguest.util.errors import ToolError, UserError
+from minguest.kernel import packing
+from minguest.kernel.packing import Window
+from minguest.util.errors import UserError
 
-# Most bytes that a file may unpack into: a damaged file must not fill the memory.
-LARGEST = 1 << 30
 # A config has some 300 KB at most.
 LARGEST_CONFIG = 1 << 24
+UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+NOT_OF_CONFIG = re.compile(r"^[ \t\r\f\v]*+(?!#|CONFIG_|$)", re.MULTILINE)
+# Bytes of a UKI's command line; x86 kernels take 2048.
+LARGEST_CMDLINE = 1 << 14
 # Sections of one ELF object; vmlinux has some 40.
 SECTIONS = 4096
 
@@ -27,6 +27,7 @@ SECTIONS = 4096
 MAGIC = 0x202
 BOOT_HEADER = 0x1F1
 BOOT_FORMAT = "<BHIHHHHHIHIHHBBHIIIIHBBIIIBBHIIQIIQQIII"
+BOOT_SIZE = struct.calcsize(BOOT_FORMAT)
 BOOT_FIELDS = (
     "setup_sects", "root_flags", "syssize", "ram_size", "vid_mode", "root_dev", "boot_flag", "jump", "header",
     "version", "realmode_swtch", "start_sys_seg", "kernel_version", "type_of_loader", "loadflags",
@@ -37,23 +38,14 @@ BOOT_FIELDS = (
     "handover_offset", "kernel_info_offset",
 )  # fmt: skip
 XLOADFLAGS = ("kernel-64", "above-4g", "efi-handover-32", "efi-handover-64", "efi-kexec", "5level", "5level-enabled")
+# Of the PE/COFF specification.
+MACHINES = {
+    0x14C: "I386", 0x1C0: "ARM", 0x1C2: "THUMB", 0x1C4: "ARMNT", 0x200: "IA64", 0xEBC: "EBC", 0x5032: "RISCV32",
+    0x5064: "RISCV64", 0x6232: "LOONGARCH32", 0x6264: "LOONGARCH64", 0x8664: "AMD64", 0xAA64: "ARM64",
+}  # fmt: skip
+EFI_APPLICATION = 10
 # kernel/configs.c puts gzip between these marks.
 IKCFG_START, IKCFG_END = b"IKCFG_ST", b"IKCFG_ED"
-
-# Compression formats of kernels, by their first bytes, as in lib/decompress.c of the kernel; lz4 in its legacy format
-# and in the current one. lzma has no magic: these are the usual properties and a dictionary of whole 64 KiB.
-PACKERS = (
-    (b"\x1f\x8b\x08", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x5d\0\0", "lzma"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\x02\x21\x4c\x18", "lz4"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-    (b"\x89LZO\0", "lzo"),
-)
-# Formats that the standard library does not unpack, and the program that does; its package has the same name.
-PROGRAMS = {"zstd": "zstd", "lz4": "lz4", "lzo": "lzop"}
 
 
 class Elf(msgspec.Struct, frozen=True):
@@ -89,7 +81,7 @@ class BzImage(msgspec.Struct, frozen=True):
     min_alignment: int
     """Bytes; the smallest alignment that it accepts."""
     compression: str | None
-    """Of its payload: a name as `packer` gives it, or `none`; None for an unknown one."""
+    """Of its payload: a name as `packing.packer` gives it, or `none`; None for an unknown one."""
 
 
 class Payload(msgspec.Struct, frozen=True):
@@ -100,7 +92,7 @@ class Payload(msgspec.Struct, frozen=True):
     behind: int
     """`end`, or 4 bytes later, if the unpacked size follows the stream."""
     compression: str | None
-    """A name as `packer` gives it, `none` for an uncompressed ELF file, None for anything else."""
+    """A name as `packing.packer` gives it, `none` for an uncompressed ELF file, None for anything else."""
     unpacked: int | None
     """Bytes that it unpacks into, as recorded in the file."""
 
@@ -117,7 +109,7 @@ class Pe(msgspec.Struct, frozen=True):
 
 def elf(path: Path) -> Elf:
     """Read an ELF file; UserError if it is not one."""
-    # These and pefile are slow to import, and few commands look into a binary.
+    # These are slow to import, and few commands look into a binary.
     from elftools.common.exceptions import ELFError  # noqa: PLC0415
     from elftools.elf.dynamic import DynamicSection  # noqa: PLC0415
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415
@@ -148,7 +140,7 @@ def bzimage(path: Path) -> BzImage:
     return bzimage_facts(path.read_bytes(), str(path))
 
 
-def bzimage_facts(data: bytes, name: str) -> BzImage:
+def bzimage_facts(data: bytes | Window, name: str) -> BzImage:
     """The same for bytes; messages call them `name`."""
     if len(data) < 0x1000 or data[MAGIC : MAGIC + 4] != b"HdrS":
         raise UserError(f"{name}: not an x86 kernel image: no boot header (HdrS) at {MAGIC:#x}")
@@ -172,9 +164,9 @@ def bzimage_facts(data: bytes, name: str) -> BzImage:
     )
 
 
-def setup_header(data: bytes) -> dict[str, int]:
+def setup_header(data: bytes | Window) -> dict[str, int]:
     """A bzImage's boot header by field; struct.error if the bytes end before the header does."""
-    return dict(zip(BOOT_FIELDS, struct.unpack_from(BOOT_FORMAT, data, BOOT_HEADER), strict=True))
+    return dict(zip(BOOT_FIELDS, struct.unpack(BOOT_FORMAT, data[BOOT_HEADER : BOOT_HEADER + BOOT_SIZE]), strict=True))
 
 
 def setup_size(header: dict[str, int]) -> int:
@@ -182,13 +174,13 @@ def setup_size(header: dict[str, int]) -> int:
     return ((header["setup_sects"] or 4) + 1) * 512
 
 
-def kernel_version(data: bytes) -> str:
+def kernel_version(data: bytes | Window) -> str:
     """The version string that a bzImage's boot header points to; "" if it points nowhere."""
     at = setup_header(data)["kernel_version"]
-    return data[at + 0x200 :][:512].split(b"\0", 1)[0].decode(errors="backslashreplace") if at else ""
+    return data[at + 0x200 : at + 0x200 + 512].split(b"\0", 1)[0].decode(errors="backslashreplace") if at else ""
 
 
-def payload(data: bytes) -> Payload | None:
+def payload(data: bytes | Window) -> Payload | None:
     """The place of a bzImage's compressed kernel, perhaps beyond the file's end; None before protocol 2.08, or if the
     bzImage has none.
 
@@ -202,34 +194,40 @@ def payload(data: bytes) -> Payload | None:
     behind = start + header["payload_length"]
     if data.startswith(b"\x7fELF", start):
         return Payload(start, behind, behind, "none", None)
-    compression = packer(data[start : start + 16])
+    compression = packing.packer(data[start : start + 16])
     size = int.from_bytes(data[behind - 4 : behind], "little")
     return Payload(start, behind - 4 * (compression != "gzip"), behind, compression, size)
 
 
-def pe(data: bytes) -> Pe | None:
-    """The PE header of an EFI program, or None; source: Microsoft's PE/COFF specification, by pefile."""
-    import pefile  # noqa: PLC0415 - slow, see elf
+def pe(data: bytes | Window) -> Pe | None:
+    """The PE header of an EFI program, or None; source: Microsoft's PE/COFF specification.
 
-    try:
-        image = pefile.PE(data=data, fast_load=True)
-    except pefile.PEFormatError:
+    Not by pefile: it counts every byte of a file, which takes seconds for a large one.
+    """
+    if not data.startswith(b"MZ"):
         return None
-    machine: int = image.FILE_HEADER.Machine
-    subsystem: int = image.OPTIONAL_HEADER.Subsystem
-    # The first section of a name counts, as in systemd's stub.
+    at = int.from_bytes(data[0x3C:0x40], "little")
+    coff = data[at : at + 24]
+    if len(coff) < 24 or not coff.startswith(b"PE\0\0"):
+        return None
+    machine, count, optional_size = struct.unpack_from("<HH12xH", coff, 4)
+    optional = data[at + 24 : at + 24 + 70]
+    if len(optional) < 70 or optional[:2] not in (b"\x0b\x01", b"\x0b\x02"):  # PE32, PE32+
+        return None
+    rows = data[at + 24 + optional_size : at + 24 + optional_size + 40 * min(count, SECTIONS)]
+    rows = rows[: len(rows) // 40 * 40]
     sections = {
-        each.Name.rstrip(bytes(1)).decode(errors="backslashreplace"): (
-            each.PointerToRawData,
+        name.rstrip(b"\0").decode(errors="backslashreplace"): (
+            start,
             # In the file, a section is padded to the file's alignment.
-            each.PointerToRawData + min(each.SizeOfRawData, each.Misc_VirtualSize or each.SizeOfRawData),
+            start + min(filled, length or filled),
         )
-        for each in reversed(image.sections)
+        # The first section of a name counts, as in systemd's stub.
+        for name, length, filled, start in reversed(list(struct.iter_unpack("<8sI4xII16x", rows)))
     }
-    image.close()
     return Pe(
-        machine=pefile.MACHINE_TYPE.get(machine, f"{machine:#x}").removeprefix("IMAGE_FILE_MACHINE_"),
-        efi_application=subsystem == pefile.SUBSYSTEM_TYPE["IMAGE_SUBSYSTEM_EFI_APPLICATION"],
+        machine=MACHINES.get(machine, f"{machine:#x}"),
+        efi_application=int.from_bytes(optional[68:70], "little") == EFI_APPLICATION,
         sections=sections,
     )
 
@@ -246,89 +244,21 @@ def embedded_config_in(data: bytes, name: str) -> str | None:
     if start < 0 or end < 0:
         return None
     try:
-        return unpack(data[start + len(IKCFG_START) : end], LARGEST_CONFIG)[0].decode()
+        return packing.unpack(data[start + len(IKCFG_START) : end], LARGEST_CONFIG)[0].decode()
     except ValueError as error:
         raise UserError(f"{name}: its embedded config is unreadable: {error}") from error
 
 
 def config_text(data: bytes) -> str | None:
-    """The text of a .config: nothing but options, comments and blank lines; None for anything else."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return None
-    return text if all(line.startswith(("#", "CONFIG_")) for line in text.split("\n") if line) else None
+    """The text of a .config: nothing but options, comments and blank lines; None for anything else.
 
-
-# ── compression ──
-
-
-def packer(data: bytes) -> str | None:
-    """The compression format, by the first bytes: `gzip`, `bzip2`, `xz`, `lzma`, `zstd`, `lz4`, `lzo` or None."""
-    return next((name for magic, name in PACKERS if data.startswith(magic)), None)
-
-
-def unpack(data: bytes, limit: int = LARGEST) -> tuple[bytes, bytes]:
-    """Unpack the first compressed stream, and give its content and what follows it.
-
-    ValueError says what is wrong: an unknown format, damaged, cut short, or more than `limit` bytes. ToolError for a
-    format of PROGRAMS without its program; for these formats, nothing may follow the stream.
+    It may be indented, have line ends of Windows, a byte order mark, and bytes that are not UTF-8.
     """
-    kind = packer(data)
-    if kind in PROGRAMS:
-        return _by_program(PROGRAMS[kind], data, limit), b""
-    unpacker = _unpacker(kind)
-    # One byte more than the limit: zlib reports its end only after the last byte was read.
-    content = _some(unpacker, data, limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"unpacks into more than {limit} bytes")
-    if not unpacker.eof:
-        raise ValueError("cut short")
-    rest: bytes = unpacker.unused_data
-    return content, rest
+    coding = next((name for mark, name in UTF16.items() if data.startswith(mark)), "utf-8-sig")
+    text = data.decode(coding, errors="backslashreplace").removeprefix("\ufeff")
+    return None if NOT_OF_CONFIG.search(text) else text
 
 
-def unpack_head(data: bytes, size: int) -> bytes:
-    """The first `size` bytes of the content of a compressed stream, or all of it if it is shorter.
-
-    It shows whether unpacking everything is worth the time. ValueError if the stream is damaged, or of PROGRAMS.
-    """
-    return _some(_unpacker(packer(data)), data, size)
-
-
-def _unpacker(kind: str | None) -> Any:
-    match kind:
-        case "gzip":
-            return zlib.decompressobj(31)
-        case "bzip2":
-            return bz2.BZ2Decompressor()
-        case "xz" | "lzma":
-            return lzma.LZMADecompressor(memlimit=LARGEST)
-        case _:
-            raise ValueError("not compressed, or in an unknown format")
-
-
-def _some(unpacker: Any, data: bytes, size: int) -> bytes:
-    try:
-        content: bytes = unpacker.decompress(data, size)
-    except (zlib.error, OSError, lzma.LZMAError) as error:
-        raise ValueError(f"damaged: {error}") from error
-    return content
-
-
-def _by_program(program: str, data: bytes, limit: int) -> bytes:
-    run.require(program)
-    with scratch.folder("image") as folder:
-        packed, content = folder / "packed", folder / "content"
-        packed.write_bytes(data)
-        # lz4 takes the output as a separate argument.
-        output = [content] if program == "lz4" else ["-o", content]
-        argv = ["prlimit", "--core=0", f"--fsize={limit}", program, "-d", "-q", packed, *output]
-        try:
-            run.run(argv, deadline=60, bare=True)
-        except ToolError as error:
-            if "SIGXFSZ" in error.message:
-                raise ValueError(f"unpacks into more than {limit} bytes") from error
-            said = error.message.replace(str(folder), "").splitlines()
-            raise ValueError(f"damaged: {said[-1].removeprefix('  | ')}") from error
-        return content.read_bytes()
+def may_be_text(head: bytes) -> bool:
+    """Whether bytes from the start of a file may be a .config."""
+    return head.startswith(tuple(UTF16)) or b"\0" not in head

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts of a kernel that was built elsewhere: headers, config, symbols and characteristic strings.
+"""Facts of a kernel that was built elsewhere: headers, config, damage and characteristic strings.
 
 The content decides what a file is, not its name. A file that is not an x86-64 Linux kernel is refused, and the error
 says what it is instead. If a kernel's payload cannot be unpacked, its headers still give facts.
@@ -8,54 +8,31 @@ says what it is instead. If a kernel's payload cannot be unpacked, its headers s
 import io
 import re
 import stat
-import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import msgspec
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
-from minguest.kernel import binary, kconfig
-from minguest.util.errors import MinguestError, ToolError, UserError
+from minguest.kernel import binary, damage, kconfig, others, packing, vmlinux
+from minguest.kernel.others import REMEDY, NotAKernel
+from minguest.kernel.packing import GaveUp, Window
+from minguest.kernel.vmlinux import ELF, cut
+from minguest.util.errors import ToolError, UserError
 
 # Bytes from the start that show what a file is: the magic of ISO 9660 comes after 32 KiB.
 HEAD = 0x9000
 # A kernel in a UKI in gzip; not deeper, because a file may contain itself.
 DEEPEST = 3
-ELF = b"\x7fELF"
-# Where the kernel's own half of the address space begins: Documentation/arch/x86/x86_64/mm.rst.
-KERNEL_HALF = 0xFFFF_8000_0000_0000
-# init/version.c: release (user@host) (compiler) #number …
-BANNER = re.compile(rb"Linux version (\d[^\n\0]{0,1000})")
-WITH_COMPILER = re.compile(r"(\S+ \([^)]*\)) \(.*\) (#.*)")
+# Seconds for one file. All of a distribution's kernel takes less than one.
+SECONDS = 6.0
 # The third line of a .config, written by scripts/kconfig/confdata.c from `mainmenu`.
-MAIN_MENU = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration$", re.MULTILINE)
-# Elf64_Sym: name, info, other, section, value, size. A linked kernel names only symbols that it defines.
-SYMBOL = struct.Struct("<IBBHQQ")
-# Files that users have beside their kernels, and kernels of other machines: offset, magic, what it is.
-OTHERS = (
-    (0x38, b"ARM\x64", "a kernel for arm64"),
-    (0x30, b"RISCV\0", "a kernel for RISC-V"),
-    (0x24, b"\x18\x28\x6f\x01", "a kernel for 32-bit ARM (zImage)"),
-    (0, b"\x27\x05\x19\x56", "an image for U-Boot, not for a PC"),
-    (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image, not for a PC"),
-    (0, b"070701", "an initrd (cpio archive)"),
-    (0, b"070702", "an initrd (cpio archive)"),
-    (0, b"070707", "a cpio archive"),
-    (0, b"\xc7\x71", "a cpio archive"),
-    (0x101, b"ustar", "a tarball"),
-    (0, b"!<arch>\ndebian-binary", "a Debian package; dpkg-deb -x unpacks it"),
-    (0, b"\xed\xab\xee\xdb", "an RPM package; rpm2cpio unpacks it"),
-    (0, b"PK\x03\x04", "a zip archive"),
-    (0, b"QFI\xfb", "a qcow2 disk image"),
-    (0, b"hsqs", "a squashfs file system"),
-    (0x8001, b"CD001", "an ISO 9660 image"),
-    (0, b"#!", "a script"),
-    (0x1FE, b"\x55\xaa", "a boot sector or disk image"),
-)
-REMEDY = "name an x86-64 kernel: its bzImage (usually /boot/vmlinuz-…), its vmlinux, or the .config it was built from"
+MAIN_MENU = re.compile(r"^[ \t]*# Linux/\S+ (\S+) Kernel Configuration\s*$", re.MULTILINE)
+# The same of other projects with kconfig, and of a kernel for another architecture.
+OTHER_MENU = re.compile(r"^[ \t]*# ((?!Automatically)\S.{0,80}?) Configuration\s*$", re.MULTILINE)
+# Bytes of a program in which its name is looked for.
+PROGRAM = 1 << 22
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -67,7 +44,7 @@ class Image(msgspec.Struct, frozen=True):
     size: int
     """Bytes of the file."""
     wrapped_in: str
-    """`UKI`, or the compression of the whole file; comma-separated, outermost first; "" for neither."""
+    """`UKI`, `libkrunfw`, or the compression of the whole file; comma-separated, outermost first; "" for none."""
     version: str | None
     """Release (user@host) #number …; of a config only 6.12.94; None if the file does not say it."""
     bzimage: binary.BzImage | None
@@ -80,83 +57,103 @@ class Image(msgspec.Struct, frozen=True):
     """Why not; "" if it was opened."""
     config: dict[str, str] | None
     """All options by name as kconfig.parse_config gives them, if the kernel carries them (CONFIG_IKCONFIG)."""
-    symbols: frozenset[str] | None
-    """Names in the ELF symbol table; None if there is none, as in a bzImage."""
     strings: frozenset[str]
     """Which of the `look_for` strings are in the unpacked kernel; empty for a config."""
+    compiler: str | None = None
+    """Compiler and linker, as the banner in the unpacked kernel has them."""
+    pvh_entry: int | None = None
+    """The address of the unpacked kernel's entry for PVH loaders (CONFIG_PVH)."""
+    damage: str = ""
+    """What shows for certain that the file is damaged; "" for nothing."""
+    doubt: str = ""
+    """What makes damage likely; "" for nothing."""
+    cmdline: str | None = None
+    """The command line in a UKI's section .cmdline."""
 
 
-class _Kernel(msgspec.Struct, frozen=True):
-    """The facts of an uncompressed kernel."""
-
-    version: str | None
-    config: dict[str, str] | None
-    symbols: frozenset[str] | None
-    strings: frozenset[str]
-
-
-def read(path: Path, look_for: Sequence[str] = ()) -> Image:
+def read(path: Path, look_for: Sequence[str] = (), until: float | None = None) -> Image:
     """Read a bzImage, a vmlinux or a .config, also in a UKI or compressed as a whole; look for strings in it.
 
-    UserError if it is none of these for x86-64, or cut short. At most 1 GiB is unpacked, and of a bzImage at most the
-    size that it records. lz4, lzo and zstd need the programs lz4, lzop and zstd: without them a bzImage is not opened.
+    NotAKernel if it is none of these for x86-64; GaveUp at a bound: packing.LARGEST, or the time `until` (else SECONDS
+    from now, time.monotonic()); UserError if it cannot be read. Of a bzImage at most the size that it records is
+    unpacked. lz4, lzo and zstd need the programs lz4, lzop and zstd: without them a bzImage is not opened.
     """
+    until = time.monotonic() + SECONDS if until is None else until
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise UserError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'not a plain file'}, not a kernel", REMEDY)
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+            raise NotAKernel(f"{path}: {kind}, not a kernel", REMEDY)
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
-            image = _look(file, size, str(path), look_for, DEEPEST)
+            image = _look(Window(file, 0, size), str(path), look_for, until)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", REMEDY) from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}", REMEDY) from error
+    except MemoryError as error:
+        raise GaveUp(
+            f"{path}: gave up: this process may not use enough memory", "raise its limit (ulimit -v)"
+        ) from error
     return msgspec.structs.replace(image, path=str(path), size=size)
 
 
-def _look(file: BinaryIO, size: int, name: str, look_for: Sequence[str], depth: int) -> Image:
-    """Find out what a file is; messages call it `name`."""
-    file.seek(0)
-    head = file.read(HEAD)
-    if not head:
-        raise UserError(f"{name}: empty", REMEDY)
-    if head.startswith(ELF):
-        return _vmlinux(file, size, name, look_for)
-    if size > binary.LARGEST or not depth or not _plausible(head):
-        raise _refusal(head, name)
-    file.seek(0)
-    data = file.read()
-    if data[binary.MAGIC : binary.MAGIC + 4] == b"HdrS":
-        return _bzimage(data, name, look_for)
-    if packer := binary.packer(data):
-        inner_name = f"{name} (unpacked from {packer})"
-        content = _unpacked(data, packer, name, inner_name)
-        del data  # it may be large
-        inner = _look(io.BytesIO(content), len(content), inner_name, look_for, depth - 1)
-        packed_by = inner.compression if inner.kind == "bzImage" else packer
-        return msgspec.structs.replace(inner, compression=packed_by, wrapped_in=_wrapped(packer, inner))
-    if data.startswith(b"MZ") and (headed := binary.pe(data)):
-        return _efi_program(data, headed, name, look_for, depth)
-    return _config(data, name)
+def _look(window: Window, name: str, look_for: Sequence[str], until: float) -> Image:
+    """Find out what a file is; messages call it `name`. What wraps the kernel is taken off, a layer a round."""
+    layers: list[str] = []
+    cmdline: str | None = None
+    for _ in range(DEEPEST + 1):
+        head = window[0:HEAD]
+        if not head:
+            raise NotAKernel(f"{name}: empty", REMEDY)
+        if head.startswith(ELF):
+            return _wrapped(_vmlinux(window, name, look_for, until), layers, cmdline)
+        if head.startswith(b"HdrS", binary.MAGIC):
+            return _wrapped(_bzimage(window, name, look_for, until), layers, cmdline)
+        if packer := packing.packer(head):
+            inner_name = f"{name} (unpacked from {packer})"
+            window = _unpacked(window, packer, name, inner_name, until)
+            layers.append(packer)
+        elif headed := binary.pe(window):
+            window, cmdline, inner_name = _uki(window, headed, name)
+            layers.append("UKI")
+        else:
+            return _wrapped(_config(window, head, name), layers, cmdline)
+        name = inner_name
+    raise others.refusal(head, name)
 
 
-def _config(data: bytes, name: str) -> Image:
-    # It may have line ends of Windows.
-    text = binary.config_text(data.replace(b"\r\n", b"\n")) or ""
+def _wrapped(image: Image, layers: list[str], cmdline: str | None) -> Image:
+    compression = image.compression
+    if image.kind != "bzImage":
+        compression = next((each for each in layers if each != "UKI"), compression)
+    wrapped_in = ", ".join(filter(None, [*layers, image.wrapped_in]))
+    return msgspec.structs.replace(image, wrapped_in=wrapped_in, compression=compression, cmdline=cmdline)
+
+
+def _config(window: Window, head: bytes, name: str) -> Image:
+    if not binary.may_be_text(head):
+        raise others.refusal(head, name)
+    if len(window) > binary.LARGEST_CONFIG:
+        raise GaveUp(f"{name}: gave up at {len(window)} bytes: a text, and larger than any config", REMEDY)
+    text = binary.config_text(window[0 : len(window)]) or ""
     config = kconfig.parse_config(text)
     if not config:
-        raise _refusal(data[:HEAD], name)
+        raise others.refusal(head, name)
+    title = MAIN_MENU.search(text)
+    if other := others.architecture(config):
+        raise NotAKernel(f"{name}: a config for {other}, not for x86-64", REMEDY)
     # Kconfig always writes the local version, even an empty one; Xen has no such option.
     for option, held in (("X86_64=y", config.get("X86_64") == "y"), ("LOCALVERSION", "LOCALVERSION" in config)):
         if not held:
-            raise UserError(
-                f"{name}: {len(config)} options, but not the whole .config of an x86-64 kernel: no CONFIG_{option}",
+            menu = OTHER_MENU.search(text)
+            whose = f"the config of {menu[1]!r}" if menu and not title else f"{len(config)} options"
+            raise NotAKernel(
+                f"{name}: {whose}, but not the whole .config of an x86-64 kernel: no CONFIG_{option}",
                 f"{REMEDY}; make olddefconfig completes a fragment",
             )
-    title = MAIN_MENU.search(text)
     return Image(
         kind="config",
         path=name,
-        size=len(data),
+        size=len(window),
         wrapped_in="",
         version=title[1] if title else None,
         bzimage=None,
@@ -164,214 +161,144 @@ def _config(data: bytes, name: str) -> Image:
         opened=True,
         closed_because="",
         config=config,
-        symbols=None,
         strings=frozenset(),
     )
 
 
 def _plausible(head: bytes) -> bool:
-    """Whether the whole file is worth reading: a bzImage, an EFI program, something compressed, or a text."""
+    """Whether the whole content is worth unpacking: a bzImage, an EFI program, something compressed, or a text."""
     bzimage = head.startswith(b"HdrS", binary.MAGIC)
-    return bzimage or head.startswith((ELF, b"MZ")) or binary.packer(head) is not None or b"\0" not in head
+    return bzimage or head.startswith((ELF, b"MZ")) or packing.packer(head) is not None or binary.may_be_text(head)
 
 
-def _wrapped(by: str, inner: Image) -> str:
-    return ", ".join(filter(None, (by, inner.wrapped_in)))
-
-
-def _unpacked(data: bytes, packer: str, name: str, inner_name: str) -> bytes:
+def _unpacked(window: Window, packer: str, name: str, inner_name: str, until: float) -> Window:
     """The content of a compressed file. A tarball or an initrd is recognized by its head, before all is unpacked."""
+    limit = packing.LARGEST
     try:
-        if packer not in binary.PROGRAMS and not _plausible(head := binary.unpack_head(data, HEAD)):
-            raise _refusal(head, inner_name)
-        return binary.unpack(data)[0]
+        if packer not in packing.PROGRAMS:
+            head = packing.unpack_head(window, HEAD)
+            if not _plausible(head):
+                raise others.refusal(head, inner_name)
+            if binary.may_be_text(head) and not packing.packer(head):
+                limit = binary.LARGEST_CONFIG
+        return packing.unpacked(window, limit, until)[0]
+    except packing.TooLarge as error:
+        what = "more than any kernel" if limit == packing.LARGEST else "a text, and larger than any config"
+        raise GaveUp(f"{name}: compressed with {packer}: gave up at {limit} bytes: {what}", REMEDY) from error
     except ValueError as error:
         raise UserError(f"{name}: compressed with {packer}, and cannot be unpacked: {error}", REMEDY) from error
     except ToolError as error:
-        program = binary.PROGRAMS[packer]
+        program = packing.PROGRAMS[packer]
         raise UserError(
             f"{name}: compressed with {packer}, and the program {program} is not installed",
             f"apt-get install {program}, or unpack the file and name its content",
         ) from error
 
 
-def _other(head: bytes) -> str | None:
-    return next((what for at, magic, what in OTHERS if head.startswith(magic, at)), None)
-
-
-def _refusal(head: bytes, name: str) -> UserError:
-    """An error that says what the file is instead, if that is known."""
-    shown = f"bytes that begin {head[:8].hex(' ')}"
-    if head[:64].isascii() and b"\0" not in head:
-        shown = f"a text that begins {head[:64].decode().splitlines()[0]!r}"
-    return UserError(f"{name}: not a kernel: {_other(head) or shown}", REMEDY)
-
-
 # ── wrapped in headers ──
 
 
-def _efi_program(data: bytes, headed: binary.Pe, name: str, look_for: Sequence[str], depth: int) -> Image:
-    """A UKI (UAPI.5, Unified Kernel Image): its kernel is in the section .linux."""
+def _uki(window: Window, headed: binary.Pe, name: str) -> tuple[Window, str | None, str]:
+    """The kernel in a UKI (UAPI.5, Unified Kernel Image): its section .linux; and its section .cmdline."""
     if headed.machine != "AMD64":
-        raise UserError(f"{name}: an EFI program for {headed.machine}, not for x86-64", REMEDY)
+        # drivers/firmware/efi/libstub/zboot-header.S; and arm64's and riscv64's Image with an EFI stub.
+        zboot, image = window.startswith(b"zimg", 4), window.startswith((b"ARM\x64", b"RSC\x05"), 0x38)
+        what = "a compressed kernel (EFI zboot)" if zboot else "a kernel" if image else "an EFI program"
+        raise NotAKernel(f"{name}: {what} for {others.machine(headed.machine)}, not for x86-64", REMEDY)
     if ".linux" not in headed.sections:
-        raise UserError(f"{name}: an EFI program, but no kernel: neither a boot header nor a section .linux", REMEDY)
-    start, end = headed.sections[".linux"]
-    if end > len(data):
-        raise _cut(name, len(data), end)
-    inner = _look(io.BytesIO(data[start:end]), end - start, f"{name} (its section .linux)", look_for, depth - 1)
-    return msgspec.structs.replace(inner, wrapped_in=_wrapped("UKI", inner))
-
-
-def _cut(name: str, size: int, least: int) -> UserError:
-    return UserError(f"{name}: cut short: {size} bytes, but its header requires at least {least}", "copy it again")
-
-
-def _bzimage(data: bytes, name: str, look_for: Sequence[str]) -> Image:
-    if len(data) < 0x1000:
-        raise _cut(name, len(data), 0x1000)
-    facts = binary.bzimage_facts(data, name)
-    header = binary.setup_header(data)
-    packed = binary.payload(data)
-    # memtest86+ and iPXE can be started like a kernel.
-    if packed is None:
-        raise UserError(
-            f"{name}: {facts.version or 'a program'}: has a kernel's boot header, but no compressed kernel: not Linux, "
-            f"or older than 2.6.26 (boot protocol {facts.protocol})",
-            REMEDY,
+        known = others.program(window[0:PROGRAM])
+        raise NotAKernel(
+            f"{name}: {known or 'an EFI program'}, but no kernel: neither a boot header nor a section .linux", REMEDY
         )
-    least = max(packed.behind, binary.setup_size(header) + 16 * header["syssize"])
-    if least > len(data):
-        raise _cut(name, len(data), least)
+    start, end = headed.sections[".linux"]
+    if end > len(window):
+        raise cut(name, len(window), end)
+    line = None
+    if ".cmdline" in headed.sections:
+        first, last = headed.sections[".cmdline"]
+        text = window[first : min(last, first + binary.LARGEST_CMDLINE)]
+        line = " ".join(text.split(b"\0", 1)[0].decode(errors="replace").split())
+    return window.within(start, end), line, f"{name} (its section .linux)"
+
+
+def _bzimage(window: Window, name: str, look_for: Sequence[str], until: float) -> Image:
+    if len(window) < 0x1000:
+        raise cut(name, len(window), 0x1000)
+    facts = binary.bzimage_facts(window, name)
+    header = binary.setup_header(window)
+    packed = binary.payload(window)
+    if packed is None:
+        raise _not_linux(window, facts, name)
     # Since protocol 2.12, linux 3.8, the header shows it; before, the payload does.
     if header["version"] >= 0x20C and "kernel-64" not in facts.xloadflags:
-        raise UserError(f"{name}: {facts.version}: a 32-bit kernel (no kernel-64 in xloadflags)", REMEDY)
-    kernel, closed = None, ""
-    try:
-        content = _payload(data, packed)
-    except MinguestError as error:
-        closed = error.message
-    else:
-        kernel = _elf(io.BytesIO(content), len(content), f"{name} (its payload)", look_for)
+        raise NotAKernel(f"{name}: {facts.version}: a 32-bit kernel (no kernel-64 in xloadflags)", REMEDY)
+    found = damage.of_file(window, packed, facts.version, until)
+    kernel, closed, broken = None, found.certain, found.certain
+    if packed.behind <= len(window):
+        try:
+            content = damage.unpacked(window, packed, until)
+            kernel = vmlinux.read(content, f"{name} (its payload)", look_for, until)
+            closed, broken = "", broken or kernel.damage
+        except others.OtherMachine:
+            raise  # before protocol 2.12, only the payload shows that it has 32 bits
+        except (ToolError, GaveUp) as error:
+            closed = error.message
+        except UserError as error:
+            closed = error.message.removeprefix(f"{name} (its payload): ")
+            broken = broken or closed
+    banner, doubt = kernel.version if kernel else None, found.likely
+    if kernel and facts.version and not (doubt or found.intact):
+        names = facts.version.split()[0], (banner or "no version").split()[0]
+        if names[0] != names[1]:
+            doubt = f"its header has the version {names[0]}, its payload {names[1]}"
     return Image(
         kind="bzImage",
         path=name,
-        size=len(data),
+        size=len(window),
         wrapped_in="",
-        version=facts.version or (kernel.version if kernel else None),
+        version=facts.version or banner,
         bzimage=facts,
         compression=packed.compression,
         opened=kernel is not None,
         closed_because=closed,
         config=kernel.config if kernel else None,
-        symbols=kernel.symbols if kernel else None,
         strings=kernel.strings if kernel else frozenset(),
+        compiler=kernel.compiler if kernel else None,
+        pvh_entry=kernel.pvh_entry if kernel else None,
+        damage=broken,
+        doubt=doubt,
     )
 
 
-def _payload(data: bytes, packed: binary.Payload) -> bytes:
-    """The kernel itself; ToolError or UserError says why it cannot be unpacked."""
-    stream = data[packed.start : packed.end]
-    if packed.compression is None or packed.unpacked is None:
-        if packed.compression == "none":
-            return stream
-        raise UserError(f"unknown compression: its first bytes are {stream[:8].hex(' ')}")
-    if packed.unpacked > binary.LARGEST:
-        raise UserError(f"{packed.compression}: claims to unpack into {packed.unpacked} bytes, more than any kernel")
-    try:
-        content = binary.unpack(stream, packed.unpacked)[0]
-    except ValueError as error:
-        raise UserError(f"{packed.compression}: {error}") from error
-    except ToolError as error:
-        program = binary.PROGRAMS[packed.compression]
-        raise ToolError(f"{packed.compression}: the program {program} is not installed") from error
-    if len(content) != packed.unpacked:
-        raise UserError(f"{packed.compression}: unpacks into {len(content)} bytes, but records {packed.unpacked}")
-    return content
+def _not_linux(window: Window, facts: binary.BzImage, name: str) -> NotAKernel:
+    """The error for what has a boot header and no payload: Memtest86+ and iPXE are started like a kernel."""
+    what = f"{name}: {others.program(window[0:PROGRAM]) or facts.version or 'a program'}: has a kernel's boot header"
+    if facts.protocol >= "2.08":
+        why = f"boot protocol {facts.protocol}), but no compressed kernel: it is not Linux"
+    elif damage.RELEASE.match(facts.version):
+        why = f"boot protocol {facts.protocol}) of a time before linux 2.6.26: such kernels are not examined"
+    else:
+        why = f"boot protocol {facts.protocol}), but not the version of a Linux kernel: iPXE's .lkrn is like that"
+    return NotAKernel(f"{what} ({why}", REMEDY)
 
 
-# ── the kernel itself ──
-
-
-def _vmlinux(file: BinaryIO, size: int, name: str, look_for: Sequence[str]) -> Image:
-    kernel = _elf(file, size, name, look_for)
+def _vmlinux(window: Window, name: str, look_for: Sequence[str], until: float) -> Image:
+    kernel = vmlinux.read(window, name, look_for, until)
     if kernel.version is None:
-        raise UserError(f"{name}: an ELF file, but not a Linux kernel: it has no text “Linux version”", REMEDY)
+        raise NotAKernel(f"{name}: an ELF file, but not a Linux kernel: it has no text “Linux version”", REMEDY)
     return Image(
         kind="vmlinux",
         path=name,
-        size=size,
-        wrapped_in="",
+        size=len(window),
+        wrapped_in=kernel.library,
         version=kernel.version,
         bzimage=None,
         compression="none",
         opened=True,
         closed_because="",
         config=kernel.config,
-        symbols=kernel.symbols,
         strings=kernel.strings,
+        compiler=kernel.compiler,
+        pvh_entry=kernel.pvh_entry,
+        damage=kernel.damage,
     )
-
-
-def _elf(file: BinaryIO, size: int, name: str, look_for: Sequence[str]) -> _Kernel:
-    """Read an ELF kernel: its loaded segments and its symbol table, not a gigabyte of debug information."""
-    try:
-        image = ELFFile(file)
-        table_end = image["e_shoff"] + image.num_sections() * image["e_shentsize"]
-    except Exception as error:  # pyelftools raises nearly any exception for damaged input
-        raise UserError(f"{name}: not an ELF file, or cut short: {error or type(error).__name__}", REMEDY) from error
-    machine, bits, kind = image.get_machine_arch(), image.elfclass, image["e_type"]
-    if (machine, bits) != ("x64", 64):
-        raise UserError(f"{name}: an ELF file for {machine}, {bits} bits, not for x86-64", REMEDY)
-    if kind not in ("ET_EXEC", "ET_DYN"):
-        raise UserError(f"{name}: an ELF file ({kind}), but not a kernel: it is not a linked program", REMEDY)
-    if table_end > size:
-        raise _cut(name, size, table_end)
-    try:
-        return _loaded(file, image, size, name, look_for)
-    except UserError:
-        raise
-    except Exception as error:  # as above
-        raise UserError(f"{name}: a damaged ELF file: {error or type(error).__name__}", REMEDY) from error
-
-
-def _loaded(file: BinaryIO, image: ELFFile, size: int, name: str, look_for: Sequence[str]) -> _Kernel:
-    if image.num_sections() > binary.SECTIONS or image.num_segments() > binary.SECTIONS:
-        raise ValueError("more sections or segments than any kernel has")
-    segments = [
-        (each["p_offset"], each["p_filesz"], each["p_vaddr"])
-        for each in image.iter_segments("PT_LOAD")
-        if each["p_filesz"]
-    ]
-    least = max((offset + length for offset, length, _ in segments), default=0)
-    if least > size:
-        raise _cut(name, size, least)
-    if sum(length for _, length, _ in segments) > size:
-        raise ValueError("segments that overlap")
-    if not any(address >= KERNEL_HALF for _, _, address in segments):
-        raise UserError(f"{name}: an ELF file, but not a kernel: no segment is in the kernel's address space", REMEDY)
-    version: str | None = None
-    config: dict[str, str] | None = None
-    wanted = {each: each.encode() for each in look_for}
-    found: set[str] = set()
-    for offset, length, _ in segments:
-        file.seek(offset)
-        data = file.read(length)
-        if version is None and (match := BANNER.search(data)):
-            banner = match[1].decode(errors="backslashreplace").strip()
-            # As a bzImage's header has it, without the compiler.
-            version = WITH_COMPILER.sub(r"\1 \2", banner)
-        if config is None and (text := binary.embedded_config_in(data, name)):
-            config = kconfig.parse_config(text)
-        found |= {each for each, sought in wanted.items() if each not in found and sought in data}
-    return _Kernel(version, config, _symbols(image), frozenset(found))
-
-
-def _symbols(image: ELFFile) -> frozenset[str] | None:
-    """Parsed by hand: pyelftools takes seconds for the 100,000 symbols of a kernel."""
-    table = image.get_section_by_name(".symtab")
-    if not isinstance(table, SymbolTableSection):
-        return None
-    names = table.stringtable.data()
-    starts = (name for name, *_ in SYMBOL.iter_unpack(table.data()) if name)
-    return frozenset(names[start : names.index(b"\0", start)].decode(errors="backslashreplace") for start in starts)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minguest.kernel import binary
+from minguest.kernel import binary, packing
 from minguest.util import run
 
 # ar(1): an archive, or a thin one, which only names its members (kbuild's since 4.20).
@@ -127,7 +127,7 @@ def _other_code(vmlinux: Path, image: Path) -> str:
     if packed is None or packed.compression is None:
         return "the compression of its payload is unknown"
     stream = data[packed.start : packed.end]
-    inner = stream if packed.compression == "none" else binary.unpack(stream)[0]
+    inner = stream if packed.compression == "none" else packing.unpack(stream)[0]
     with vmlinux.open("rb") as file:
         one, two = ELFFile(file), ELFFile(io.BytesIO(inner))
         for section in (".text", ".rodata", ".data", ".init.text", ".init.data"):

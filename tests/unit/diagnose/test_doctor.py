@@ -20,7 +20,7 @@ WHOLE = frozenset(doctor.look_for())
 def image(**fields: object) -> Image:
     made = Image(
         kind="vmlinux", path="vmlinux", size=1, wrapped_in="", version="6.1.0 (a@b) #1 SMP", bzimage=None,
-        compression=None, opened=True, closed_because="", config=None, symbols=None, strings=WHOLE,
+        compression=None, opened=True, closed_because="", config=None, strings=WHOLE,
     )  # fmt: skip
     return msgspec.structs.replace(made, **fields)
 

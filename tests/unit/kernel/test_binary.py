@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images are read, not trusted."""
 
-import bz2
 import gzip
-import lzma
 import struct
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from minguest.kernel import binary
-from minguest.util.errors import ToolError, UserError
+from minguest.util.errors import UserError
 
 
 def header(flags: int = 0b1011, size: int = 0x4000) -> bytes:
@@ -130,46 +127,3 @@ def test_an_embedded_config_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary, "LARGEST_CONFIG", 100)
     with pytest.raises(UserError, match="k: its embedded config is unreadable: unpacks into more than 100 bytes"):
         binary.embedded_config_in(b"IKCFG_ST" + gzip.compress(bytes(101)) + b"IKCFG_ED", "k")
-
-
-def zstd(content: bytes) -> bytes:
-    return subprocess.run(["zstd", "-q", "-c"], input=content, capture_output=True, check=True).stdout
-
-
-@pytest.mark.parametrize(
-    ("name", "pack"),
-    [
-        ("gzip", gzip.compress),
-        ("bzip2", bz2.compress),
-        ("xz", lzma.compress),
-        ("lzma", lambda content: lzma.compress(content, lzma.FORMAT_ALONE)),
-        ("zstd", zstd),
-    ],
-)
-def test_what_is_packed(name: str, pack: Callable[[bytes], bytes]) -> None:
-    content = bytes(range(256)) * 1000
-    packed = pack(content)
-    assert binary.packer(packed) == name
-    assert binary.unpack(packed, len(content)) == (content, b"")
-    with pytest.raises(ValueError, match="unpacks into more than 255999 bytes"):
-        binary.unpack(packed, len(content) - 1)
-    with pytest.raises(ValueError, match="damaged" if name == "zstd" else "cut short"):
-        binary.unpack(packed[:-9])
-    with pytest.raises(ValueError, match="damaged"):
-        binary.unpack(packed[:8] + bytes(range(99)) + packed[9:])
-    if name != "zstd":
-        assert binary.unpack_head(packed, 10) == content[:10]
-        assert binary.unpack(packed + b"more") == (content, b"more")
-
-
-def test_what_is_not_packed() -> None:
-    assert binary.packer(b"BZ") is None
-    for unpack in (binary.unpack, binary.unpack_head):
-        with pytest.raises(ValueError, match="not compressed"):
-            unpack(b"text", 10)
-
-
-def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ToolError, match="lz4: no such program"):
-        binary.unpack(b"\x02\x21\x4c\x18")

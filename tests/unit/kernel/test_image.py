@@ -8,9 +8,11 @@ import lzma
 import os
 import struct
 import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,10 @@ from hypothesis import strategies as st
 from minguest.bundle import cpio
 from minguest.kernel import binary, image
 from minguest.kernel.image import Image
+from minguest.kernel.others import NotAKernel
+from minguest.kernel.packing import GaveUp
 from minguest.util.errors import UserError
+from tests import ROOT
 from tests.unit.bundle.test_compare import image as bzimage
 from tests.unit.bundle.test_compare import with_size, zstd
 from tests.unit.kernel.test_binary import header, with_pe
@@ -70,14 +75,30 @@ def stripped(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def kernel(payload: bytes, *, pe: bool = True) -> bytes:
-    """A bzImage, padded as no real one needs to be."""
-    return bzimage(payload, tail=bytes(0x1000), pe=pe)
+    """A bzImage with its CRC-32, and with the size that a whole one has."""
+    made = bzimage(payload, tail=b"decompressor\0" * 0x200, pe=pe)
+    made += b"\0" * (-(len(made) + 4) % 16)
+    return with_crc(put(made, 0x1F4, "<I", (len(made) + 4 - 4 * 512) // 16))
+
+
+def with_crc(data: bytes) -> bytes:
+    """With the CRC-32 that makes the CRC-32 of all 0xffffffff: Documentation/arch/x86/boot.rst."""
+    return data + struct.pack("<I", zlib.crc32(data) ^ 0xFFFF_FFFF)
+
+
+def rebuilt(data: bytes) -> bytes:
+    """A kernel that was built so: with the right CRC-32 again."""
+    return with_crc(data[:-4])
 
 
 def put(data: bytes, at: int, layout: str, *values: int) -> bytes:
     changed = bytearray(data)
     struct.pack_into(layout, changed, at, *values)
     return bytes(changed)
+
+
+def put_bytes(data: bytes, at: int, content: bytes) -> bytes:
+    return data[:at] + content + data[at + len(content) :]
 
 
 def piped(*argv: str) -> Callable[[bytes], bytes]:
@@ -120,7 +141,6 @@ def test_a_kernel_of_every_compression(
     assert (found.kind, found.compression, found.opened, found.closed_because) == ("bzImage", name, True, "")
     assert found.config == OPTIONS
     assert found.strings == {"efi: EFI v"}
-    assert found.symbols is None
     assert found.version == "6.12.94 (me@host"  # the header's
     assert found.bzimage
     assert (found.bzimage.compression, found.bzimage.efi_stub) == (name, True)
@@ -139,14 +159,11 @@ def test_a_vmlinux(read: Read, vmlinux: bytes) -> None:
     assert (found.kind, found.compression, found.opened, found.bzimage) == ("vmlinux", "none", True, None)
     assert (found.version, found.config) == (VERSION, OPTIONS)
     assert found.strings == {"efi: EFI v"}
-    assert found.symbols
-    assert {"_start", "linux_banner"} <= found.symbols
-    assert "" not in found.symbols
 
 
 def test_a_vmlinux_without_symbols_and_config(read: Read, tmp_path: Path) -> None:
     found = read(linked(tmp_path, AT, "-s", banner="Linux version 7.0 of nobody"))
-    assert (found.version, found.config, found.symbols) == ("7.0 of nobody", None, None)
+    assert (found.version, found.config) == ("7.0 of nobody", None)
 
 
 def test_only_what_is_loaded_is_searched(read: Read, vmlinux: bytes, tmp_path: Path) -> None:
@@ -165,6 +182,34 @@ def test_a_config(read: Read, newline: str) -> None:
     assert (found.opened, found.strings, found.compression) == (True, frozenset(), "none")
     assert read(CONFIG.encode()).version is None
     assert read(gzip.compress(CONFIG.encode())).wrapped_in == "gzip"  # /proc/config.gz
+
+
+TITLE = "# Linux/x86 6.12.94 Kernel Configuration\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param((TITLE + CONFIG).replace("\n", " \t\n").encode(), id="blanks at the ends"),
+        pytest.param((TITLE + CONFIG).replace("\n", "\n  \t").encode(), id="indented"),
+        pytest.param(b"\xef\xbb\xbf" + (TITLE + CONFIG).encode(), id="byte order mark"),
+        pytest.param((TITLE + CONFIG).encode("utf-16"), id="UTF-16"),
+        pytest.param(b'CONFIG_DEFAULT_HOSTNAME="m\xfcller"\n' + (TITLE + CONFIG).encode(), id="a byte of Latin-1"),
+        pytest.param(gzip.compress((TITLE + CONFIG + " \n").encode()), id="gzip"),
+        pytest.param(lzma.compress((TITLE + CONFIG + " \n").encode()), id="xz"),
+        pytest.param(zstd((TITLE + CONFIG + " \n").encode()), id="zstd"),
+    ],
+)
+def test_a_config_that_went_through_an_editor(read: Read, data: bytes) -> None:
+    found = read(data)
+    assert (found.kind, found.version) == ("config", "6.12.94")
+    assert found.config
+    assert {name: found.config[name] for name in OPTIONS} == OPTIONS
+
+
+def test_a_config_has_nothing_else_in_it(read: Read) -> None:
+    with pytest.raises(NotAKernel, match="a text that begins"):
+        read(f"{CONFIG} <<<<<<< HEAD\n".encode())
 
 
 @pytest.mark.parametrize(("name", "compress"), PACKERS)
@@ -198,7 +243,7 @@ def test_the_kernel_inside_of_a_uki(read: Read, stripped: bytes) -> None:
 
 def closed(read: Read, payload: bytes) -> str:
     found = read(kernel(payload), "efi: EFI v")
-    assert (found.opened, found.config, found.symbols, found.strings) == (False, None, None, frozenset())
+    assert (found.opened, found.config, found.strings) == (False, None, frozenset())
     assert (found.kind, found.version) == ("bzImage", "6.12.94 (me@host")
     return found.closed_because
 
@@ -256,6 +301,70 @@ def test_a_payload_of_an_unlikely_size(read: Read) -> None:
     assert closed(read, b"unknown to us") == "unknown compression: its first bytes are " + (b"unknown ".hex(" "))
 
 
+@pytest.mark.parametrize(("name", "compress"), PACKERS)
+def test_a_flipped_bit_in_the_payload_is_damage(
+    read: Read, stripped: bytes, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    payload = pack(name, compress(stripped), stripped)
+    whole = kernel(payload)
+    assert (read(whole).damage, read(whole).doubt) == ("", "")
+    start = whole.index(payload)
+    for part in range(1, 20):
+        at = start + len(payload) * part // 20
+        found = read(put(whole, at, "<B", whole[at] ^ 0x10))
+        if name in ("lz4", "lzma"):  # these have no checksum of their content, and the header's CRC-32 is the proof
+            assert found.damage or found.doubt == "its CRC-32 is wrong: damaged, or a tool changed its header"
+        else:
+            assert found.damage.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_a_payload_that_is_cut_short_is_damage(read: Read, stripped: bytes, part: float) -> None:
+    whole = kernel(gzip.compress(stripped + os.urandom(1 << 16)))
+    found = read(whole[: int(len(whole) * part)])
+    assert found.damage == f"cut short: {int(len(whole) * part)} bytes, but its header requires at least {len(whole)}"
+    assert (found.version, found.opened) == ("6.12.94 (me@host", False)
+
+
+def test_zeros_from_some_point_on_are_damage(read: Read, stripped: bytes) -> None:
+    payload = gzip.compress(stripped + os.urandom(1 << 16))
+    whole = kernel(payload)
+    behind = whole.index(payload) + len(payload)
+    for at in (behind - 20000, behind, len(whole) - 4):
+        found = read(whole[:at] + bytes(len(whole) - at))
+        if at <= behind:
+            used = len(whole[:at].rstrip(b"\0"))
+            assert found.damage == f"nothing but zeros from byte {used} on: the copy was not completed"
+        else:
+            assert found.doubt == "its CRC-32 is wrong: damaged, or a tool changed its header"
+
+
+def test_a_signed_kernel_is_not_damaged(read: Read, stripped: bytes) -> None:
+    """To sign changes two fields of the PE header, and adds a table behind the image."""
+    whole = kernel(gzip.compress(stripped))
+    signed = put(put(whole, 0x58 + 64, "<I", 0xA5B3D8), 0x58 + 144, "<II", len(whole), 8) + b"\x08\0\0\0\0\2\2\0"
+    assert (read(signed).damage, read(signed).doubt) == ("", "")
+    assert read(put(signed, 0x1FA, "<H", 0x317)).doubt  # the header's video mode
+
+
+def test_a_kernel_of_a_time_without_crc_is_not_doubted(read: Read, stripped: bytes) -> None:
+    whole = kernel(gzip.compress(stripped))
+    for version, doubted in ((b"6.14.2 (m@h", True), (b"6.16.1 (m@h", False), (b"7.0.1 (m@h", False)):
+        new = put_bytes(whole, 0x300, version)
+        assert ("CRC-32" in read(new).doubt) is doubted
+
+
+def test_what_is_unpacked_and_not_a_kernel_is_damage(read: Read, stripped: bytes, tmp_path: Path) -> None:
+    assert "not an ELF file" in read(kernel(gzip.compress(b"\0" + stripped[1:]))).damage
+    config = linked(tmp_path, AT, "-s", config=CONFIG.encode())
+    at = config.index(b"IKCFG_ST") + 30
+    assert "embedded config is unreadable" in read(kernel(gzip.compress(put(config, at, "<Q", 0)))).damage
+    other = kernel(gzip.compress(linked(tmp_path, AT, "-s", banner="Linux version 5.4.0 (a@b) (gcc) #1")))
+    assert read(other).doubt == ""
+    found = read(put_bytes(other, 0x300, b"6.16.1 (m@h"))  # without a CRC-32
+    assert found.doubt == "its header has the version 6.16.1, its payload 5.4.0"
+
+
 # ── what is refused ──
 
 
@@ -283,8 +392,8 @@ INITRD = cpio.archive([cpio.Entry("init", 0o100755, b"\x7fELF" * 20000)])
         (b"MZ" + ARM64[2:], "not a kernel: a kernel for arm64"),
         (gzip.compress(ARM64), r"\(unpacked from gzip\): not a kernel: a kernel for arm64"),
         (with_section(b"", b".text"), "an EFI program, but no kernel"),
-        (with_section(b"", b".linux", 0xAA64), "an EFI program for ARM64, not for x86-64"),
-        (with_pe(ARM64, 0xAA64), "an EFI program for ARM64, not for x86-64"),
+        (with_section(b"", b".linux", 0xAA64), "an EFI program for arm64, not for x86-64"),
+        (with_pe(ARM64, 0xAA64), "k: a kernel for arm64, not for x86-64"),
         (with_section(b"MZ"), r"its section .linux\): not a kernel"),
         (with_section(bytes(0x2000))[:0x1000], "k: cut short: 4096 bytes, but its header requires at least 9728"),
         (b"\0\x01\x02\x03random", "not a kernel: bytes that begin 00 01 02 03"),
@@ -293,14 +402,26 @@ INITRD = cpio.archive([cpio.Entry("init", 0o100755, b"\x7fELF" * 20000)])
         (b"CONFIG_EFI=y\n", "1 options, but not the whole .config of an x86-64 kernel: no CONFIG_X86_64=y"),
         (b"CONFIG_X86_64=y\nCONFIG_XEN=y\n", "2 options, but not the whole .* no CONFIG_LOCALVERSION"),
         (header()[:0x300], "k: cut short: 768 bytes"),
-        (kernel(b""), "6.12.94 .*no compressed kernel: not Linux, or older than 2.6.26"),
-        (put(kernel(b"x" * 9), 0x206, "<H", 0x207), r"no compressed kernel: .*\(boot protocol 2.07\)"),
-        (kernel(bytes(9000))[:0x1000], "k: cut short: 4096 bytes, but its header requires at least"),
-        (put(kernel(b"x" * 9), 0x1F4, "<I", 0x1000), "k: cut short: .* at least 67584"),
-        (put(kernel(b"x" * 9), 0x236, "<H", 0), "a 32-bit kernel"),
+        (kernel(b""), r"6.12.94 .*\(boot protocol 2.15\), but no compressed kernel: it is not Linux\n"),
+        (put(kernel(b"x" * 9), 0x206, "<H", 0x207), r"\(boot protocol 2.07\) of a time before linux 2.6.26: .* not ex"),
+        (rebuilt(put(kernel(b"x" * 9), 0x236, "<H", 0)), "a 32-bit kernel"),
         (gzip.compress(b"x" * 99)[:20], "k: compressed with gzip, and cannot be unpacked: cut short"),
         (b"\x7fELF", "k: not an ELF file, or cut short"),
         (b"!<arch>\ndebian-binary   1\0", "a Debian package"),
+        (b"\xed\xab\xee\xdb\3\0", "an RPM package"),
+        (put_bytes(bytes(0x9000), 0x8001, b"CD001"), "an ISO 9660 image"),
+        (put_bytes(bytes(0x200), 0x180, b"GRUB "), "the boot sector of GRUB"),
+        (put_bytes(kernel(b""), 0x800, b"Memtest86+"), r"k: Memtest86\+: has .*boot protocol 2.15.*it is not Linux"),
+        (put_bytes(put(kernel(b""), 0x206, "<H", 0x207), 0x300, b"1.21.1+git\0"), "2.07.* not the version of a Linux"),
+        (put_bytes(with_section(b"", b".text"), 0x500, b"iPXE 1.21"), "k: iPXE, but no kernel"),
+        (put_bytes(with_section(b"", b".text"), 0x500, b"Xen version "), "k: the hypervisor Xen, but no kernel"),
+        (put_bytes(with_section(b"", b".text"), 0x500, b"GRUB 2.06"), "k: GRUB, but no kernel"),
+        (put_bytes(with_section(b"", b".text", 0xAA64), 4, b"zimg"), r"a compressed kernel \(EFI zboot\) for arm64"),
+        (put_bytes(with_section(b"", b".text", 0x5064), 0x38, b"RSC\x05"), "k: a kernel for riscv64, not for x86-64"),
+        (b"CONFIG_ARM64=y\nCONFIG_64BIT=y\n" + CONFIG.encode()[16:], "k: a config for arm64, not for x86-64"),
+        (b"CONFIG_RISCV=y\nCONFIG_64BIT=y\n" + CONFIG.encode()[16:], "k: a config for riscv64, not for x86-64"),
+        (b"CONFIG_X86_32=y\nCONFIG_X86=y\n" + CONFIG.encode()[16:], "k: a config for 32-bit x86, not for x86-64"),
+        (b"#\n# Xen/x86 4.17.7 Configuration\n#\nCONFIG_X86_64=y\n", "the config of 'Xen/x86 4.17.7', but not the"),
     ],
 )  # fmt: skip
 def test_what_is_no_kernel_is_named(read: Read, data: bytes, what: str) -> None:
@@ -326,8 +447,8 @@ def test_elf_files_that_are_no_kernel(read: Read, vmlinux: bytes, tmp_path: Path
     other = linked(tmp_path, AT, banner="FreeBSD 15")
     for data, what in (
         ((tmp_path / "o-m64").read_bytes(), "not a kernel: it is not a linked program"),
-        ((tmp_path / "o-m32").read_bytes(), "for x86, 32 bits, not for x86-64"),
-        (put(vmlinux, 0x12, "<H", 183), "for AArch64, 64 bits, not for x86-64"),
+        ((tmp_path / "o-m32").read_bytes(), "for 32-bit x86, not for x86-64"),
+        (put(vmlinux, 0x12, "<H", 183), "for arm64, not for x86-64"),
         (program, "no segment is in the kernel's address space"),
         (other, "not a Linux kernel"),
         (vmlinux[:-1], "cut short"),
@@ -336,6 +457,31 @@ def test_elf_files_that_are_no_kernel(read: Read, vmlinux: bytes, tmp_path: Path
     ):
         with pytest.raises(UserError, match=what):
             read(data)
+
+
+def test_a_kernel_inside_of_a_library(read: Read, tmp_path: Path, vmlinux: bytes) -> None:
+    """libkrunfw has the kernel's segments as data, and functions that say where they are."""
+    (tmp_path / "kernel").write_bytes(vmlinux)
+    (tmp_path / "l.c").write_text(
+        '__asm__(".data\\n.globl bundle\\nbundle: .incbin \\"kernel\\"\\n.text");\n'
+        "extern char bundle[]; char *krunfw_get_kernel(void) { return bundle; }\n"
+    )
+    argv = ["gcc", "-shared", "-fPIC", "-nostdlib", "-o", "library", "l.c"]
+    subprocess.run(argv, cwd=tmp_path, check=True)
+    found = read((tmp_path / "library").read_bytes(), "efi: EFI v")
+    assert (found.kind, found.wrapped_in, found.version, found.config) == ("vmlinux", "libkrunfw", VERSION, OPTIONS)
+    assert found.strings == {"efi: EFI v"}
+    # Any other library is not a kernel, also with one inside.
+    (tmp_path / "l.c").write_text((tmp_path / "l.c").read_text().replace("krunfw_get_kernel", "another_get_it"))
+    subprocess.run(argv, cwd=tmp_path, check=True)
+    with pytest.raises(NotAKernel, match=r"a shared library or program, with a kernel inside \(6.1.0-9-foreign"):
+        read((tmp_path / "library").read_bytes())
+
+
+def test_the_banner_with_a_number_counts(read: Read, tmp_path: Path) -> None:
+    """Since 6.2 a kernel has a second one, without its number."""
+    two = BANNER.replace(" #1 ", " # ") + '\\n"; const char second[] = "' + BANNER
+    assert read(linked(tmp_path, AT, banner=two)).version == VERSION
 
 
 def test_an_older_kernel_does_not_say_in_its_header_that_it_is_of_64_bits(read: Read, stripped: bytes) -> None:
@@ -347,7 +493,7 @@ def test_the_payload_of_an_older_kernel_says_that_it_is_32_bit(read: Read, tmp_p
     (tmp_path / "o.c").write_text("int x;\n")
     subprocess.run(["gcc", "-m32", "-c", "-o", "o", "o.c"], cwd=tmp_path, check=True)
     old = put(kernel(gzip.compress((tmp_path / "o").read_bytes())), 0x206, "<H", 0x20A)
-    with pytest.raises(UserError, match=r"k \(its payload\): an ELF file for x86, 32 bits"):
+    with pytest.raises(UserError, match=r"k \(its payload\): an ELF file for 32-bit x86"):
         read(old)
 
 
@@ -365,12 +511,73 @@ def test_a_bomb_is_recognized_by_its_head(read: Read) -> None:
 
 
 def test_a_bomb_of_text_ends_at_the_limit(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binary, "LARGEST", 1 << 20)
-    monkeypatch.setattr(binary.unpack, "__defaults__", (1 << 20,))
-    with pytest.raises(UserError, match="unpacks into more than 1048576 bytes"):
-        read(gzip.compress(b"#\n" * (1 << 20)))
-    with pytest.raises(UserError, match="not a kernel: a text"):
-        read(CONFIG.encode() + b"#\n" * (1 << 20))
+    monkeypatch.setattr(binary, "LARGEST_CONFIG", 1 << 20)
+    for data in (gzip.compress(b"#\n" * (1 << 20)), CONFIG.encode() + b"#\n" * (1 << 20)):
+        with pytest.raises(GaveUp, match=r"gave up at .* bytes: a text, and larger than any config"):
+            read(data)
+    assert read(CONFIG.encode() + b"#\n" * (1 << 18)).config == OPTIONS
+
+
+def test_names_of_symbols_are_not_read(read: Read, vmlinux: bytes) -> None:
+    """25,000 symbols with overlapping names took 4 GB."""
+    names = b"\0" + b"a" * 500_000 + b"\0"
+    symbols = b"".join(struct.pack("<IBBHQQ", 1 + number, 0x12, 0, 1, 0, 0) for number in range(25_000))
+    (at,) = struct.unpack_from("<Q", vmlinux, 0x28)
+    count = struct.unpack_from("<H", vmlinux, 0x3C)[0]
+    rows = [struct.unpack_from("<IIQQQQIIQQ", vmlinux, at + 64 * number) for number in range(count)]
+    end = len(vmlinux)
+    table = b""
+    for row in rows:
+        kind, place, size = row[1], row[4], row[5]
+        if kind == 2:
+            place, size = end, len(symbols)
+        elif kind == 3 and row is not rows[-1]:
+            place, size = end + len(symbols), len(names)
+        table += struct.pack("<IIQQQQIIQQ", *row[:4], place, size, *row[6:])
+    data = put(vmlinux + symbols + names + table, 0x28, "<Q", end + len(symbols) + len(names))
+    tracemalloc.start()
+    assert read(data).version == VERSION
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 26
+
+
+def test_a_config_of_a_gigabyte_is_given_up(read: Read) -> None:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    text = b"".join(b"CONFIG_A%07d=y\n" % number for number in range(1 << 16))
+    bomb = b"".join(packer.compress(text) for _ in range(200)) + packer.flush()
+    tracemalloc.start()
+    with pytest.raises(GaveUp, match="gave up at 16777216 bytes: a text, and larger than any config"):
+        read(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 27
+
+
+@pytest.mark.parametrize("filler", ["\n", "#\n", "#\U0001f600\n", " \n", "CONFIG_A=y \n"])
+def test_a_text_of_millions_of_lines_is_read_in_time(read: Read, filler: str) -> None:
+    text = (CONFIG + filler * (15_000_000 // len(filler.encode()))).encode()
+    start = time.process_time()
+    assert (read(text).config or {})["EFI"] == "y"
+    assert time.process_time() - start < 5
+
+
+def test_too_little_memory_is_said(tmp_path: Path, stripped: bytes) -> None:
+    (tmp_path / "k").write_bytes(kernel(gzip.compress(stripped + bytes(1 << 27))))
+    code = (
+        "import resource, sys; from pathlib import Path; from minguest.kernel import image;"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 27, 1 << 27));"
+        "from minguest.util.errors import MinguestError\n"
+        "try: print(image.read(Path(sys.argv[1])).closed_because)\nexcept MinguestError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "k"], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.decode().startswith(f"{tmp_path}/k: gave up: this process may not use enough memory")
+
+
+def test_it_gives_up_in_time(read: Read, vmlinux: bytes, tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(vmlinux)
+    with pytest.raises(GaveUp, match=r"gave up at .*: it takes too long"):
+        image.read(tmp_path / "v", (), time.monotonic() - 1)
 
 
 def test_what_cannot_be_a_kernel_is_not_read_whole(tmp_path: Path) -> None:
