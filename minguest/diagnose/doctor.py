@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from minguest import settings
-from minguest.diagnose import catalogue, matching
+from minguest.diagnose import carried, catalogue, matching
 from minguest.diagnose.facts import Fact
 from minguest.kernel import contract
 from minguest.kernel.image import Image
@@ -34,7 +34,6 @@ PLAIN = Launch(cpus=2, max_cpus=2, gpus=("secondary-vga",))
 STRINGS: Mapping[str, tuple[str, ...]] = {
     "EFI": ("efi: EFI v", "efi: Can't find", "efivars: Registered efivars operations", "Registered efivars operations"),
     "ACPI": ("ACPI: Interpreter enabled", "Interpreter enabled"),
-    "SMP": ("smpboot: Allowing", "CPU topo: Allowing", "Allowing %u present CPUs", "Brought up %d node"),
     "PCI_MMCONFIG": ("MMCONFIG", "PCI: ECAM"),
     "BLK_DEV_INITRD": ("Unpacking initramfs", "Trying to unpack rootfs image as initramfs"),
     "SERIAL_8250": ("Serial: 8250/16550 driver",),
@@ -149,14 +148,35 @@ def examine(
             found = [each for each in found if each.pit != MODULES_OFF]  # nothing has to be loaded
     else:
         found = _by_messages(image, rules, launch, series)
+    found = [_old_loader(each) if _starts_without_stub(image, known, each) else each for each in found]
     header = image.bzimage
     if header is not None and not header.efi_stub and not any(each.option == "EFI_STUB" for each in found):
         without = next((rule.without for rule in rules if rule.option == "EFI_STUB"), "")
         why = "the image has no PE header for x86-64"
-        found.append(Finding("guest", "efi-stub-off", "EFI_STUB", "certain", why, without, "y"))
+        lacking = Finding("guest", "efi-stub-off", "EFI_STUB", "certain", why, without, "y")
+        found.append(_old_loader(lacking) if header.relocatable else lacking)
+    found += _damage(image, known_pits)
+    for pit, proof in carried.pits(carried.lines(image, known), known_pits):
+        found.append(Finding("guest", pit, "", "certain", proof, known_pits[pit].cause))
     for hit in matching.diagnose(known_pits, matching.see(b"", facts=facts)).roots:
         found.append(Finding("guest", hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
-    return Report(image, tuple(_ordered(known_pits, found)), _boots_from(known))
+    return Report(image, tuple(_ordered(known_pits, found)), _boots_from(known), carried.notes(image, known))
+
+
+def _starts_without_stub(image: Image, config: Mapping[str, str] | None, found: Finding) -> bool:
+    relocatable = image.bzimage.relocatable if image.bzimage else (config or {}).get("RELOCATABLE") == "y"
+    return found.option == "EFI_STUB" and found.sure != "not known" and relocatable
+
+
+def _old_loader(found: Finding) -> Finding:
+    without = "OVMF starts it with its older loader (-kernel); a boot from disk and Secure Boot do not start it"
+    return msgspec.structs.replace(found, without=without, blocks=False)
+
+
+def _damage(image: Image, pits: Mapping[str, catalogue.Pit]) -> list[Finding]:
+    shown: list[tuple[Sure, str]] = [("certain", image.damage), ("likely", image.doubt)]
+    cause = pits["kernel-damaged"].fix
+    return [Finding("guest", "kernel-damaged", "", sure, why, cause) for sure, why in shown if why][:1]
 
 
 def _breach(each: contract.Breach, sure: Sure, why: str) -> Finding:
@@ -200,6 +220,11 @@ def _by_messages(image: Image, rules: Sequence[contract.Rule], launch: Launch, s
     for option, each in breached.items():
         if option == "EFI_STUB" and image.bzimage is not None:
             continue  # its header decides
+        smp = carried.smp(image)
+        if option == "SMP" and smp is not None:
+            if not smp:
+                found.append(_breach(each, "certain", "the kernel's version has no SMP behind its number"))
+            continue
         if option in STRINGS and image.opened:
             if not image.strings & set(STRINGS[option]):
                 found.append(_breach(each, "likely", "the kernel has none of the messages of this option"))
@@ -241,7 +266,7 @@ def describe(report: Report) -> str:
             text += _listed([each for each in blocking if not each.follows])
             text += _following([each for each in blocking if each.follows])
         if less:
-            text.append("the GPU works, with less:")
+            text.append("the GPU works, with less:" if group == "gpu" else "it comes up, with less:")
             text += [f"  {each.why}: {each.without}" for each in less]
     unknown = [each for each in report.findings if each.sure == "not known"]
     if unknown:

@@ -212,6 +212,29 @@ def parse_config(text: str) -> dict[str, str]:
     return {(name or unset): value or "n" for unset, name, value in OPTION.findall(text)}
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """The command line that is built into a kernel."""
+
+    text: str
+    """Empty for none."""
+    overrides: bool
+    """Whether the kernel ignores the one of its loader."""
+
+
+def command_line(config: Mapping[str, str]) -> CommandLine:
+    """CONFIG_CMDLINE of x86's arch/x86/Kconfig."""
+    if config.get("CMDLINE_BOOL") != "y":
+        return CommandLine("", False)
+    text = " ".join(string(config.get("CMDLINE", '""')).split())
+    return CommandLine(text, config.get("CMDLINE_OVERRIDE") == "y")
+
+
+def string(value: str) -> str:
+    """The text of a string option, without its quotes."""
+    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+
+
 def unmet(requested: Mapping[str, Option], config: Mapping[str, str]) -> list[Unmet]:
     """Every request that the final config does not hold, on or off, with the value that it holds instead."""
     answers = [(option, config.get(option.name, "n")) for option in requested.values()]

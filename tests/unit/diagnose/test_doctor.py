@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from minguest.diagnose import catalogue, doctor
-from minguest.kernel import kconfig
+from minguest.kernel import binary, kconfig
 from minguest.kernel.image import Image
 from minguest.model import Launch
 from minguest.util.errors import UserError
@@ -207,3 +207,79 @@ def test_a_need_that_is_spelled_wrong_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.toml").write_text('[[need]]\noption = "CONFIG_EFI"\nwithout = "x"\n')
     with pytest.raises(UserError, match=r"d\.toml: option = 'CONFIG_EFI'.*\n.*without CONFIG_"):
         doctor.load(tmp_path / "d.toml")
+
+
+BZIMAGE = binary.BzImage(
+    protocol="2.15", version="6.1.0 (a@b) #1 SMP", efi_stub=True, xloadflags=("kernel-64",), relocatable=True,
+    init_size=1, size=1, handover_offset=0, pref_address=0, alignment=1, min_alignment=1, compression="gzip",
+)  # fmt: skip
+
+
+def found_of(report: doctor.Report, pit: str) -> list[doctor.Finding]:
+    return [each for each in report.findings if each.pit == pit]
+
+
+def test_a_damaged_image_is_a_pit_and_no_pass() -> None:
+    for fields, sure in (({"damage": "gzip: damaged"}, "certain"), ({"doubt": "its CRC-32 is wrong"}, "likely")):
+        report = doctor.examine(image(kind="bzImage", bzimage=BZIMAGE, **fields), None, PITS, Launch())
+        (found,) = found_of(report, "kernel-damaged")
+        assert (found.sure, found.why, found.group) == (sure, *fields.values(), "guest")
+        assert found in report.wrong
+    assert not found_of(doctor.examine(image(), None, PITS, Launch()), "kernel-damaged")
+
+
+@pytest.mark.parametrize(("relocatable", "wrong"), [(True, False), (False, True)])
+def test_ovmf_starts_a_relocatable_kernel_without_stub(relocatable: bool, wrong: bool) -> None:
+    header = msgspec.structs.replace(BZIMAGE, efi_stub=False, relocatable=relocatable)
+    own = {"EFI_STUB": "n", "RELOCATABLE": "y" if relocatable else "n"}
+    for fields in (
+        {"kind": "bzImage", "bzimage": header},
+        {"kind": "bzImage", "bzimage": header, "config": own},
+        {"kind": "config", "config": own},
+    ):
+        report = doctor.examine(image(**fields), None, PITS, Launch())
+        (found,) = found_of(report, "efi-stub-off")
+        assert (found.sure, found in report.wrong) == ("certain", wrong)
+        assert ("older loader (-kernel)" in found.without) is not wrong
+        # What follows from another option that is off is listed there.
+        assert ("it comes up, with less:" in doctor.describe(report)) is not (wrong or bool(found.follows))
+
+
+@pytest.mark.parametrize("strings", [WHOLE, WHOLE | {"CPU topo: Allowing"}, frozenset()])
+def test_the_banner_says_whether_it_has_smp(strings: frozenset[str]) -> None:
+    def smp(version: str | None) -> list[str]:
+        report = doctor.examine(image(version=version, strings=strings), None, PITS, Launch(cpus=2, max_cpus=2))
+        return [each.sure for each in report.findings if each.option == "SMP"]
+
+    assert smp("6.12.94 (a@b) #1 SMP PREEMPT_DYNAMIC Thu Jan 1") == []
+    assert smp("6.12.94 (a@b) #1-Ubuntu SMP Thu Jan 1") == []
+    assert smp("6.12.94 (a@b) #1 PREEMPT Thu Jan 1") == ["certain"]
+    assert smp("6.12.94 (SMP@host) #1 Thu Jan 1") == ["certain"]
+    assert smp("6.12.94") == smp(None) == ["not known"]
+
+
+def test_options_that_the_kernel_brings_are_judged() -> None:
+    config = {"CMDLINE_BOOL": "y", "CMDLINE": '"console=ttyS0 pci=nomsi -- noapic"'}
+    report = doctor.examine(image(config=config), None, PITS, Launch())
+    assert [each.why for each in found_of(report, "msi-off-cmdline")] == ["pci=nomsi is in CONFIG_CMDLINE"]
+    assert not found_of(report, "ioapic-off-cmdline")  # an argument of init
+    assert "note: built-in command line, which comes before the loader's (CONFIG_CMDLINE): console=ttyS0" in (
+        doctor.describe(report)
+    )
+    over = doctor.examine(image(config={**config, "CMDLINE_OVERRIDE": "y"}), None, PITS, Launch())
+    assert "which replaces the loader's" in doctor.describe(over)
+    off = doctor.examine(image(config={**config, "CMDLINE_BOOL": "n"}), None, PITS, Launch())
+    assert not found_of(off, "msi-off-cmdline")
+    uki = doctor.examine(image(cmdline="root=/dev/vda1 acpi=off"), None, PITS, Launch())
+    assert [each.why for each in found_of(uki, "acpi-off-cmdline")] == ["acpi=off is in the UKI's section .cmdline"]
+
+
+def test_a_vmlinux_is_not_what_ovmf_starts() -> None:
+    for entry, said in ((0x1000080, "an entry for PVH loaders at 0x1000080"), (None, "no entry for PVH loaders")):
+        text = doctor.describe(doctor.examine(image(pvh_entry=entry), None, PITS, Launch()))
+        assert "a vmlinux: OVMF does not start it" in text and "pass the bzImage of the same build" in text
+        assert said in text
+    assert "PVH" not in doctor.describe(
+        doctor.examine(image(kind="bzImage", bzimage=BZIMAGE, pvh_entry=1), None, PITS, Launch())
+    )
+    assert "inside of a library" in doctor.describe(doctor.examine(image(wrapped_in="libkrunfw"), None, PITS, Launch()))

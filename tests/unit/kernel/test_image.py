@@ -238,6 +238,35 @@ def test_the_kernel_inside_of_a_uki(read: Read, stripped: bytes) -> None:
     assert read(gzip.compress(with_section(inner))).wrapped_in == "gzip, UKI"
 
 
+def with_sections(sections: dict[bytes, bytes]) -> bytes:
+    """A UKI with these sections, as ukify, mkosi and dracut make it."""
+    stub = put(with_pe(bytes(0x600), 0x8664), 0x46, "<H", len(sections))
+    rows, content = b"", b""
+    for name, data in sections.items():
+        filled = data + bytes(-len(data) % 512)
+        rows += struct.pack("<8sIIII12xI", name, len(data), 0x10000, len(filled), 0x600 + len(content), 0x40000040)
+        content += filled
+    return stub[: 0x58 + 0xA0] + rows + stub[0x58 + 0xA0 + len(rows) :] + content
+
+
+def test_the_command_line_of_a_uki(read: Read, stripped: bytes) -> None:
+    inner = kernel(gzip.compress(stripped))
+    line = b" root=LABEL=x  acpi=off\n\0"
+    found = read(with_sections({b".osrel": b"ID=x\n", b".cmdline": line, b".linux": inner, b".initrd": b"x"}))
+    assert (found.wrapped_in, found.cmdline, found.damage) == ("UKI", "root=LABEL=x acpi=off", "")
+    assert found.config == OPTIONS
+    assert read(with_sections({b".linux": inner})).cmdline is None
+
+
+def test_the_entry_for_pvh_loaders(read: Read, tmp_path: Path) -> None:
+    note = (
+        '__asm__(".section .note.Xen,\\"a\\",@note\\n.long 4, 8, 18\\n.asciz \\"Xen\\"\\n.quad 0x1000080\\n.text");\n'
+    )
+    (tmp_path / "note.c").write_text(note)
+    assert read(linked(tmp_path, AT, "note.c")).pvh_entry == 0x1000080
+    assert read(linked(tmp_path, AT)).pvh_entry is None
+
+
 # ── what stays closed: the headers are still facts ──
 
 

@@ -355,3 +355,10 @@ def test_blanks_around_a_line_do_not_matter() -> None:
     assert kconfig.parse_config(text) == {"A": "y", "B": "n", "C": '"a \\" b"'}
     # A string ends in its line.
     assert kconfig.parse_config('CONFIG_A="\nCONFIG_B="\n') == {}
+
+
+def test_the_built_in_command_line() -> None:
+    config = kconfig.parse_config('CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="a  b=\\"c d\\""\nCONFIG_CMDLINE_OVERRIDE=y\n')
+    assert kconfig.command_line(config) == kconfig.CommandLine('a b="c d"', True)
+    assert kconfig.command_line({"CMDLINE": '"a"'}) == kconfig.CommandLine("", False)
+    assert kconfig.command_line({"CMDLINE_BOOL": "y"}) == kconfig.CommandLine("", False)
