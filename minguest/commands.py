@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from minguest.release import sshsig
 from minguest.util import pci
 from minguest.util.errors import GuestError, UserError, shown_url
 from minguest.vm import bar_window, bar_window_text, cards, launch
+
+if TYPE_CHECKING:
+    from minguest.kernel.image import Image
 
 # SLOW: a module whose libraries take long to import is imported by the commands that use it: all others start without.
 
@@ -177,7 +180,9 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
         wanted = msgspec.structs.replace(wanted, gpus=names)
     facts = verdict.facts_of_launch(launch.planned(wanted))
     pits, needs = catalogue.load(paths.known_pits()), examination.load(paths.known_drivers())
-    config = image.read(options.config.expanduser()).config if options.config else None
+    given = image.read(options.config.expanduser()) if options.config else None
+    if given and given.config is None:
+        raise UserError(f"--config {options.config}: a {given.kind} that carries no config", "pass the .config itself")
     reports, refused = [], {}
     for path in options.image:
         try:
@@ -185,12 +190,15 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
         except UserError as error:
             refused[path] = error
         else:
-            reports.append(examination.examine(looked, config, pits, wanted, facts, needs, options.driver))
+            config, said = _config_of(looked, path.expanduser(), given)
+            report = examination.examine(looked, config, pits, wanted, facts, needs, options.driver)
+            reports.append(msgspec.structs.replace(report, notes=(*said, *report.notes)))
     data = {
         "kernels": [
             {
                 "path": report.image.path, "kind": report.image.kind, "version": report.image.version,
                 "works": not report.wrong, "findings": report.findings, "boots_from": report.boots_from,
+                "notes": report.notes,
             }
             for report in reports
         ],
@@ -210,6 +218,26 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
     return Answer(
         text, data, f"{wrong}\n  remedy: cause and fix of each: {paths.known_pits() / 'PIT.toml'}" if wrong else ""
     )
+
+
+def _config_of(looked: "Image", path: Path, given: "Image | None") -> tuple[Mapping[str, str] | None, list[str]]:
+    """The config that was passed, else the one beside an image that carries none; and what to say about it."""
+    from minguest.kernel import image, pairing  # noqa: PLC0415 - see SLOW
+
+    if given is not None and given.config is not None:
+        if why := pairing.mismatch(looked, given.config, given.version):
+            raise UserError(f"--config {given.path}: of another kernel than {path}: {why}", "pass the image's own")
+        return given.config, []
+    found = pairing.beside(path) if looked.config is None else None
+    if found is None:
+        return None, []
+    try:
+        own = image.read(found)
+    except UserError as error:
+        return None, [f"the config beside it is not used: {error.message}"]
+    if own.config is None or (why := pairing.mismatch(looked, own.config, own.version)):
+        return None, [f"{found} beside it is not used: {why or 'no config'}"]
+    return own.config, [f"with the config beside it, {found}"]
 
 
 def plan(options: argparse.Namespace, say: Say) -> Answer:

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a kernel's image brings with it beside its options: a command line, an entry for other loaders. Pure."""
 
-import re
 from collections.abc import Mapping
 
 import msgspec
 
 from minguest.diagnose import catalogue, matching
-from minguest.kernel import kconfig
+from minguest.kernel import kconfig, vmlinux
 from minguest.kernel.image import Image
-
-# The kernel's UTS_VERSION: `#1 SMP PREEMPT_DYNAMIC …`.
-NUMBERED = re.compile(r" #\d+\S* (.*)")
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -52,8 +48,8 @@ def pits(carried: list[Line], known_pits: Mapping[str, catalogue.Pit]) -> list[t
 
 def smp(image: Image) -> bool | None:
     """Whether it is built for more than one CPU, as its banner says; None if the banner is not known."""
-    match = NUMBERED.search(image.version or "")
-    return "SMP" in match[1].split() if match else None
+    words = vmlinux.flags(image.version or "")
+    return None if words is None else "SMP" in words
 
 
 def notes(image: Image, config: Mapping[str, str] | None) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ HEAD = 0x9000
 # A kernel in a UKI in gzip; not deeper, because a file may contain itself.
 DEEPEST = 3
 # Seconds for one file. All of a distribution's kernel takes less than one.
-SECONDS = 6.0
+SECONDS = 4.0
 # The third line of a .config, written by scripts/kconfig/confdata.c from `mainmenu`.
 MAIN_MENU = re.compile(r"^[ \t]*# Linux/\S+ (\S+) Kernel Configuration\s*$", re.MULTILINE)
 # The same of other projects with kconfig, and of a kernel for another architecture.

@@ -24,6 +24,7 @@ LONGEST_BANNER = 1000
 BANNER = re.compile(rb"Linux version (\d[^\n\0]{0,%d})" % LONGEST_BANNER)
 WITH_COMPILER = re.compile(r"(\S+ \([^)]*\)) \((.*)\) (#.*)")
 NUMBERED = re.compile(r" #\d")
+FLAGS = re.compile(r" #\d+\S*(.*)")
 # A program may have "Linux version 2.6" in a message; a kernel's banner goes on.
 WHOLE_BANNER = re.compile(r"\S+ \(\S+@\S+\) .*#\d")
 # Bytes of a segment that are in memory at a time; what is looked for must be shorter than the overlap.
@@ -132,6 +133,12 @@ def _segments(data: Window, name: str) -> tuple[int, tuple[int, int] | None, lis
         raise packing.GaveUp(f"{name}: gave up at {total} bytes of segments: more than any kernel has", others.REMEDY)
     notes = next(((row[2], row[2] + min(row[5], LARGEST_NOTES)) for row in rows if row[0] == PT_NOTE), None)
     return kind, notes, loaded
+
+
+def flags(version: str) -> list[str] | None:
+    """What stands behind the number in a version, `SMP PREEMPT_DYNAMIC …`; None if it has no number."""
+    match = FLAGS.search(version)
+    return match[1].split() if match else None
 
 
 def cut(name: str, size: int, least: int) -> UserError:
