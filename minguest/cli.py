@@ -376,6 +376,12 @@ def _doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gpu", default="", metavar="MODEL,…", help="its cards, as in a guest's launch.gpus; or none")
     command.add_argument("--driver", choices=("nvidia", "amdgpu", "xe", "i915"), help="the GPU's driver in the guest")
     command.add_argument("--fragment", action="store_true", help="print what is missing as a fragment of a .config")
+    command.add_argument(
+        "--source",
+        type=Path,
+        metavar="TREE",
+        help="with --fragment: its source tree, to add what the options depend on",
+    )
     _guest(command)
 
 

@@ -4,7 +4,7 @@
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from minguest.util.errors import GuestError, UserError, shown_url
 from minguest.vm import bar_window, bar_window_text, cards, launch
 
 if TYPE_CHECKING:
+    from minguest.diagnose.doctor import Report
     from minguest.kernel.image import Image
 
 # SLOW: a module whose libraries take long to import is imported by the commands that use it: all others start without.
@@ -171,6 +172,8 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
 
     if options.config and len(options.image) > 1:
         raise UserError(f"--config {options.config}: there are {len(options.image)} kernels", "pass one kernel with it")
+    if options.source and not options.fragment:
+        raise UserError(f"--source {options.source}: only with --fragment", "add --fragment")
     wanted = _launch(options.guest) if options.guest else examination.PLAIN
     if options.cpus is not None:
         settings.check_cpus(options.cpus, "--cpus")
@@ -205,7 +208,7 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
         "refused": {str(path): error.message for path, error in refused.items()},
     }  # fmt: skip
     if options.fragment:
-        text = examination.fragment(reports).rstrip("\n")
+        text = examination.fragment(reports, _needed(options.source, reports)).rstrip("\n")
     elif len(options.image) > 1:
         text = examination.table(reports) if reports else ""
     else:
@@ -218,6 +221,20 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
     return Answer(
         text, data, f"{wrong}\n  remedy: cause and fix of each: {paths.known_pits() / 'PIT.toml'}" if wrong else ""
     )
+
+
+def _needed(tree: Path | None, reports: Sequence["Report"]) -> dict[str, dict[str, str]]:
+    """What the missing options depend on in a source tree, which is read for each config."""
+    from minguest.diagnose import doctor as examination  # noqa: PLC0415 - see SLOW
+    from minguest.kernel import explain  # noqa: PLC0415 - see SLOW
+
+    found: dict[str, dict[str, str]] = {}
+    for report in reports if tree else ():
+        if tree and report.config is not None:
+            text = "".join(f"CONFIG_{option}={value}\n" for option, value in report.config.items() if value != "n")
+            options = [each.option for each in examination.missing(report) if each.want == "y"]
+            found |= explain.needed(tree.expanduser(), text, options)
+    return found
 
 
 def _config_of(looked: "Image", path: Path, given: "Image | None") -> tuple[Mapping[str, str] | None, list[str]]:

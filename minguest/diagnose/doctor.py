@@ -101,6 +101,8 @@ class Report(msgspec.Struct, frozen=True):
     boots_from: Mapping[str, tuple[str, ...]]
     """`initrd`, `root disk` and `file system`: what is built in; empty where the config is not known."""
     notes: tuple[str, ...] = ()
+    config: Mapping[str, str] | None = None
+    """The config that was examined; None: none is known."""
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
@@ -160,7 +162,7 @@ def examine(
         found.append(Finding("guest", pit, "", "certain", proof, known_pits[pit].cause))
     for hit in matching.diagnose(known_pits, matching.see(b"", facts=facts)).roots:
         found.append(Finding("guest", hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))
-    return Report(image, tuple(_ordered(known_pits, found)), _boots_from(known), carried.notes(image, known))
+    return Report(image, tuple(_ordered(known_pits, found)), _boots_from(known), carried.notes(image, known), known)
 
 
 def _starts_without_stub(image: Image, config: Mapping[str, str] | None, found: Finding) -> bool:
