@@ -27,7 +27,7 @@ DRIVER: doctor.Driver = "nvidia"
 HEAD = """\
 # Published guest kernels: what doctor says of them
 
-Made on {date} by `python -m tests.kernels_page FOLDER` from the projects' own configs, as of the commit or date in the
+Made on {date} by `python -m tests.kernels_page FOLDER` from the own configs of the projects, as of the commit or date in the
 last column. *Under OVMF* and *NVIDIA's driver* name the pits, or the options, that keep a guest or its card from
 working; - is none. A kernel that its project starts without UEFI (Firecracker, libkrun, Cloud Hypervisor, Kata's plain
 kernel) is not wrong: it was not made for this. *less*: what only makes less of the card. A second reading of each
@@ -129,7 +129,7 @@ def _shown(each: doctor.Finding) -> str:
 
 
 def repair(report: doctor.Report) -> str:
-    """The options that mend a kernel, without their reasons; empty where nothing is missing."""
+    """The options that a kernel lacks, without their reasons; empty where nothing is missing."""
     lines = [line for line in doctor.fragment([report]).splitlines() if "CONFIG_" in line]
     return "\n".join(line for line in lines if re.match(r"CONFIG_|# CONFIG_\w+ is not set$", line))
 
@@ -142,7 +142,7 @@ def page(found: Sequence[tuple[Kernel, doctor.Report]], date: datetime.date) -> 
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(row(kernel, report) for kernel, report in found),
         "",
-        "## What mends each",
+        "## What fixes each",
         "As `minguest doctor CONFIG --driver nvidia --fragment` prints it, with a reason for each option. An option"
         " may need others: `make olddefconfig`, and doctor again.",
     ]

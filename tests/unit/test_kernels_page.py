@@ -43,7 +43,7 @@ def test_a_row_has_the_roots_and_the_source(folder: Path) -> None:
     assert "`MODULE_SIG_FORCE`" in made
 
 
-def test_what_mends_a_kernel_mends_it(folder: Path) -> None:
+def test_what_a_kernel_lacks_makes_it_whole(folder: Path) -> None:
     text = kernels_page.repair(kernels_page.examined(folder, KERNEL))
     assert "CONFIG_EFI=y" in text and "# CONFIG_MODULE_SIG_FORCE is not set" in text
     (folder / "k.config").write_text(CONFIG + text + "\n")
