@@ -27,10 +27,10 @@ DRIVER: doctor.Driver = "nvidia"
 HEAD = """\
 # Published guest kernels: what doctor says of them
 
-Made on {date} by `python -m tests.kernels_page FOLDER` from the own configs of the projects, as of the commit or date in the
-last column. *Under OVMF* and *NVIDIA's driver* name the pits, or the options, that keep a guest or its card from
-working; - is none. A kernel that its project starts without UEFI (Firecracker, libkrun, Cloud Hypervisor, Kata's plain
-kernel) is not wrong: it was not made for this. *less*: what only makes less of the card. A second reading of each
+Made on {date} by `python -m tests.kernels_page FOLDER` from the configs of the projects themselves, as of the commit or
+date in the last column. *Under OVMF* and *NVIDIA's driver* name the pits, or the options, that keep a guest or its card
+from working; - is none. A kernel that its project starts without UEFI (Firecracker, libkrun, Cloud Hypervisor, Kata's
+plain kernel) is not wrong: it was not made for this. *less*: what only makes less of the card. A second reading of each
 config agrees with every claim below.
 
 """
