@@ -270,7 +270,8 @@ def describe(report: Report) -> str:
         if less:
             text.append("the GPU works, with less:" if group == "gpu" else "it comes up, with less:")
             text += [f"  {each.why}: {each.without}" for each in less]
-    unknown = [each for each in report.findings if each.sure == "not known"]
+    # Of a damaged file nothing else matters.
+    unknown = [each for each in report.findings if each.sure == "not known" and not image.damage]
     if unknown:
         text.append(f"not known ({unknown[0].why}): {', '.join(each.option for each in unknown)}")
     if not report.wrong:
