@@ -341,8 +341,8 @@ def test_a_flipped_bit_in_the_payload_is_damage(
     for part in range(1, 20):
         at = start + len(payload) * part // 20
         found = read(put(whole, at, "<B", whole[at] ^ 0x10))
-        # lz4 and lzma have no checksum of their content; bzip2 has bits that say nothing (tables that no block uses). Then
-        # the header's CRC-32 is the proof.
+        # lz4 and lzma have no checksum of their content; bzip2 has bits that say nothing (tables that no block uses).
+        # Then the header's CRC-32 is the proof.
         if name in ("lz4", "lzma", "bzip2"):
             assert found.damage or found.doubt == "its CRC-32 is wrong: damaged, or a tool changed its header"
         else:
