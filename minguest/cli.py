@@ -73,7 +73,7 @@ def _run(argv: Sequence[str]) -> int:
         terminal.end_on_signals()
         from minguest import settings  # noqa: PLC0415 - see LATE
 
-        parser = _parser()
+        parser = _parser(argv)
         if settings.completing():
             import argcomplete  # noqa: PLC0415 - only when a shell asks
 
@@ -229,8 +229,9 @@ def _overview() -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    from minguest import commands  # noqa: PLC0415 - see LATE
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of all commands. boot-test gets its options where `argv` has it, as they take long to import."""
+    from minguest import commands, settings  # noqa: PLC0415 - see LATE
     from minguest.host import vfio  # noqa: PLC0415 - see LATE
 
     parser = Parser(
@@ -318,7 +319,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.boot_test,
         "Does what doit boot-test does, for a folder that was not built here. Needs QEMU.",
     )
-    _boot_test(each)
+    if "boot-test" in argv or settings.completing():
+        _boot_test(each)
 
     each = command(
         "cache", commands.cache, "Removes only with --prune. What is needed again is fetched or built again."

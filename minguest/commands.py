@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from minguest import paths, settings
-from minguest.boottest import runner, verdict
 from minguest.bundle import manifests
 from minguest.diagnose import answer, catalogue, libvirt, logs, matching
 from minguest.host import checks, survey, vfio
@@ -91,6 +90,8 @@ def pull(options: argparse.Namespace, say: Say) -> Answer:
 
 def boot_test(options: argparse.Namespace, say: Say) -> Answer:
     """Start a release or a bundle, and judge it. UserError, or ToolError, where it could not be started."""
+    from minguest.boottest import runner  # noqa: PLC0415 - see SLOW
+
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder", "name a release that was pulled, or a bundle")
     folder: Path = options.folder.resolve()
@@ -167,6 +168,7 @@ NO_KERNEL, NOT_THERE = 3, 2
 
 def doctor(options: argparse.Namespace, say: Say) -> Answer:
     """What kernels would do under OVMF, before their first boot."""
+    from minguest.boottest import verdict  # noqa: PLC0415 - see SLOW
     from minguest.diagnose import doctor as examination  # noqa: PLC0415 - see SLOW
     from minguest.kernel import image  # noqa: PLC0415 - see SLOW
 
@@ -259,6 +261,8 @@ def _config_of(looked: "Image", path: Path, given: "Image | None") -> tuple[Mapp
 
 def plan(options: argparse.Namespace, say: Say) -> Answer:
     """Whether the BARs of cards find room under OVMF, and what QEMU has to pass to it."""
+    from minguest.boottest import runner  # noqa: PLC0415 - see SLOW
+
     wanted = _launch(options.guest)
     bits, vendor = bar_window.cpu(wanted.cpu, wanted.accel, runner.CPUINFO.read_text(encoding="utf-8"))
     bits = bits if options.phys_bits is None else options.phys_bits
@@ -279,6 +283,8 @@ def plan(options: argparse.Namespace, say: Say) -> Answer:
 
 def _cards(options: argparse.Namespace, wanted: Launch) -> list[cards.Card]:
     """The cards that the command line names, else the guest's own; --count of each."""
+    from minguest.boottest import runner  # noqa: PLC0415 - see SLOW
+
     if not 1 <= options.count <= COUNT_MAX:
         raise UserError(f"--count {options.count}: must be from 1 to {COUNT_MAX}")
     hosts, saved = _names(options.gpu), _names(options.card)
