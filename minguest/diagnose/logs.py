@@ -246,7 +246,7 @@ def _record(line: bytes) -> bytes:
         return line
     if not isinstance(record, dict):
         return line
-    message = next((record[key] for key in ("MESSAGE", "log", "message", "msg") if key in record), None)
+    message = next((record[key] for key in ("vmconsole", "MESSAGE", "log", "message", "msg") if key in record), None)
     if isinstance(message, list) and all(isinstance(each, int) and 0 <= each < 256 for each in message):
         return bytes(message)  # journald: not UTF-8
     return message.encode("utf-8", "replace") if isinstance(message, str) else line

@@ -77,8 +77,9 @@ Logs of the kinds that people post, reworded and without names, in `tests/data/p
 answer of each. *Incomplete*: a part of it. *Silent*: no pit. *Wrong*: another pit. *False alarm*: a pit in a log that
 shows none. The patterns were written with these logs in sight, so the figures say that nothing was lost since, not how
 often a new log is answered. For that, a reader who had not seen the patterns collected 191 other logs on 26 November
-2026: of 132 that fail 105 were right, 4 incomplete, 22 silent and 1 wrong; of 59 healthy ones 10 raised an alarm. What
-they taught is in the table below."""
+2026: of 132 that fail 105 were right, 4 incomplete, 22 silent and 1 wrong; of 59 healthy ones 10 raised an alarm. After
+that, of 174 other spellings 150 were right, 12 incomplete, 11 silent and 1 wrong; of 22 healthy look-alikes 1 raised an
+alarm. What they taught is in the table below."""
 
 
 def page(pits: Mapping[str, Pit], figures: str = "") -> str:

@@ -34,7 +34,9 @@ def say(*texts: str | bytes) -> answer.Answer:
 @pytest.mark.parametrize("path", HEALTHY, ids=lambda path: path.stem)
 def test_a_healthy_console_has_no_trouble_and_shows_what_it_proves(path: Path) -> None:
     found = say(path.read_bytes())
-    assert (found.ending, found.trouble, found.diagnosis.questions) == ("nothing wrong seen", (), ())
+    assert (found.ending, found.trouble) == ("nothing wrong seen", ())
+    # Of a guest of one CPU it is not known how many it was given.
+    assert [hit.id for hit in found.diagnosis.questions] == (["one-cpu"] if path.stem.endswith("pc-1") else [])
     assert any("CPU" in each for each in found.well) and any("PID 1" in each for each in found.well)
 
 
