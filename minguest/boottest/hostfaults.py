@@ -72,8 +72,8 @@ FAULTS: Mapping[str, Fault] = {
     "no-firmware-file": Fault("vm -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE.none.fd"),
     "no-such-machine-pci": Fault(f'bind "$card" "$second"; qemu -machine isapc -accel tcg -m 256M -S {_CARD}'),
     "image-lock": Fault(
-        "truncate -s 1M /run/work/disk; "
-        "disk='-drive if=none,id=disk,format=raw,file=/run/work/disk -device virtio-blk-pci,drive=disk'; "
+        'truncate -s 1M "$HOME/disk"; '
+        'disk="-drive if=none,id=disk,format=raw,file=$HOME/disk -device virtio-blk-pci,drive=disk"; '
         'vm_here $disk & other=$!; sleep 8; vm $disk; status=$?; kill "$other"; wait; exit "$status"'
     ),
     "iommufd-missing": Fault(

@@ -145,7 +145,7 @@ def pits_step(project: Project) -> Task:
             package=fetch.fetch(project.ovmf, f"OVMF {project.ovmf.version}", project.cache, say),
             kernels=lambda options: variants.kernel_with(shop, options, say),
         )
-        only = [name for name in (project.variables["only"] or "").split(",") if name]
+        only = _only(project)
         made = inject.run(site, only, say)
         say(f"linux {made.version}: {inject.summary(made.cells)}; {_matrix_page(project)}")
         if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
@@ -169,7 +169,7 @@ def pits_host_step(project: Project) -> Task:
             templates=project.at.templates,
             system=Path(qemu) if qemu else None,
         )
-        only = [name for name in (project.variables["only"] or "").split(",") if name]
+        only = _only(project)
         made = hostmatrix.make(site, say, only)
         say(f"{made.series}: {inject.summary(made.cells)}; {_matrix_page(project)}")
         if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
@@ -183,6 +183,11 @@ def pits_host_step(project: Project) -> Task:
         facts=always,
         params=params(hostmatrix.OPTIONS),
     )
+
+
+def _only(project: Project) -> list[str]:
+    """The pits that only= names; empty: all."""
+    return [name for name in (project.variables["only"] or "").split(",") if name]
 
 
 def _matrix_page(project: Project) -> str:
