@@ -206,8 +206,6 @@ def unwrapped(name: str, raw: bytes) -> Log:
     for match in (EXPORTED if export else WRAPPED).finditer(raw):
         begin, end = match.start(), raw.find(b"\n", match.start())
         end = end if end >= 0 else len(raw)
-        if begin < copied:
-            continue
         parts = list(_parts(raw[begin:end], export))
         text += raw[copied:begin]
         text += b"\n".join(parts)
@@ -217,7 +215,6 @@ def unwrapped(name: str, raw: bytes) -> Log:
             counted = begin
             breaks += [(number + added + place, number) for place in range(len(parts))]
             added += len(parts) - 1
-            breaks.append((number + added + 1, number + 1))
     text += raw[copied:]
     return Log(name, bytes(text), kinds(raw), tuple(breaks))
 

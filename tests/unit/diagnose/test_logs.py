@@ -160,3 +160,27 @@ def test_a_log_that_lost_its_line_ends_is_taken_apart() -> None:
 )
 def test_who_wrote_a_log(text: str, kinds: tuple[str, ...]) -> None:
     assert logs.kinds(text.encode()) == (kinds or ("QEMU",))
+
+
+@pytest.mark.parametrize("text", ["\u2018a\u2019 \u201cb\u201d", "&#39;a&#39; &quot;b&quot;"])
+def test_quotes_of_forums_and_browsers_become_plain(text: str) -> None:
+    assert logs.unwrapped("x", text.encode()).text == b"""'a' "b\""""
+
+
+def test_lines_that_were_wrapped_become_whole_and_keep_their_numbers() -> None:
+    long = "kvm: " + "x" * 65
+    text = f"first\n{long}\nrest of it\n{long}\nkvm: another\nlast"
+    whole = logs.unfolded(logs.unwrapped("x", text.encode()), b"")
+    assert whole is not None
+    lines = whole.text.decode().split("\n")
+    assert lines == ["first", f"{long}rest of it", long, "kvm: another", "last"]
+    assert [logs.number_in_file(whole.breaks, number) for number in range(1, 6)] == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\nb", "kvm: " + "x" * 65 + "\nkvm: y", "\n".join(["kvm: " + "x" * 65, "y"] * logs.EXCERPT)],
+    ids=["short", "whole", "no-excerpt"],
+)
+def test_a_log_that_nobody_wrapped_stays_as_it_is(text: str) -> None:
+    assert logs.unfolded(logs.unwrapped("x", text.encode()), b"") is None
