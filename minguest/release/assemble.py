@@ -115,21 +115,18 @@ def check(version: str | None, key: Path | None, *, unsigned: bool) -> str:
 
     UserError for any other version, or if version or key is missing or there is no such key. Needs no bundle.
     """
-    if missing := [
-        *(["no version for the release"] if version is None else []),
-        *(["no key to sign with"] if key is None and not unsigned else []),
-    ]:
-        raise UserError(
-            "; ".join(missing),
-            "for example: doit release version=1.0 key=~/.ssh/id_ed25519\n"
-            "  key=FILE or $MINGUEST_SIGNING_KEY names an SSH key, or a .pub of one in ssh-agent; with unsigned=yes in "
-            "place of a key, every file of the release says that it is unsigned",
-        )
-    assert version is not None
-    if not layout.VERSION.fullmatch(version) or version == "latest":
+    if version is not None and (not layout.VERSION.fullmatch(version) or version == "latest"):
         raise UserError(
             f"version={version}: not a version",
             "use letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_', at most 128; not `latest`",
+        )
+    unsaid = key is None and not unsigned
+    if version is None or unsaid:
+        raise UserError(
+            "; ".join(["no version for the release"] * (version is None) + ["no key to sign with"] * unsaid),
+            "for example: doit release version=1.0 key=~/.ssh/id_ed25519\n"
+            "  key=FILE or $MINGUEST_SIGNING_KEY names an SSH key, or a .pub of one in ssh-agent; with unsigned=yes in "
+            "place of a key, every file of the release says that it is unsigned",
         )
     if key is not None:
         sshsig.check_key(key)
