@@ -22,7 +22,8 @@ from tests.integration.test_cards import checks
 from tests.integration.test_wait import ALL_SERIES
 
 # The first program of a guest: it mounts the disk on PLACE and ends, or has the guest end, by THEN. Its children write
-# to the disk; one of them, which is only there if STUBBORN, ignores SIGTERM.
+# to the disk; one of them, which is only there if STUBBORN, ignores SIGTERM. SIGTERM waits while it mounts: a mount
+# that a fatal signal ends, in kthread_create(), leaves ext4's "needs recovery" behind, and that is not initd's doing.
 PROGRAM = r"""
 #include <fcntl.h>
 #include <signal.h>
@@ -54,9 +55,15 @@ static void on_term(int number)
 
 int main(void)
 {
+	sigset_t term;
+
+	sigemptyset(&term);
+	sigaddset(&term, SIGTERM);
+	sigprocmask(SIG_BLOCK, &term, NULL);
 	mkdir(PLACE, 0755);
 	if (mount("/dev/vda", PLACE, "ext4", 0, NULL) && !ROOT)
 		return 9;
+	sigprocmask(SIG_UNBLOCK, &term, NULL);
 	if (!fork()) {
 		setsid();		/* else the first program's end is its own */
 		signal(SIGTERM, on_term);
