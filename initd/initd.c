@@ -4,6 +4,7 @@
  * kernel's command line, reports what the guest has, and then does what
  * initd.then= requests.
  */
+#include <string.h>
 #include <unistd.h>
 
 #include "initd.h"
@@ -17,16 +18,45 @@ static void wait_if_requested(const struct options *options, struct port *port, 
 		await_unplugged(&options->wait, port, uevents);
 }
 
-static void send_report(struct port *port, const char *device, long long started_us)
+static void send_report(struct port *port, const struct options *options, long long started_us,
+			const struct root *root)
 {
 	struct json report = { 0 };
 
-	report_all(&report, started_us);
-	port_open(port, device);
+	report_all(&report, started_us, root, options->root);
+	port_open(port, options->report);
 	port_first(port, &report);
 	say("%s: %d records, %zu bytes, to %s", INITD_VERSION, report.records,
-	    report.len, port->tty < 0 ? "no port" : device);
+	    report.len, port->tty < 0 ? "no port" : options->report);
 	json_free(&report);
+}
+
+static void send_root(struct port *port, const struct options *options, const struct root *root)
+{
+	struct json j = { 0 };
+
+	report_root(&j, root, options->root);
+	port_more(port, &j);
+	json_free(&j);
+}
+
+/* The report comes first, or after the root was looked for, as requested. */
+static struct root *report_and_root(struct options *options, struct port *port, int uevents,
+				    long long started_us)
+{
+	struct port nowhere = CLOSED_PORT;	/* no event comes before "begin" */
+	struct root *root = NULL;
+
+	if (options->root && options->report_after_root)
+		root = find_root(options, &nowhere, uevents);
+	send_report(port, options, started_us, root);
+	if (options->root && !root) {
+		root = find_root(options, port, uevents);
+		send_root(port, options, root);
+	}
+	if (root && strcmp(root->result, "found"))
+		without_root(options);
+	return root;
 }
 
 int main(int argc, char **argv)
@@ -35,6 +65,7 @@ int main(int argc, char **argv)
 	long long started_us;
 	struct options options;
 	struct ending ending;
+	struct root *root;
 	int uevents;
 
 	die_by(shut_down_failed);
@@ -50,7 +81,9 @@ int main(int argc, char **argv)
 	uevents = hotplug_listen();
 	hotplug_all_online(NO_HURRY);
 	wait_if_requested(&options, &port, uevents);
-	send_report(&port, options.report, started_us);
+	root = report_and_root(&options, &port, uevents, started_us);
+	if (options.then == INIT && !order_waits())
+		hand_over(root, &port, uevents, argv);
 	ending = do_as_requested(&options, &port, uevents);
 	shut_down(&port, &ending);
 }

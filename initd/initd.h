@@ -85,10 +85,39 @@ void port_more(struct port *port, const struct json *j);
 void port_close_file(struct port *port);
 void port_drain(struct port *port);
 
+/* orders.c: how the guest ends, and who ordered it */
+struct ending {
+	const char *why;	/* as the report has it */
+	int how;		/* RB_..., of sys/reboot.h */
+};
+
+void take_orders(void);
+void free_signals(void);
+bool order_waits(void);
+const struct ending *order_given(void);
+
+/* volumes.c: block devices and what they hold */
+struct volume {
+	char device[48];	/* /dev/vda1 */
+	const char *type;	/* of the file system; NULL: not known */
+	char label[257];
+	char uuid[40];
+	char part_label[40];
+	char part_uuid[40];
+};
+
+bool read_volume(const char *device, struct volume *volume);
+void each_volume(bool (*visit)(const struct volume *, void *), void *argument);
+
+/* within.c: what may hang */
+int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *argument);
+
 /* mounts.c */
+#define SYSROOT "/sysroot"	/* where a root is mounted, before it becomes "/" */
+
 void open_console(void);
 void mount_filesystems(void);
-void enter_root(const char *root, const char *share);
+void enter_root(const char *share);
 
 /* options.c: the kernel's command line */
 struct wait {
@@ -98,19 +127,26 @@ struct wait {
 	long long seconds;	/* initd.wait-seconds= */
 };
 
-enum then { WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT };
+enum then { UNSET, WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT, INIT };
 
 struct options {
 	char line[TEXT_MAX];	/* the command line, split into options in place */
 	const char *report;	/* initd.report=, a device, or NULL */
 	enum then then;		/* initd.then= */
+	const char *then_why;	/* the option that set it, as the report has it */
 	const char *program;
-	const char *root;	/* initd.root=, a 9p share, or NULL */
-	const char *share;	/* initd.share=, likewise */
+	const char *root;	/* initd.root=, or NULL */
+	const char *init;	/* initd.init=, in that root */
+	enum then onfail;	/* initd.onfail=, without that root */
+	long long root_seconds;	/* initd.root-seconds= */
+	bool report_after_root;	/* initd.report-after=root */
+	bool read_only;		/* ro: the root too */
+	const char *share;	/* initd.share=, a 9p share, or NULL */
 	struct wait wait;	/* initd.wait-...= */
 };
 
 void read_options(struct options *options);
+void without_root(struct options *options);
 
 /* hotplug.c */
 #define NO_HURRY LLONG_MAX
@@ -123,28 +159,42 @@ void hotplug_handle(int uevents, struct port *port, long long until_us);
 bool await_plugged(const struct wait *wait, struct port *port, int uevents);
 void await_unplugged(const struct wait *wait, struct port *port, int uevents);
 
+/* root.c: the root that initd.root= names */
+#define ROOT_THERE_MAX 16
+
+struct root {
+	const char *result;	/* "found", or why not: docs/report.md */
+	char error[200];
+	struct volume volume;	/* no device: a share of the host */
+	const char *type;	/* of the file system */
+	bool read_only;
+	char init[256];
+	long long asked_us;
+	long long appeared_us;	/* the device was there; 0: never */
+	long long mounted_us;
+	int count;
+	struct volume there[ROOT_THERE_MAX];	/* what there is, if the root is not */
+};
+
+struct root *find_root(const struct options *options, struct port *port, int uevents);
+void report_root(struct json *j, const struct root *root, const char *wanted);
+
 /* pci.c */
 void report_pci(struct json *j);
 
 /* report.c */
-void report_all(struct json *j, long long started_us);
+void report_all(struct json *j, long long started_us, const struct root *root, const char *wanted);
 
 /* program.c: initd as an ordinary program */
 int as_program(int argc, char **argv, long long started_us);
 
-/* orders.c: how the guest ends, and who ordered it */
-struct ending {
-	const char *why;	/* as the report has it */
-	int how;		/* RB_..., of sys/reboot.h */
-};
-
-void take_orders(void);
-void free_signals(void);
-const struct ending *order_given(void);
-
 /* shutdown.c */
 void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));
 void shut_down_failed(void) __attribute__((noreturn));
+
+/* handover.c: from the initrd to the root's init */
+void hand_over(const struct root *root, struct port *port, int uevents, char **argv)
+	__attribute__((noreturn));
 
 /* supervise.c: what comes after the report */
 struct ending do_as_requested(const struct options *options, struct port *port, int uevents);

@@ -14,8 +14,6 @@
 
 #include "initd.h"
 
-#define ROOT "/sysroot"
-
 static const struct {
 	const char *source;
 	const char *target;
@@ -89,19 +87,16 @@ static const struct {
 	const char *source;
 	const char *target;
 	const char *type;	/* NULL: bind our own, with all below it */
-} within[] = {
-	{ "/proc", ROOT "/proc", NULL },
-	{ "/sys", ROOT "/sys", NULL },
-	{ "/dev", ROOT "/dev", NULL },
-	{ "tmpfs", ROOT "/run", "tmpfs" },
+} of_program[] = {
+	{ "/proc", SYSROOT "/proc", NULL },
+	{ "/sys", SYSROOT "/sys", NULL },
+	{ "/dev", SYSROOT "/dev", NULL },
+	{ "tmpfs", SYSROOT "/run", "tmpfs" },
 };
 
-#define SHARE ROOT "/run/share"
+#define SHARE SYSROOT "/run/share"
 
-/*
- * msize: larger messages mean fewer of them when a program starts. A read-only
- * root does not change, so it may be cached.
- */
+/* msize: larger messages mean fewer of them. */
 #define TRANSPORT "trans=virtio,version=9p2000.L,msize=524288"
 
 static void must_mount(const char *source, const char *target, const char *type,
@@ -116,24 +111,22 @@ static void must_mount(const char *source, const char *target, const char *type,
 }
 
 /*
- * Make the host's 9p share `root` the root of this process, read-only, and
- * `share`, if there is one, its /run/share, writable. Only /run replaces the
- * share's own: a program may need any other folder, also /tmp and /mnt.
+ * Make SYSROOT the root of this process, and the host's 9p share `share`, if
+ * there is one, its /run/share, writable. Only /run replaces the root's own: a
+ * program may need any other folder, also /tmp and /mnt.
  */
-void enter_root(const char *root, const char *share)
+void enter_root(const char *share)
 {
 	size_t i;
 
-	mkdir(ROOT, 0755);
-	must_mount(root, ROOT, "9p", MS_RDONLY, TRANSPORT ",cache=loose");
-	for (i = 0; i < COUNT(within); i++)
-		must_mount(within[i].source, within[i].target, within[i].type,
-			   within[i].type ? MS_NOSUID | MS_NODEV : MS_BIND | MS_REC,
+	for (i = 0; i < COUNT(of_program); i++)
+		must_mount(of_program[i].source, of_program[i].target, of_program[i].type,
+			   of_program[i].type ? MS_NOSUID | MS_NODEV : MS_BIND | MS_REC,
 			   NULL);
 	if (share) {
 		mkdir(SHARE, 0755);
 		must_mount(share, SHARE, "9p", MS_NOSUID | MS_NODEV, TRANSPORT);
 	}
-	if (chroot(ROOT) || chdir("/"))
-		die("chroot " ROOT);
+	if (chroot(SYSROOT) || chdir("/"))
+		die("chroot " SYSROOT);
 }

@@ -10,6 +10,7 @@
 
 #define WAIT_S		10	/* the default */
 #define WAIT_MAX_S	600
+#define ROOT_S		30
 #define CPUS_MAX	65536	/* beyond any kernel's CONFIG_NR_CPUS */
 #define MEMORY_MAX	(1LL << 52)	/* what an x86-64 can address */
 
@@ -22,6 +23,7 @@ static const struct {
 	{ "poweroff", POWEROFF },
 	{ "reboot", REBOOT },
 	{ "halt", HALT },
+	{ "init", INIT },
 };
 
 /* The next option, quotes removed as the kernel does it (lib/cmdline.c). */
@@ -50,23 +52,54 @@ static void read_report(struct options *options, const char *value)
 		say("initd.report=%s: not a path; known: /dev/ttyS3 and the like", value);
 }
 
-static void read_then(struct options *options, const char *value)
+static bool read_known(enum then *then, const char *value)
 {
 	size_t i;
 
 	for (i = 0; i < COUNT(thens); i++)
 		if (!strcmp(value, thens[i].name)) {
-			options->then = thens[i].then;
-			return;
+			*then = thens[i].then;
+			return true;
 		}
+	return false;
+}
+
+static void read_then(struct options *options, const char *value)
+{
+	if (read_known(&options->then, value))
+		return;
 	if (*value == '/') {
 		options->then = PROGRAM;
 		options->program = value;
 		return;
 	}
-	say("initd.then=%s: not known; known: wait, shell, poweroff, reboot, halt, "
+	say("initd.then=%s: not known; known: init, wait, shell, poweroff, reboot, halt, "
 	    "/PROGRAM; using wait", value);
 	options->then = WAIT;
+}
+
+static void read_onfail(struct options *options, const char *value)
+{
+	if (read_known(&options->onfail, value) && options->onfail != INIT)
+		return;
+	say("initd.onfail=%s: not known; known: poweroff, shell, reboot, halt, wait; "
+	    "using poweroff", value);
+	options->onfail = POWEROFF;
+}
+
+static void read_init(struct options *options, const char *value)
+{
+	if (*value == '/')
+		options->init = value;
+	else
+		say("initd.init=%s: not a path; using %s", value, options->init);
+}
+
+static void read_report_after(struct options *options, const char *value)
+{
+	options->report_after_root = !strcmp(value, "root");
+	if (!options->report_after_root)
+		say("initd.report-after=%s: not known; known: root; ignored", value);
 }
 
 static void read_count(long long *count, const char *option, const char *value, long long most)
@@ -84,6 +117,14 @@ static void read_count(long long *count, const char *option, const char *value, 
 		*count = number;
 }
 
+/* What initd.onfail= says is done in place of initd.then=. */
+void without_root(struct options *options)
+{
+	options->root = NULL;
+	options->then = options->onfail;
+	options->then_why = "initd.onfail";
+}
+
 /* The rest of an option that begins with name, or NULL. */
 static const char *after(const char *option, const char *name)
 {
@@ -98,7 +139,9 @@ void read_options(struct options *options)
 	char *rest = options->line, *option;
 	const char *value;
 
-	*options = (struct options){ .then = WAIT, .wait.seconds = WAIT_S };
+	*options = (struct options){ .then = UNSET, .then_why = "initd.then", .init = "/sbin/init",
+				     .onfail = POWEROFF, .root_seconds = ROOT_S,
+				     .wait.seconds = WAIT_S };
 	if (!read_text(AT_FDCWD, "/proc/cmdline", options->line, sizeof(options->line)))
 		die("/proc/cmdline");
 
@@ -109,6 +152,16 @@ void read_options(struct options *options)
 			read_then(options, value);
 		else if ((value = after(option, "initd.root=")))
 			options->root = value;
+		else if ((value = after(option, "initd.init=")))
+			read_init(options, value);
+		else if ((value = after(option, "initd.onfail=")))
+			read_onfail(options, value);
+		else if ((value = after(option, "initd.root-seconds=")))
+			read_count(&options->root_seconds, option, value, WAIT_MAX_S);
+		else if ((value = after(option, "initd.report-after=")))
+			read_report_after(options, value);
+		else if (!strcmp(option, "ro") || !strcmp(option, "rw"))
+			options->read_only = option[1] == 'o';
 		else if ((value = after(option, "initd.share=")))
 			options->share = value;
 		else if ((value = after(option, "initd.wait-cpus=")))
@@ -121,8 +174,15 @@ void read_options(struct options *options)
 			read_count(&options->wait.seconds, option, value, WAIT_MAX_S);
 		else if (after(option, "initd."))
 			say("%s: not known; known: initd.report=, initd.then=, "
-			    "initd.root=, initd.share=, initd.wait-cpus=, "
+			    "initd.root=, initd.init=, initd.root-seconds=, initd.onfail=, "
+			    "initd.report-after=, initd.share=, initd.wait-cpus=, "
 			    "initd.wait-cpus-left=, initd.wait-memory=, "
 			    "initd.wait-seconds=", option);
+	}
+	if (options->then == UNSET)
+		options->then = options->root ? INIT : WAIT;
+	if (options->then == INIT && !options->root) {
+		say("initd.then=init: no initd.root= names a root; using initd.onfail=");
+		without_root(options);
 	}
 }

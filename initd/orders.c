@@ -129,6 +129,19 @@ void free_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/* An order came that ppoll() has not let through yet. */
+bool order_waits(void)
+{
+	sigset_t pending;
+	size_t i;
+
+	sigpending(&pending);
+	for (i = 0; i < COUNT(orders); i++)
+		if (sigismember(&pending, orders[i].signal) > 0)
+			return true;
+	return false;
+}
+
 /* The last order, or NULL. */
 const struct ending *order_given(void)
 {

@@ -9,7 +9,7 @@ static int print_report(long long started_us)
 {
 	struct json report = { 0 };
 
-	report_all(&report, started_us);
+	report_all(&report, started_us, NULL, NULL);
 	if (fwrite(report.text, 1, report.len, stdout) != report.len || fflush(stdout))
 		die("write");
 	json_free(&report);
@@ -26,11 +26,18 @@ int as_program(int argc, char **argv, long long started_us)
 		"\n"
 		"Options on the guest kernel's command line:\n"
 		"  initd.report=DEVICE   where the report goes, e.g. /dev/ttyS3\n"
-		"  initd.then=WHAT       then: wait (the default), shell, poweroff,\n"
+		"  initd.then=WHAT       then: init (the default with a root), wait\n"
+		"                        (the default without), shell, poweroff,\n"
 		"                        reboot, halt, or a program's /PATH\n"
-		"  initd.root=TAG        the root of that program or shell: a 9p share\n"
-		"                        of the host, read-only\n"
-		"  initd.share=TAG       its /run/share: another share, writable\n"
+		"  initd.root=WHAT       the root: /dev/vda1, LABEL=, UUID=, PARTUUID=,\n"
+		"                        PARTLABEL=, 9p:TAG or virtiofs:TAG; then its init\n"
+		"                        starts as PID 1, or a program or shell in it\n"
+		"  initd.init=/PATH      that init (/sbin/init)\n"
+		"  initd.root-seconds=S  how long to wait for the root (1 to 600; 30)\n"
+		"  initd.onfail=WHAT     without the root: poweroff (the default), shell,\n"
+		"                        reboot, halt or wait\n"
+		"  initd.report-after=root  look for the root before the report\n"
+		"  initd.share=TAG       a program's /run/share: a 9p share, writable\n"
 		"Before the report, wait until as much is in use:\n"
 		"  initd.wait-cpus=N         so many CPUs\n"
 		"  initd.wait-cpus-left=N    then no more CPUs than that\n"

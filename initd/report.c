@@ -374,7 +374,8 @@ static void report_end(struct json *j)
 	json_end(j);
 }
 
-void report_all(struct json *j, long long started_us)
+/* `root` is what became of the root that was `wanted`, if that is known already, or NULL. */
+void report_all(struct json *j, long long started_us, const struct root *root, const char *wanted)
 {
 	report_begin(j, started_us);
 	report_cpus(j);
@@ -384,6 +385,8 @@ void report_all(struct json *j, long long started_us)
 	report_acpi(j);
 	report_interrupts(j);
 	report_pci(j);
+	if (root)
+		report_root(j, root, wanted);
 	report_times(j, started_us);
 	report_end(j);
 }

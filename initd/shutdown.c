@@ -109,31 +109,9 @@ static void end_programs(struct outcome *outcome)
 		outcome->left = say_programs("cannot be killed");
 }
 
-/* A phase's result, which is an exit status; -1 if it is not done in so many seconds. */
-static int within(int seconds, int (*phase)(void))
+static int sync_all(void *nothing)
 {
-	long long until = uptime_us() + seconds * 1000000LL;
-	struct timespec pause = { .tv_nsec = 10000000 };
-	sigset_t child;
-	pid_t pid = fork();
-	int status;
-
-	if (!pid)
-		_exit(phase());
-	if (pid < 0)
-		return phase();
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	while (waitpid(pid, &status, WNOHANG) != pid) {
-		if (uptime_us() > until)
-			return -1;
-		sigtimedwait(&child, NULL, &pause);
-	}
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static int sync_all(void)
-{
+	(void)nothing;
 	sync();
 	return 0;
 }
@@ -222,12 +200,13 @@ static void read_mounts(struct mounts *mounts)
  * root, becomes read-only. Returns how many stayed writable, from the kernel's
  * list: a mount below another, or above the root, has no path of its own.
  */
-static int unmount_all(void)
+static int unmount_all(void *nothing)
 {
 	struct mounts mounts;
 	struct place *place;
 	int busy = 0, i;
 
+	(void)nothing;
 	read_mounts(&mounts);
 	for (i = mounts.count - 1; i >= 0; i--) {
 		place = &mounts.place[i];
@@ -293,9 +272,9 @@ void shut_down(struct port *port, const struct ending *ending)
 	say("%s: %s", ending->why, name_of(ending->how));
 
 	end_programs(&outcome);
-	outcome.synced = !within(SYNC_S, sync_all);
+	outcome.synced = !within(SYNC_S, NULL, sync_all, NULL);
 	port_close_file(port);
-	outcome.busy = within(UNMOUNT_S, unmount_all);
+	outcome.busy = within(UNMOUNT_S, NULL, unmount_all, NULL);
 	report_shutdown(port, &outcome);
 	port_drain(port);
 	leave(ending->how);

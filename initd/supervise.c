@@ -54,7 +54,7 @@ static pid_t start(const char *path, const struct options *options)
 
 	take_terminal();
 	if (options->root)
-		enter_root(options->root, options->share);
+		enter_root(options->share);
 	free_signals();
 	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 0);
 	execl(path, path, (char *)NULL);
@@ -129,11 +129,11 @@ struct ending do_as_requested(const struct options *options, struct port *port, 
 {
 	switch (options->then) {
 	case POWEROFF:
-		return (struct ending){ "initd.then", RB_POWER_OFF };
+		return (struct ending){ options->then_why, RB_POWER_OFF };
 	case REBOOT:
-		return (struct ending){ "initd.then", RB_AUTOBOOT };
+		return (struct ending){ options->then_why, RB_AUTOBOOT };
 	case HALT:
-		return (struct ending){ "initd.then", RB_HALT_SYSTEM };
+		return (struct ending){ options->then_why, RB_HALT_SYSTEM };
 	case PROGRAM:
 		return supervise(options, port, uevents, options->program);
 	case SHELL_ON_CONSOLE:
@@ -141,7 +141,9 @@ struct ending do_as_requested(const struct options *options, struct port *port, 
 			return supervise(options, port, uevents, SHELL);
 		say("initd.then=shell: %s: %s; waiting instead", SHELL, strerror(errno));
 		break;
+	case UNSET:
 	case WAIT:
+	case INIT:
 		break;
 	}
 	return supervise(options, port, uevents, NULL);

@@ -216,7 +216,8 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
 def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeout: int) -> Launch:
     """The guest's launch, with the host's cards in place of its own; UserError for a wrong option.
 
-    Of its memory only the size is rehearsed. Its disks are left out: the host does not have this machine's disks.
+    Of its memory only the size is rehearsed. Its disks and its root are left out: the host does not
+    have them.
     """
     cpus = settings.integer(options.cpus, "--cpus")
     settings.check_cpus(cpus, "--cpus")
@@ -279,7 +280,8 @@ def host_spec(found: Sequence[cards.Gpu], memory: int, timeout: float, console: 
     large = [msgspec.structs.replace(card, bars=(*card.bars, SECOND_BAR)) for card in large]
     bits = bar_window.plan(large, memory + HOST_MEMORY, BITS).alone_bits if large else BITS
     own = (console,) if console else ()
-    cmdline = ("intel_iommu=on", *own, "initd.root=root", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
+    root = ("initd.root=9p:root", "ro", "initd.share=share", f"initd.then=/run/share/{SCRIPT}")
+    cmdline = ("intel_iommu=on", *own, *root)
     # npt: the CPU walks the guest's page tables, so KVM need not shadow them.
     return Spec(
         machine="q35",

@@ -14,8 +14,9 @@ CPUS_MAX = 1 << 16
 READY = b'{"record":"ready"'
 # initd has them in use, and waits for the host to unplug CPUs again.
 IN_USE = b'{"record":"in-use"'
-# What initd writes after the end: later hotplug events, how its program ended, and last how the guest shut down.
-AFTER_END = ("event", "exit", "shutdown")
+# What initd writes after the end: later hotplug events, what became of the root, the hand-over to its init, how its
+# program ended, and last how the guest shut down.
+AFTER_END = ("event", "root", "handover", "exit", "shutdown")
 # The index of an expansion ROM among the BARs.
 ROM = 6
 # How deep a record may be nested: initd's deepest is a list of objects in an object.
@@ -115,6 +116,21 @@ class Shutdown(msgspec.Struct, frozen=True):
     busy: _Count | None
 
 
+class FoundRoot(msgspec.Struct, frozen=True):
+    """What became of the root that the guest looked for: docs/report.md has the fields. Times in seconds."""
+
+    requested: str
+    result: str
+    """`found`, or why not."""
+    error: str | None
+    device: str | None
+    type: str | None
+    read_only: bool
+    init: str
+    waited: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    mounting: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+
 class Report(msgspec.Struct, frozen=True):
     """initd's report, as far as it came. Without `complete` the rest was lost."""
 
@@ -125,6 +141,8 @@ class Report(msgspec.Struct, frozen=True):
     """Why reading stopped early, if it did."""
     shutdown: Shutdown | None = None
     """initd's last record; None: it did not come."""
+    root: FoundRoot | None = None
+    """None: the guest looked for no root, or has not found out yet."""
 
     def all(self, name: str) -> list[dict[str, Any]]:
         """Every record of that name."""
@@ -146,6 +164,7 @@ def parse(text: bytes) -> Report:
     devices: list[PciDevice] = []
     damage = None
     shutdown = None
+    root = None
     ended = False
     for number, line in enumerate(text[max(text.find(BEGIN), 0) :].splitlines(keepends=True), 1):
         if ended and not line.endswith(b"\n"):
@@ -158,6 +177,8 @@ def parse(text: bytes) -> Report:
                 raise ValueError(f"{record['record']} after the shutdown")
             if ended and record["record"] == "shutdown":
                 shutdown = msgspec.convert(record, Shutdown)
+            if record["record"] == "root":
+                root = msgspec.convert(record, FoundRoot)
             if not ended and (device := _device(record, number)):
                 devices.append(device)
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -169,7 +190,7 @@ def parse(text: bytes) -> Report:
     if ended and damage is None and (sent := records[-1].get("records")) != len(records) - 1:
         damage = f"{sent} records were sent, {len(records) - 1} came"
     complete = ended and damage is None
-    return Report(complete, tuple(records), tuple(devices), damage, shutdown if complete else None)
+    return Report(complete, tuple(records), tuple(devices), damage, shutdown if complete else None, root)
 
 
 def _record(line: bytes) -> dict[str, Any]:
