@@ -168,7 +168,7 @@ NO_KERNEL, NOT_THERE = 3, 2
 
 def doctor(options: argparse.Namespace, say: Say) -> Answer:
     """What kernels would do under OVMF, before their first boot."""
-    from minguest.boottest import verdict  # noqa: PLC0415 - see SLOW
+    from minguest.boottest import facts as known  # noqa: PLC0415 - see SLOW
     from minguest.diagnose import doctor as examination  # noqa: PLC0415 - see SLOW
     from minguest.kernel import image  # noqa: PLC0415 - see SLOW
 
@@ -183,7 +183,7 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
     if options.gpu:
         names = () if options.gpu == "none" else tuple(options.gpu.split(","))
         wanted = msgspec.structs.replace(wanted, gpus=names)
-    facts = verdict.facts_of_launch(launch.planned(wanted))
+    requested = known.of_launch(launch.planned(wanted))
     pits, needs = catalogue.load(paths.known_pits()), examination.load(paths.known_drivers())
     given = image.read(options.config.expanduser()) if options.config else None
     if given and given.config is None:
@@ -196,7 +196,7 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
             refused[path] = error
         else:
             config, said = _config_of(looked, path.expanduser(), given)
-            report = examination.examine(looked, config, pits, wanted, facts, needs, options.driver)
+            report = examination.examine(looked, config, pits, wanted, requested, needs, options.driver)
             reports.append(msgspec.structs.replace(report, notes=(*said, *report.notes)))
     data = {
         "kernels": [

@@ -75,6 +75,25 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The guest finds the disk as /dev/disk/by-id/virtio-SERIAL."""
 
 
+Filesystem = Literal["ext4", "xfs", "btrfs", "squashfs", "erofs"]
+
+
+class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The root disk that the guest goes on to from its initrd."""
+
+    disk: str = "/dev/vda"
+    """As initd.root= has it: `/dev/NAME`, `LABEL=`, `UUID=`, `PARTUUID=`, `PARTLABEL=`, `9p:TAG`, `virtiofs:TAG`."""
+    filesystem: Filesystem = "ext4"
+    """The kernel must have it built in."""
+    init: str = "/sbin/init"
+    """The program in the root that becomes PID 1."""
+    read_only: bool = False
+    onfail: Literal["poweroff", "reboot", "shell", "halt", "wait"] = "poweroff"
+    """What the guest does without its root."""
+    seconds: int = 30
+    """How long the guest waits for the disk."""
+
+
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The options for QEMU. Sizes are strings with a unit (`2G`), as in TOML."""
 
@@ -107,6 +126,8 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cmdline: tuple[str, ...] = ()
     """Kernel options in addition to those that boot-test adds."""
     accel: Accel = "auto"
+    root: Root | None = None
+    """The guest's own [root]: it is written at the top of the guest's file."""
     timeout: int = 120
     """Seconds from QEMU's start after which the guest counts as lost."""
 
@@ -124,6 +145,8 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlays: tuple[str, ...] = ()
     """Names in overlays/, or paths from the project's root; a later one wins."""
     firmware: str = "ovmf"
+    root: Root | None = None
+    """Where the guest goes on to after its report; None: it has no root, and powers off."""
     launch: Launch = Launch()
 
 

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minguest.model import Guest, Sources
+from minguest.model import Guest, Root, Sources
 from minguest.util import units
 from minguest.util.errors import UserError
 
 T = TypeVar("T")
 
+# initd's own limit of initd.root-seconds= (initd/options.c).
+ROOT_SECONDS_MAX = 600
 # Former names of keys, and what they are called now.
 RENAMED = {"mend": "fix", "dig": "inject", "sabotage": "fault", "line": "series", "lines": "series"}
 # What other programs call a key, and what it is called here: QEMU, libvirt, Ceph, Proxmox.
@@ -89,7 +91,25 @@ def guest(path: Path) -> Guest:
     size(launch.memory, f"{path}: launch.memory")
     if launch.timeout <= 0:
         raise UserError(f"{path}: launch.timeout = {launch.timeout} must be a positive number of seconds")
-    return found
+    if launch.root is not None:
+        raise UserError(f"{path}: [launch.root]: a guest's root is [root], at the top of the file")
+    if found.root is None:
+        return found
+    _check_root(found.root, f"{path}: root")
+    return msgspec.structs.replace(found, launch=msgspec.structs.replace(launch, root=found.root))
+
+
+def _check_root(root: Root, where: str) -> None:
+    """A root that initd can look for; UserError for what it would only find out at boot."""
+    if not re.fullmatch(r'/dev/[^\s"]+|(LABEL=|UUID=|PARTUUID=|PARTLABEL=|9p:|virtiofs:)[^"]+', root.disk):
+        raise UserError(
+            f"{where}.disk = {root.disk!r}: not known",
+            "write /dev/NAME, LABEL=, UUID=, PARTUUID=, PARTLABEL=, 9p:TAG or virtiofs:TAG",
+        )
+    if not re.fullmatch(r'/[^\s"]*[^\s"/]', root.init):
+        raise UserError(f"{where}.init = {root.init!r}: not the path of a program", "for example /sbin/init")
+    if not 1 <= root.seconds <= ROOT_SECONDS_MAX:
+        raise UserError(f"{where}.seconds = {root.seconds}: not from 1 to {ROOT_SECONDS_MAX}")
 
 
 def sources(path: Path) -> Sources:

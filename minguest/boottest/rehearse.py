@@ -231,6 +231,7 @@ def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeou
         numa=(),
         hugepages="",
         disks=(),
+        root=None,
         gpus=tuple(addresses),
         accel="kvm",
         timeout=int(timeout * GUEST_TIME),

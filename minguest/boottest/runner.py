@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """boot-test: start a bundle in QEMU, bounded in time, and judge it."""
 
-import os
 import platform
 import re
 import shutil
@@ -12,22 +11,19 @@ from typing import get_args
 import msgspec
 
 from minguest import model, paths, settings
-from minguest.boottest import verdict
+from minguest.boottest import command, facts, verdict
 from minguest.bundle import manifests
 from minguest.diagnose import answer, catalogue, logs, matching
 from minguest.kernel import contract, kconfig
 from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
-from minguest.util.run import run as run_tool
 from minguest.vm import arguments, bar_window, bar_window_text, emulator, kvm, launch, qemu, report
 from minguest.vm.launch import Options
 
 SYSFS = Path("/sys")
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
-# Seconds that run-guest has to print QEMU's command.
-SHOW = 20.0
 
 
 class Test(msgspec.Struct, frozen=True):
@@ -231,7 +227,7 @@ def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], N
     requested = msgspec.structs.replace(spec, accel=accel)
     cpuinfo = CPUINFO.read_text(encoding="utf-8")
     spec, plan = launch.with_room(requested, SYSFS, cpuinfo)
-    own = scripted(manifest, wanted, requested, cpuinfo)
+    own = command.scripted(manifest, wanted, requested, SYSFS, cpuinfo)
     folder = bench.folder
     make_empty(folder, bench.bundle)
     say(f"{bench.name}: linux {manifest.kernel.version}, OVMF {manifest.firmware.version}, {spec.machine}, {why}")
@@ -239,14 +235,14 @@ def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], N
         say(launch.window_line(spec, plan))
     known = catalogue.load(bench.pits) if bench.pits else {}
     breaches = breaches_of(known, bench.bundle / "kernel.config", wanted, spec, manifest.kernel.series)
-    command = argv(bench, spec, folder)
-    if own is not None and script_argv(folder, accel) != command:
+    started = command.argv(bench.bundle, spec, folder)
+    if own is not None and command.script_argv(folder, spec) != started:
         own = None
         say(f"{paths.RUN_GUEST}: was not made for these cards as this machine has them, so it is not used")
     # A window that the launch itself sets is not the plan's.
     window = plan.window if plan is not None and plan.fits and not wanted.window else None
     shipped = verdict.Shipped(manifest.kernel.release, manifest.firmware.version)
-    trial = attempt(spec, command, folder, known, breaches, manifest.config.problems, window=window, shipped=shipped)
+    trial = attempt(spec, started, folder, known, breaches, manifest.config.problems, window=window, shipped=shipped)
     if trial.verdict is None:
         return trial
     outcome = Outcome(
@@ -283,17 +279,7 @@ def make_empty(folder: Path, of: Path) -> None:
     for path in there:
         if path != link:
             path.unlink()
-    _link(link, of)
-
-
-def _link(link: Path, of: Path) -> None:
-    """Link to a bundle from a boot test's folder: relative, so that qemu.sh can be moved with the bundle."""
-    target = os.path.relpath(of.resolve(), link.parent.resolve())
-    if link.is_symlink():
-        if str(link.readlink()) == target:
-            return
-        link.unlink()
-    link.symlink_to(target)
+    command.link_to(link, of)
 
 
 def check_memory(spec: launch.Spec, meminfo: str) -> None:
@@ -316,7 +302,7 @@ def check_memory(spec: launch.Spec, meminfo: str) -> None:
 
 def attempt(
     spec: launch.Spec,
-    command: Sequence[str],
+    started: Sequence[str],
     folder: Path,
     known: Mapping[str, catalogue.Pit],
     breaches: Sequence[contract.Breach],
@@ -329,18 +315,18 @@ def attempt(
     plugged = (spec.plug_memory - spec.memory,) if spec.plug_memory else ()
     try:
         deeds = qemu.Deeds(spec.plug_cpus, spec.unplug_cpus, plugged, nmi, spec.power_button)
-        result = qemu.boot(command, folder, spec.timeout, deeds)
+        result = qemu.boot(started, folder, spec.timeout, deeds)
     except ToolError as error:
         said = (folder / "qemu.log").read_bytes() if (folder / "qemu.log").exists() else b""
-        facts = {**verdict.facts_of_launch(spec), "ending": "refused", "report": "none"}
-        found = matching.diagnose(known, matching.see(logs.Log("qemu.log", said), facts=facts))
-        return Trial(None, report.Report(False, (), ()), found, found, tuple(command), str(error))
+        known_of = {**facts.of_launch(spec), "ending": "refused", "report": "none"}
+        found = matching.diagnose(known, matching.see(logs.Log("qemu.log", said), facts=known_of))
+        return Trial(None, report.Report(False, (), ()), found, found, tuple(started), str(error))
     seen = report.parse(result.report)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
     # QEMU's own output too: some pits are the host's.
     text = logs.Log("console.log", result.console + b"\n" + (folder / "qemu.log").read_bytes())
-    found = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen), breaches))
-    blind = matching.diagnose(known, matching.see(text, seen, verdict.facts(spec, result, seen))) if breaches else found
+    found = matching.diagnose(known, matching.see(text, seen, facts.of_boot(spec, result, seen), breaches))
+    blind = matching.diagnose(known, matching.see(text, seen, facts.of_boot(spec, result, seen))) if breaches else found
     judged = verdict.judge(spec, result, seen, problems, window, shipped)
     if known:
         judged = verdict.with_pits(judged, {hit.id: hit.pit.title for hit in found.roots})
@@ -389,39 +375,13 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
         and (spec.plug_cpus, spec.unplug_cpus) == (int(options.plug_cpus or 0), int(options.unplug_cpus or 0))
         and spec.plug_memory == (settings.size(options.plug_memory, "--plug-memory") if options.plug_memory else 0)
         and spec.power_button == options.power_button
-        and spec.cmdline == wanted.cmdline
+        and (spec.cmdline, spec.root) == (wanted.cmdline, wanted.root)
         and [_short(gpu.name) for gpu in spec.gpus] == [_short(name) for name in cards]
     )
 
 
 def _short(name: str) -> str:
     return name.lower().removeprefix("0000:")
-
-
-def scripted(manifest: manifests.Manifest, wanted: Launch, requested: launch.Spec, cpuinfo: str) -> launch.Spec | None:
-    """The launch that the bundle's run-guest is for, if that is what is requested, with the requested timeout. None: it
-    is another launch, or the bundle has no run-guest."""
-    if paths.RUN_GUEST not in manifest.files or wanted != manifest.guest.launch:
-        return None
-    own = launch.shipped(wanted, manifest.kernel.series, SYSFS, cpuinfo)[requested.accel]
-    own = msgspec.structs.replace(own, timeout=requested.timeout)
-    return own if msgspec.structs.replace(own, cpu=requested.cpu, window=requested.window) == requested else None
-
-
-def argv(bench: Bench, spec: launch.Spec, folder: Path) -> list[str]:
-    """QEMU's command for a boot test in `folder`, which gets the same as run-guest's own: a fresh copy of the
-    variables, and the link to the bundle."""
-    files.copy(bench.bundle / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
-    _link(folder / arguments.LINK, bench.bundle)
-    return arguments.argv(spec)
-
-
-def script_argv(folder: Path, accel: Accel) -> list[str]:
-    """The same command from the bundle's own run-guest; `folder` is as `argv` left it."""
-    # With sh: a bundle that was copied may have lost the executable bit.
-    script = [f"{arguments.LINK}/{paths.RUN_GUEST}", "--accel", accel, "--show"]
-    _, shown = run_tool(["sh", *script], cwd=folder, deadline=SHOW, merge=False)
-    return arguments.watching(shown.split("\n"))
 
 
 def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifests.Manifest) -> tuple[Accel, str]:
@@ -436,7 +396,7 @@ def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifes
     proof = _kept(bench.kvm, key)
     if proof is None:
         folder = bench.folder.with_name("kvm-proof")
-        proof = kvm.prove(argv(bench, kvm.probe(spec, SYSFS, manifest.kernel.series), folder), folder)
+        proof = kvm.prove(command.argv(bench.bundle, kvm.probe(spec, SYSFS, manifest.kernel.series), folder), folder)
         if proof.sure:
             files.write(bench.kvm, msgspec.json.encode((key, proof.works, proof.why)))
     return ("kvm", f"kvm ({proof.why})") if proof.works else ("tcg", f"software emulation ({proof.why})")

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from minguest.diagnose.facts import Fact, of_report
+from minguest.model import Root
 from minguest.util import units
 from minguest.vm import bar_window, cards, console
 from minguest.vm.cards import Gpu
 from minguest.vm.launch import Spec
 from minguest.vm.qemu import DEAD_ENDS, Run
 from minguest.vm.qmp import functions
-from minguest.vm.report import ROM, PciDevice, Report, Shutdown, cpu_count, cpu_list
+from minguest.vm.report import ROM, FoundRoot, PciDevice, Report, Shutdown, cpu_count, cpu_list
 
 # A guest never has all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
 # Measured with OVMF 2025.02: 1.5 to 4 MiB on both series.
@@ -24,6 +24,8 @@ RESERVED_MAX = 32 << 20
 BOUNCE = 64 << 20
 # QEMU's address of a BAR that has none: PCI_BAR_UNMAPPED, include/hw/pci/pci.h
 UNMAPPED = -1
+# File systems that can be written to: the others are always mounted read-only.
+WRITABLE = ("ext4", "xfs", "btrfs")
 # What initd prints on the console when its report went nowhere.
 NO_PORT = re.compile(r"initd: .* bytes, to no port")
 
@@ -193,6 +195,8 @@ def _checks(
         yield _gpu(gpu, qemu_devices, devices)
     if window is not None and (high := _high(spec.gpus)):
         yield _window(window, high, qemu_devices, devices)
+    if spec.root is not None:
+        yield _root(spec.root, report.root)
     if spec.power_button:
         yield _button(report.shutdown)
     off = run.ending == "power-off"
@@ -339,6 +343,20 @@ def _button(shutdown: Shutdown | None) -> Check:
     return Check(name, requested, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
 
 
+def _root(wanted: Root, found: FoundRoot | None) -> Check:
+    """Whether the guest has mounted its root, and its init can start."""
+    requested = f"{wanted.disk}, {wanted.filesystem}"
+    if found is None:
+        return Check("root", requested, "", "not reported", False, "the guest did not report what became of its root")
+    if found.result != "found":
+        return Check("root", requested, "", found.result, False, found.error or found.result)
+    guest = f"{found.device or found.requested}, {found.type}{', read-only' * found.read_only}, {found.init}"
+    share = wanted.disk.startswith(("9p:", "virtiofs:"))
+    wrong = [f"it is {found.type}, not {wanted.filesystem}"] * (not share and found.type != wanted.filesystem)
+    wrong += ["it is read-only"] * (found.read_only and not wanted.read_only and wanted.filesystem in WRITABLE)
+    return Check("root", requested, "", guest, not wrong, "; ".join(wrong))
+
+
 def _high(gpus: Sequence[Gpu]) -> list[tuple[str, int]]:
     """The BARs that lie above 4 GiB behind a root port, each by its card's id and its index."""
     found = [(gpu.id, gpu.card or (cards.one_bar(gpu.name) if gpu.bar else None)) for gpu in gpus]
@@ -381,37 +399,6 @@ def _identity(gpu: Gpu, view: PciDevice, sizes: Mapping[int, int]) -> list[str]:
         if sizes.get(index) != size
     ]
     return wrong
-
-
-def facts_of_launch(spec: Spec) -> dict[str, Fact]:
-    """What was requested, by the names in facts.NAMES."""
-    return {
-        "cpus.requested": spec.last_cpus,
-        "cpus.max_requested": spec.max_cpus,
-        "cpus.plugged": max(0, spec.plug_cpus - spec.cpus),
-        "memory.requested": max(spec.memory, spec.plug_memory),
-        "memory.plugged": max(0, spec.plug_memory - spec.memory),
-        "nodes.requested": len(spec.numa) or 1,
-        "gpus.requested": len(spec.gpus),
-    }
-
-
-def facts(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
-    """All that is known about one boot, by the names in facts.NAMES."""
-    found = {**facts_of_launch(spec), **of_report(report), "ending": run.ending}
-    found["kernel.speaks"] = "yes" if b"Linux version" in run.console else "no"
-    found["console.lines"] = sum(bool(line.strip()) for line in run.console.splitlines())
-    if "cpus" in run.views:
-        found["cpus.made"] = len(run.views["cpus"])
-    if memory := run.views.get("memory"):
-        size = memory["base-memory"] + memory.get("plugged-memory", 0)
-        found["memory.made"] = size
-        if isinstance(ram := found.get("memory.ram"), int):
-            found["memory.missing"] = size - ram
-    if "pci" in run.views:
-        ids = {device.get("qdev_id") for device in functions(run.views["pci"]).values()}
-        found["gpus.made"] = sum(gpu.id in ids for gpu in spec.gpus)
-    return found
 
 
 def table(verdict: Verdict) -> str:

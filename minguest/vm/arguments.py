@@ -148,8 +148,13 @@ def cmdline(spec: Spec) -> list[str]:
     """The kernel's parameters."""
     # Linux times the timer's interrupt against a busy loop. On a slow host that fails, and it panics: "IO-APIC + timer
     # doesn't work!". It skips the check by itself only where CPUID shows KVM (arch/x86/kernel/kvm.c).
-    then = "wait" if spec.power_button else "poweroff"
+    then = "init" if spec.root else after_report(spec)
     parameters = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", f"initd.then={then}"]
+    if root := spec.root:
+        # The root is in the report, so that a boot test sees it; only then does its init start.
+        parameters += [f'"initd.root={root.disk}"' if " " in root.disk else f"initd.root={root.disk}"]
+        parameters += [f"initd.init={root.init}", f"initd.root-seconds={root.seconds}", f"initd.onfail={root.onfail}"]
+        parameters += ["initd.report-after=root", "ro" if root.read_only else "rw"]
     parameters += [*spec.series_options, *spec.cmdline]
     if spec.plug_cpus or spec.plug_memory:
         parameters += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)
@@ -160,6 +165,11 @@ def cmdline(spec: Spec) -> list[str]:
             # Linux calibrates each CPU that is plugged in against the timer. On a slow host that takes seconds.
             parameters.insert(0, "lpj=2000000")
     return parameters
+
+
+def after_report(spec: Spec) -> str:
+    """What a guest does after its report in a boot test, as initd.then= has it."""
+    return "wait" if spec.power_button else "poweroff"
 
 
 def node_buses(spec: Spec) -> dict[int, int]:

@@ -55,6 +55,7 @@ class Spec(msgspec.Struct, frozen=True):
     hugepages: str = ""
     lock_memory: bool = False
     disks: tuple[model.Disk, ...] = ()
+    root: model.Root | None = None
     plug_cpus: int = 0
     """CPUs after some were plugged in while the guest runs; 0: none is plugged in."""
     unplug_cpus: int = 0
@@ -158,6 +159,7 @@ def settle(
         hugepages=launch.hugepages,
         lock_memory=launch.lock_memory,
         disks=tuple(disks.settle(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
+        root=launch.root,
         plug_cpus=plug_cpus,
         unplug_cpus=unplug_cpus,
         plug_memory=plugged,

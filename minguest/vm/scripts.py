@@ -36,7 +36,6 @@ class About(msgspec.Struct, frozen=True):
     kernel: str
     firmware: str
 
-
 def render(
     folder: Path, about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec], absent: Sequence[str] = ()
 ) -> dict[str, str]:
@@ -46,7 +45,7 @@ def render(
     UserError for a launch that the files cannot express: a disk with a relative path, a control character.
     """
     _check(about, wanted, specs)
-    facts = {"about": about, "absent": absent}
+    facts = {"about": about, "absent": absent, "root": wanted.root.disk if wanted.root else ""}
     script = templates.render(folder / "run-guest.j2", **facts, **_script(specs))
     # As run-guest starts it if KVM works.
     accel: Accel = "tcg" if wanted.accel == "tcg" else "kvm"

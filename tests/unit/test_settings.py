@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minguest import settings
-from minguest.model import Disk, Guest, Launch, Node, Source
+from minguest.model import Disk, Guest, Launch, Node, Root, Source
 from minguest.util.errors import UserError
 from tests import ROOT
 
@@ -32,6 +32,13 @@ GOOD = 'name = "x"\nkernel = ["6.12"]\n'
         (GOOD + "[launch]\ncpus = 8\nmax_cpus = 4", r"launch.max_cpus = 4 is below launch.cpus = 8"),
         (GOOD + '[launch]\nmemory = "1X"', r"launch.memory = '1X' is not a size"),
         (GOOD + "[launch]\ntimeout = 0", r"launch.timeout = 0 must be a positive number"),
+        (GOOD + '[root]\ndisk = "vda"', r"root\.disk = 'vda': not known"),
+        (GOOD + '[root]\ndisk = "LABEL="', r"root\.disk = 'LABEL=': not known"),
+        (GOOD + '[root]\ndisk = "LABEL=a\\"b"', r"root\.disk = .*: not known"),
+        (GOOD + '[root]\ninit = "sbin/init"', r"root\.init = 'sbin/init': not the path of a program"),
+        (GOOD + "[root]\nseconds = 601", r"root\.seconds = 601: not from 1 to 600"),
+        (GOOD + '[root]\nfilesystem = "ext3"', r"Invalid enum value 'ext3' - at `root.filesystem`"),
+        (GOOD + '[launch.root]\ndisk = "/dev/vda"', r"a guest's root is \[root\], at the top of the file"),
     ],
 )
 def test_a_wrong_guest_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -77,6 +84,14 @@ def test_an_unknown_key_is_answered_with_a_useful_one(tmp_path: Path, text: str,
 def test_every_word_of_elsewhere_leads_to_a_key() -> None:
     keys = {name for kind in (Guest, Launch, Disk, Node, Source) for name in kind.__struct_fields__}
     assert set(settings.ELSEWHERE.values()) <= keys
+
+
+@pytest.mark.parametrize("disk", ["/dev/vda", "LABEL=my root", "UUID=1-2", "PARTUUID=1-2", "9p:tag", "virtiofs:tag"])
+def test_a_guests_root_is_its_launchs(tmp_path: Path, disk: str) -> None:
+    path = tmp_path / "g.toml"
+    path.write_text(f'{GOOD}[root]\ndisk = "{disk}"\nonfail = "shell"\n')
+    found = settings.guest(path)
+    assert found.root == found.launch.root == Root(disk=disk, onfail="shell")
 
 
 def test_a_missing_guest_names_its_neighbour(tmp_path: Path) -> None:

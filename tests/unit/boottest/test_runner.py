@@ -13,11 +13,11 @@ import msgspec
 import pytest
 
 from minguest import cli
-from minguest.boottest import runner, verdict
+from minguest.boottest import command, runner, verdict
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue, matching
 from minguest.kernel import contract
-from minguest.model import Accel, Disk, Launch, Node
+from minguest.model import Accel, Disk, Launch, Node, Root
 from minguest.paths import Layout
 from minguest.release import evidence
 from minguest.util import files
@@ -118,8 +118,11 @@ def test_more_memory_than_the_host_has_is_refused() -> None:
 # ── by run-guest ──
 
 
+SYSFS = Path("/sys")
+
+
 def requested(options: launch.Options, wanted: Launch = workshop.LAUNCH, accel: Accel = "tcg") -> launch.Spec:
-    spec = launch.settle(wanted, options, 64, ["secondary-vga", "virtio-vga"], Path("/sys"), "4.12")
+    spec = launch.settle(wanted, options, 64, ["secondary-vga", "virtio-vga"], SYSFS, "4.12")
     return msgspec.structs.replace(spec, accel=accel)
 
 
@@ -149,19 +152,19 @@ def test_the_guests_own_launch_is_started_by_its_script(
     at: Layout, options: dict[str, Any], by_it: bool, accel: Accel
 ) -> None:
     spec = requested(launch.Options(**options), accel=accel)
-    assert runner.scripted(manifests.load(at.bundle), workshop.LAUNCH, spec, "") == (spec if by_it else None)
+    assert command.scripted(manifests.load(at.bundle), workshop.LAUNCH, spec, SYSFS, "") == (spec if by_it else None)
 
 
 def test_a_launch_that_was_edited_since_is_not_the_scripts(at: Layout) -> None:
     manifest = manifests.load(at.bundle)
     for edited in (Launch(cmdline=("a",)), Launch(window="1G"), Launch(cpu="host")):
-        assert runner.scripted(manifest, edited, requested(launch.Options(), edited), "") is None
+        assert command.scripted(manifest, edited, requested(launch.Options(), edited), SYSFS, "") is None
 
 
 def test_an_old_bundle_has_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "launch_files", lambda *_: {})
     manifest = manifests.load(workshop.build(tmp_path / "project").bundle)
-    assert runner.scripted(manifest, workshop.LAUNCH, requested(launch.Options()), "") is None
+    assert command.scripted(manifest, workshop.LAUNCH, requested(launch.Options()), SYSFS, "") is None
 
 
 @pytest.mark.parametrize("accel", launch.ACCELS)
@@ -169,26 +172,41 @@ def test_the_script_and_the_launch_give_the_same_command(at: Layout, accel: Acce
     folder = at.work / "boot test"
     folder.mkdir()
     (at.bundle / "run-guest").chmod(0o644)  # as a copy over other file systems
-    bench = runner.Bench("it", at.bundle, folder, at.kvm)
-    command = runner.argv(bench, requested(launch.Options(), accel=accel), folder)
-    assert runner.script_argv(folder, accel) == command
+    spec = requested(launch.Options(), accel=accel)
+    argv = command.argv(at.bundle, spec, folder)
+    assert command.script_argv(folder, spec) == argv
     assert (folder / "bundle").readlink() == Path("../bundle")
     assert (folder / "bundle/bzImage").read_bytes() == (at.bundle / "bzImage").read_bytes()
     assert (folder / "OVMF_VARS.fd").read_bytes() == (at.bundle / "OVMF_VARS.fd").read_bytes()
-    assert (
-        runner.argv(bench, requested(launch.Options(), accel=accel), folder) == command
-    )  # once more in the same folder
+    assert command.argv(at.bundle, spec, folder) == argv  # once more in the same folder
+
+
+def test_a_boot_test_of_a_guest_with_a_root_ends_after_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooted = msgspec.structs.replace(workshop.LAUNCH, root=Root())
+    monkeypatch.setattr(workshop, "LAUNCH", rooted)
+    at = workshop.build(tmp_path / "project")
+    folder = at.work / "boot test"
+    folder.mkdir()
+    for button, last in ((False, "initd.then=poweroff"), (True, "initd.then=wait")):
+        spec = requested(launch.Options(power_button=button), rooted)
+        argv = command.argv(at.bundle, spec, folder)
+        options = argv[argv.index("-append") + 1].split()
+        assert [each for each in options if each.startswith("initd.then=")] == ["initd.then=init", last]
+        assert command.script_argv(folder, spec) == argv
 
 
 def test_a_script_that_does_not_show_its_command_is_named(at: Layout) -> None:
     at.boot_test.mkdir()
-    runner.argv(runner.Bench("it", at.bundle, at.boot_test, at.kvm), requested(launch.Options()), at.boot_test)
+    spec = requested(launch.Options())
+    command.argv(at.bundle, spec, at.boot_test)
     (at.bundle / "run-guest").write_text("echo something else\n")
     with pytest.raises(UserError, match="run-guest --show ends with 'something else'"):
-        runner.script_argv(at.boot_test, "tcg")
+        command.script_argv(at.boot_test, spec)
     (at.bundle / "run-guest").write_text("echo broken >&2; exit 7\n")
     with pytest.raises(ToolError, match="exit status 7"):
-        runner.script_argv(at.boot_test, "tcg")
+        command.script_argv(at.boot_test, spec)
 
 
 @pytest.mark.parametrize("made_here", [True, False])

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from minguest.boottest import verdict
+from minguest.boottest import facts, verdict
 from minguest.diagnose.facts import NAMES
+from minguest.model import Root
 from minguest.vm import bar_window, cards, report
 from minguest.vm.cards import Gpu
 from minguest.vm.launch import Node, Spec
@@ -648,7 +649,7 @@ def test_facts_are_of_all_three_views() -> None:
     text = "".join(json.dumps(each) + "\n" for each in [*RECORDS, {"record": "end", "records": len(RECORDS)}]).encode()
     text = text.replace(b'{"record": "', b'{"record":"')
     run = Run((), "power-off", "", b"a\n\nb\n", text, VIEWS, 2.0, 2.1, 3.0)
-    found = verdict.facts(PLUGGED, run, report.parse(text))
+    found = facts.of_boot(PLUGGED, run, report.parse(text))
     wanted: dict[str, Any] = {
         "cpus.requested": 4, "cpus.plugged": 2, "cpus.max_requested": 8, "cpus.made": 4, "cpus.online": 4,
         "memory.requested": 1 << 30, "memory.made": 1 << 30,
@@ -658,20 +659,50 @@ def test_facts_are_of_all_three_views() -> None:
     }  # fmt: skip
     assert {name: found.get(name) for name in wanted} == wanted
     assert set(found) <= set(NAMES)
-    silent = verdict.facts(SPEC, Run((), "deadline", "", b"", b"", {}, None, None, 3.0), report.parse(b""))
+    silent = facts.of_boot(SPEC, Run((), "deadline", "", b"", b"", {}, None, None, 3.0), report.parse(b""))
     assert "cpus.made" not in silent and "gpus.made" not in silent and silent["report"] == "none"
     assert silent["kernel.speaks"] == "no"
     spoken = Run((), "deadline", "", b"[    0.0] Linux version 6.12\n", b"", {}, None, None, 3.0)
-    assert verdict.facts(SPEC, spoken, report.parse(b""))["kernel.speaks"] == "yes"
+    assert facts.of_boot(SPEC, spoken, report.parse(b""))["kernel.speaks"] == "yes"
     left_out = copy.deepcopy(VIEWS)
     left_out["pci"][0]["devices"].pop(1)
     run = Run((), "power-off", "", b"", text, left_out, 2.0, 2.1, 3.0)
-    assert verdict.facts(SPEC, run, report.parse(text))["gpus.made"] == 0
+    assert facts.of_boot(SPEC, run, report.parse(text))["gpus.made"] == 0
     more = {**VIEWS, "memory": {"base-memory": 1 << 29, "plugged-memory": 1 << 29}}
-    found = verdict.facts(SPEC, Run((), "power-off", "", b"", text, more, 2.0, 2.1, 3.0), report.parse(text))
+    found = facts.of_boot(SPEC, Run((), "power-off", "", b"", text, more, 2.0, 2.1, 3.0), report.parse(text))
     assert (found["memory.made"], found["memory.missing"], found["memory.plugged"]) == (1 << 30, 3 << 20, 0)
     assert (found["cpus.plugged"], found["cpus.requested"], found["nodes.requested"]) == (0, 4, 1)
     bare = Run((), "power-off", "", b"", text, {"memory": {"base-memory": 1 << 30}}, 2.0, 2.1, 3.0)
-    assert verdict.facts(SPEC, bare, report.parse(text))["memory.made"] == 1 << 30
-    unseen = verdict.facts(SPEC, bare, report.parse(b""))
-    assert "memory.missing" not in unseen and verdict.facts(NUMA, bare, report.parse(b""))["nodes.requested"] == 2
+    assert facts.of_boot(SPEC, bare, report.parse(text))["memory.made"] == 1 << 30
+    unseen = facts.of_boot(SPEC, bare, report.parse(b""))
+    assert "memory.missing" not in unseen and facts.of_boot(NUMA, bare, report.parse(b""))["nodes.requested"] == 2
+
+
+ROOTED = msgspec.structs.replace(SPEC, root=Root(disk="LABEL=root"))
+ROOT_RECORD: dict[str, Any] = {
+    "record": "root", "requested": "LABEL=root", "result": "found", "error": None, "device": "/dev/vda1",
+    "type": "ext4", "read_only": False, "init": "/sbin/init", "waited": 0.1, "mounting": 0.2, "there": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"type": "xfs"}, "it is xfs, not ext4"),
+        ({"read_only": True}, "it is read-only"),
+        ({"result": "absent", "error": "not found in 30 s", "device": None}, "not found in 30 s"),
+        ({"result": "no-init", "error": "/sbin/init: No such file"}, "/sbin/init: No such file"),
+        (None, "the guest did not report what became of its root"),
+    ],
+)
+def test_a_root_is_judged(change: dict[str, Any] | None, why: str) -> None:
+    records = RECORDS if change is None else [*RECORDS, {**ROOT_RECORD, **change}]
+    found = judge(records, spec=ROOTED)
+    row = next(check for check in found.checks if check.name == "root")
+    assert (row.ok, row.why) == (not why, why)
+    assert found.result == ("failed" if why else "pass")
+
+
+def test_a_root_that_was_not_requested_has_no_row() -> None:
+    assert "root" not in [check.name for check in judge([*RECORDS, ROOT_RECORD]).checks]

@@ -4,7 +4,10 @@
 import subprocess
 from pathlib import Path
 
-from minguest.vm import arguments
+import msgspec
+
+from minguest.model import Launch, Root
+from minguest.vm import arguments, launch
 
 ARGUMENTS = [
     "%s\\n",
@@ -30,3 +33,25 @@ def test_every_argument_is_quoted(tmp_path: Path) -> None:
     assert not (tmp_path / "evil").exists()
     # An option and its value a line, for a person.
     assert {"  -m 1G \\", "  -nodefaults"} <= set(script.read_text().splitlines())
+
+
+def options(**changed: object) -> list[str]:
+    spec = launch.settle(Launch(gpus=(), **changed), launch.Options(), 64, (), Path("/sys"))  # type: ignore[arg-type]
+    return arguments.cmdline(msgspec.structs.replace(spec, accel="tcg"))
+
+
+def test_a_guest_with_a_root_goes_on_to_it() -> None:
+    given = options(root=Root(disk="UUID=1-2", init="/lib/systemd/systemd", seconds=5, onfail="shell"))
+    assert [each for each in given if "root" in each or each.startswith("initd.") or each in ("ro", "rw")] == [
+        "initd.report=/dev/ttyS3",
+        "initd.then=init",
+        "initd.root=UUID=1-2",
+        "initd.init=/lib/systemd/systemd",
+        "initd.root-seconds=5",
+        "initd.onfail=shell",
+        "initd.report-after=root",
+        "rw",
+    ]
+    assert '"initd.root=LABEL=my root"' in options(root=Root(disk="LABEL=my root"))
+    assert "ro" in options(root=Root(read_only=True))
+    assert "initd.then=poweroff" in options() and "rw" not in options()
