@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minguest.bundle import cpio, firmware
-from minguest.util import archive
+from minguest.util import archive, run
 from minguest.vm import arguments
 
 
@@ -128,6 +128,32 @@ def _secure_boot(parts: Parts) -> None:
         setattr(parts, part, path)
 
 
+def _disk(content: Mapping[str, bytes] | None, change: Callable[[bytes], bytes] = bytes) -> Callable[[Parts], None]:
+    """Add a disk of 8 MiB with an ext4 of these programs by path; None: of zeros. Then change its bytes."""
+
+    def do(parts: Parts) -> None:
+        image = parts.folder / "disk.changed"
+        with image.open("wb") as file:
+            file.truncate(8 << 20)
+        if content is not None:
+            tree = parts.folder / "disk.tree"
+            for name, data in content.items():
+                path = tree / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                path.chmod(0o755)
+            run.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image)])
+            image.write_bytes(change(image.read_bytes()))
+        parts.edits.append(lambda argv: [*argv, "-drive", f"if=virtio,format=raw,file={image.name}"])
+
+    return do
+
+
+def _no_groups(disk: bytes) -> bytes:
+    """An ext4 whose superblock, at 1024, is whole, and whose group descriptors, in the second block, are zeros."""
+    return disk[:2048] + bytes(2048) + disk[4096:]
+
+
 def _nmi(parts: Parts) -> None:
     parts.nmi = True
 
@@ -141,6 +167,10 @@ EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 453
 
 FAULTS: Mapping[str, Callable[[Parts], None]] = {
     "console=elsewhere": _parameter(f"console={arguments.CONSOLE}", "console=ttyS1"),
+    "disk=32-bit-init": _disk({"sbin/init": b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\0\x03\0" + bytes(44)}),
+    "disk=damaged": _disk({"sbin/init": program(ENDS)}, _no_groups),
+    "disk=empty": _disk(None),
+    "disk=no-init": _disk({"etc/hostname": b"guest"}),
     "firmware=odd-size": _file("code", lambda code: code[:-1000]),
     "firmware=seabios": _cut("if=pflash"),
     "firmware=secure-boot": _secure_boot,

@@ -8,14 +8,15 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
-from minguest.model import Launch
+from minguest.model import Filesystem, Launch
 from minguest.util.errors import UserError
 
 WIDTH = 100
+FILESYSTEMS: tuple[str, ...] = get_args(Filesystem)
 Scope = Literal["guest", "gpu", "minguest"]
 """`guest`: without it the guest does not come up whole, whoever starts it; `gpu`: without it the card does not work;
 `minguest`: this project's own launch needs it, for its console, its initrd or its report."""
@@ -81,6 +82,8 @@ def needs(launch: Launch) -> dict[str, bool]:
         "q35": launch.machine == "q35",
         "numa": len(launch.numa) > 1,
         "memory-hotplug": bool(launch.max_memory),
+        "disk": bool(launch.disks),
+        **{f"root-{name}": launch.root is not None and launch.root.filesystem == name for name in FILESYSTEMS},
     }
 
 
