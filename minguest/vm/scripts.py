@@ -36,6 +36,7 @@ class About(msgspec.Struct, frozen=True):
     kernel: str
     firmware: str
 
+
 def render(
     folder: Path, about: About, wanted: Launch, specs: Mapping[Accel, launch.Spec], absent: Sequence[str] = ()
 ) -> dict[str, str]:
