@@ -31,6 +31,8 @@ WHEN: Mapping[str, str] = {
     "q35": "machine q35",
     "numa": "more than one NUMA node",
     "memory-hotplug": "memory to plug in",
+    "disk": "a disk",
+    **{f"root-{name}": f"a root on {name}" for name in contract.FILESYSTEMS},
 }
 # What of a text is shown as code: an option with its value, an option of the kernel's config, a file of this project.
 CODE = re.compile(r'(?:(?<!\S)-[a-z_]+ )?[^\s()"]*(?:=|CONFIG_|configs/)[^\s()"]*(?<![.,;:])')

@@ -158,7 +158,8 @@ def select(folder: Path, globs: Iterable[str], series: str, root: Path) -> list[
     """The fragments of `folder` that a guest uses for a series, in the order of their numbers.
 
     A glob matches a fragment's name with or without its number (`20-efi`, `efi`, `*`); one with a slash is the path
-    of a fragment from `root`, and comes after those of the folder. UserError names every glob without a match.
+    of a fragment from `root`, and comes after those of the folder, with NAME.SERIES.config if that is beside it.
+    UserError names every glob without a match.
     """
     problems = []
     named: list[tuple[int, str, str | None, Path]] = []
@@ -183,6 +184,8 @@ def select(folder: Path, globs: Iterable[str], series: str, root: Path) -> list[
                 problems.append(_no_match(glob, [str(Path(glob).parent / each.name) for each in beside]))
             elif path not in given and (match is None or match["series"] in (None, series)):
                 given.append(path)
+                of_series = path.with_name(f"{path.stem}.{series}.config")
+                given += [of_series] * (of_series.is_file() and of_series not in given)
             continue
         matching = [
             (owner, path)

@@ -362,3 +362,16 @@ def test_the_built_in_command_line() -> None:
     assert kconfig.command_line(config) == kconfig.CommandLine('a b="c d"', True)
     assert kconfig.command_line({"CMDLINE": '"a"'}) == kconfig.CommandLine("", False)
     assert kconfig.command_line({"CMDLINE_BOOL": "y"}) == kconfig.CommandLine("", False)
+
+
+def test_a_fragment_by_its_path_brings_the_one_of_its_series(tmp_path: Path) -> None:
+    names = ["10-base.config", "more/own.config", "more/own.6.12.config", "more/own.4.12.config"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("CONFIG_A=y\n")
+    for series in ("6.12", "4.12", "5.10"):
+        found = kconfig.select(tmp_path, ["*", "more/own.config"], series, tmp_path)
+        own = [f"more/own.{series}.config"] * (series != "5.10")
+        assert [str(path.relative_to(tmp_path)) for path in found] == ["10-base.config", "more/own.config", *own]
+    both = kconfig.select(tmp_path, ["more/own.config", "more/own.6.12.config"], "6.12", tmp_path)
+    assert [path.name for path in both] == ["own.config", "own.6.12.config"]
