@@ -29,6 +29,9 @@ DEEPEST = 3
 SECONDS = 4.0
 # The third line of a .config, written by scripts/kconfig/confdata.c from `mainmenu`.
 MAIN_MENU = re.compile(r"^[ \t]*# Linux/\S+ (\S+) Kernel Configuration\s*$", re.MULTILINE)
+# Symbols HAVE_… have no prompt: Kconfig sets them itself (Documentation/kbuild/kconfig-language.rst). The smallest
+# whole .config of linux 4.12 has 78 of them; a fragment or a defconfig has none, or a few that somebody copied.
+SET_BY_KCONFIG = 20
 # The same of other projects with kconfig, and of a kernel for another architecture.
 OTHER_MENU = re.compile(r"^[ \t]*# ((?!Automatically)\S.{0,80}?) Configuration\s*$", re.MULTILINE)
 # Bytes of a program in which its name is looked for.
@@ -82,8 +85,10 @@ def read(path: Path, look_for: Sequence[str] = (), until: float | None = None) -
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
-            raise NotAKernel(f"{path}: {kind}, not a kernel", REMEDY)
+            if stat.S_ISDIR(mode):
+                raise NotAKernel(f"{path}: a folder, not a kernel", REMEDY)
+            kind = "a pipe" if stat.S_ISFIFO(mode) else "not a plain file"
+            raise NotAKernel(f"{path}: {kind}: a kernel is not read from one", "write it to a file, and name that")
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             image = _look(Window(file, 0, size), str(path), look_for, until)
@@ -141,15 +146,18 @@ def _config(window: Window, head: bytes, name: str) -> Image:
     title = MAIN_MENU.search(text)
     if other := others.architecture(config):
         raise NotAKernel(f"{name}: a config for {other}, not for x86-64", REMEDY)
+    menu = OTHER_MENU.search(text)
     # Kconfig always writes the local version, even an empty one; Xen has no such option.
-    for option, held in (("X86_64=y", config.get("X86_64") == "y"), ("LOCALVERSION", "LOCALVERSION" in config)):
-        if not held:
-            menu = OTHER_MENU.search(text)
-            whose = f"the config of {menu[1]!r}" if menu and not title else f"{len(config)} options"
-            raise NotAKernel(
-                f"{name}: {whose}, but not the whole .config of an x86-64 kernel: no CONFIG_{option}",
-                f"{REMEDY}; make olddefconfig completes a fragment",
-            )
+    if menu and not title and "LOCALVERSION" not in config:
+        raise NotAKernel(f"{name}: the config of {menu[1]!r}, not of a Linux kernel", REMEDY)
+    if sum(option.startswith("HAVE_") for option in config) < SET_BY_KCONFIG or "LOCALVERSION" not in config:
+        raise NotAKernel(
+            f"{name}: a fragment or defconfig, not a whole .config: {len(config)} options, without Kconfig's own",
+            "give the whole .config that the kernel was built from; in the kernel's tree, "
+            "scripts/kconfig/merge_config.sh makes it from fragments, make olddefconfig from a defconfig",
+        )
+    if config.get("X86_64") != "y":
+        raise NotAKernel(f"{name}: a config, but not for x86-64: no CONFIG_X86_64=y", REMEDY)
     return Image(
         kind="config",
         path=name,

@@ -84,7 +84,7 @@ def machine(of: str | int) -> str:
 
 def architecture(config: Mapping[str, str]) -> str | None:
     """What a config is for; None for x86-64, and where it does not say it."""
-    if config.get("X86_64") == "y":
+    if config.get("X86_64") == "y" and config.get("UML") != "y":
         return None
     name = next((what for option, what in ARCHITECTURES if config.get(option) == "y"), None)
     if name == "riscv":

@@ -7,8 +7,9 @@ import pytest
 
 from minguest.util.errors import UserError
 from tests import kernels_page
+from tests.unit.kernel.test_image import HIDDEN
 
-CONFIG = """\
+CONFIG = f"""\
 #
 # Linux/x86 6.6.0 Kernel Configuration
 #
@@ -23,7 +24,7 @@ CONFIG_RD_GZIP=y
 CONFIG_PCI=y
 CONFIG_MODULES=y
 CONFIG_MODULE_SIG_FORCE=y
-"""
+{HIDDEN}"""
 KERNEL = kernels_page.Kernel(
     "k.config", "A project", "v", "6.6.0", "https://example.org/x", "p", "a" * 40, "2026-01-02"
 )

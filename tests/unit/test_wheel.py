@@ -11,6 +11,7 @@ import pytest
 
 from minguest import paths
 from tests import ROOT
+from tests.unit.kernel.test_image import CONFIG
 
 PITS = ROOT / "configs" / "pits"
 DIAGNOSE = ROOT / "configs/diagnose"
@@ -101,7 +102,7 @@ def test_a_wheel_has_no_guests_by_name(site: Path) -> None:
 
 
 def test_the_messages_of_a_wheel_name_what_it_has(site: Path, tmp_path: Path) -> None:
-    (tmp_path / ".config").write_text('CONFIG_X86_64=y\nCONFIG_LOCALVERSION=""\n')
+    (tmp_path / ".config").write_text(CONFIG)
     said = "\n".join(
         "".join(installed(site, *argv, PATH=str(tmp_path))[1:])
         for argv in (["--help"], ["diagnose", "--help"], ["plan", "--help"], ["plan"], ["boot-test", "--help"],

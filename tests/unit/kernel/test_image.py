@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minguest.bundle import cpio
-from minguest.kernel import binary, image
+from minguest.kernel import binary, image, kconfig
 from minguest.kernel.image import Image
 from minguest.kernel.others import NotAKernel
 from minguest.kernel.packing import GaveUp
@@ -34,8 +34,10 @@ from tests.unit.kernel.test_binary import header, with_pe
 Read = Callable[..., Image]
 VERSION = "6.1.0-9-foreign (me@host) #1 SMP Debian 6.1.1 (2026-01-01)"
 BANNER = "Linux version 6.1.0-9-foreign (me@host) (gcc-12 (Debian 12.2.0) 12.2.0, GNU ld 2.40) #1 SMP Debian 6.1.1 (2026-01-01)"  # noqa: E501
-CONFIG = 'CONFIG_X86_64=y\nCONFIG_LOCALVERSION=""\nCONFIG_EFI=y\n# CONFIG_SMP is not set\n'
-OPTIONS = {"X86_64": "y", "LOCALVERSION": '""', "EFI": "y", "SMP": "n"}
+# Some of the options that Kconfig sets by itself: without them, a config is a fragment.
+HIDDEN = "".join(f"CONFIG_HAVE_ARCH_{number}=y\n" for number in range(20))
+CONFIG = f'CONFIG_X86_64=y\nCONFIG_LOCALVERSION=""\nCONFIG_EFI=y\n# CONFIG_SMP is not set\n{HIDDEN}'
+OPTIONS = {"X86_64": "y", "LOCALVERSION": '""', "EFI": "y", "SMP": "n", **kconfig.parse_config(HIDDEN)}
 LINK = ["gcc", "-nostdlib", "-static", "-no-pie", "-mcmodel=kernel", "-fno-pic", "-Wl,--build-id=none"]
 AT = "-Wl,-Ttext-segment=0xffffffff81000000"
 
@@ -338,15 +340,18 @@ def test_a_flipped_bit_in_the_payload_is_damage(
     whole = kernel(payload)
     assert (read(whole).damage, read(whole).doubt) == ("", "")
     start = whole.index(payload)
+    shown = 0
     for part in range(1, 20):
         at = start + len(payload) * part // 20
         found = read(put(whole, at, "<B", whole[at] ^ 0x10))
-        # lz4 and lzma have no checksum of their content; bzip2 has bits that say nothing (tables that no block uses).
-        # Then the header's CRC-32 is the proof.
-        if name in ("lz4", "lzma", "bzip2"):
-            assert found.damage or found.doubt == "its CRC-32 is wrong: damaged, or a tool changed its header"
-        else:
-            assert found.damage.startswith(f"{name}: ")
+        # Where unpacking does not show it, the header's CRC-32 does.
+        assert found.damage.startswith(f"{name}: ") or (
+            found.doubt == "its CRC-32 is wrong: damaged, or a tool changed its header"
+        )
+        shown += bool(found.damage)
+    # lz4 and lzma have no checksum of their content. All have bits that say nothing: tables that no block uses, or how
+    # far back in a run of zeros they are copied from.
+    assert shown > (0 if name in ("lz4", "lzma") else 12)
 
 
 @pytest.mark.parametrize("part", [0.3, 0.9])
@@ -430,8 +435,6 @@ INITRD = cpio.archive([cpio.Entry("init", 0o100755, b"\x7fELF" * 20000)])
         (b"\0\x01\x02\x03random", "not a kernel: bytes that begin 00 01 02 03"),
         (b"\xc3\x28 no text", "not a kernel: bytes that begin c3 28"),
         (b"0000 T _text\n", "not a kernel: a text that begins '0000 T _text'"),
-        (b"CONFIG_EFI=y\n", "1 options, but not the whole .config of an x86-64 kernel: no CONFIG_X86_64=y"),
-        (b"CONFIG_X86_64=y\nCONFIG_XEN=y\n", "2 options, but not the whole .* no CONFIG_LOCALVERSION"),
         (header()[:0x300], "k: cut short: 768 bytes"),
         (kernel(b""), r"6.12.94 .*\(boot protocol 2.15\), but no compressed kernel: it is not Linux\n"),
         (put(kernel(b"x" * 9), 0x206, "<H", 0x207), r"\(boot protocol 2.07\) of a time before linux 2.6.26: .* not ex"),
@@ -452,7 +455,7 @@ INITRD = cpio.archive([cpio.Entry("init", 0o100755, b"\x7fELF" * 20000)])
         (b"CONFIG_ARM64=y\nCONFIG_64BIT=y\n" + CONFIG.encode()[16:], "k: a config for arm64, not for x86-64"),
         (b"CONFIG_RISCV=y\nCONFIG_64BIT=y\n" + CONFIG.encode()[16:], "k: a config for riscv64, not for x86-64"),
         (b"CONFIG_X86_32=y\nCONFIG_X86=y\n" + CONFIG.encode()[16:], "k: a config for 32-bit x86, not for x86-64"),
-        (b"#\n# Xen/x86 4.17.7 Configuration\n#\nCONFIG_X86_64=y\n", "the config of 'Xen/x86 4.17.7', but not the"),
+        (b"#\n# Xen/x86 4.17.7 Configuration\n#\nCONFIG_X86_64=y\n", "the config of 'Xen/x86 4.17.7', not of a Linux"),
     ],
 )  # fmt: skip
 def test_what_is_no_kernel_is_named(read: Read, data: bytes, what: str) -> None:
@@ -463,7 +466,8 @@ def test_what_is_no_kernel_is_named(read: Read, data: bytes, what: str) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, what in ((tmp_path, "a folder"), (tmp_path / "none", "No such file"), (tmp_path / "pipe", "not a plain")):
+    for path, what in ((tmp_path, "a folder"), (tmp_path / "none", "No such file"), (tmp_path / "pipe", "a pipe"),
+                       (Path("/dev/null"), "not a plain file")):  # fmt: skip
         with pytest.raises(UserError, match=what) as caught:
             image.read(path)
         assert str(path) in caught.value.message
