@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from minguest.diagnose import catalogue, matching
+from minguest.diagnose.facts import Fact, of_options
 from minguest.kernel import kconfig, vmlinux
 from minguest.kernel.image import Image
 
@@ -34,14 +35,19 @@ def _options(text: str) -> tuple[str, ...]:
     return tuple(text.partition(" -- ")[0].split())
 
 
-def pits(carried: list[Line], known_pits: Mapping[str, catalogue.Pit]) -> list[tuple[str, str]]:
-    """The pits of these command lines, each with what shows it."""
+def pits(
+    carried: list[Line], known_pits: Mapping[str, catalogue.Pit], launch: Mapping[str, Fact]
+) -> list[tuple[str, str]]:
+    """The pits that these command lines are under OVMF, each with what shows it; `launch`: its facts."""
     found = []
     for line in carried:
-        seen = msgspec.structs.replace(matching.see(b""), options=line.options)
+        facts = {**launch, **of_options(line.options), "firmware.kind": "uefi"}
+        seen = msgspec.structs.replace(matching.see(b""), options=line.options, facts=facts)
         for hit in matching.diagnose(known_pits, seen).roots:
             if any(each.endswith("is on the command line") for each in hit.proof):
-                proof = "; ".join(hit.proof).replace("is on the command line", f"is in {line.where}")
+                # That the firmware is OVMF is what doctor is about.
+                shown = [each for each in hit.proof if not each.startswith("firmware.kind ")]
+                proof = "; ".join(shown).replace("is on the command line", f"is in {line.where}")
                 found.append((hit.id, proof))
     return found
 

@@ -158,7 +158,7 @@ def examine(
         lacking = Finding("guest", "efi-stub-off", "EFI_STUB", "certain", why, without, "y")
         found.append(_old_loader(lacking) if header.relocatable else lacking)
     found += _damage(image, known_pits)
-    for pit, proof in carried.pits(carried.lines(image, known), known_pits):
+    for pit, proof in carried.pits(carried.lines(image, known), known_pits, facts or {}):
         found.append(Finding("guest", pit, "", "certain", proof, known_pits[pit].cause))
     for hit in matching.diagnose(known_pits, matching.see(b"", facts=facts)).roots:
         found.append(Finding("guest", hit.id, "", "certain", "; ".join(hit.proof), hit.pit.cause))

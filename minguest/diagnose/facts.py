@@ -5,7 +5,7 @@ A fact that is not known (a guest without a report, a log without its launch) is
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
 
@@ -39,6 +39,9 @@ NAMES: Mapping[str, str] = {
     "pci.devices": "PCI devices that the kernel sees",
     "bars.dead": "BARs without an address",
     "interrupts.controllers": "interrupt controllers as /proc/interrupts names them, separated by commas",
+    "cmdline.nr_cpus": "CPUs that nr_cpus= of a command line in the kernel leaves",
+    "cmdline.maxcpus": "CPUs that maxcpus= of a command line in the kernel starts",
+    "cmdline.mem": "the end of the memory that mem= of a command line in the kernel leaves",
     "report": "whole, damaged or none",
     "ending": "how the run ended: power-off, reset, deadline, …; refused: QEMU did not start it",
     "console.lines": "console lines that are not empty",
@@ -141,3 +144,25 @@ def of_command(log: bytes) -> dict[str, Fact]:
     """What QEMU was given, where a log has its command; that of the last start."""
     found = _SMP.findall(log)
     return {"cpus.requested": int("".join(map(bytes.decode, found[-1])))} if found else {}
+
+
+# kernel/smp.c, and parse_memopt in arch/x86/kernel/e820.c with memparse in lib/cmdline.c.
+_LIMIT = re.compile(r"(nr_cpus|maxcpus|mem)=(\d+)([KMGTkmgt]?)")
+
+
+def of_options(options: Sequence[str]) -> dict[str, Fact]:
+    """How a command line limits CPUs and memory. The least nr_cpus= and mem= counts, and the last maxcpus=; 0 is no
+    limit of the first two.
+    """
+    found: dict[str, Fact] = {}
+    for name, number, unit in (match.groups() for match in map(_LIMIT.fullmatch, options) if match):
+        if name == "mem":
+            limit = int(number) << 10 * " KMGT".index(unit.upper() or " ")
+        elif not unit:
+            limit = int(number)
+        else:
+            continue
+        known = found.get(f"cmdline.{name}")
+        if name == "maxcpus" or (limit and (known is None or limit < int(known))):
+            found[f"cmdline.{name}"] = limit
+    return found

@@ -191,7 +191,9 @@ def _symptom(symptom: Symptom) -> str:
     parts += [f"not followed by {_patterns(symptom.resolved, ' or ')}"] if symptom.resolved else []
     parts += [f"command line {_patterns(symptom.cmdline, ' and ')}"] if symptom.cmdline else []
     parts += [f"not on the command line {_patterns(symptom.no_cmdline, ' or ')}"] if symptom.no_cmdline else []
-    parts += [f"boot test {_patterns(symptom.facts, ' and ')}"] if symptom.facts else []
+    # Only doctor knows a command line before a boot.
+    known_to = "doctor" if any(each.startswith("cmdline.") for each in symptom.facts) else "boot test"
+    parts += [f"{known_to} {_patterns(symptom.facts, ' and ')}"] if symptom.facts else []
     parts += [f"unless {_patterns(symptom.unless, ' or ')}"] if symptom.unless else []
     return "; ".join(parts)
 

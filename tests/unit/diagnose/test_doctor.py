@@ -272,6 +272,40 @@ def test_options_that_the_kernel_brings_are_judged() -> None:
     assert not found_of(off, "msi-off-cmdline")
     uki = doctor.examine(image(cmdline="root=/dev/vda1 acpi=off"), None, PITS, Launch())
     assert [each.why for each in found_of(uki, "acpi-off-cmdline")] == ["acpi=off is in the UKI's section .cmdline"]
+    note = "note: the UKI's command line, which QEMU's -append replaces without Secure Boot: root=/dev/vda1 acpi=off"
+    assert note in doctor.describe(uki)
+
+
+BUILT_IN = {  # what is in the kernel, and the pit that it is for a launch of 4 CPUs, 8 with those plugged in, and 2 GiB
+    "acpi=off": "acpi-off-cmdline", "acpi=off virtio_mmio.device=4K@0xd0000000:5": "acpi-off-cmdline",
+    "acpi=noirq": "acpi-irq-off-cmdline", "noapic": "ioapic-off-cmdline", "nolapic": "lapic-off-cmdline",
+    "nosmp": "smp-off-cmdline", "maxcpus=0": "smp-off-cmdline", "maxcpus=2": "maxcpus-cmdline", "maxcpus=4": "",
+    "maxcpus=2 maxcpus=4": "", "nr_cpus=7": "cpu-limit-cmdline", "nr_cpus=8": "", "nr_cpus=0": "",
+    "nr_cpus=7 nr_cpus=64": "cpu-limit-cmdline", "nr_cpus=all": "", "mem=2047M": "memory-capped-cmdline", "mem=2G": "",
+    "mem=2097151k": "memory-capped-cmdline", "mem=64G mem=1g": "memory-capped-cmdline", "mem=nopentium": "",
+    "pci=off": "pci-off-cmdline", "pci=conf1,off": "pci-off-cmdline",
+    # Firecracker's own, which OVMF makes wrong
+    "reboot=k panic=1 pci=off": "pci-off-cmdline",
+    "pci=nomsi": "msi-off-cmdline", "pci=nommconf": "mmconfig-off-cmdline",
+    # drivers/firmware/efi/efi.c: only the calls into the firmware are off, its tables are still found
+    "noefi": "", "efi=noruntime": "", "console=ttyS0 quiet": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "pit"), BUILT_IN.items())
+def test_each_option_in_a_built_in_command_line(line: str, pit: str) -> None:
+    launch = {"cpus.requested": 4, "cpus.max_requested": 8, "memory.requested": 2 << 30}
+    config = {**GOOD, "CMDLINE_BOOL": "y", "CMDLINE": f'"{line}"'}
+    report = doctor.examine(image(config=config), None, PITS, doctor.PLAIN, launch)
+    assert [each.pit for each in report.wrong] == [pit] * bool(pit)
+    for each in report.wrong:
+        assert each.sure == "certain" and "is in CONFIG_CMDLINE" in each.why
+
+
+def test_one_cpu_is_enough_where_one_is_requested() -> None:
+    config = {**GOOD, "CMDLINE_BOOL": "y", "CMDLINE": '"nosmp maxcpus=1 nr_cpus=1"'}
+    launch = {"cpus.requested": 1, "cpus.max_requested": 1}
+    assert not doctor.examine(image(config=config), None, PITS, doctor.PLAIN, launch).wrong
 
 
 def test_a_vmlinux_is_not_what_ovmf_starts() -> None:

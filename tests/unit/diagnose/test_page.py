@@ -127,3 +127,9 @@ def test_a_row_of_the_contract_says_for_which_launch_it_is() -> None:
     pit = msgspec.structs.replace(KNOWN["smp-off"], symptom=(), require=(rule,))
     line = page.page({**KNOWN, "smp-off": pit})
     assert "`CONFIG_X` is below 4, and `CONFIG_Z` is on, and the launch has a GPU, in series 6.12\n" in line
+
+
+def test_what_only_doctor_knows_is_said_to_be_its() -> None:
+    for condition, known_to in (("cmdline.mem < memory.requested", "doctor"), ("cpus.online == 1", "boot test")):
+        pit = msgspec.structs.replace(KNOWN["smp-off"], symptom=(catalogue.Symptom(facts=(condition,)),), require=())
+        assert f"{known_to} `{condition}`" in page.page({**KNOWN, "smp-off": pit})
