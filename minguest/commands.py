@@ -218,11 +218,24 @@ def doctor(options: argparse.Namespace, say: Say) -> Answer:
     if refused:
         status = NO_KERNEL if all(path.expanduser().exists() for path in refused) else NOT_THERE
         return Answer(text, data, "\n".join(map(str, refused.values())), status)
-    named = dict.fromkeys(each.pit or each.option for report in reports for each in report.wrong if not each.follows)
-    wrong = f"under OVMF it would not work: {', '.join(named)}" if named else ""
-    return Answer(
-        text, data, f"{wrong}\n  remedy: cause and fix of each: {paths.known_pits() / 'PIT.toml'}" if wrong else ""
-    )
+    return Answer(text, data, _would_not_work(reports, fragment=options.fragment))
+
+
+def _would_not_work(reports: Sequence["Report"], *, fragment: bool) -> str:
+    """What keeps kernels from working, and what to do; empty for nothing. `fragment`: whether that is printed."""
+    from minguest.diagnose import doctor as examination  # noqa: PLC0415 - see SLOW
+
+    roots = [each for report in reports for each in report.wrong if not each.follows]
+    if not roots:
+        return ""
+    remedies = []
+    if not fragment and any(map(examination.missing, reports)):
+        remedies.append("--fragment prints the options to set")
+    if pits := list(dict.fromkeys(each.pit for each in roots if each.pit)):
+        names = pits[0] if len(pits) == 1 else f"{{{','.join(pits)}}}"
+        remedies.append(f"cause and fix of each: {paths.known_pits()}/{names}.toml")
+    wrong = f"under OVMF it would not work: {', '.join(dict.fromkeys(each.pit or each.option for each in roots))}"
+    return f"{wrong}\n  remedy: {'; '.join(remedies)}" if remedies else wrong
 
 
 def _needed(tree: Path | None, reports: Sequence["Report"]) -> dict[str, dict[str, str]]:

@@ -268,7 +268,7 @@ def describe(report: Report) -> str:
             text += _listed([each for each in blocking if not each.follows])
             text += _following([each for each in blocking if each.follows])
         if less:
-            text.append("the GPU works, with less:" if group == "gpu" else "it comes up, with less:")
+            text.append(_less_title(group, known))
             text += [f"  {each.why}: {each.without}" for each in less]
     # Of a damaged file nothing else matters.
     unknown = [each for each in report.findings if each.sure == "not known" and not image.damage]
@@ -278,9 +278,17 @@ def describe(report: Report) -> str:
         text.append(
             "nothing that keeps a guest or its GPU from working was found" + (" in what is known" if unknown else "")
         )
+    modules = (report.config or {}).get("MODULES") == "y"
     for name, found in report.boots_from.items():
-        text.append(f"built in, {name}: {', '.join(found) or 'none'}")
+        none = "none, an initrd must load it" if modules and name != "initrd" else "none"
+        text.append(f"built in, {name}: {', '.join(found) or none}")
     return "\n".join(text)
+
+
+def _less_title(group: contract.Scope, known: Sequence[Finding]) -> str:
+    if any(each.blocks and each.group in ("guest", group) for each in known):
+        return f"with that fixed, {'the GPU works' if group == 'gpu' else 'it comes up'}, with less:"
+    return "the GPU works, with less:" if group == "gpu" else "it comes up, with less:"
 
 
 def _listed(found: Sequence[Finding]) -> list[str]:

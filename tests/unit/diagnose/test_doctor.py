@@ -189,12 +189,24 @@ def test_a_fragment_repairs_what_it_was_made_from() -> None:
             assert lines[number - 1].startswith("# ") and "CONFIG_" not in lines[number - 1].split(" ")[1]
 
 
+def test_what_makes_less_of_a_card_that_does_not_work_comes_after() -> None:
+    said = doctor.describe(looked({"MODULES": "n", "X86_PAT": "n"}))
+    assert "\nwith that fixed, the GPU works, with less:\n  CONFIG_X86_PAT" in said
+    assert "\nthe GPU works, with less:\n  CONFIG_X86_PAT" in doctor.describe(looked({"X86_PAT": "n"}))
+    assert "\nwith that fixed, the GPU works, with less:\n" in doctor.describe(looked({"EFI": "n", "X86_PAT": "n"}))
+
+
 def test_what_it_could_boot_from_is_what_is_built_in() -> None:
-    found = looked({"VIRTIO_BLK": "y", "VIRTIO_PCI": "m", "BLK_DEV_NVME": "y", "EXT4_FS": "m", "XFS_FS": "y"})
+    bare = dict.fromkeys((*doctor.SYSTEMS.values(), *(each for names in doctor.DISKS.values() for each in names)), "n")
+    options = {"VIRTIO_BLK": "y", "VIRTIO_PCI": "m", "BLK_DEV_NVME": "y", "EXT4_FS": "m", "XFS_FS": "y"}
+    found = looked({**bare, **options})
     assert found.boots_from["root disk"] == ("NVMe",)
     assert found.boots_from["file system"] == ("xfs",)
     assert found.boots_from["initrd"] == ("gzip",)
     assert doctor.examine(image(), None, PITS, doctor.PLAIN).boots_from == {}
+    assert "built in, root disk: none, an initrd must load it\n" in doctor.describe(looked(bare))
+    without = {**bare, "MODULES": "n", "RD_GZIP": "n"}
+    assert "built in, initrd: none\nbuilt in, root disk: none\n" in doctor.describe(looked(without))
 
 
 def test_several_kernels_are_a_table() -> None:
