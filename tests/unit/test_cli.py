@@ -24,6 +24,8 @@ SLOW = {*NOT_THERE[1:], "requests", "tqdm", "securesystemslib"}
 # A reset, a bell, an eight-bit CSI, a change of direction, a backspace and a line separator.
 STRANGE = "\x1bc\x07\x9b2J\u202e\x08\u2028"
 
+GUESTS = {path.stem for path in (ROOT / "configs/guests").glob("*.toml")}
+
 
 def test_the_command_needs_none_of_the_builds_packages() -> None:
     # pull and verify are imported by their commands only.
@@ -308,7 +310,7 @@ FILES = {"a-file", "a.toml", "a-folder/"}
         ("plan --card ", {"nvidia-h100", "a.toml", "a-folder/"}),
         ("plan --card nvidia-h100,nv", {"nvidia-h100,nvidia-h100"}),
         ("plan --card nvidia-h100,./a", {"nvidia-h100,./a.toml", "nvidia-h100,./a-folder/"}),
-        ("plan --guest ", {"default", "host", "a.toml", "a-folder/"}),
+        ("plan --guest ", {"default", *GUESTS, "a.toml", "a-folder/"}),
         *((f"plan --{name} ", set()) for name in ("count", "memory", "phys-bits", "gpu")),
         *((f"boot-test --{name} ", set()) for name in ("cpus", "memory", "timeout", "plug-cpus", "gpu")),
         ("cache --older-than ", set()),
