@@ -3,7 +3,6 @@
 
 import json
 import re
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from minguest.model import Disk, Launch
 from minguest.util.run import require
 from minguest.vm import arguments, launch, qemu, report
 from tests import ROOT
+from tests.debian import clean
 from tests.integration.conftest import SERIES
 from tests.integration.test_cards import checks
 from tests.integration.test_wait import ALL_SERIES
@@ -85,9 +85,6 @@ int main(void)
 		pause();
 }
 """
-# An ext4 superblock: state at 0x3a, where 1 is clean, and incompatible features at 0x60, where 4 is "needs recovery".
-SUPERBLOCK, STATE, INCOMPATIBLE = 1024, 0x3A, 0x60
-
 Went = tuple[qemu.Run, report.Shutdown, Path]
 
 
@@ -144,11 +141,7 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
 
 def held(disk: Path) -> dict[str, str]:
     """The files that the program wrote, as they are on the disk; the disk must not need its journal any more."""
-    with disk.open("rb") as file:
-        file.seek(SUPERBLOCK)
-        block = file.read(1024)
-    assert struct.unpack_from("<H", block, STATE)[0] == 1
-    assert struct.unpack_from("<I", block, INCOMPATIBLE)[0] & 4 == 0
+    assert clean(disk)
     found = {}
     for name in ("started", "ended", "held"):
         command = [require("debugfs"), "-R", f"cat /{name}", str(disk)]
