@@ -132,6 +132,21 @@ def test_the_script_is_readable(sysfs: Path, tmp_path: Path) -> None:
     assert "--show" in usage and "set -eu" not in usage
 
 
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_what_is_typed_reaches_qemu(sysfs: Path, tmp_path: Path, shell: str) -> None:
+    """dash gives /dev/null to a program in the background, whatever <&0 says."""
+    (tmp_path / "OVMF_VARS.fd").touch()
+    (tmp_path / RUN_GUEST).write_text(launches.files("default", sysfs)[RUN_GUEST])
+    stub = tmp_path / emulator.QEMU
+    stub.write_text('#!/bin/sh\nread line\necho "{\\"record\\":\\"end\\"} $line" >report.jsonl\n')
+    stub.chmod(0o755)
+    done = subprocess.run(
+        [shell, tmp_path / RUN_GUEST, "--accel", "tcg", "--keep", tmp_path / "kept"],
+        input=b"typed\n", env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=False, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, (tmp_path / "kept/report.jsonl").read_text()) == (0, '{"record":"end"} typed\n')
+
+
 # ── domain.xml ──
 
 
