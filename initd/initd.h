@@ -112,6 +112,9 @@ void each_volume(bool (*visit)(const struct volume *, void *), void *argument);
 /* within.c: what may hang */
 int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *argument);
 
+/* nodes.c: what the initrd has in /dev */
+void copy_nodes(int from);
+
 /* mounts.c */
 #define SYSROOT "/sysroot"	/* where a root is mounted, before it becomes "/" */
 

@@ -62,6 +62,8 @@ void open_console(void)
 
 void mount_filesystems(void)
 {
+	/* What an overlay has there is hidden from now on, but not from this. */
+	int initrd_dev = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	char what[64];
 	size_t i;
 
@@ -80,6 +82,8 @@ void mount_filesystems(void)
 			die(what);
 		say("%s: %s (going on without)", what, strerror(errno));
 	}
+	if (initrd_dev >= 0)
+		copy_nodes(initrd_dev);
 }
 
 /* The guest's own mounts in a program's root, in place of the host's. */
