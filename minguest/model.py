@@ -35,11 +35,92 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: Signature | None = None
 
 
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the source that a package was built from."""
+
+    urls: tuple[str, ...]
+    sha256: str
+
+
+class Package(Source, frozen=True, forbid_unknown_fields=True):
+    """A Debian package that overlays take files from."""
+
+    source: tuple[Part, ...] = ()
+    """Its complete source, and that of what is linked into it: for the people who get the program."""
+
+
 class Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """configs/sources.toml: kernels by series, firmware by name."""
+    """configs/sources.toml: kernels by series, firmware and Debian packages by name."""
 
     kernel: Mapping[str, Source]
     firmware: Mapping[str, Source]
+    package: Mapping[str, Package] = {}
+
+
+class OwnFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The mode and the owner of a file or a symbolic link in an overlay's folder."""
+
+    path: str
+    mode: str = ""
+    """Octal, as a string; empty: 0755 if the file is executable, else 0644."""
+    owner: str = "0:0"
+    """`UID:GID`, two numbers."""
+
+
+class OwnFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A folder; it need not be in the overlay's folder."""
+
+    path: str
+    mode: str = "0755"
+    owner: str = "0:0"
+
+
+class DeviceNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device node."""
+
+    path: str
+    type: Literal["char", "block"]
+    major: int
+    minor: int
+    mode: str = "0600"
+    owner: str = "0:0"
+
+
+class Links(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Symbolic links in one folder, all to the same target, which need not exist."""
+
+    target: str
+    names: tuple[str, ...]
+    folder: str = "/"
+
+
+class PackageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a Debian package."""
+
+    name: str
+    """In the package: `/usr/bin/busybox`."""
+    path: str
+    """In the initrd."""
+    mode: str = "0644"
+    owner: str = "0:0"
+
+
+class FromPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files from one Debian package."""
+
+    source: str
+    """A `[package.NAME]` of configs/sources.toml."""
+    file: tuple[PackageFile, ...]
+
+
+class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """overlay.toml in an overlay's folder: what a folder in a checkout cannot say. Each key is a list of tables."""
+
+    file: tuple[OwnFile, ...] = ()
+    folder: tuple[OwnFolder, ...] = ()
+    node: tuple[DeviceNode, ...] = ()
+    link: tuple[Links, ...] = ()
+    package: tuple[FromPackage, ...] = ()
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,7 +224,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: Mapping[str, str | int | bool] = {}
     """Values that override the fragments', by option name without CONFIG_."""
     overlays: tuple[str, ...] = ()
-    """Names in overlays/, or paths from the project's root; a later one wins."""
+    """Names in overlays/, or paths from the project's root, in any order: none wins over another."""
     firmware: str = "ovmf"
     root: Root | None = None
     """Where the guest goes on to after its report; None: it has no root, and powers off."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minguest.model import Guest, Root, Sources
+from minguest.model import Guest, Part, Root, Source, Sources
 from minguest.util import units
 from minguest.util.errors import UserError
 
@@ -115,7 +115,13 @@ def _check_root(root: Root, where: str) -> None:
 def sources(path: Path) -> Sources:
     """Read configs/sources.toml."""
     found = decode(path, Sources)
-    for name, source in [*found.kernel.items(), *found.firmware.items()]:
+    named: list[tuple[str, Source | Part]] = [
+        *found.kernel.items(),
+        *found.firmware.items(),
+        *found.package.items(),
+        *((f"{name}: source", part) for name, package in found.package.items() for part in package.source),
+    ]
+    for name, source in named:
         if not re.fullmatch(r"[0-9a-f]{64}", source.sha256):
             raise UserError(f"{path}: {name}: sha256 = {source.sha256!r} is not 64 lower-case hex digits")
         if not source.urls:

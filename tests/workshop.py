@@ -30,6 +30,13 @@ REPORT = report.Report(
         ),
     ),
 )
+# With what a URL has to have encoded: a colon in the version, a plus.
+PACKAGE = {
+    "version": "1:2-3+b1", "sha256": "1" * 64, "urls": ["https://example.org/tool_2-3+b1_amd64.deb"],
+    "licence": "GPL-2.0-only AND LGPL-2.1-or-later",
+    "source": [{"urls": ["https://example.org/tool_2-3.dsc"], "sha256": "2" * 64},
+               {"urls": ["https://example.org/tool_2%2B0.tar.xz", "https://example.net/3"], "sha256": "3" * 64}],
+}  # fmt: skip
 
 
 def quiet(_: str) -> None:
@@ -65,7 +72,7 @@ def facts(**kernel: Any) -> dict[str, Any]:
         },
         "config": {"problems": [], "requested": 3, "fragments": {"20-efi.config": "b" * 64}},
         "initrd": {"initd": {"sha256": "c" * 64, "size": 75000}, "template": "d" * 64,
-                   "overlays": {"base/etc/passwd": "e" * 64}},
+                   "overlays": {"base/etc/passwd": "e" * 64}, "packages": {"tool": PACKAGE}},
         "firmware": {"version": "2025.02-8+deb13u1", "sha256": "f" * 64, "urls": ["http://example.org/ovmf.deb"],
                      "licence": "BSD-2-Clause-Patent"},
         "tools": {"gcc": "12.2.0", "binutils": "2.40", "glibc": "2.36", "musl": "1.2.3"},

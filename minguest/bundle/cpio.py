@@ -3,20 +3,24 @@
 
 Sources of the format: cpio(5), Documentation/driver-api/early-userspace/buffer-format.rst and usr/gen_init_cpio.c
 of the Linux tree. Our own code, because it must make device nodes without root, and every byte must follow from the
-input alone: owner 0:0, time 0, inodes counted from 1.
+input alone: owner 0:0 unless another is stated, time 0, inodes counted from 1.
 """
 
+import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from minguest.util.errors import UserError
 
-# Linux' initramfs unpacker refuses names of PATH_MAX and more.
+# Linux' initramfs unpacker refuses names of PATH_MAX and more, and leaves out a symlink with such a target.
 NAME_MAX = 4095
+# A size is a field of 8 hex digits.
+SIZE_MAX = 0xFFFFFFFF
 TRAILER = "TRAILER!!!"
 # A member's header: the magic and 13 fields of 8 hex digits.
 HEAD = 6 + 13 * 8
@@ -30,6 +34,8 @@ class Entry:
     mode: int
     data: bytes = b""
     device: tuple[int, int] = (0, 0)
+    owner: tuple[int, int] = (0, 0)
+    """UID and GID."""
 
 
 @dataclass(frozen=True)
@@ -74,71 +80,112 @@ def parse_list(text: str, where: str) -> list[Entry]:
 
 def _entry(fields: list[str]) -> Entry:
     match fields:
-        case ["dir", name, mode, "0", "0"]:
-            return Entry(_name(name), stat.S_IFDIR | _mode(mode))
-        case ["file", name, location, mode, "0", "0"]:
+        case ["dir", path, bits, "0", "0"]:
+            return Entry(name(path), stat.S_IFDIR | mode(bits))
+        case ["file", path, location, bits, "0", "0"]:
             try:
                 content = Path(location).read_bytes()
             except OSError as error:
                 raise ValueError(f"cannot be read: {error.strerror}") from None
-            return Entry(_name(name), stat.S_IFREG | _mode(mode), content)
-        case ["slink", name, target, mode, "0", "0"]:
-            return Entry(_name(name), stat.S_IFLNK | _mode(mode), target.encode())
-        case ["nod", name, mode, "0", "0", ("b" | "c") as kind, major, minor]:
+            return Entry(name(path), stat.S_IFREG | mode(bits), content)
+        case ["slink", path, target, bits, "0", "0"]:
+            return Entry(name(path), stat.S_IFLNK | mode(bits), target.encode())
+        case ["nod", path, bits, "0", "0", ("b" | "c") as kind, major, minor]:
             return Entry(
-                _name(name),
-                (stat.S_IFBLK if kind == "b" else stat.S_IFCHR) | _mode(mode),
+                name(path),
+                (stat.S_IFBLK if kind == "b" else stat.S_IFCHR) | mode(bits),
                 device=(int(major), int(minor)),
             )
     raise ValueError("not one of: dir NAME MODE 0 0, file NAME LOCATION MODE 0 0, slink …, nod … b|c MAJOR MINOR")
 
 
-def _name(text: str) -> str:
+def name(text: str) -> str:
+    """The name in the archive of an absolute path; ValueError for a path that cannot be one."""
     parts = PurePosixPath(text).parts
-    if not text.startswith("/") or ".." in parts or len(text.encode()) > NAME_MAX:
-        raise ValueError(f"{text}: a name in the initrd is an absolute path without '..'")
+    if not text.startswith("/") or ".." in parts:
+        raise ValueError(f"{text!r}: a path in the initrd is absolute, without '..'")
+    if len(parts) < 2 or "\0" in text:
+        raise ValueError(f"{text!r}: names nothing in the initrd")
+    if len(text.encode(errors="surrogateescape")) > NAME_MAX:
+        raise ValueError(f"{text[:40]!r}…: a path in the initrd has at most {NAME_MAX} bytes")
     return "/".join(parts[1:])
 
 
-def _mode(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        raise ValueError(f"mode {text!r} is not octal") from None
-    if mode > 0o7777:
+def mode(text: str) -> int:
+    """Permission bits from octal digits; ValueError."""
+    if not re.fullmatch(r"[0-7]+", text):
+        raise ValueError(f"mode {text!r} is not octal")
+    if int(text, 8) > 0o7777:
         raise ValueError(f"mode {text!r} is more than 7777")
-    return mode
+    return int(text, 8)
 
 
 def tree(folder: Path) -> list[Entry]:
-    """A folder's content as entries. Modes do not depend on the umask: 755 if the owner may execute it, else 644."""
+    """A folder's content as entries. Modes do not depend on the umask: 755 if the owner may execute it, else 644.
+
+    UserError for what an overlay's folder cannot have; OSError for what cannot be read.
+    """
     entries = []
-    for path in folder.rglob("*"):
-        name = _name("/" + path.relative_to(folder).as_posix())
-        kind = path.lstat().st_mode
+    for path in _walk(folder):
+        within = name("/" + path.relative_to(folder).as_posix())
+        try:
+            within.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{str(path)!r}: its name is not UTF-8", "rename it: the manifest names every file"
+            ) from None
+        found = path.lstat()
+        kind = found.st_mode
         if stat.S_ISLNK(kind):
-            entries.append(Entry(name, stat.S_IFLNK | 0o777, str(path.readlink()).encode()))
+            entries.append(Entry(within, stat.S_IFLNK | 0o777, os.fsencode(path.readlink())))
         elif stat.S_ISDIR(kind):
-            entries.append(Entry(name, stat.S_IFDIR | 0o755))
+            entries.append(Entry(within, stat.S_IFDIR | 0o755))
         elif stat.S_ISREG(kind):
-            mode = 0o755 if kind & stat.S_IXUSR else 0o644
-            entries.append(Entry(name, stat.S_IFREG | mode, path.read_bytes()))
+            if found.st_size > SIZE_MAX:
+                raise UserError(f"{path}: {found.st_size} bytes, but a file in an initrd has less than 4 GiB")
+            bits = 0o755 if kind & stat.S_IXUSR else 0o644
+            entries.append(Entry(within, stat.S_IFREG | bits, path.read_bytes()))
         else:
-            raise UserError(f"{path}: an overlay has files, folders and symbolic links; list device nodes instead")
+            raise UserError(
+                f"{path}: is {_KINDS.get(stat.S_IFMT(kind), 'of an unknown kind')}; an overlay's folder has files, "
+                "folders and symbolic links",
+                "remove it; a [[node]] in overlay.toml makes a device node"
+                if stat.S_IFMT(kind) in _NODES
+                else "remove it",
+            )
     return entries
 
 
-def merge(*layers: Iterable[Entry]) -> list[Entry]:
-    """Lay entries over each other (a later one wins), add missing parents, sort by name."""
-    merged = {entry.name: entry for layer in layers for entry in layer}
-    for name in list(merged):
-        for parent in PurePosixPath(name).parents:
+_NODES = (stat.S_IFCHR, stat.S_IFBLK)
+_KINDS = {
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFIFO: "a named pipe",
+}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All below a folder; OSError for a folder that cannot be read, which rglob() would leave out silently."""
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise error
+
+    for top, folders, others in os.walk(folder, onerror=unreadable):
+        yield from (Path(top, each) for each in [*folders, *others])
+
+
+def merge(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries of different names with their missing parents, sorted by name."""
+    merged = {entry.name: entry for entry in entries}
+    for each in list(merged):
+        for parent in PurePosixPath(each).parents:
             if str(parent) != ".":
                 found = merged.setdefault(str(parent), Entry(str(parent), stat.S_IFDIR | 0o755))
                 if not stat.S_ISDIR(found.mode):
-                    raise UserError(f"initrd: /{name} cannot lie below /{parent}, which is not a folder")
+                    raise UserError(f"initrd: /{each} cannot lie below /{parent}, which is not a folder")
     # A folder's name is a prefix of the names in it, so it comes first, as the unpacker needs it.
-    return [merged[name] for name in sorted(merged)]
+    return [merged[each] for each in sorted(merged)]
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
@@ -183,7 +230,7 @@ def parse(data: bytes) -> tuple[list[Member], bytes]:
 def _record(inode: int, entry: Entry) -> bytes:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
-    fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
+    fields = (inode, entry.mode, *entry.owner, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
     head = b"070701" + b"".join(b"%08X" % field for field in fields)
     return _align(head + name) + _align(entry.data)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """PID 1 and its initrd: initd is compiled from initd/*.c with musl; the initrd is a list rendered from a template,
-with overlays on top, in newc, compressed by gzip."""
+with the overlays, in newc, compressed by gzip."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minguest import VERSION
-from minguest.bundle import cpio
+from minguest.bundle import cpio, overlay
 from minguest.kernel import binary
 from minguest.util import archive, files, run, templates
 from minguest.util.errors import ToolError
@@ -51,8 +51,15 @@ def musl_version() -> str:
     return found[1] if found else "unknown"
 
 
-def build(template: Path, initd: Path, overlays: Sequence[Path], target: Path) -> None:
-    """Write the initrd: the template's list, with `initd` as the file of that name, then each overlay; later wins."""
+def build(
+    template: Path, initd: Path, overlays: Sequence[Path], target: Path, debs: Mapping[str, Path] | None = None
+) -> None:
+    """Write the initrd: the template's list, with `initd` as the file of that name, and the overlays' folders.
+
+    `debs`: the Debian packages that the overlays take files from, by their names in sources.toml. UserError where
+    two overlays, or one and the list, claim a path differently.
+    """
     base = cpio.parse_list(templates.render(template, initd=str(initd)), str(template))
-    layers = [cpio.tree(overlay) for overlay in overlays]
-    files.write(target, archive.gzip_bytes(cpio.archive(cpio.merge(base, *layers))))
+    layers = [layer for folder in overlays for layer in overlay.layers(folder, debs or {})]
+    entries = overlay.combine(overlay.Layer(str(template), tuple(base)), layers)
+    files.write(target, archive.gzip_bytes(cpio.archive(entries)))

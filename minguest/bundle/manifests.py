@@ -67,12 +67,34 @@ class Config(msgspec.Struct, frozen=True):
     """Breaches that contract=ignore accepted."""
 
 
+class Part(msgspec.Struct, frozen=True):
+    """A file of a package's source."""
+
+    urls: tuple[str, ...]
+    sha256: str
+
+
+class Package(msgspec.Struct, frozen=True):
+    """A Debian package that has files in the initrd, and the source that it was built from."""
+
+    version: str
+    sha256: str
+    urls: tuple[str, ...]
+    licence: str
+    source: tuple[Part, ...]
+
+
+PACKAGE = Package.__struct_fields__
+
+
 class Initrd(msgspec.Struct, frozen=True):
     """The initrd's inputs; hashes of the template and of each file of the overlays."""
 
     initd: File
     template: str
     overlays: dict[str, str]
+    packages: dict[str, Package] = {}
+    """By name in sources.toml. Missing in older manifests."""
 
 
 class Firmware(msgspec.Struct, frozen=True):

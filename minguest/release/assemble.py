@@ -330,7 +330,8 @@ def changes(
 
 
 def _versions(manifest: manifests.Manifest) -> dict[str, str]:
-    return {"linux": manifest.kernel.version, "OVMF": manifest.firmware.version, **manifest.tools}
+    packages = {name: package.version for name, package in manifest.initrd.packages.items()}
+    return {"linux": manifest.kernel.version, "OVMF": manifest.firmware.version, **packages, **manifest.tools}
 
 
 def _patched(manifest: manifests.Manifest) -> dict[str, str]:

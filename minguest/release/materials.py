@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a bundle: `sbom` writes them, `verify` compares the SBOM with them."""
 
-from urllib.parse import quote
+from collections.abc import Iterator
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -49,6 +50,7 @@ def of(manifest: Manifest) -> dict[str, Material]:
             urls=manifest.firmware.urls,
             urls_sha256=manifest.firmware.sha256,
         ),
+        *(part for name in sorted(manifest.initrd.packages) for part in _package(manifest, name)),
         Material(
             ref="initd",
             kind="application",
@@ -91,6 +93,40 @@ def of(manifest: Manifest) -> dict[str, Material]:
         )
         for part in parts
     }
+
+
+def packages(manifest: Manifest) -> list[str]:
+    """References of the packages that have files in the initrd."""
+    return [f"package:{name}" for name in sorted(manifest.initrd.packages)]
+
+
+def _package(manifest: Manifest, name: str) -> Iterator[Material]:
+    """A Debian package in the initrd, and each file of its source."""
+    package = manifest.initrd.packages[name]
+    sources = {unquote(part.urls[0].rpartition("/")[2]): part for part in package.source}
+    yield Material(
+        ref=f"package:{name}",
+        kind="application",
+        name=name,
+        version=package.version,
+        description="Debian's package; files of it are in initrd.img",
+        licence=package.licence,
+        # A version's epoch ends with a colon, which a purl has as it is.
+        purl=f"pkg:deb/debian/{name}@{quote(package.version, safe='.-~:')}?arch=amd64",
+        urls=package.urls,
+        urls_sha256=package.sha256,
+        properties=tuple(("minguest:source", file) for file in sources),
+    )
+    for file, part in sources.items():
+        yield Material(
+            ref=f"source:{name}:{file}",
+            kind="file",
+            name=file,
+            description=f"source of {name}; not in the release, offered where it can be downloaded",
+            urls=part.urls,
+            urls_sha256=part.sha256,
+            excluded=True,
+        )
 
 
 def _linux(manifest: Manifest) -> Material:

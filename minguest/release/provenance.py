@@ -52,6 +52,15 @@ def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]
         {"name": f"overlays/{name}", "digest": {"sha256": digest}}
         for name, digest in sorted(manifest.initrd.overlays.items())
     ]
+    found += [
+        {
+            "name": f"packages/{name}",
+            "uri": package.urls[0],
+            "digest": {"sha256": package.sha256},
+            "annotations": {"version": package.version},
+        }
+        for name, package in sorted(manifest.initrd.packages.items())
+    ]
     if commit is not None:
         found.append({"name": "minguest", "digest": {"gitCommit": commit}})
     return found

@@ -33,7 +33,7 @@ from minguest.bundle.manifests import Manifest
 from minguest.release import materials
 from minguest.release.materials import Material
 
-# The components of each file of a bundle, by reference.
+# The components of each file of a bundle, by reference; packages are in initrd.img too.
 MADE_OF = {
     "bzImage": ["linux"],
     "System.map": ["linux"],
@@ -57,6 +57,7 @@ def render(manifest: Manifest, name: str, version: str, patches: Mapping[str, st
         ref: _component(material, _pedigree(manifest, patches) if ref == "linux" else None)
         for ref, material in materials.of(manifest).items()
     }
+    made_of = {**MADE_OF, "initrd.img": [*MADE_OF["initrd.img"], *materials.packages(manifest)]}
     bom = Bom(
         components=parts.values(),
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{name}-{version}-{sorted(manifest.files.items())}"),
@@ -64,7 +65,7 @@ def render(manifest: Manifest, name: str, version: str, patches: Mapping[str, st
         dependencies=[
             Dependency(product.bom_ref, [Dependency(parts[f"file:{file}"].bom_ref) for file in manifest.files]),
             *(
-                Dependency(parts[f"file:{file}"].bom_ref, [Dependency(parts[ref].bom_ref) for ref in MADE_OF[file]])
+                Dependency(parts[f"file:{file}"].bom_ref, [Dependency(parts[ref].bom_ref) for ref in made_of[file]])
                 for file in manifests.PARTS
             ),
         ],

@@ -123,7 +123,13 @@ def initd_step(project: Project) -> Task:
 
 def initrd_step(project: Project) -> Task:
     def make() -> None:
-        initrd.build(project.at.initrd_template, project.at.initd, project.overlays, project.at.initrd)
+        from minguest.util import fetch  # noqa: PLC0415 - see SLOW
+
+        debs = {
+            name: fetch.fetch(package, f"{name} {package.version}", project.cache, say)
+            for name, package in project.packages.items()
+        }
+        initrd.build(project.at.initrd_template, project.at.initd, project.overlays, project.at.initrd, debs)
         say(f"initrd.img {project.at.initrd.stat().st_size / 1e3:.0f} KB")
 
     overlaid = [path for overlay in project.overlays for path in sorted(overlay.rglob("*"))]
@@ -133,8 +139,8 @@ def initrd_step(project: Project) -> Task:
         doc="initd and the overlays as newc, gzip",
         file_dep=[project.at.initrd_template, project.at.initd, *(path for path in overlaid if path.is_file())],
         targets=[project.at.initrd],
-        code=["bundle/initrd", "bundle/cpio", "util/archive"],
-        facts=lambda: {"overlaid": [[path, path.lstat().st_mode] for path in overlaid]},
+        code=["bundle/initrd", "bundle/cpio", "bundle/overlay", "util/archive"],
+        facts=lambda: {"overlaid": [[path, path.lstat().st_mode] for path in overlaid], "packages": project.packages},
     )
 
 
@@ -180,7 +186,14 @@ def bundle_step(project: Project) -> Task:
         file_dep=[*parts.values(), *made_of],
         targets=[project.at.bundle / name for name in [*parts, RUN_GUEST, DOMAIN, "manifest.json"]],
         code=["bundle/manifests"],
-        facts=lambda: {"choice": project.choice, "guest": project.guest, "launch_files": project.launch_files},
+        facts=lambda: {
+            "choice": project.choice,
+            "guest": project.guest,
+            "launch_files": project.launch_files,
+            # What may change, and leave the initrd the same.
+            "overlays": _overlaid(project),
+            "packages": project.packages,
+        },
     )
 
 
@@ -207,11 +220,10 @@ def _facts(project: Project) -> dict[str, Any]:
         "initrd": {
             "initd": manifests.describe(project.at.initd),
             "template": files.sha256(project.at.initrd_template),
-            "overlays": {
-                f"{overlay.name}/{path.relative_to(overlay)}": files.sha256(path)
-                for overlay in project.overlays
-                for path in sorted(overlay.rglob("*"))
-                if path.is_file() and not path.is_symlink()
+            "overlays": _overlaid(project),
+            "packages": {
+                name: {key: value for key, value in msgspec.to_builtins(package).items() if key in manifests.PACKAGE}
+                for name, package in project.packages.items()
             },
         },
         "firmware": {
@@ -221,6 +233,16 @@ def _facts(project: Project) -> dict[str, Any]:
             "licence": project.ovmf.licence,
         },
         "tools": dict(project.tools),
+    }
+
+
+def _overlaid(project: Project) -> dict[str, str]:
+    """SHA-256 of each file of the overlays, by the overlay's name and the path in it."""
+    return {
+        f"{overlay.name}/{path.relative_to(overlay)}": files.sha256(path)
+        for overlay in project.overlays
+        for path in sorted(overlay.rglob("*"))
+        if path.is_file() and not path.is_symlink()
     }
 
 

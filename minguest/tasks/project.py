@@ -19,10 +19,10 @@ from doit.exceptions import InvalidTask
 
 from minguest import settings
 from minguest.boottest import runner
-from minguest.bundle import initrd
+from minguest.bundle import initrd, overlay
 from minguest.diagnose import catalogue
 from minguest.kernel import contract, kconfig, source
-from minguest.model import Choice, Guest, Source, Sources
+from minguest.model import Choice, Guest, Package, Source, Sources
 from minguest.paths import Layout, Store
 from minguest.tasks import reporter
 from minguest.tasks.reporter import say
@@ -92,10 +92,11 @@ class Project:
             raise UserError(f"{guest_file}: firmware = {self.guest.firmware!r}: not in sources.toml", f"known: {known}")
         self.ovmf: Source = self.sources.firmware[self.guest.firmware]
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.series, root)
-        self.overlays = [self._overlay(name) for name in self.guest.overlays]
+        self.overlays = self._overlays()
         if chooses:
-            # A store that cannot be used, or a launch that cannot be started, is named before anything is unpacked.
-            _ = self.store, self.launch_files
+            # A store that cannot be used, a launch that cannot be started or an overlay that cannot be laid is named
+            # before anything is unpacked.
+            _ = self.store, self.launch_files, self.packages
 
     @functools.cached_property
     def tools(self) -> Mapping[str, str]:
@@ -106,6 +107,11 @@ class Project:
     def store(self) -> Store:
         """Where the trees and kernels of all checkouts are."""
         return Store(settings.store_folder())
+
+    @functools.cached_property
+    def packages(self) -> dict[str, Package]:
+        """The Debian packages that the overlays take files from, by name."""
+        return overlay.packages(self.overlays, self.sources.package)
 
     @functools.cached_property
     def launch_files(self) -> dict[str, str]:
@@ -215,6 +221,18 @@ class Project:
             return msgspec.json.decode(place.read_bytes(), type=Choice), place
         except (OSError, ValueError):
             return None, place
+
+    def _overlays(self) -> list[Path]:
+        found: dict[str, str] = {}
+        for name in self.guest.overlays:
+            folder = Path(name).name
+            if folder in found:
+                raise UserError(
+                    f"{self.guest_file}: overlays: {found[folder]!r} and {name!r}: two of one name",
+                    "the manifest lists their files by that name: remove one, or rename its folder",
+                )
+            found[folder] = name
+        return [self._overlay(name) for name in self.guest.overlays]
 
     def _overlay(self, name: str) -> Path:
         for path in (self.root / "overlays" / name, self.root / name):

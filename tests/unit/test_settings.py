@@ -117,13 +117,28 @@ def test_a_source_without_a_real_pin_is_refused(tmp_path: Path, digest: str, url
         settings.sources(path)
 
 
+@pytest.mark.parametrize(("digest", "urls"), [("A" * 64, '["u"]'), ("1" * 64, "[]")])
+def test_the_source_of_a_package_is_pinned_too(tmp_path: Path, digest: str, urls: str) -> None:
+    path = tmp_path / "sources.toml"
+    path.write_text(
+        f'[kernel]\n[firmware]\n[package.x]\nversion="1"\nlicence="a"\nurls=["u"]\nsha256="{"1" * 64}"\n'
+        f'[[package.x.source]]\nsha256="{digest}"\nurls={urls}'
+    )
+    with pytest.raises(UserError, match=r"sources\.toml: x: source: "):
+        settings.sources(path)
+
+
 def test_the_projects_own_files_are_good() -> None:
     assert settings.guest(ROOT / "configs/guest.toml").kernel == ("4.12", "6.12")
+    assert settings.guest(ROOT / "configs/guests/rescue.toml").overlays == ("base", "rescue")
     sources = settings.sources(ROOT / "configs/sources.toml")
-    for source in [*sources.kernel.values(), *sources.firmware.values()]:
+    for source in [*sources.kernel.values(), *sources.firmware.values(), *sources.package.values()]:
         assert len(source.urls) >= 2
         for key in source.signature.keys if source.signature else ():
             assert (ROOT / "configs/keys" / key).is_file()
+    # Licences such as busybox' oblige whoever passes the program on to offer its source.
+    for package in sources.package.values():
+        assert package.source and all(len(part.urls) >= 2 for part in package.source)
 
 
 @pytest.mark.parametrize(

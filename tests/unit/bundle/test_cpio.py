@@ -56,8 +56,8 @@ def test_contents_come_back(contents: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("dir dev 0755 0 0", "absolute path"),
-        ("dir /a/../b 0755 0 0", "absolute path"),
+        ("dir dev 0755 0 0", "is absolute"),
+        ("dir /a/../b 0755 0 0", "absolute, without"),
         ("dir /dev 0888 0 0", "not octal"),
         ("dir /dev 17777 0 0", "more than 7777"),
         ("dir /dev 0755 1000 0", "not one of"),
@@ -73,10 +73,13 @@ def test_a_wrong_line_is_named(line: str, message: str) -> None:
         cpio.parse_list(f"dir /x 0755 0 0\n{line}\n", "list")
 
 
-def test_a_later_layer_wins_and_parents_are_made() -> None:
-    first = [cpio.Entry("etc/motd", stat.S_IFREG | 0o644, b"old")]
-    second = [cpio.Entry("etc/motd", stat.S_IFREG | 0o644, b"new")]
-    assert [(entry.name, entry.data) for entry in cpio.merge(first, second)] == [("etc", b""), ("etc/motd", b"new")]
+def test_parents_are_made_and_names_are_sorted() -> None:
+    entries = [cpio.Entry(name, stat.S_IFREG | 0o644, b"x") for name in ("etc/motd", "a")]
+    assert [(entry.name, entry.data) for entry in cpio.merge(entries)] == [
+        ("a", b"x"),
+        ("etc", b""),
+        ("etc/motd", b"x"),
+    ]
 
 
 def test_nothing_lies_below_a_file() -> None:
@@ -105,7 +108,7 @@ def test_an_overlay_does_not_depend_on_umask_time_or_order(tmp_path: Path) -> No
 
 def test_an_overlay_has_no_sockets_or_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match=r"pipe: an overlay has files"):
+    with pytest.raises(UserError, match=r"pipe: is a named pipe; an overlay's folder has files"):
         cpio.tree(tmp_path)
 
 
@@ -148,11 +151,18 @@ def test_what_follows_the_trailer_is_given() -> None:
     assert rest.lstrip(b"\0") == b"another"
 
 
-@given(st.lists(st.tuples(NAMES, st.binary(max_size=9), st.integers(0, 0o7777), st.integers(0, 2**32 - 1)), max_size=5))
-def test_what_was_written_is_read_back(rows: list[tuple[str, bytes, int, int]]) -> None:
-    entries = [cpio.Entry(name, stat.S_IFREG | mode, data, (number, number)) for name, data, mode, number in rows]
+NUMBERS = st.integers(0, 2**32 - 1)
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=9), st.integers(0, 0o7777), NUMBERS, NUMBERS), max_size=5))
+def test_what_was_written_is_read_back(rows: list[tuple[str, bytes, int, int, int]]) -> None:
+    entries = [
+        cpio.Entry(name, stat.S_IFREG | mode, data, (one, one), (one, two)) for name, data, mode, one, two in rows
+    ]
     members, rest = cpio.parse(cpio.archive(entries))
-    assert [cpio.Entry(each.name, each.mode, each.data, each.device) for each in members] == entries
+    assert [
+        cpio.Entry(each.name, each.mode, each.data, each.device, (each.uid, each.gid)) for each in members
+    ] == entries
     assert [each.ino for each in members] == list(range(1, len(entries) + 1))
     assert not rest.strip(b"\0")
 

@@ -31,6 +31,14 @@ def test_a_bundle_comes_back(made: Path) -> None:
     assert (made / "domain.xml").stat().st_mode & 0o111 == 0
 
 
+def test_a_manifest_of_before_has_no_packages_and_loads(made: Path) -> None:
+    path = made / "manifest.json"
+    document = json.loads(path.read_bytes())
+    assert list(document["initrd"].pop("packages")) == ["tool"]
+    path.write_text(json.dumps(document))
+    assert manifests.load(made).initrd.packages == {}
+
+
 def test_a_bundle_of_before_has_no_launch_files_and_loads(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"kernel")
     manifests.write(tmp_path / "bundle", dict.fromkeys(manifests.PARTS, tmp_path / "a"), FACTS, {})

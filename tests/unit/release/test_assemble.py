@@ -60,6 +60,40 @@ def test_the_same_release_again_is_the_same_bytes(at: Layout, key: Path) -> None
     assert workshop.make(at, key).items == first.items
 
 
+def test_a_package_of_an_overlay_is_listed_with_its_licence_and_its_source(at: Layout, key: Path) -> None:
+    workshop.make(at, key)
+    bom = json.loads((at.release / layout.SBOM).read_bytes())
+    parts = {part["bom-ref"]: part for part in bom["components"]}
+    tool = parts["package:tool"]
+    assert (tool["name"], tool["version"], tool["type"]) == ("tool", "1:2-3+b1", "application")
+    assert tool["licenses"] == [{"expression": "GPL-2.0-only AND LGPL-2.1-or-later"}]
+    assert tool["purl"] == "pkg:deb/debian/tool@1:2-3%2Bb1?arch=amd64" and "scope" not in tool
+    sources = {name: parts[f"source:tool:{name}"] for name in ("tool_2-3.dsc", "tool_2+0.tar.xz")}
+    assert [row["value"] for row in tool["properties"]] == sorted(sources)
+    downloads = {
+        name: [(each["type"], each["url"], each["hashes"][0]["content"]) for each in part["externalReferences"]]
+        for name, part in {"tool": tool, **sources}.items()
+    }
+    assert downloads == {
+        "tool": [("source-distribution", "https://example.org/tool_2-3+b1_amd64.deb", "1" * 64)],
+        "tool_2-3.dsc": [("source-distribution", "https://example.org/tool_2-3.dsc", "2" * 64)],
+        "tool_2+0.tar.xz": [("source-distribution", "https://example.net/3", "3" * 64),
+                            ("source-distribution", "https://example.org/tool_2%2B0.tar.xz", "3" * 64)],
+    }  # fmt: skip
+    assert {part["scope"] for part in sources.values()} == {"excluded"}
+    depends = {each["ref"]: each.get("dependsOn", []) for each in bom["dependencies"]}
+    assert depends["file:initrd.img"] == ["initd", "musl", "package:tool"]
+    statement = attest.unseal((at.release / layout.PROVENANCE).read_bytes(), "it", None)
+    used = {each["name"]: each for each in statement.predicate["buildDefinition"]["resolvedDependencies"]}
+    assert used["packages/tool"] == {
+        "name": "packages/tool", "uri": "https://example.org/tool_2-3+b1_amd64.deb", "digest": {"sha256": "1" * 64},
+        "annotations": {"version": "1:2-3+b1"},
+    }  # fmt: skip
+    page = (at.release / layout.PAGE).read_text()
+    for text in ("1:2-3+b1", "LGPL-2.1-or-later", "https://example.org/tool_2-3.dsc", "tool_2%2B0.tar.xz"):
+        assert text in page
+
+
 def test_every_check_is_listed(at: Layout, key: Path) -> None:
     workshop.tested(at, "pc", 8, "failed")
     workshop.make(at, key)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,16 @@ without = "no sockets"
 [[inject]]
 options = { PACKET = false }
 """
+OVERLAY = """\
+[[file]]
+path = "/srv/group"
+mode = "0600"
+owner = "0:7"
+
+[[package]]
+source = "tool"
+file = [{ name = "/usr/bin/tool", path = "/bin/tool", mode = "0755" }]
+"""
 
 
 class Toy:
@@ -93,15 +104,19 @@ class Toy:
         self.write("configs/kernel/patches/6.12/0001-eighteen.patch", PATCH)
         self.write("configs/pits/packet-off.toml", PIT)
         self.write("mine/etc/own", "mine")
-        self.write("mine/etc/group", "root:x:0:\nmine:x:1:\n")
+        self.write("mine/srv/group", "root:x:0:\nmine:x:1:\n")
         # Of a size that a rounded one shows.
         (self.root / "mine/noise").write_bytes(random.Random(1).randbytes(1_200_000))
         (self.root / "mine/link").symlink_to("etc/own")
+        self.write("mine/overlay.toml", OVERLAY)
         self.tarball, self.deb = self.download(tarball()), self.download(firmware(folder / "ovmf.deb"))
+        self.tool = self.download(package(folder / "tool.deb", {"./usr/bin/tool": b"tool"}).read_bytes())
         self.write("configs/sources.toml", "".join([
             self.source('kernel."4.12"', "4.12.14", LICENCE, "0" * 64),
             self.source('kernel."6.12"', "6.12.1", LICENCE, self.tarball),
             self.source("firmware.ovmf", "2025.02-toy", "MIT", self.deb),
+            self.source("package.tool", "1:2-3", "GPL-2.0-only", self.tool),
+            f'[[package.tool.source]]\nsha256 = "{"5" * 64}"\nurls = ["{NOWHERE}/tool.tar"]\n',
         ]))  # fmt: skip
         self.guest("configs/guest.toml")
         self.guest("configs/guests/host.toml", 'name = "host"\nkernel = ["6.12", "4.12"]\noverlays = ["base"]\n')
@@ -265,12 +280,16 @@ def test_the_bundle_is_what_the_steps_made(made: tuple[Toy, str]) -> None:
     assert all((kept / name).read_bytes() == (at.kernel / name).read_bytes() for name in build.KERNEL)
 
 
-def test_the_initrd_has_initd_and_the_overlays_in_their_order(made: tuple[Toy, str]) -> None:
+def test_the_initrd_has_initd_and_the_overlays(made: tuple[Toy, str]) -> None:
     toy, at = made[0], made[0].at()
     template = (toy.root / "configs/templates/initrd.list.j2").read_text()
     base = cpio.parse_list(template.replace("{{ initd | quote }}", str(at.initd)), "list")
-    layers = [cpio.tree(toy.root / name) for name in ("overlays/base", "mine")]
-    expected = archive.gzip_bytes(cpio.archive(cpio.merge(base, *layers)))
+    entries = {entry.name: entry for name in ("overlays/base", "mine") for entry in cpio.tree(toy.root / name)}
+    entries |= {entry.name: entry for entry in base}
+    entries.pop("overlay.toml")
+    entries["srv/group"] = replace(entries["srv/group"], mode=0o100600, owner=(0, 7))
+    entries["bin/tool"] = cpio.Entry("bin/tool", 0o100755, b"tool")
+    expected = archive.gzip_bytes(cpio.archive(cpio.merge(entries.values())))
     assert at.initrd.read_bytes() == expected
     with archive.decompressed(at.initrd) as stream:
         content = stream.read()
@@ -290,7 +309,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
         "minguest": VERSION,
         "guest": {
             "name": "toy", "kernel": ["4.12", "6.12"], "fragments": ["*"], "options": {},
-            "overlays": ["base", "mine"], "firmware": "ovmf",
+            "overlays": ["base", "mine"], "firmware": "ovmf", "root": None,
             "launch": plain(Launch(cpus=1, max_cpus=1, accel="tcg")),
         },
         "kernel": {
@@ -314,8 +333,12 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
                 **{f"base/{name}": files.sha256(toy.root / "overlays/base" / name)
                    for name in ("etc/group", "etc/passwd")},
                 **{f"mine/{name}": files.sha256(toy.root / "mine" / name)
-                   for name in ("etc/group", "etc/own", "noise")},
+                   for name in ("etc/own", "noise", "overlay.toml", "srv/group")},
             },
+            "packages": {"tool": {
+                "version": "1:2-3", "sha256": toy.tool, "urls": [f"{NOWHERE}/1:2-3"], "licence": "GPL-2.0-only",
+                "source": [{"urls": [f"{NOWHERE}/tool.tar"], "sha256": "5" * 64}],
+            }},
         },
         "firmware": {"version": "2025.02-toy", "sha256": toy.deb, "urls": [f"{NOWHERE}/2025.02-toy"],
                      "licence": "MIT"},
@@ -349,6 +372,16 @@ def test_what_changes_runs_again_and_nothing_else(toy: Toy) -> None:
     (toy.root / "overlays/base/etc/added").chmod(0o755)
     assert again() == ["initrd", "bundle"]
     assert "base/etc/added" in manifests.load(toy.at().bundle).initrd.overlays
+    # The initrd is the same bytes, but the manifest has the file's hash.
+    toy.write("mine/overlay.toml", OVERLAY + "# changed\n")
+    assert again() == ["initrd", "bundle"]
+    assert manifests.load(toy.at().bundle).initrd.overlays["mine/overlay.toml"] == files.sha256(
+        toy.root / "mine/overlay.toml"
+    )
+    sources = toy.root / "configs/sources.toml"
+    sources.write_text(sources.read_text().replace('"GPL-2.0-only"', '"GPL-2.0-or-later"'))
+    assert again() == ["initrd", "bundle"]
+    assert manifests.load(toy.at().bundle).initrd.packages["tool"].licence == "GPL-2.0-or-later"
     toy.guest("configs/guest.toml", launch='cmdline = ["quiet"]\n')
     assert again() == ["config", "bundle"]
     assert manifests.load(toy.at().bundle).guest.launch.cmdline == ("quiet",)
@@ -395,6 +428,20 @@ def test_a_firmware_that_no_mirror_has_is_one_failed_line(toy: Toy) -> None:
     sources = toy.root / "configs/sources.toml"
     sources.write_text(sources.read_text().replace(toy.deb, "1" * 64))
     assert refused(toy.run("firmware", status=1)) == "firmware: OVMF 2025.02-toy: none of 1 mirrors gave it"
+
+
+def test_an_overlay_that_is_wrong_is_named_before_anything_is_unpacked(toy: Toy) -> None:
+    toy.write("mine/overlay.toml", OVERLAY.replace('"tool"', '"tol"'))
+    said = toy.run("build", "kernel=6.12", status=3)
+    assert "mine/overlay.toml: package[0].source = 'tol': configs/sources.toml has no [package.tol]" in said
+    assert "known: tool" in said and not steps(said) and "Traceback" not in said
+
+
+def test_overlays_that_differ_are_one_failed_line(toy: Toy) -> None:
+    toy.write("mine/etc/group", "root:x:0:\nmine:x:1:\n")
+    said = refused(toy.run("initrd", "kernel=6.12", status=1))
+    assert said.startswith("initrd:toy-6.12: /etc/group: ") and "overlays/base and " in said and "mine differ" in said
+    assert not toy.at().initrd.exists()
 
 
 # ── the rehearsal's host ──
@@ -454,7 +501,15 @@ def test_each_step_depends_on_the_facts_that_it_works_with(toy: Toy, spelled: Ca
     }  # fmt: skip
     assert facts["kernel"] == facts["initd"] == {"tools": it.tools}
     assert facts["firmware"] == {"source": it.ovmf}
-    assert facts["bundle"] == {"choice": it.choice, "guest": it.guest, "launch_files": it.launch_files}
+    overlays = {f"{name}/{file}": files.sha256(folder / name / file) for folder, name, listed in (
+        (toy.root / "overlays", "base", ("etc/group", "etc/passwd")),
+        (toy.root, "mine", ("etc/own", "noise", "overlay.toml", "srv/group")),
+    ) for file in listed}  # fmt: skip
+    assert facts["bundle"] == {
+        "choice": it.choice, "guest": it.guest, "launch_files": it.launch_files, "overlays": overlays,
+        "packages": it.packages,
+    }  # fmt: skip
+    assert list(it.packages) == ["tool"]
     shutil.copytree(TREE, toy.folder / "tree")
     own = toy.project("configs/guest.toml", source=str(toy.folder / "tree"))
     found = spelled(build.tree_step, own).facts()

@@ -66,6 +66,13 @@ def test_overlays_are_taken_from_their_folder_first(toy: Toy) -> None:
     assert found == [toy.root / "overlays/base", toy.root / "mine"]
 
 
+def test_two_overlays_of_one_name_are_refused(toy: Toy) -> None:
+    toy.write("other/mine/file", "")
+    guest = toy.guest("g.toml", 'name = "toy"\nkernel = ["6.12"]\noverlays = ["mine", "other/mine"]\n')
+    said = toy.run("build", f"guest={guest}", status=3)
+    assert f"ERROR: {guest}: overlays: 'mine' and 'other/mine': two of one name" in said and "Traceback" not in said
+
+
 def test_fragments_are_of_the_series(toy: Toy) -> None:
     names = {series: [path.name for path in toy.project(chooses=False, kernel=series).fragments]
              for series in ("4.12", "6.12")}  # fmt: skip
