@@ -65,16 +65,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "series",
-    [SERIES, *(["4.12"] if (paths.Layout(ROOT, "systemd", "4.12").bundle / "bzImage").exists() else [])],
-)
-def test_debian_lives_on_a_bundle(series: str, doit: Doit, made: Path, tmp_path: Path) -> None:
+def own_tree() -> list[str]:
+    """The tree of 4.12 that the guest `systemd` was last built from, if it was."""
+    try:
+        choice = json.loads((ROOT / "out/choice-systemd.json").read_bytes())
+    except FileNotFoundError:
+        return []
+    return [choice["source"]] if choice["series"] == "4.12" and choice["source"] else []
+
+
+@pytest.mark.parametrize(("series", "source"), [(SERIES, None), *(("4.12", tree) for tree in own_tree())])
+def test_debian_lives_on_a_bundle(series: str, source: str | None, doit: Doit, made: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     shutil.copyfile(made / "disk.img", disk)
     file = tmp_path / "it-debian.toml"
     file.write_text(GUEST.format(series=series, disk=disk))
-    result = doit("boot-test", "--accel", "tcg", f"guest={file}", f"kernel={series}")
+    own = [f"source={source}"] if source else []
+    result = doit("boot-test", "--accel", "tcg", f"guest={file}", f"kernel={series}", *own)
     assert result.returncode == 0, result.stdout
     at = paths.Layout(ROOT, "it-debian", series)
     row = checks(at.boot_test)["root"]
