@@ -99,6 +99,7 @@ static void keep_online(struct port *port, int uevents)
 		return;
 	prctl(PR_SET_NAME, "initd-hotplug");
 	setsid();
+	stop_loading();
 	free_signals();
 	for (;;)
 		if (poll(&ready, 1, -1) > 0)

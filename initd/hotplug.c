@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * CPUs and memory that are present but offline are of no use: bring them
- * online, at start and whenever the kernel reports that one was added.
+ * online, at start and whenever the kernel reports that one was added. A device
+ * that was added gets its module.
  */
 #define _GNU_SOURCE	/* O_PATH */
 #include <dirent.h>
@@ -152,10 +153,23 @@ static void report_event(struct port *port, const char *action,
 	json_free(&j);
 }
 
+/* A port that is still closed means: before the report, which will have them. */
+static void send_modules(struct port *port)
+{
+	struct json j = { 0 };
+
+	if (port->tty < 0 && port->file < 0)
+		return;
+	report_modules(&j);
+	if (j.records)
+		port_more(port, &j);
+	json_free(&j);
+}
+
 /* "add@/devices/system/cpu/cpu4", then NAME=value strings, NUL after each. */
 static void handle_uevent(const char *message, size_t len, struct port *port)
 {
-	const char *action = "", *subsystem = "", *path = "", *device, *s;
+	const char *action = "", *subsystem = "", *path = "", *modalias = NULL, *device, *s;
 	bool online = false;
 
 	for (s = message; s < message + len; s += strlen(s) + 1) {
@@ -165,6 +179,13 @@ static void handle_uevent(const char *message, size_t len, struct port *port)
 			subsystem = s + 10;
 		else if (!strncmp(s, "DEVPATH=", 8))
 			path = s + 8;
+		else if (!strncmp(s, "MODALIAS=", 9))
+			modalias = s + 9;
+	}
+
+	if (modalias && !strcmp(action, "add")) {
+		load_for(modalias);
+		send_modules(port);
 	}
 
 	if (strcmp(subsystem, "cpu") && strcmp(subsystem, "memory"))
@@ -198,6 +219,8 @@ void hotplug_handle(int uevents, struct port *port, long long until_us)
 		if (n < 0 && errno == ENOBUFS) {
 			/* Events were lost: look at everything instead. */
 			hotplug_all_online(until_us);
+			load_for_devices();
+			send_modules(port);
 			report_event(port, "overrun", NULL, NULL, false);
 			continue;
 		}

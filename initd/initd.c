@@ -80,6 +80,7 @@ int main(int argc, char **argv)
 	/* Listen first: what is plugged in meanwhile waits in the socket. */
 	uevents = hotplug_listen();
 	hotplug_all_online(NO_HURRY);
+	load_modules(&options);
 	wait_if_requested(&options, &port, uevents);
 	root = report_and_root(&options, &port, uevents, started_us);
 	if (options.then == INIT && !order_waits())

@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #ifndef INITD_VERSION
 #define INITD_VERSION "0.1.0"
@@ -70,6 +71,30 @@ struct blocks {
 
 bool count_blocks(struct blocks *blocks);
 
+/* kmsg.c: the kernel's messages between two moments */
+#define MESSAGES_MAX	10
+#define MESSAGE_MAX	200	/* bytes; the rest of a longer one is dropped */
+
+struct messages {
+	int count;
+	char text[MESSAGES_MAX][MESSAGE_MAX + 1];
+};
+
+int kmsg_from_now(void);
+void kmsg_read(int fd, struct messages *messages);
+void keep_message(struct messages *messages, const char *text, size_t len);
+
+/* depmod.c: the files of /lib/modules/RELEASE */
+#define MODULE_NAME	64	/* with its NUL; the kernel's own limit is 56 */
+
+bool module_name(char name[MODULE_NAME], const char *path);
+void module_path(char path[PATH_MAX], const char *file);
+bool only_others(char *others, size_t size);
+bool have_aliases(void);
+char *dependencies(const char *wanted);
+void each_alias(const char *modalias, void (*found)(const char *module));
+void each_soft(const char *wanted, bool post, void (*found)(const char *module));
+
 /* port.c: where the report goes */
 struct port {
 	const char *device;
@@ -110,6 +135,7 @@ bool read_volume(const char *device, struct volume *volume);
 void each_volume(bool (*visit)(const struct volume *, void *), void *argument);
 
 /* within.c: what may hang */
+bool child_ended(pid_t pid, int *status, long long seconds, bool (*give_up)(void));
 int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *argument);
 
 /* nodes.c: what the initrd has in /dev */
@@ -146,10 +172,19 @@ struct options {
 	bool read_only;		/* ro: the root too */
 	const char *share;	/* initd.share=, a 9p share, or NULL */
 	struct wait wait;	/* initd.wait-...= */
+	const char *modules;	/* initd.modules=, names with commas, or NULL */
+	long long modules_seconds;	/* initd.modules-seconds=, for each */
 };
 
 void read_options(struct options *options);
 void without_root(struct options *options);
+
+/* modules.c: kernel modules */
+void load_modules(const struct options *options);
+void load_for_devices(void);
+void load_for(const char *modalias);
+void stop_loading(void);
+void report_modules(struct json *j);
 
 /* hotplug.c */
 #define NO_HURRY LLONG_MAX

@@ -11,6 +11,8 @@
 #define WAIT_S		10	/* the default */
 #define WAIT_MAX_S	600
 #define ROOT_S		30
+#define MODULES_S	30	/* the default */
+#define MODULES_MAX_S	600
 #define CPUS_MAX	65536	/* beyond any kernel's CONFIG_NR_CPUS */
 #define MEMORY_MAX	(1LL << 52)	/* what an x86-64 can address */
 
@@ -141,7 +143,8 @@ void read_options(struct options *options)
 
 	*options = (struct options){ .then = UNSET, .then_why = "initd.then", .init = "/sbin/init",
 				     .onfail = POWEROFF, .root_seconds = ROOT_S,
-				     .wait.seconds = WAIT_S };
+				     .wait.seconds = WAIT_S,
+				     .modules_seconds = MODULES_S };
 	if (!read_text(AT_FDCWD, "/proc/cmdline", options->line, sizeof(options->line)))
 		die("/proc/cmdline");
 
@@ -172,12 +175,17 @@ void read_options(struct options *options)
 			read_count(&options->wait.memory, option, value, MEMORY_MAX);
 		else if ((value = after(option, "initd.wait-seconds=")))
 			read_count(&options->wait.seconds, option, value, WAIT_MAX_S);
+		else if ((value = after(option, "initd.modules=")))
+			options->modules = value;
+		else if ((value = after(option, "initd.modules-seconds=")))
+			read_count(&options->modules_seconds, option, value, MODULES_MAX_S);
 		else if (after(option, "initd."))
 			say("%s: not known; known: initd.report=, initd.then=, "
 			    "initd.root=, initd.init=, initd.root-seconds=, initd.onfail=, "
 			    "initd.report-after=, initd.share=, initd.wait-cpus=, "
 			    "initd.wait-cpus-left=, initd.wait-memory=, "
-			    "initd.wait-seconds=", option);
+			    "initd.wait-seconds=, initd.modules=, "
+			    "initd.modules-seconds=", option);
 	}
 	if (options->then == UNSET)
 		options->then = options->root ? INIT : WAIT;

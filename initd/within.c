@@ -8,15 +8,31 @@
 #include "initd.h"
 
 /*
- * The step's result, which is an exit status; -1 if it is not done in so many
- * seconds, or `give_up`, which may be NULL, returns true before. A child that
- * hangs in the kernel cannot be killed, and stays.
+ * Whether the child ended, with its status as in wait(2). False after so many
+ * seconds, or if `give_up`, which may be NULL, returns true before: then it is
+ * killed, but a child that hangs in the kernel stays.
  */
-int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *argument)
+bool child_ended(pid_t pid, int *status, long long seconds, bool (*give_up)(void))
 {
 	long long until = uptime_us() + seconds * 1000000;
 	struct timespec pause = { .tv_nsec = 10000000 };
 	sigset_t child;
+
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	while (waitpid(pid, status, WNOHANG) != pid) {
+		if (uptime_us() > until || (give_up && give_up())) {
+			kill(pid, SIGKILL);
+			return false;
+		}
+		sigtimedwait(&child, NULL, &pause);	/* SIGCHLD is blocked */
+	}
+	return true;
+}
+
+/* The step's result, which is an exit status; -1 if it had none in time. */
+int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *argument)
+{
 	pid_t pid = fork();
 	int status;
 
@@ -24,14 +40,7 @@ int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *
 		_exit(step(argument));
 	if (pid < 0)
 		return step(argument);
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	while (waitpid(pid, &status, WNOHANG) != pid) {
-		if (uptime_us() > until || (give_up && give_up())) {
-			kill(pid, SIGKILL);
-			return -1;
-		}
-		sigtimedwait(&child, NULL, &pause);	/* SIGCHLD is blocked */
-	}
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+	if (!child_ended(pid, &status, seconds, give_up) || !WIFEXITED(status))
+		return -1;
+	return WEXITSTATUS(status);
 }

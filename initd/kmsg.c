@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the kernel printed between two moments, from /dev/kmsg. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "initd.h"
+
+#define RECORD_MAX	8192	/* 4.12: CONSOLE_EXT_LOG_MAX; later kernels write less */
+#define RECORDS_MAX	8192	/* a driver may print faster than this reads */
+#define FIRST		4	/* an oops says first what happened */
+
+/* A descriptor for what is printed from now on; -1 in a kernel without printk. */
+int kmsg_from_now(void)
+{
+	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	if (fd >= 0)
+		lseek(fd, 0, SEEK_END);
+	return fd;
+}
+
+void keep_message(struct messages *messages, const char *text, size_t len)
+{
+	int at = messages->count;
+
+	if (at == MESSAGES_MAX) {
+		at--;
+		memmove(messages->text[FIRST], messages->text[FIRST + 1],
+			(size_t)(at - FIRST) * sizeof(messages->text[0]));
+	} else {
+		messages->count++;
+	}
+	if (len > MESSAGE_MAX)
+		len = MESSAGE_MAX;
+	memcpy(messages->text[at], text, len);
+	messages->text[at][len] = '\0';
+}
+
+/*
+ * Documentation/ABI/testing/dev-kmsg: "6,339,5140900,-;text", a newline, and
+ * lines that begin with a space. The first number is level + 8 * facility; the
+ * kernel's own facility is 0. Bytes that cannot be printed are escaped.
+ */
+static void keep_record(struct messages *messages, const char *record)
+{
+	char *end;
+	long priority = strtol(record, &end, 10);
+	const char *text = strchr(end, ';');
+
+	if (text && priority >= 0 && priority < 8)
+		keep_message(messages, text + 1, strcspn(text + 1, "\n"));
+}
+
+/* The first and the last of what was printed since; closes the descriptor. */
+void kmsg_read(int fd, struct messages *messages)
+{
+	char record[RECORD_MAX + 1];
+	ssize_t n;
+	int i;
+
+	if (fd < 0)
+		return;
+	for (i = 0; i < RECORDS_MAX; i++) {
+		n = read(fd, record, RECORD_MAX);
+		/* EPIPE: some were overwritten; the next read gives what is left. */
+		if (n < 0 && (errno == EPIPE || errno == EINTR))
+			continue;
+		if (n <= 0)
+			break;
+		record[n] = '\0';
+		keep_record(messages, record);
+	}
+	close(fd);
+}
