@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads initd's report: JSON lines, protocol 1 (docs/report.md)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,9 +14,9 @@ CPUS_MAX = 1 << 16
 READY = b'{"record":"ready"'
 # initd has them in use, and waits for the host to unplug CPUs again.
 IN_USE = b'{"record":"in-use"'
-# What initd writes after the end: later hotplug events, what became of the root, the hand-over to its init, how its
-# program ended, and last how the guest shut down.
-AFTER_END = ("event", "root", "handover", "exit", "shutdown")
+# What initd writes after the end: later hotplug events and their modules, what became of the root, the hand-over to its
+# init, how its program ended, and last how the guest shut down.
+AFTER_END = ("event", "module", "root", "handover", "exit", "shutdown")
 # The index of an expansion ROM among the BARs.
 ROM = 6
 # How deep a record may be nested: initd's deepest is a list of objects in an object.
@@ -54,6 +54,19 @@ class PciDevice(msgspec.Struct, frozen=True, rename={"pci_class": "class"}):
     numa_node: int | None = None
     messages: _Count | None = None
     """Interrupts that came by MSI or MSI-X; None: the device uses neither."""
+
+
+class Module(msgspec.Struct, frozen=True):
+    """A kernel module that initd loaded or tried to load: docs/report.md has the fields and the bounds."""
+
+    name: Annotated[str, msgspec.Meta(max_length=63)]
+    file: Annotated[str, msgspec.Meta(max_length=4096)] | None
+    version: Annotated[str, msgspec.Meta(max_length=63)] | None
+    result: Literal["loaded", "failed", "timeout", "absent"]
+    errno: Annotated[str, msgspec.Meta(pattern="^[A-Z0-9]{1,15}$")] | None
+    signal: Annotated[int, msgspec.Meta(ge=1, le=64)] | None
+    seconds: Annotated[float, msgspec.Meta(ge=0)] | None
+    messages: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=200)], ...], msgspec.Meta(max_length=10)]
 
 
 class _Uname(msgspec.Struct):
@@ -143,6 +156,8 @@ class Report(msgspec.Struct, frozen=True):
     """initd's last record; None: it did not come."""
     root: FoundRoot | None = None
     """None: the guest looked for no root, or has not found out yet."""
+    modules: tuple[Module, ...] = ()
+    """Also those that were loaded after the end, for devices that were plugged in."""
 
     def all(self, name: str) -> list[dict[str, Any]]:
         """Every record of that name."""
@@ -162,6 +177,7 @@ def parse(text: bytes) -> Report:
     """
     records: list[dict[str, Any]] = []
     devices: list[PciDevice] = []
+    modules: list[Module] = []
     damage = None
     shutdown = None
     root = None
@@ -179,6 +195,8 @@ def parse(text: bytes) -> Report:
                 shutdown = msgspec.convert(record, Shutdown)
             if record["record"] == "root":
                 root = msgspec.convert(record, FoundRoot)
+            if record["record"] == "module":
+                modules.append(msgspec.convert(record, Module))
             if not ended and (device := _device(record, number)):
                 devices.append(device)
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -190,7 +208,8 @@ def parse(text: bytes) -> Report:
     if ended and damage is None and (sent := records[-1].get("records")) != len(records) - 1:
         damage = f"{sent} records were sent, {len(records) - 1} came"
     complete = ended and damage is None
-    return Report(complete, tuple(records), tuple(devices), damage, shutdown if complete else None, root)
+    last = shutdown if complete else None
+    return Report(complete, tuple(records), tuple(devices), damage, last, root, tuple(modules))
 
 
 def _record(line: bytes) -> dict[str, Any]:

@@ -113,6 +113,32 @@ def test_what_initd_never_writes_after_the_end_is_refused(after: bytes, damage: 
     assert len(found.pci) == 1
 
 
+MODULE = {
+    "record": "module", "name": "card", "file": "/lib/modules/6.12/card.ko", "version": None, "result": "failed",
+    "errno": "ENOEXEC", "signal": None, "seconds": 0.25, "messages": ["card: version magic"],
+}  # fmt: skip
+LATER = {**MODULE, "name": "later", "result": "loaded", "errno": None, "version": "1.2", "messages": []}
+
+
+def test_modules_are_read_also_after_the_end() -> None:
+    lines = WHOLE.replace(b'"records":3', b'"records":4').splitlines(keepends=True)
+    text = b"".join([*lines[:3], json.dumps(MODULE).encode() + b"\n", lines[3], json.dumps(LATER).encode() + b"\n"])
+    found = report.parse(text)
+    assert found.complete
+    assert [each.name for each in found.modules] == ["card", "later"]
+    assert found.modules[0] == report.Module(
+        "card", "/lib/modules/6.12/card.ko", None, "failed", "ENOEXEC", None, 0.25, ("card: version magic",)
+    )
+    # Only those before the end are its records.
+    assert len(found.records) == 5
+
+
+def test_a_later_module_that_lies_is_damage() -> None:
+    found = report.parse(WHOLE + json.dumps({**LATER, "result": "perhaps"}).encode() + b"\n")
+    assert (found.complete, found.modules) == (False, ())
+    assert (found.damage or "").startswith("line 5: ")
+
+
 def test_a_report_has_one_begin_and_it_is_first() -> None:
     lines = WHOLE.splitlines(keepends=True)
     end = b'{"record":"end","records":1}\n'
@@ -173,6 +199,22 @@ def test_cpu_lists(text: str, count: int) -> None:
         json.dumps({**DEVICE, "bars": [{**BAR, "size": -1}]}),
         json.dumps({**DEVICE, "bars": [{**BAR, "index": 7}]}),
         json.dumps({**DEVICE, "messages": -1}),
+        json.dumps({**MODULE, "name": 7}),
+        json.dumps({**MODULE, "name": "n" * 64}),
+        json.dumps({**MODULE, "file": "/" + "f" * 4096}),
+        json.dumps({**MODULE, "version": "1" * 64}),
+        json.dumps({**MODULE, "result": "perhaps"}),
+        json.dumps({**MODULE, "errno": "no such file"}),
+        json.dumps({**MODULE, "errno": 2}),
+        json.dumps({**MODULE, "signal": 0}),
+        json.dumps({**MODULE, "signal": 65}),
+        json.dumps({**MODULE, "seconds": -1}),
+        json.dumps({**MODULE, "seconds": "long"}),
+        json.dumps({**MODULE, "messages": None}),
+        json.dumps({**MODULE, "messages": ["m"] * 11}),
+        json.dumps({**MODULE, "messages": ["m" * 201]}),
+        json.dumps({**MODULE, "messages": [7]}),
+        json.dumps({key: value for key, value in MODULE.items() if key != "messages"}),
         "[" * 100_000,
     ],
 )
