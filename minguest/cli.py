@@ -50,6 +50,7 @@ METAVARS = {
     "cpus": "N",
     "memory": "SIZE",
     "gpu": "CARD,…",
+    "driver": "NAME",
     "machine": "MACHINE",
     "accel": "ACCEL",
     "timeout": "SECONDS",

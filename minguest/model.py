@@ -202,6 +202,8 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: tuple[str, ...] = ("secondary-vga",)
     """Emulated display-class device models, `bar:SIZE` for a card with one large BAR and nothing else, or PCI
     addresses of the host's cards for vfio-pci."""
+    driver: str = ""
+    """The driver that each of these cards must have in the guest; empty: it is not checked."""
     window: str = ""
     """The size of the 64-bit window for BARs, passed to OVMF; empty: as large as the cards need."""
     cmdline: tuple[str, ...] = ()

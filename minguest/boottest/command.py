@@ -35,7 +35,7 @@ def scripted(
     if paths.RUN_GUEST not in manifest.files or wanted != manifest.guest.launch:
         return None
     own = launch.shipped(wanted, manifest.kernel.series, sysfs, cpuinfo)[requested.accel]
-    own = msgspec.structs.replace(own, timeout=requested.timeout)
+    own = msgspec.structs.replace(own, timeout=requested.timeout, driver=requested.driver)
     return own if msgspec.structs.replace(own, cpu=requested.cpu, window=requested.window) == requested else None
 
 

@@ -45,9 +45,10 @@ CONTROLS = (
 )
 # The modules that inject and judge: when they change, kept cells are dropped.
 CODE = (
-    "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue", "diagnose/facts", "diagnose/logs",
-    "diagnose/matching", "kernel/contract", "util/pci", "util/units", "vm/arguments", "vm/bar_window",
-    "vm/bar_window_text", "vm/cards", "vm/disks", "vm/emulator", "vm/launch", "vm/qemu", "vm/qmp", "vm/report",
+    "boottest/drivers", "boottest/faults", "boottest/inject", "boottest/verdict", "diagnose/catalogue",
+    "diagnose/facts", "diagnose/logs", "diagnose/matching", "kernel/contract", "util/pci", "util/units",
+    "vm/arguments", "vm/bar_window", "vm/bar_window_text", "vm/cards", "vm/disks", "vm/emulator", "vm/launch",
+    "vm/qemu", "vm/qmp", "vm/report",
 )  # fmt: skip
 # Builds a kernel with these options, and returns the folder with its bzImage and kernel.config.
 Kernels = Callable[[Mapping[str, str | int | bool]], Path]

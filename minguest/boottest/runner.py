@@ -61,6 +61,7 @@ OPTIONS = {
     "cpus": "how many CPUs",
     "memory": "how much memory, such as 2G",
     "gpu": "emulated cards, bar:SIZE, or PCI addresses of the host's cards, with commas; none for no card",
+    "driver": "the driver that each card must have in the guest, such as nvidia",
     "machine": "q35 or pc",
     "accel": "auto, kvm or tcg",
     "timeout": "seconds after which the guest counts as lost",
@@ -194,7 +195,7 @@ def run(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], Non
         trial = _boot(bench, options, wanted, say)
     judged = trial.verdict
     if judged is None:
-        raise ToolError(trial.refusal, _pit(trial))
+        raise ToolError(trial.refusal, answer.findings(trial.diagnosis) if trial.roots else "")
     say(verdict.table(judged))
     if judged.result == "pass":
         say(f"PASS: {judged.reason}")
@@ -202,10 +203,6 @@ def run(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], Non
     say(answer.findings(trial.diagnosis))
     kind = GuestFailed if judged.result == "failed" else GuestLost
     raise kind(f"FAIL, {judged.result}: {judged.reason}", f"read {bench.folder / 'console.log'}")
-
-
-def _pit(trial: Trial) -> str:
-    return answer.findings(trial.diagnosis) if trial.diagnosis.roots else ""
 
 
 def settled(bundle: Path, manifest: manifests.Manifest, options: Options, wanted: Launch) -> launch.Spec:
@@ -374,7 +371,7 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
         and spec.memory == settings.size(memory, "launch.memory")
         and (spec.plug_cpus, spec.unplug_cpus) == (int(options.plug_cpus or 0), int(options.unplug_cpus or 0))
         and spec.plug_memory == (settings.size(options.plug_memory, "--plug-memory") if options.plug_memory else 0)
-        and spec.power_button == options.power_button
+        and (spec.power_button, spec.driver) == (options.power_button, "" if options.gpu else wanted.driver)
         and (spec.cmdline, spec.root) == (wanted.cmdline, wanted.root)
         and [_short(gpu.name) for gpu in spec.gpus] == [_short(name) for name in cards]
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from minguest.boottest import drivers
 from minguest.model import Root
 from minguest.util import units
 from minguest.vm import bar_window, cards, console
@@ -14,7 +15,7 @@ from minguest.vm.cards import Gpu
 from minguest.vm.launch import Spec
 from minguest.vm.qemu import DEAD_ENDS, Run
 from minguest.vm.qmp import functions
-from minguest.vm.report import ROM, FoundRoot, PciDevice, Report, Shutdown, cpu_count, cpu_list
+from minguest.vm.report import ROM, FoundRoot, Module, PciDevice, Report, Shutdown, cpu_count, cpu_list
 
 # A guest never has all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
 # Measured with OVMF 2025.02: 1.5 to 4 MiB on both series.
@@ -193,6 +194,8 @@ def _checks(
     yield _bars(report.pci)
     for gpu in spec.gpus:
         yield _gpu(gpu, qemu_devices, devices)
+        if spec.driver:
+            yield _driver(gpu, spec.driver, qemu_devices, devices, report.modules)
     if window is not None and (high := _high(spec.gpus)):
         yield _window(window, high, qemu_devices, devices)
     if spec.root is not None:
@@ -327,6 +330,15 @@ def _gpu(gpu: Gpu, devices: dict[str, dict[str, Any]], seen: dict[str, PciDevice
     guest = f"{view.vendor}:{view.device}, {placed} of {len(regions)} BARs placed"
     guest += f", node {view.numa_node}" * (gpu.node is not None)
     return Check(name, str(gpu), in_qemu, guest, not wrong, "; ".join(wrong))
+
+
+def _driver(
+    gpu: Gpu, wanted: str, devices: dict[str, Any], seen: dict[str, PciDevice], modules: Sequence[Module]
+) -> Check:
+    view = next((seen.get(address) for address, each in devices.items() if each.get("qdev_id") == gpu.id), None)
+    bound = view.driver if view else None
+    why = drivers.why_not(wanted, bound, modules)
+    return Check(f"driver of {gpu.id}", wanted, "", bound or "none", not why, why)
 
 
 def _button(shutdown: Shutdown | None) -> Check:

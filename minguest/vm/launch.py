@@ -66,6 +66,8 @@ class Spec(msgspec.Struct, frozen=True):
     """The guest waits for its power button, and does not power off by itself."""
     series_options: tuple[str, ...] = ()
     """Kernel parameters that the series needs."""
+    driver: str = ""
+    """The driver that each card must have in the guest; empty: it is not checked."""
     window: int = 0
     """MiB of the 64-bit window for BARs, as X-PciMmio64Mb; 0: OVMF decides."""
 
@@ -81,6 +83,7 @@ class Options(msgspec.Struct, frozen=True):
     cpus: str = ""
     memory: str = ""
     gpu: str = ""
+    driver: str = ""
     machine: str = ""
     accel: str = ""
     timeout: str = ""
@@ -138,6 +141,8 @@ def settle(
             f"at least {cpus} are left",
             "for example --cpus 2 --plug-cpus 8 --unplug-cpus 4",
         )
+    if options.driver and not gpus:
+        raise UserError(f"--driver {options.driver}: the launch has no card", "--gpu with the card, or no --driver")
     timeout = settings.integer(options.timeout, "--timeout") if options.timeout else launch.timeout
     if timeout <= 0:
         raise UserError(f"--timeout {timeout}: must be a positive number of seconds")
@@ -165,6 +170,8 @@ def settle(
         plug_memory=plugged,
         power_button=options.power_button,
         series_options=SERIES_OPTIONS.get(series, ()),
+        # The launch's driver is for its own cards.
+        driver=options.driver or ("" if options.gpu else launch.driver),
         window=settings.size(launch.window, "launch.window") >> 20 if launch.window else 0,
     )
 
