@@ -3,6 +3,7 @@
 
 import gzip
 import hashlib
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,18 @@ def _file(part: str, change: Callable[[bytes], bytes]) -> Callable[[Parts], None
     return do
 
 
+def _with_files(files: Mapping[str, bytes]) -> Callable[[Parts], None]:
+    """Use an initrd that has these files too."""
+
+    def do(image: bytes) -> bytes:
+        members, _ = cpio.parse(gzip.decompress(image))
+        entries = [cpio.Entry(each.name, each.mode, each.data, each.device) for each in members]
+        added = [cpio.Entry(name, 0o100644, data) for name, data in files.items()]
+        return archive.gzip_bytes(cpio.archive(cpio.merge([*entries, *added])))
+
+    return _file("initrd", do)
+
+
 def _init(change: Callable[[bytes], bytes] | None, mode: int = 0o100755) -> Callable[[Parts], None]:
     """Use an initrd whose /init is changed; None: without /init."""
 
@@ -93,6 +106,25 @@ def program(code: bytes) -> bytes:
     header += b"\x40\0\x38\0\x01\0\0\0\0\0\0\0"
     segment = b"\x01\0\0\0\x05\0\0\0" + bytes(8) + base.to_bytes(8, "little") * 2 + size * 2
     return header + segment + (0x1000).to_bytes(8, "little") + code
+
+
+def module(info: bytes) -> bytes:
+    """An object file that is a kernel module as far as its .modinfo `info`, which is what the kernel reads first (gABI
+    chapter 4; kernel/module/main.c, elf_validity_cache_copy). Its struct module has the size of no kernel's."""
+    name = bytes(24) + b"other".ljust(56, b"\0")  # struct module: state, list, name
+    names = b"\0.modinfo\0.gnu.linkonce.this_module\0.symtab\0.strtab\0.shstrtab\0"
+    # Name, type (1 code and data, 2 symbols, 3 strings), flags (2: in memory), content.
+    sections = [(b".modinfo", 1, 2, info), (b".gnu.linkonce.this_module", 1, 2, name.ljust(1024, b"\0")),
+                (b".symtab", 2, 0, bytes(24)), (b".strtab", 3, 0, b"\0"), (b".shstrtab", 3, 0, names)]  # fmt: skip
+    headers, content = bytes(64), b""
+    for title, kind, flags, data in sections:
+        offset = 64 + len(content)
+        content += data.ljust(-(-len(data) // 8) * 8, b"\0")
+        entry = (4, 1, 8, 24) if kind == 2 else (0, 0, 8, 0)  # link, info, alignment, size of each
+        headers += struct.pack("<IIQQQQIIQQ", names.index(title), kind, flags, 0, offset, len(data), *entry)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 1, 62, 1, 0, 0, 64 + len(content), 0, 64, 0, 0, 64, 6, 5)
+    return header + content + headers
 
 
 def _other_machine(elf: bytes) -> bytes:
@@ -165,6 +197,9 @@ POWERS_OFF = bytes.fromhex("b8a9000000 bfaddee1fe be69191228 badcfe2143 0f05 ebf
 # mmap(NULL, 1 MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0); repeat
 EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 4531c9 b809000000 0f05 ebdb")
 
+# What modpost writes for a kernel that is not this one.
+OTHER = b"license=GPL\0name=other\0vermagic=1.2.3 SMP mod_unload \0"
+
 FAULTS: Mapping[str, Callable[[Parts], None]] = {
     "console=elsewhere": _parameter(f"console={arguments.CONSOLE}", "console=ttyS1"),
     "disk=32-bit-init": _disk({"sbin/init": b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\0\x03\0" + bytes(44)}),
@@ -191,5 +226,7 @@ FAULTS: Mapping[str, Callable[[Parts], None]] = {
     "kernel=damaged": _file("kernel", _flipped),
     "kernel=none": _cut("-kernel", "-initrd", "-append"),
     "kernel=other-machine": _file("kernel", _other_pe),
+    "module=other-kernel": _with_files({"other.ko": module(OTHER)}),
+    "modules=other-release": _with_files({"lib/modules/1.2.3/modules.dep": b"other.ko:\n"}),
     "nmi": _nmi,
 }

@@ -49,6 +49,32 @@ def members(parts: Parts) -> dict[str, tuple[int, bytes]]:
     return {each.name: (each.mode, each.data) for each in found}
 
 
+def test_a_module_for_another_kernel_is_one_as_far_as_the_kernel_reads_it(parts: Parts) -> None:
+    before = members(parts)
+    FAULTS["module=other-kernel"](parts)
+    after = members(parts)
+    _, module = after.pop("other.ko")
+    assert after == before
+    elf = ELFFile(io.BytesIO(module))
+    assert (elf["e_type"], elf["e_machine"]) == ("ET_REL", "EM_X86_64")
+    kinds = {section.name: section["sh_type"] for section in elf.iter_sections()}
+    assert kinds == {
+        "": "SHT_NULL", ".modinfo": "SHT_PROGBITS", ".gnu.linkonce.this_module": "SHT_PROGBITS",
+        ".symtab": "SHT_SYMTAB", ".strtab": "SHT_STRTAB", ".shstrtab": "SHT_STRTAB",
+    }  # fmt: skip
+    content = {section.name: section.data() for section in elf.iter_sections()}
+    assert b"vermagic=1.2.3 SMP mod_unload " in content[".modinfo"].split(b"\0")
+    assert content[".gnu.linkonce.this_module"][24:30] == b"other\0"
+    assert (content[".symtab"], content[".strtab"]) == (bytes(24), b"\0")
+
+
+def test_modules_of_another_release_are_all_there_are(parts: Parts) -> None:
+    before = members(parts)
+    FAULTS["modules=other-release"](parts)
+    added = {name for name in members(parts) if name not in before}
+    assert added == {"lib", "lib/modules", "lib/modules/1.2.3", "lib/modules/1.2.3/modules.dep"}
+
+
 @pytest.mark.parametrize(
     ("fault", "gone"),
     [

@@ -71,6 +71,12 @@ INJECTED = {
     "numa-off": "",  # this console does not show whether there was a second node
     "timer-stutter": "",  # the kernel found another way, and booted
     "panic-nmi": "nmi-panic",
+    "module-oops": "module-crashed",
+    "module-hang": "module-hangs",
+    "module-firmware": "card-firmware-missing",
+    "module-absent": "module-missing",
+    "module-vermagic": "module-other-kernel",
+    "module-symbol": "module-unknown-symbol",
 }
 # With 64 MiB 6.12 says why it does not start, and 4.12 does not.
 BY_STEM = {"6.12-memory-64M": "memory-too-little", "4.12-memory-64M": "kernel-not-startable"}
