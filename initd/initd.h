@@ -220,6 +220,9 @@ void report_root(struct json *j, const struct root *root, const char *wanted);
 /* pci.c */
 void report_pci(struct json *j);
 
+/* gpu.c */
+void report_drivers(struct json *j);
+
 /* report.c */
 void report_all(struct json *j, long long started_us, const struct root *root, const char *wanted);
 

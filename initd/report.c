@@ -385,6 +385,7 @@ void report_all(struct json *j, long long started_us, const struct root *root, c
 	report_acpi(j);
 	report_interrupts(j);
 	report_pci(j);
+	report_drivers(j);
 	report_modules(j);
 	if (root)
 		report_root(j, root, wanted);

@@ -107,6 +107,15 @@ class _Interrupts(msgspec.Struct):
     controllers: tuple[str, ...] | None = None
 
 
+class _Driver(msgspec.Struct):
+    address: str
+    name: str
+    nodes: tuple[str, ...]
+    module: str | None = None
+    version: str | None = None
+    firmware: str | None = None
+
+
 # Types of the fields that are read in records that are kept as they came. A report with another type is damaged.
 SHAPES = {
     "begin": _Begin,
@@ -115,6 +124,7 @@ SHAPES = {
     "memory": _Memory,
     "firmware": _Firmware,
     "interrupts": _Interrupts,
+    "driver": _Driver,
 }
 
 

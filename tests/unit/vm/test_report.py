@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minguest.vm import report
+from tests import ROOT
 
 BAR = {"index": 0, "start": "0x80000000", "size": 16777216, "kind": "mem32", "assigned": True}
 DEVICE = {
@@ -182,6 +183,9 @@ def test_cpu_lists(text: str, count: int) -> None:
         '{"record":"memory","ram_bytes":"much"}',
         '{"record":"firmware","vendor":7}',
         '{"record":"interrupts","controllers":[7]}',
+        '{"record":"driver","address":"0000:01:00.0","name":null,"nodes":[]}',
+        '{"record":"driver","address":"0000:01:00.0","name":"nvidia","nodes":"/dev/nvidia0"}',
+        '{"record":"driver","address":"0000:01:00.0","name":"nvidia","nodes":[],"firmware":580}',
         '{"record":"begin","protocol":1,"cmdline":7}',
         '{"record":"begin","protocol":1,"kernel":"6.12"}',
         '{"record":"begin","protocol":1,"kernel":{"release":6.12}}',
@@ -228,3 +232,16 @@ def test_a_guest_that_lies_about_types_has_no_report(record: str) -> None:
 def test_what_was_read_can_be_written(value: object) -> None:
     found = report.parse(b'{"record":"begin","protocol":1,"other":' + json.dumps(value).encode() + b"}\n")
     assert msgspec.json.decode(msgspec.json.encode(found), type=report.Report) == found
+
+
+def test_a_real_card_with_its_driver() -> None:
+    """Recorded in a passthrough guest; nvidia-smi and ls named the same versions and nodes there."""
+    found = report.parse((ROOT / "tests/data/reports/nvidia-h100.jsonl").read_bytes())
+    assert found.complete, found.damage
+    (card,) = [device for device in found.pci if device.gpu]
+    assert (card.vendor, card.device, card.driver) == ("10de", "2330", "nvidia")
+    assert [bar.size for bar in card.bars if bar.assigned] == [16 << 20, 128 << 30, 32 << 20]
+    (driver,) = found.all("driver")
+    assert driver["address"] == card.address
+    assert (driver["name"], driver["version"], driver["firmware"]) == ("nvidia", "580.159.04", "580.159.04")
+    assert driver["nodes"] == ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"]
