@@ -123,6 +123,25 @@ class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     package: tuple[FromPackage, ...] = ()
 
 
+class Devel(msgspec.Struct, frozen=True):
+    """Which kernel a kernel-devel belongs to: kernel-devel.json in it and beside it, and in the manifest."""
+
+    format: int
+    """It rises when other files are in the archive, or packed differently."""
+    release: str
+    """As uname(2) reports it in the guest."""
+    vermagic: str
+    """The kernel refuses a module with another one."""
+    build_id: str
+    """Of vmlinux, in hex; the guest has it in /sys/kernel/notes."""
+    symvers: str
+    """SHA-256 of Module.symvers."""
+    config: str
+    """SHA-256 of .config. Without MODVERSIONS only this tells two kernels of one release apart."""
+    compiler: str
+    """The first line of `gcc --version`."""
+
+
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One NUMA node."""
 

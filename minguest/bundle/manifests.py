@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from minguest import VERSION
-from minguest.model import Guest
+from minguest.model import Devel, Guest
 from minguest.paths import RUN_GUEST
 from minguest.util import files, strictjson
 from minguest.util.errors import UserError
@@ -49,6 +49,8 @@ class Kernel(msgspec.Struct, frozen=True):
     signature: str
     patches: tuple[Patch, ...]
     inspected: dict[str, Any]
+    devel: Devel | None = None
+    """What kernel-devel.tar.zst belongs to; None for a kernel without modules, and in older manifests."""
 
     @property
     def release(self) -> str:

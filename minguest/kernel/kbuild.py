@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from minguest import settings
-from minguest.kernel import binary, contract, expected, kconfig, linked, source
+from minguest.kernel import binary, contract, devel, expected, kconfig, linked, source
 from minguest.model import Launch
 from minguest.paths import Store
 from minguest.util import files, run
@@ -43,6 +43,10 @@ SLOTS = 16
 # The files of a kernel that are kept: its objects take a hundred times the space.
 KEPT = ("bzImage", "System.map", "kernel.config", "kernel.json")
 SUMS = "sums.json"
+# The files of a kernel's kernel-devel, which is kept in a folder of its own: most variants need none. The last one says
+# which kernel it was built with.
+KERNEL_SUMS = "kernel-sums.json"
+DEVEL = (devel.ARCHIVE, devel.FACTS, KERNEL_SUMS)
 
 
 class Configured(msgspec.Struct, frozen=True):
@@ -208,28 +212,78 @@ def build(
     log: Path,
     say: Callable[[str], None],
     building: Callable[[], None] = lambda: None,
+    with_devel: bool = False,
 ) -> tuple[Path, Inspected]:
     """The folder with the kernel (KEPT) from `tree` and the config `text`; builds it if it does not exist.
 
-    `building` is called before a build. Raises ToolError if make fails, and if an object that was linked is incomplete.
+    `with_devel`: also if its kernel-devel does not exist (`devel_folder`). `building` is called before a build. Raises
+    ToolError if make fails, and if an object that was linked is incomplete.
     """
-    tools, recipe = source.compiler_tools(), make_argv(Path("tree"), Path("out"), 1, "bzImage")
-    kept = store.kernels / _key(tree, text, tools, recipe)
+    tools = source.compiler_tools()
+    kept = store.kernels / _key(tree, text, tools, make_argv(Path("tree"), Path("out"), 1, "bzImage"))
+    beside = devel_folder(tree, text, store) if with_devel else None
     with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this kernel")):
-        if not whole(kept):
+        if not whole(kept) or (beside and not _belongs(beside, kept)):
             building()
             with slot(store, say) as (work, held):
+                config = kconfig.parse_config(text)
                 _compile(tree, text, work, store, held, log)
-                inspected = inspect(work, kconfig.parse_config(text), Path(tree.path))
+                inspected = inspect(work, config, Path(tree.path))
                 with files.replacing_tree(kept) as new:
                     shutil.copyfile(work / IMAGE, new / "bzImage")
                     shutil.copyfile(work / "System.map", new / "System.map")
                     (new / "kernel.config").write_text(text, encoding="utf-8")
                     (new / "kernel.json").write_bytes(msgspec.json.format(msgspec.json.encode(inspected)))
-                    sums = {name: files.sha256(new / name) for name in KEPT}
-                    (new / SUMS).write_bytes(msgspec.json.encode(sums))
+                    _seal(new, KEPT)
+                if beside:
+                    _make(tree, work, store, held, log.with_suffix(".modules.log"), "modules")
+                    with files.replacing_tree(beside) as new:
+                        devel.pack(Path(tree.path), work, config, new, log.with_suffix(".devel.log"))
+                        shutil.copyfile(kept / SUMS, new / KERNEL_SUMS)
+                        _seal(new, DEVEL)
         files.used(kept)
+        if beside:
+            files.used(beside)
         return kept, msgspec.json.decode((kept / "kernel.json").read_bytes(), type=Inspected)
+
+
+def devel_folder(tree: source.Prepared, text: str, store: Store) -> Path | None:
+    """Where `build` keeps the kernel-devel (DEVEL) of the kernel from `tree` and the config `text`; None for a kernel
+    without modules."""
+    if kconfig.parse_config(text).get("MODULES") != "y":
+        return None
+    recipe = make_argv(Path("tree"), Path("out"), 1, "bzImage", "modules")
+    return store.kernels / _key(tree, text, source.compiler_tools(), [*recipe, f"kernel-devel {devel.FORMAT}"])
+
+
+def _belongs(beside: Path, kept: Path) -> bool:
+    """Whether a kernel-devel is complete and was built together with this kernel."""
+    return whole(beside, DEVEL) and (beside / KERNEL_SUMS).read_bytes() == (kept / SUMS).read_bytes()
+
+
+def _seal(folder: Path, names: Sequence[str]) -> None:
+    """Write what `whole` checks."""
+    sums = {name: files.sha256(folder / name) for name in names}
+    (folder / SUMS).write_bytes(msgspec.json.encode(sums))
+
+
+def _make(
+    tree: source.Prepared,
+    work: Path,
+    store: Store,
+    held: int,
+    log: Path,
+    target: str,
+    on_line: Callable[[str], None] | None = None,
+) -> None:
+    run.run(
+        [*make_argv(Path(tree.path), work, settings.jobs(), target), *through_ccache()],
+        env=make_environment(store, work),
+        log=log,
+        on_line=on_line,
+        bare=True,
+        pass_fds=(held,),
+    )
 
 
 def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: int, log: Path) -> None:
@@ -243,25 +297,18 @@ def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: i
             if expected.OBJECT.fullmatch(line):
                 progress.step(line.strip())
 
-        run.run(
-            [*make_argv(Path(tree.path), work, settings.jobs(), "bzImage"), *through_ccache()],
-            env=make_environment(store, work),
-            log=log,
-            on_line=compiled,
-            bare=True,
-            pass_fds=(held,),
-        )
+        _make(tree, work, store, held, log, "bzImage", compiled)
     expected.record(store, tree.tree.series, config, progress.count)
     files.used(store.objects)
     if dot_config.read_text(encoding="utf-8") != text:
         raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"read {log}")
 
 
-def whole(kept: Path) -> bool:
-    """Whether a kept kernel is complete, and each file is what was built."""
+def whole(kept: Path, names: Sequence[str] = KEPT) -> bool:
+    """Whether a kept kernel, or with DEVEL its kernel-devel, is complete, and each file is what was built."""
     try:
         sums = msgspec.json.decode((kept / SUMS).read_bytes(), type=dict[str, str])
-        return set(sums) == set(KEPT) and all(files.sha256(kept / name) == digest for name, digest in sums.items())
+        return set(sums) == set(names) and all(files.sha256(kept / name) == digest for name, digest in sums.items())
     except (OSError, ValueError):
         return False
 

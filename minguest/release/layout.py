@@ -34,6 +34,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     "OVMF_VARS.fd": "application/vnd.minguest.ovmf.vars",
     "kernel.config": "application/vnd.minguest.kernel.config",
     "System.map": "application/vnd.minguest.kernel.system-map",
+    "kernel-devel.tar.zst": "application/vnd.minguest.kernel.devel.tar+zstd",
     MANIFEST: "application/vnd.minguest.manifest.v1+json",
     FACTS: "application/vnd.minguest.release.v1+json",
     RUN_GUEST: "text/x-shellscript",
@@ -48,8 +49,8 @@ MEDIA_TYPES: Mapping[str, str] = {
     NOTES: "text/markdown",
     PAGE: "text/html",
 }
-# Files that older releases do not have.
-LATER = frozenset({DOMAIN, SIZES})
+# Files that older releases do not have; kernel-devel neither has a kernel without modules.
+LATER = frozenset({DOMAIN, SIZES, "kernel-devel.tar.zst"})
 # Most bytes of SHA256SUMS, of its signature and of SIZES: usually under 2000.
 SMALL = 64 << 10
 # Most files of a release; it has about 17.

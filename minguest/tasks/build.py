@@ -9,7 +9,7 @@ import msgspec
 
 from minguest import settings
 from minguest.bundle import firmware, initrd, manifests
-from minguest.kernel import kbuild, source
+from minguest.kernel import devel, kbuild, source
 from minguest.paths import DOMAIN, RUN_GUEST
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
@@ -19,6 +19,8 @@ from minguest.util import files
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 # The files of a kernel that are in out/.
 KERNEL = ("bzImage", "System.map", "kernel.json")
+# And of a kernel with modules.
+DEVEL = (devel.ARCHIVE, devel.FACTS)
 
 
 def tree_step(project: Project) -> Task:
@@ -86,11 +88,17 @@ def kernel_step(project: Project) -> Task:
     config = project.at.config / "kernel.config"
 
     def make() -> None:
+        tree, text = project.prepared(), config.read_text()
         folder, inspected = kbuild.build(
-            project.prepared(), config.read_text(), project.store, log=project.at.log("kernel"), say=say
+            tree, text, project.store, log=project.at.log("kernel"), say=say, with_devel=True
         )
         for name in KERNEL:
             files.copy(folder / name, project.at.kernel / name)
+        beside = kbuild.devel_folder(tree, text, project.store)
+        for name in DEVEL:
+            (project.at.kernel / name).unlink(missing_ok=True)
+            if beside:
+                files.copy(beside / name, project.at.kernel / name)
         say(f"bzImage {inspected.bzimage.size / 1e6:.2f} MB, EFI stub {inspected.bzimage.efi_stub}")
 
     return step(
@@ -99,7 +107,8 @@ def kernel_step(project: Project) -> Task:
         doc=f"linux {project.choice.version}: compiled and inspected",
         file_dep=[config, project.at.tree],
         targets=[project.at.kernel / name for name in KERNEL],
-        code=["kernel/kbuild", "kernel/binary", "kernel/linked"],
+        maybe=[project.at.kernel / name for name in DEVEL],
+        code=["kernel/kbuild", "kernel/devel", "kernel/binary", "kernel/linked"],
         facts=lambda: {"tools": project.tools},
     )
 
@@ -174,8 +183,11 @@ def bundle_step(project: Project) -> Task:
     }
     made_of = [project.at.config / "config.json", project.at.kernel / "kernel.json", ovmf / "firmware.json"]
 
+    archive = project.at.kernel / devel.ARCHIVE
+
     def make() -> None:
-        manifest = manifests.write(project.at.bundle, parts, _facts(project), project.launch_files)
+        shipped = {**parts, **({devel.ARCHIVE: archive} if archive.exists() else {})}
+        manifest = manifests.write(project.at.bundle, shipped, _facts(project), project.launch_files)
         sizes = [f"{name} {manifest.files[name].size / 1e6:.2f} MB" for name in ("bzImage", "initrd.img")]
         say(f"{project.at.bundle.relative_to(project.root)}: {', '.join(sizes)}, OVMF {project.ovmf.version}")
 
@@ -185,6 +197,7 @@ def bundle_step(project: Project) -> Task:
         doc="what ships, with the manifest of what it was built from",
         file_dep=[*parts.values(), *made_of],
         targets=[project.at.bundle / name for name in [*parts, RUN_GUEST, DOMAIN, "manifest.json"]],
+        maybe=[project.at.bundle / devel.ARCHIVE],
         code=["bundle/manifests"],
         facts=lambda: {
             "choice": project.choice,
@@ -193,6 +206,7 @@ def bundle_step(project: Project) -> Task:
             # What may change, and leave the initrd the same.
             "overlays": _overlaid(project),
             "packages": project.packages,
+            "devel": files.sha256(archive) if archive.exists() else None,
         },
     )
 
@@ -201,7 +215,7 @@ def _facts(project: Project) -> dict[str, Any]:
     """What the manifest says in addition to the files."""
     tree = msgspec.json.decode(project.at.tree.read_bytes(), type=source.Prepared).tree
     configured = msgspec.json.decode((project.at.config / "config.json").read_bytes())
-    pinned = project.pinned
+    pinned, facts = project.pinned, project.at.kernel / devel.FACTS
     return {
         "guest": msgspec.to_builtins(project.guest),
         "kernel": {
@@ -215,6 +229,7 @@ def _facts(project: Project) -> dict[str, Any]:
             "signature": tree.signed,
             "patches": msgspec.to_builtins(tree.patches),
             "inspected": msgspec.json.decode((project.at.kernel / "kernel.json").read_bytes()),
+            "devel": msgspec.json.decode(facts.read_bytes()) if facts.exists() else None,
         },
         "config": {"fragments": {path.name: files.sha256(path) for path in project.fragments}, **configured},
         "initrd": {

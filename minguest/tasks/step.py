@@ -38,6 +38,7 @@ def step(
     doc: str,
     file_dep: Sequence[Path] = (),
     targets: Sequence[Path] = (),
+    maybe: Sequence[Path] = (),
     code: Sequence[str] = (),
     facts: Callable[[], Mapping[str, Any]] = dict,
     **more: Any,
@@ -45,11 +46,12 @@ def step(
     """A task that runs when a file, one of its modules (`code`), a fact or a target has changed.
 
     `facts` is called only when doit looks at the task. Afterwards every target must exist; one that is
-    missing or has other content later is made again, so nothing is built from a damaged one.
+    missing or has other content later is made again, so nothing is built from a damaged one. So is one of `maybe`, which
+    the action makes or does not make, as its input requires.
     """
 
     def sums() -> dict[str, str]:
-        return {str(target): files.sha256(target) for target in targets if target.is_file()}
+        return {str(target): files.sha256(target) for target in (*targets, *maybe) if target.is_file()}
 
     def changed(task: Any, values: Any) -> Any:
         task.value_savers.append(lambda: {"sums": sums()})

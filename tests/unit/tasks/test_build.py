@@ -21,7 +21,7 @@ import pytest
 from minguest import VERSION
 from minguest.bundle import cpio, initrd, manifests
 from minguest.kernel import binary, kbuild, source
-from minguest.model import Choice, Launch
+from minguest.model import Choice, Devel, Launch
 from minguest.paths import Layout
 from minguest.publish import destination
 from minguest.release import assemble
@@ -321,6 +321,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
                 "file": "6.12/0001-eighteen.patch", "reason": "It is one more.",
                 "sha256": files.sha256(configs / "kernel/patches/6.12/0001-eighteen.patch"),
             }],
+            "devel": None,
         },
         "config": {
             "fragments": {"10-toy.config": files.sha256(configs / "kernel/10-toy.config")},
@@ -447,6 +448,28 @@ def test_overlays_that_differ_are_one_failed_line(toy: Toy) -> None:
 # ── the rehearsal's host ──
 
 
+def test_a_kernel_with_modules_ships_with_what_they_are_built_against(toy: Toy) -> None:
+    with_modules = 'name = "with"\nkernel = ["6.12"]\noverlays = ["base"]\n\n[options]\nMODULES = {}\n'
+    guest = toy.guest("configs/guests/with.toml", with_modules.format("true"))
+    at, name = toy.at("with"), "kernel-devel.tar.zst"
+    toy.run("build", "guest=with")
+    manifest = manifests.load(at.bundle)
+    facts = msgspec.json.decode((at.kernel / "kernel-devel.json").read_bytes(), type=Devel)
+    assert manifest.kernel.devel == facts and facts.config == manifest.files["kernel.config"].sha256
+    assert manifest.files[name] == manifests.describe(at.kernel / name)
+    # One that is damaged or gone is made again, from the store.
+    for damage in (lambda path: path.write_bytes(b"damaged"), Path.unlink):
+        for path in (at.bundle / name, at.kernel / name):
+            damage(path)
+            toy.run("build", "guest=with")
+            assert manifests.load(at.bundle) == manifest
+    guest.write_text(guest.read_text().replace("MODULES = true", "MODULES = false"))
+    toy.run("build", "guest=with")
+    manifest = manifests.load(at.bundle)
+    assert manifest.kernel.devel is None and name not in manifest.files
+    assert not (at.bundle / name).exists() and not (at.kernel / name).exists()
+
+
 def test_the_host_is_made_like_any_guest(toy: Toy) -> None:
     said = toy.run("host")
     ran = steps(said)
@@ -507,7 +530,7 @@ def test_each_step_depends_on_the_facts_that_it_works_with(toy: Toy, spelled: Ca
     ) for file in listed}  # fmt: skip
     assert facts["bundle"] == {
         "choice": it.choice, "guest": it.guest, "launch_files": it.launch_files, "overlays": overlays,
-        "packages": it.packages,
+        "packages": it.packages, "devel": None,
     }  # fmt: skip
     assert list(it.packages) == ["tool"]
     shutil.copytree(TREE, toy.folder / "tree")
