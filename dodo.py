@@ -3,13 +3,13 @@
 That text is the docstring of the task here, or of a single step the `doc` in minguest/tasks/.
 
     sources ──▶ tree ──▶ config ──▶ kernel ──┐
-    initd ─────▶ initrd ◀── overlays ────────┼──▶ bundle ──▶ boot-test
+    initd ─────▶ initrd ◀── overlays+modules ┼──▶ bundle ──▶ boot-test
     sources ──▶ firmware ────────────────────┘       └──▶ evidence, reproduce ──▶ release ──▶ publish
                                              build = bundle
 
 Variables: guest=NAME|FILE.toml  kernel=SERIES|auto  source=DIR|TARBALL|pinned  contract=ignore
            version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
-           only=PIT,…
+           only=PIT,…  src=DIR|TARBALL|.deb  name=NAME  make='K=V …'
 
 The command `minguest` has what needs no build: diagnose, doctor, plan, host-check, verify and more.
 """
@@ -40,6 +40,10 @@ def task_config():
 def task_kernel():
     """the kernel: compiled and inspected"""
     yield build.kernel_step(PROJECT)
+
+
+def task_modules():
+    return build.modules_step(PROJECT)
 
 
 def task_initd():

@@ -246,6 +246,11 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Values that override the fragments', by option name without CONFIG_."""
     overlays: tuple[str, ...] = ()
     """Names in overlays/, or paths from the project's root, in any order: none wins over another."""
+    modules: tuple[str, ...] = ()
+    """Names of what `doit modules name=NAME` built, for the initrd."""
+    module_key: str = ""
+    """A PEM file with a private key and its certificate, or its path from the project's root: modules are signed with
+    it, and the kernel checks them by it. Empty: modules are not signed."""
     firmware: str = "ovmf"
     root: Root | None = None
     """Where the guest goes on to after its report; None: it has no root, and powers off."""

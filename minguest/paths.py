@@ -172,6 +172,11 @@ class Layout:
         return self.work / "kernel"
 
     @property
+    def modules(self) -> Path:
+        """One folder per NAME of `doit modules name=NAME`, each an overlay."""
+        return self.work / "modules"
+
+    @property
     def initrd(self) -> Path:
         return self.work / "initrd.img"
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from minguest import VERSION
+from minguest.bundle.kmodule import Set
 from minguest.model import Devel, Guest
 from minguest.paths import RUN_GUEST
 from minguest.util import files, strictjson
@@ -97,6 +98,8 @@ class Initrd(msgspec.Struct, frozen=True):
     overlays: dict[str, str]
     packages: dict[str, Package] = {}
     """By name in sources.toml. Missing in older manifests."""
+    modules: tuple[Set, ...] = ()
+    """Modules out of the tree. Missing in older manifests."""
 
 
 class Firmware(msgspec.Struct, frozen=True):

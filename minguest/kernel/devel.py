@@ -82,7 +82,7 @@ def _below(root: Path, folder: str, but: tuple[str, ...] = ()) -> dict[str, Path
 
 def _made_on_the_way(path: Path) -> bool:
     name = path.name
-    return name in ("mk_elfconfig", ".gitignore") or name.endswith((".o", ".a", ".cmd", ".orig", ".rej", ".pem"))
+    return name in ("mk_elfconfig", ".gitignore") or name.endswith((".o", ".a", ".s", ".cmd", ".orig", ".rej", ".pem"))
 
 
 def pack(tree: Path, out: Path, config: Mapping[str, str], target: Path, log: Path) -> Devel:
@@ -153,9 +153,8 @@ def describe(out: Path, config: Mapping[str, str]) -> Devel:
 
 def _check_exports(table: Mapping[str, symvers.Export], system_map: Path) -> None:
     """Module.symvers has what vmlinux exports, no less and no more."""
-    names = [
-        fields[2] for line in system_map.read_text(encoding="utf-8").splitlines() if len(fields := line.split()) > 2
-    ]
+    lines = map(str.split, system_map.read_text(encoding="utf-8").splitlines())
+    names = [fields[2] for fields in lines if len(fields) > 2]
     exported = {name.removeprefix("__ksymtab_") for name in names if name.startswith("__ksymtab_")}
     listed = {name for name, each in table.items() if each.module == "vmlinux"}
     if exported != listed or not listed:
@@ -169,7 +168,8 @@ def _vermagic(vmlinux: Path, release: str) -> str:
     found = set(re.findall(rb"\0(" + re.escape(release.encode()) + rb" (?:" + words + rb")*)\0", vmlinux.read_bytes()))
     if len(found) != 1:
         raise ToolError(f"{vmlinux}: {len(found)} strings look like its vermagic", "is CONFIG_MODULES on?")
-    return found.pop().decode()
+    (vermagic,) = found
+    return str(vermagic.decode())
 
 
 def _build_id(vmlinux: Path) -> str:

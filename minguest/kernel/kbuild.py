@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from minguest import settings
-from minguest.kernel import binary, contract, devel, expected, kconfig, linked, source
+from minguest.kernel import binary, contract, devel, expected, kconfig, linked, signing, source
 from minguest.model import Launch
 from minguest.paths import Store
 from minguest.util import files, run
@@ -133,6 +133,13 @@ def configure(
     config = kconfig.parse_config(text)
     breaches = contract.check(rules, config, launch, series)
     unmet = kconfig.unmet(requested, config)
+    if config.get("MODULE_SIG") == "y" and config.get("MODULE_SIG_KEY") != f'"{signing.CERTIFICATE}"':
+        raise UserError(
+            f"CONFIG_MODULE_SIG is on, and {guest_file} has no module_key: the build would make a key that no module "
+            "can be signed with later",
+            "name a key of your own as module_key, which switches signing on; to make one: "
+            + signing.MAKE.format("modules.pem"),
+        )
     problems = [contract.describe(breaches)] if breaches else []
     if unmet:
         from minguest.kernel import explain  # noqa: PLC0415 - kconfiglib is slow to import
@@ -213,20 +220,24 @@ def build(
     say: Callable[[str], None],
     building: Callable[[], None] = lambda: None,
     with_devel: bool = False,
+    certificate: str = "",
 ) -> tuple[Path, Inspected]:
     """The folder with the kernel (KEPT) from `tree` and the config `text`; builds it if it does not exist.
 
-    `with_devel`: also if its kernel-devel does not exist (`devel_folder`). `building` is called before a build. Raises
-    ToolError if make fails, and if an object that was linked is incomplete.
+    `with_devel`: also if its kernel-devel does not exist (`devel_folder`). `certificate`: what modules must be signed
+    for, if the config has signing.OPTIONS. `building` is called before a build. Raises ToolError if make fails, and if
+    an object that was linked is incomplete.
     """
-    tools = source.compiler_tools()
-    kept = store.kernels / _key(tree, text, tools, make_argv(Path("tree"), Path("out"), 1, "bzImage"))
-    beside = devel_folder(tree, text, store) if with_devel else None
+    recipe = make_argv(Path("tree"), Path("out"), 1, "bzImage")
+    kept = store.kernels / _key(tree, text, source.compiler_tools(), _with(recipe, certificate))
+    beside = devel_folder(tree, text, store, certificate) if with_devel else None
     with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this kernel")):
         if not whole(kept) or (beside and not _belongs(beside, kept)):
             building()
             with slot(store, say) as (work, held):
                 config = kconfig.parse_config(text)
+                if certificate:
+                    files.write(work / signing.CERTIFICATE, certificate)
                 _compile(tree, text, work, store, held, log)
                 inspected = inspect(work, config, Path(tree.path))
                 with files.replacing_tree(kept) as new:
@@ -247,13 +258,17 @@ def build(
         return kept, msgspec.json.decode((kept / "kernel.json").read_bytes(), type=Inspected)
 
 
-def devel_folder(tree: source.Prepared, text: str, store: Store) -> Path | None:
+def devel_folder(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> Path | None:
     """Where `build` keeps the kernel-devel (DEVEL) of the kernel from `tree` and the config `text`; None for a kernel
     without modules."""
     if kconfig.parse_config(text).get("MODULES") != "y":
         return None
-    recipe = make_argv(Path("tree"), Path("out"), 1, "bzImage", "modules")
-    return store.kernels / _key(tree, text, source.compiler_tools(), [*recipe, f"kernel-devel {devel.FORMAT}"])
+    recipe = [*make_argv(Path("tree"), Path("out"), 1, "bzImage", "modules"), f"kernel-devel {devel.FORMAT}"]
+    return store.kernels / _key(tree, text, source.compiler_tools(), _with(recipe, certificate))
+
+
+def _with(recipe: list[str], certificate: str) -> list[str]:
+    return [*recipe, certificate] if certificate else recipe
 
 
 def _belongs(beside: Path, kept: Path) -> bool:

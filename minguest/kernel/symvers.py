@@ -7,6 +7,8 @@ import msgspec
 
 from minguest.util.errors import UserError
 
+VMLINUX = "vmlinux"
+
 
 class Export(msgspec.Struct, frozen=True):
     """A symbol that modules can use."""

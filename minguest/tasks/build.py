@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks that make the bundle and what ships, in the order of the data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from minguest import settings
-from minguest.bundle import firmware, initrd, manifests
+from minguest.bundle import firmware, initrd, manifests, modules
 from minguest.kernel import devel, kbuild, source
+from minguest.model import Devel
 from minguest.paths import DOMAIN, RUN_GUEST
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, step
-from minguest.util import files
+from minguest.util import files, scratch
+from minguest.util.errors import UserError
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 # The files of a kernel that are in out/.
@@ -54,7 +56,7 @@ def config_step(project: Project) -> Task:
             project.prepared(),
             project.choice.series,
             project.fragments,
-            project.guest.options,
+            project.options,
             project.contract,
             project.guest.launch,
             project.at.config,
@@ -75,7 +77,7 @@ def config_step(project: Project) -> Task:
         targets=[project.at.config / "kernel.config", project.at.config / "config.json"],
         code=["kernel/kbuild", "kernel/kconfig", "kernel/contract", "kernel/explain"],
         facts=lambda: {
-            "options": dict(project.guest.options),
+            "options": dict(project.options),
             "launch": project.guest.launch,
             "contract": project.contract,
             "ignore": project.ignore,
@@ -90,11 +92,17 @@ def kernel_step(project: Project) -> Task:
     def make() -> None:
         tree, text = project.prepared(), config.read_text()
         folder, inspected = kbuild.build(
-            tree, text, project.store, log=project.at.log("kernel"), say=say, with_devel=True
+            tree,
+            text,
+            project.store,
+            log=project.at.log("kernel"),
+            say=say,
+            with_devel=True,
+            certificate=project.certificate,
         )
         for name in KERNEL:
             files.copy(folder / name, project.at.kernel / name)
-        beside = kbuild.devel_folder(tree, text, project.store)
+        beside = kbuild.devel_folder(tree, text, project.store, project.certificate)
         for name in DEVEL:
             (project.at.kernel / name).unlink(missing_ok=True)
             if beside:
@@ -109,7 +117,7 @@ def kernel_step(project: Project) -> Task:
         targets=[project.at.kernel / name for name in KERNEL],
         maybe=[project.at.kernel / name for name in DEVEL],
         code=["kernel/kbuild", "kernel/devel", "kernel/binary", "kernel/linked"],
-        facts=lambda: {"tools": project.tools},
+        facts=lambda: {"tools": project.tools, "certificate": project.certificate},
     )
 
 
@@ -130,6 +138,45 @@ def initd_step(project: Project) -> Task:
     )
 
 
+def modules_step(project: Project) -> Task:
+    def make() -> None:
+        path, name, variables = modules.check(*project.module_source)
+        packed = project.at.kernel / devel.ARCHIVE
+        if not packed.exists():
+            raise UserError("this guest's kernel has no modules", "CONFIG_MODULES=y: configs/kernel/75-modules.config")
+        made = modules.build(
+            path,
+            name,
+            packed,
+            project.at.modules / name,
+            store=project.store,
+            make=variables,
+            key=project.module_key,
+            log=project.at.log(f"modules-{name}"),
+            say=say,
+        )
+        for each in made.modules:
+            needed = f", needs {', '.join(each.depends)}" if each.depends else ""
+            asks = f", firmware {', '.join(each.firmware)}" if each.firmware else ""
+            say(f"{each.file} {each.version} {each.size / 1e3:.0f} KB{', signed' * each.signed}{needed}{asks}")
+        if name not in project.guest.modules:
+            say(f'for the initrd: modules = ["{name}"] in {project.shown(project.guest_file)}')
+
+    return step(
+        make,
+        basename="modules",
+        doc="build modules out of the tree: src=DIR|TARBALL|.deb [name=NAME] [make='K=V …']",
+        task_dep=[f"kernel:{project.at.name}"],
+        facts=always,
+    )
+
+
+def _devel(project: Project) -> Devel | None:
+    """Which kernel modules must be built for; None if it takes none."""
+    facts = project.at.kernel / devel.FACTS
+    return msgspec.json.decode(facts.read_bytes(), type=Devel) if facts.exists() else None
+
+
 def initrd_step(project: Project) -> Task:
     def make() -> None:
         from minguest.util import fetch  # noqa: PLC0415 - see SLOW
@@ -138,7 +185,10 @@ def initrd_step(project: Project) -> Task:
             name: fetch.fetch(package, f"{name} {package.version}", project.cache, say)
             for name, package in project.packages.items()
         }
-        initrd.build(project.at.initrd_template, project.at.initd, project.overlays, project.at.initrd, debs)
+        with scratch.folder("modules") as folder:
+            modules.combine(project.modules, _devel(project), folder)
+            overlays = [*project.overlays, *([folder] if project.modules else [])]
+            initrd.build(project.at.initrd_template, project.at.initd, overlays, project.at.initrd, debs)
         say(f"initrd.img {project.at.initrd.stat().st_size / 1e3:.0f} KB")
 
     overlaid = [path for overlay in project.overlays for path in sorted(overlay.rglob("*"))]
@@ -148,9 +198,20 @@ def initrd_step(project: Project) -> Task:
         doc="initd and the overlays as newc, gzip",
         file_dep=[project.at.initrd_template, project.at.initd, *(path for path in overlaid if path.is_file())],
         targets=[project.at.initrd],
-        code=["bundle/initrd", "bundle/cpio", "bundle/overlay", "util/archive"],
-        facts=lambda: {"overlaid": [[path, path.lstat().st_mode] for path in overlaid], "packages": project.packages},
+        code=["bundle/initrd", "bundle/cpio", "bundle/overlay", "bundle/modules", "bundle/kmodule", "util/archive"],
+        facts=lambda: {
+            "overlaid": [[path, path.lstat().st_mode] for path in overlaid],
+            "packages": project.packages,
+            # Not as file_dep: `doit modules build` makes them after this was called.
+            "modules": [[path, files.sha256(path)] for path in _below(project.modules)],
+            "kernel": _devel(project) if project.modules else None,
+        },
+        task_dep=[f"kernel:{project.at.name}"] if project.modules else [],
     )
+
+
+def _below(folders: Iterable[Path]) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def firmware_step(project: Project) -> Task:
@@ -215,7 +276,7 @@ def _facts(project: Project) -> dict[str, Any]:
     """What the manifest says in addition to the files."""
     tree = msgspec.json.decode(project.at.tree.read_bytes(), type=source.Prepared).tree
     configured = msgspec.json.decode((project.at.config / "config.json").read_bytes())
-    pinned, facts = project.pinned, project.at.kernel / devel.FACTS
+    pinned = project.pinned
     return {
         "guest": msgspec.to_builtins(project.guest),
         "kernel": {
@@ -229,7 +290,7 @@ def _facts(project: Project) -> dict[str, Any]:
             "signature": tree.signed,
             "patches": msgspec.to_builtins(tree.patches),
             "inspected": msgspec.json.decode((project.at.kernel / "kernel.json").read_bytes()),
-            "devel": msgspec.json.decode(facts.read_bytes()) if facts.exists() else None,
+            "devel": _devel(project),
         },
         "config": {"fragments": {path.name: files.sha256(path) for path in project.fragments}, **configured},
         "initrd": {
@@ -240,6 +301,7 @@ def _facts(project: Project) -> dict[str, Any]:
                 name: {key: value for key, value in msgspec.to_builtins(package).items() if key in manifests.PACKAGE}
                 for name, package in project.packages.items()
             },
+            "modules": [modules.load(folder, _devel(project)) for folder in project.modules],
         },
         "firmware": {
             "version": project.ovmf.version,

@@ -19,9 +19,9 @@ from doit.exceptions import InvalidTask
 
 from minguest import settings
 from minguest.boottest import runner
-from minguest.bundle import initrd, overlay
+from minguest.bundle import initrd, modules, overlay
 from minguest.diagnose import catalogue
-from minguest.kernel import contract, kconfig, source
+from minguest.kernel import contract, kconfig, signing, source
 from minguest.model import Choice, Guest, Package, Source, Sources
 from minguest.paths import Layout, Store
 from minguest.tasks import reporter
@@ -31,7 +31,21 @@ from minguest.util.errors import MinguestError, UserError
 from minguest.vm import launch, scripts
 
 # What a run takes as NAME=VALUE, before or after the tasks.
-VARIABLES = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to", "only")
+VARIABLES = (
+    "guest",
+    "kernel",
+    "source",
+    "contract",
+    "version",
+    "key",
+    "unsigned",
+    "since",
+    "to",
+    "only",
+    "src",
+    "name",
+    "make",
+)
 # Commands of doit that run no task.
 SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "tabcompletion", "reset-dep"}
 # Those of them that change something.
@@ -43,7 +57,7 @@ VALUED = {"-f", "--file", "-d", "--dir", "--db-file", "--backend", "-o", "--outp
 EVERYWHERE = ("--db-file", "--backend")
 # Tasks that need the guest's kernel, so that one is chosen; and those that need none.
 WITH_KERNEL = {"tree", "config", "kernel", "initrd", "bundle", "build", "boot-test", "evidence", "reproduce",
-               "rehearse", "pits", "release"}  # fmt: skip
+               "rehearse", "pits", "release", "modules"}  # fmt: skip
 WITHOUT_KERNEL = {"initd", "firmware", "host", "pits-host", "publish", "pits-page", "lint", "test", "bench"}
 # Commands of minguest that were tasks, or could be mistaken for one, with the argument that each takes first.
 MOVED = {"diagnose": "LOG", "doctor": "IMAGE", "plan": "", "host-check": "", "host-bind": "", "host-unbind": "",
@@ -93,10 +107,11 @@ class Project:
         self.ovmf: Source = self.sources.firmware[self.guest.firmware]
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.series, root)
         self.overlays = self._overlays()
+        self.modules = [self._modules(name) for name in self.guest.modules]
         if chooses:
             # A store that cannot be used, a launch that cannot be started or an overlay that cannot be laid is named
             # before anything is unpacked.
-            _ = self.store, self.launch_files, self.packages
+            _ = self.store, self.launch_files, self.packages, self.certificate
 
     @functools.cached_property
     def tools(self) -> Mapping[str, str]:
@@ -147,6 +162,27 @@ class Project:
     def pinned(self) -> Source | None:
         """Where the kernel comes from; None for the user's own tree."""
         return None if self.choice.source else self.sources.kernel[self.choice.series]
+
+    @property
+    def options(self) -> Mapping[str, str | int | bool]:
+        """The guest's, and with a key what checks signatures."""
+        return {**(signing.OPTIONS if self.guest.module_key else {}), **self.guest.options}
+
+    @property
+    def module_key(self) -> Path | None:
+        """What signs modules."""
+        return self.root / Path(self.guest.module_key).expanduser() if self.guest.module_key else None
+
+    @functools.cached_property
+    def certificate(self) -> str:
+        """What the kernel checks signatures by, as PEM; empty without a key."""
+        where = f"{self.shown(self.guest_file)}: module_key = {self.guest.module_key!r}"
+        return signing.certificate(self.module_key, where) if self.module_key else ""
+
+    @property
+    def module_source(self) -> tuple[Path | None, str | None, str | None]:
+        """src=, name= and make=."""
+        return self.path("src"), self.variables["name"], self.variables["make"]
 
     @property
     def contract(self) -> tuple[contract.Rule, ...]:
@@ -234,6 +270,11 @@ class Project:
             found[folder] = name
         return [self._overlay(name) for name in self.guest.overlays]
 
+    def _modules(self, name: str) -> Path:
+        if not modules.NAME.fullmatch(name):
+            raise UserError(f"{self.guest_file}: modules: {name!r} is not a name", "the name= of `doit modules`")
+        return self.at.modules / name
+
     def _overlay(self, name: str) -> Path:
         for path in (self.root / "overlays" / name, self.root / name):
             if path.is_dir():
@@ -316,6 +357,8 @@ def check_what_ships(tasks: Collection[str], variables: Mapping[str, str | None]
 
         unsigned = _one_of(variables, "unsigned", "yes", "no") == "yes"
         assemble.check(variables["version"], _path(variables["key"]) or settings.signing_key(), unsigned=unsigned)
+    if "modules" in tasks:
+        modules.check(_path(variables["src"]), variables["name"], variables["make"])
     if "publish" in tasks:
         from minguest.publish import destination  # noqa: PLC0415 - the same
 

@@ -46,8 +46,8 @@ def step(
     """A task that runs when a file, one of its modules (`code`), a fact or a target has changed.
 
     `facts` is called only when doit looks at the task. Afterwards every target must exist; one that is
-    missing or has other content later is made again, so nothing is built from a damaged one. So is one of `maybe`, which
-    the action makes or does not make, as its input requires.
+    missing or has other content later is made again, so nothing is built from a damaged one. So are those of `maybe`,
+    which the action makes, or does not, as its input requires.
     """
 
     def sums() -> dict[str, str]:

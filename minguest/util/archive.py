@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
-from minguest.util import files
+from minguest.util import files, run, scratch
 from minguest.util.errors import ToolError, UserError
 
 # Bytes read at a time. Measured on Linux 6.12: with 1 MiB, unpacking takes half as long again, because most files are
@@ -46,11 +46,14 @@ _XZ = b"\xfd7zXZ\0"
 _LZMA = b"\x5d\0\0"
 _GZIP = b"\x1f\x8b"
 _BZIP2 = b"BZh"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+# Most bytes that the program zstd may unpack into: a kernel's source has under 2 GB.
+ZSTD_MAX = 4 << 30
 
 
 @contextmanager
 def decompressed(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that is xz, lzma, gzip, bzip2 or plain, and give its content as a forward stream.
+    """Open a file that is xz, lzma, gzip, bzip2, zstd or plain, and give its content as a forward stream.
 
     Raises UserError, which names the file, when the file is unreadable, cut short or damaged. The body of the `with`
     gets the same error if its reading finds the damage.
@@ -71,8 +74,31 @@ def decompressed(path: Path) -> Iterator[IO[bytes]]:
         elif start.startswith(_BZIP2):
             with bz2.open(file) as stream:
                 yield cast(IO[bytes], stream)
+        elif start.startswith(_ZSTD):
+            with _by_zstd(path) as stream:
+                yield stream
         else:
             yield file
+
+
+@contextmanager
+def _by_zstd(path: Path) -> Iterator[IO[bytes]]:
+    """What the program makes of a file, in a temporary file: the standard library cannot unpack zstd."""
+    run.require("zstd")
+    with scratch.folder("zstd") as folder:
+        content = folder / "content"
+        limits = ["prlimit", "--core=0", f"--fsize={ZSTD_MAX}"]
+        argv = [*limits, "zstd", "-d", "-q", "-o", str(content), str(path.absolute())]
+        status, said = run.run(argv, check=False, bare=True)
+        if "No space" in said:
+            raise ToolError(f"{folder}: no room to unpack {path}", "make room in $TMPDIR, or set it to another folder")
+        if status != 0:
+            raise UserError(
+                f"{path}: damaged, or more than {ZSTD_MAX >> 30} GiB: {said.strip().splitlines()[-1:] or status}",
+                "copy or download it again, and compare its SHA-256",
+            )
+        with content.open("rb") as stream:
+            yield stream
 
 
 def extract_tar(tarball: Path, target: Path) -> None:
@@ -126,6 +152,16 @@ def deb_member(deb: Path, names: Sequence[str]) -> dict[str, bytes]:
                 )
             content[name] = data
         return content
+
+
+def extract_deb(deb: Path, target: Path) -> None:
+    """Unpack the files of a Debian package into `target`, an empty folder, as `extract_tar` does."""
+    with _opened_deb(deb) as package, scratch.folder("deb") as folder:
+        (name,) = [each for each in package.getnames() if each.startswith("data.tar")]
+        data = folder / name
+        with data.open("wb") as file:
+            shutil.copyfileobj(package.getmember(name), file, CHUNK)
+        extract_tar(data, target)
 
 
 def deb_version(deb: Path) -> str:

@@ -35,6 +35,10 @@ def build(tmp_path: Path, store: Store, config: str = CONFIG, *, with_devel: boo
     return kept, bool(ran)
 
 
+def output(*argv: str | Path) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
 def folder(tmp_path: Path, store: Store) -> Path:
     found = kbuild.devel_folder(prepared(tmp_path), CONFIG, store)
     assert found
@@ -63,8 +67,8 @@ def test_it_has_what_modules_need_and_says_which_kernel_it_is_of(tmp_path: Path,
     assert facts.config == hashlib.sha256(CONFIG.encode()).hexdigest() == files.sha256(kept / "kernel.config")
     assert facts.symvers == files.sha256(top / "Module.symvers")
     assert len(bytes.fromhex(facts.build_id)) == 20
-    assert facts.compiler == subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    sections = subprocess.run(["readelf", "-S", top / "scripts/mod/modpost"], capture_output=True, text=True).stdout
+    assert facts.compiler == output("gcc", "--version").splitlines()[0]
+    sections = output("readelf", "-S", top / "scripts/mod/modpost")
     assert ".text" in sections and ".debug_info" not in sections and "build-id" not in sections
     assert subprocess.run([top / "scripts/mod/modpost"], check=False).returncode == 1
 

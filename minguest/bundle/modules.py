@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules out of the tree: built against a kernel-devel, checked before any boot, and laid out for an initrd.
+
+The result is a folder as an overlay has it: lib/modules/RELEASE/extra/NAME/*.ko, with what a loader reads in
+lib/modules/RELEASE, and modules.json (`kmodule.Set`) beside the modules, which says what they are and for which kernel.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from minguest import settings
+from minguest.bundle import kmodule
+from minguest.kernel import devel, kbuild, signing, source, symvers
+from minguest.model import Devel
+from minguest.paths import Store
+from minguest.util import archive, files, run
+from minguest.util.errors import ToolError, UserError
+
+FORMAT = 1
+FACTS = "modules.json"
+# A folder of the initrd, and a word on a command line.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MAKEFILES = ("Kbuild", "Makefile")
+# kbuild takes modules from these lists alone.
+LISTS = re.compile(r"^[ \t]*obj-(m|y|\$[({]\w+[)}])[ \t]*[:+]?=", re.MULTILINE)
+TARBALLS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tar.zst", ".tzst")
+# What a build in the source left there: kbuild would take it for up to date.
+LEFT = (".git", "*.ko", "*.mod", "*.mod.c", "*.mod.o", ".*.cmd", ".tmp_versions", "modules.order", "Module.symvers")
+
+
+def name_of(path: Path) -> str:
+    """The name that a source's modules get if the user gives none: that of the folder or archive, without a version."""
+    base = path.name
+    for ending in (*TARBALLS, ".deb"):
+        base = base.removesuffix(ending)
+    return re.split(r"[_-]\d", base)[0]
+
+
+def check(path: Path | None, name: str | None, make: str | None) -> tuple[Path, str, list[str]]:
+    """The source, the name and make's variables that a user gave; UserError for what cannot be, before any work."""
+    if path is None:
+        raise UserError("modules: src= is not given", "src=DIR, src=TARBALL or src=PACKAGE.deb, with a module's source")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"src={path}: no such file or folder")
+    if path.is_file() and not path.name.endswith((*TARBALLS, ".deb")):
+        raise UserError(f"src={path}: neither a folder, a tarball nor a .deb", f"known: {', '.join(TARBALLS)}, .deb")
+    chosen = name_of(path) if name is None else name
+    if not NAME.fullmatch(chosen):
+        raise UserError(f"name={chosen}: becomes a folder's name", "use A-Z, a-z, 0-9, '.', '_' and '-'")
+    try:
+        words = shlex.split(make or "")
+    except ValueError as error:
+        raise UserError(f"make={make}: {error}") from None
+    if wrong := [each for each in words if not re.fullmatch(r"\w+=.*", each, re.DOTALL)]:
+        raise UserError(f"make={make}: {wrong[0]!r} is not NAME=VALUE", "for example make='DEBUG=1 ARCH_LIST=\"a b\"'")
+    return path, chosen, words
+
+
+def build(
+    path: Path,
+    name: str,
+    packed: Path,
+    target: Path,
+    *,
+    store: Store,
+    make: Sequence[str] = (),
+    key: Path | None = None,
+    log: Path,
+    say: Callable[[str], None],
+) -> kmodule.Set:
+    """Build the modules of a source against the kernel-devel `packed`, and write them to `target` as an overlay.
+
+    The source is copied first. `make`: more variables; `{devel}` in one is the folder of kernel-devel. `key` signs.
+    UserError for a source that is none, and for modules that this kernel would refuse; ToolError if make fails.
+    """
+    with kbuild.slot(store, say) as (work, held):
+        tree, copy = work / "kernel-devel", work / "src"
+        for folder in (tree, copy):
+            folder.mkdir()
+        archive.extract_tar(packed, tree)
+        kernel = msgspec.json.decode((tree / devel.FACTS).read_bytes(), type=Devel)
+        _copy(path, copy)
+        digest = source.content(copy if path.is_dir() else path)
+        place = find(copy, path)
+        _make(tree, place, work, store, make, held, log)
+        return _lay_out(_built(copy, path), place, tree, kernel, name, digest, key, target, log)
+
+
+def _copy(path: Path, target: Path) -> None:
+    """A source in a folder of ours; of a .deb, the source tree or tarball that it brings."""
+    if path.is_dir():
+        shutil.copytree(path, target, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT))
+        return
+    if not path.name.endswith(".deb"):
+        archive.extract_tar(path, target)
+        return
+    unpacked = target.with_name("deb")
+    unpacked.mkdir()
+    archive.extract_deb(path, unpacked)
+    inner = of_package(unpacked, path)
+    if inner.is_dir():
+        shutil.copytree(inner, target, symlinks=True, dirs_exist_ok=True)
+    else:
+        archive.extract_tar(inner, target)
+
+
+def of_package(unpacked: Path, deb: Path) -> Path:
+    """The one tarball or source tree below usr/src of an unpacked Debian package; UserError if there is not one."""
+    found = sorted(each for each in unpacked.rglob("*") if each.parent.name == "src" and not each.is_symlink())
+    found = [each for each in found if each.is_dir() or each.name.endswith(TARBALLS)]
+    if len(found) != 1:
+        there = ", ".join(each.name for each in found) or "nothing"
+        raise UserError(
+            f"{deb}: a package of a module's source has one tarball or folder in /usr/src, and this one has {there}",
+            "unpack it with dpkg-deb -x, and name the folder that has the module's Makefile as src=",
+        )
+    return found[0]
+
+
+def find(folder: Path, path: Path) -> Path:
+    """The folder of a source with a Makefile or Kbuild that kbuild can take modules from; UserError if there is not
+    one. It is searched at the top and one level below; folders that hold but one folder do not count."""
+    while not _lists(folder) and len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+        folder = inside[0]
+    if _lists(folder):
+        return folder
+    found = sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink() and _lists(each))
+    if len(found) == 1:
+        return found[0]
+    several = f": {', '.join(each.name for each in found)}" if found else ""
+    raise UserError(
+        f"{path}: at the top and one level below, {len(found)} folders have a Makefile or Kbuild with obj-m{several}",
+        "name the folder that has it as src=; kbuild needs a line such as `obj-m := NAME.o`",
+    )
+
+
+def _lists(folder: Path) -> bool:
+    return any(
+        LISTS.search(file.read_text(errors="replace")) for name in MAKEFILES if (file := folder / name).is_file()
+    )
+
+
+def _make(tree: Path, place: Path, work: Path, store: Store, variables: Sequence[str], held: int, log: Path) -> None:
+    # __FILE__ of a module has the path of its source, which depends on the machine.
+    flags = f"-fmacro-prefix-map={place}/="
+    argv = [
+        "make",
+        "-C", str(tree),
+        f"M={place}",
+        f"-j{settings.jobs()}",
+        "ARCH=x86",
+        f"KCFLAGS={flags}",
+        # What is not exported is said by our own check, of all modules and with its reason.
+        "KBUILD_MODPOST_WARN=1",
+        *(f"{name}={value}" for name, value in (kbuild.REPRODUCIBLE | kbuild.HIDDEN_TOOLS).items()),
+        *kbuild.through_ccache(),
+        *(each.replace("{devel}", str(tree)) for each in variables),
+        "modules",
+    ]  # fmt: skip
+    try:
+        run.run(argv, env=kbuild.make_environment(store, work), log=log, bare=True, pass_fds=(held,))
+    except ToolError as error:
+        raise ToolError(f"the modules were not built: {error.message}", error.remedy) from error
+
+
+def _built(copy: Path, path: Path) -> list[Path]:
+    """The modules that make left; UserError if there is none, or two have one name."""
+    found = sorted(copy.rglob("*.ko"), key=lambda each: each.name)
+    if not found:
+        raise UserError(f"{path}: make built no module", "does its obj-m name one for this config?")
+    names = [each.name for each in found]
+    if twice := {each for each in names if names.count(each) > 1}:
+        raise UserError(
+            f"{path}: two modules are called {', '.join(sorted(twice))}", "name one of their folders as src="
+        )
+    return found
+
+
+def _lay_out(
+    built: Sequence[Path],
+    place: Path,
+    tree: Path,
+    kernel: Devel,
+    name: str,
+    digest: str,
+    key: Path | None,
+    target: Path,
+    log: Path,
+) -> kmodule.Set:
+    with files.replacing_tree(target) as new:
+        folder = new / "lib/modules" / kernel.release / "extra" / name
+        folder.mkdir(parents=True)
+        kept = []
+        for path in built:
+            # Debug information is most of a module, and no kernel reads it. Before the signature, which is over all.
+            run.run(["strip", "-g", "-o", folder / path.name, path], bare=True)
+            kept.append(folder / path.name)
+        read = [kmodule.read(path) for path in kept]
+        own_list = place / "Module.symvers"
+        own = symvers.read(own_list) if own_list.exists() else {}
+        own = {symbol: each for symbol, each in own.items() if each.module != symvers.VMLINUX}
+        if problems := kmodule.check(read, kernel, symvers.read(tree / "Module.symvers"), own):
+            raise UserError(
+                f"linux {kernel.release} would refuse these modules:\n" + "\n".join(f"  {each}" for each in problems),
+                f"build the kernel with what exports these symbols, or other modules; make's output: {log}",
+            )
+        if key:
+            for path in kept:
+                signing.sign(path, key, tree)
+        depends = kmodule.needs(read, own)
+        modules = tuple(_describe(path, each, depends[each.name]) for path, each in zip(kept, read, strict=True))
+        made = kmodule.Set(FORMAT, name, digest, kernel, modules)
+        (folder / FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+        _write_lists(new, [made])
+    return made
+
+
+def _describe(path: Path, module: kmodule.Kmodule, depends: tuple[str, ...]) -> kmodule.Module:
+    return kmodule.Module(
+        module.name,
+        path.name,
+        module.one("version"),
+        module.one("license"),
+        files.sha256(path),
+        path.stat().st_size,
+        module.one("vermagic"),
+        depends,
+        module.info.get("firmware", ()),
+        module.info.get("alias", ()),
+        module.info.get("softdep", ()),
+        module.parameters(),
+        signing.signed(path),
+    )
+
+
+def _write_lists(folder: Path, sets: Sequence[kmodule.Set]) -> None:
+    listed = [
+        kmodule.Listed(each.name, f"extra/{of.name}/{each.file}", each.depends, each.aliases, each.softdeps)
+        for of in sets
+        for each in of.modules
+    ]
+    for name, text in kmodule.lists(listed).items():
+        (folder / "lib/modules" / sets[0].kernel.release / name).write_text(text, encoding="utf-8")
+
+
+def load(folder: Path, kernel: Devel | None) -> kmodule.Set:
+    """What `build` wrote to `folder`; UserError if it is damaged, or was built for another kernel than `kernel`."""
+    again = f"doit modules src=… name={folder.name}"
+    found = list(folder.glob(f"lib/modules/*/extra/{folder.name}/{FACTS}"))
+    if len(found) != 1:
+        raise UserError(f"modules {folder.name!r}: not built for this guest and series", again)
+    try:
+        made = msgspec.json.decode(found[0].read_bytes(), type=kmodule.Set)
+    except ValueError as error:
+        raise UserError(f"{found[0]}: damaged: {error}", again) from error
+    if made.kernel != kernel:
+        raise UserError(
+            f"modules {made.name!r} were built for another kernel: {_difference(made.kernel, kernel)}", again
+        )
+    for each in made.modules:
+        path = found[0].with_name(each.file)
+        if not path.is_file() or files.sha256(path) != each.sha256:
+            raise UserError(f"{path}: is not the module that was built", again)
+    return made
+
+
+def _difference(built: Devel, kernel: Devel | None) -> str:
+    """The first field that tells two kernels apart."""
+    if kernel is None:
+        return f"linux {built.release}, and this one has no modules"
+    for field, text in (
+        ("release", "linux"),
+        ("config", "a config with SHA-256"),
+        ("symvers", "a Module.symvers with SHA-256"),
+        ("compiler", "compiled by"),
+        ("build_id", "build ID"),
+        ("vermagic", "vermagic"),
+    ):
+        theirs, ours = getattr(built, field), getattr(kernel, field)
+        if theirs != ours:
+            return f"{text} {theirs[:60]}, and this kernel's is {ours[:60]}"
+    return f"kernel-devel of format {built.format}, and now it is {kernel.format}"
+
+
+def combine(folders: Sequence[Path], kernel: Devel | None, target: Path) -> list[kmodule.Set]:
+    """One overlay in the empty folder `target` from what `build` wrote to several: their files, and lists of them all.
+
+    UserError as `load`, and for two modules of one name.
+    """
+    sets = [load(folder, kernel) for folder in folders]
+    for folder, each in zip(folders, sets, strict=True):
+        extra = Path("lib/modules", each.kernel.release, "extra", each.name)
+        shutil.copytree(folder / extra, target / extra)
+    if sets:
+        _write_lists(target, sets)
+    return sets
