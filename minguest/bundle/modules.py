@@ -132,9 +132,10 @@ def find(folder: Path, path: Path) -> Path:
     found = sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink() and _lists(each))
     if len(found) == 1:
         return found[0]
-    several = f": {', '.join(each.name for each in found)}" if found else ""
+    count = f"several folders have a Makefile or Kbuild with obj-m: {', '.join(each.name for each in found)}"
     raise UserError(
-        f"{path}: at the top and one level below, {len(found)} folders have a Makefile or Kbuild with obj-m{several}",
+        f"{path}: at the top and one level below, "
+        + (count if found else "no folder has a Makefile or Kbuild with obj-m"),
         "name the folder that has it as src=; kbuild needs a line such as `obj-m := NAME.o`",
     )
 

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from minguest import VERSION
-from minguest.bundle import cpio, initrd, manifests
+from minguest.bundle import cpio, initrd, kmodule, manifests
 from minguest.kernel import binary, kbuild, source
 from minguest.model import Choice, Devel, Launch
 from minguest.paths import Layout
@@ -309,7 +309,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
         "minguest": VERSION,
         "guest": {
             "name": "toy", "kernel": ["4.12", "6.12"], "fragments": ["*"], "options": {},
-            "overlays": ["base", "mine"], "firmware": "ovmf", "root": None,
+            "overlays": ["base", "mine"], "modules": [], "module_key": "", "firmware": "ovmf", "root": None,
             "launch": plain(Launch(cpus=1, max_cpus=1, accel="tcg")),
         },
         "kernel": {
@@ -340,6 +340,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
                 "version": "1:2-3", "sha256": toy.tool, "urls": [f"{NOWHERE}/1:2-3"], "licence": "GPL-2.0-only",
                 "source": [{"urls": [f"{NOWHERE}/tool.tar"], "sha256": "5" * 64}],
             }},
+            "modules": [],
         },
         "firmware": {"version": "2025.02-toy", "sha256": toy.deb, "urls": [f"{NOWHERE}/2025.02-toy"],
                      "licence": "MIT"},
@@ -470,6 +471,49 @@ def test_a_kernel_with_modules_ships_with_what_they_are_built_against(toy: Toy) 
     assert not (at.bundle / name).exists() and not (at.kernel / name).exists()
 
 
+def built_modules(toy: Toy, name: str, kernel: Devel) -> Path:
+    """What `doit modules` leaves, of a module that is none; its file."""
+    content = f"the module {name}".encode()
+    folder = toy.at("with").modules / name / "lib/modules" / kernel.release / "extra" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.ko").write_bytes(content)
+    made = kmodule.Module(
+        name, f"{name}.ko", "1.0", "GPL", hashlib.sha256(content).hexdigest(), len(content), kernel.vermagic,
+        (), (), (f"pci:{name}*",), (), (), False,
+    )  # fmt: skip
+    (folder / "modules.json").write_bytes(msgspec.json.encode(kmodule.Set(1, name, "0" * 64, kernel, (made,))))
+    return folder / f"{name}.ko"
+
+
+def test_modules_of_this_kernel_are_in_the_initrd(toy: Toy) -> None:
+    text = (
+        'name = "with"\nkernel = ["6.12"]\noverlays = ["base"]\nmodules = ["one", "two"]\n\n[options]\nMODULES = true\n'
+    )
+    toy.guest("configs/guests/with.toml", text)
+    assert refused(toy.run("build", "guest=with", status=1)) == (
+        "initrd:with-6.12: modules 'one': not built for this guest and series"
+    )
+    at = toy.at("with")
+    kernel = msgspec.json.decode((at.kernel / "kernel-devel.json").read_bytes(), type=Devel)
+    built = [built_modules(toy, name, kernel) for name in ("one", "two")]
+    toy.run("build", "guest=with")
+    with archive.decompressed(at.initrd) as stream:
+        held = {member.name: member.data for member in cpio.parse(stream.read())[0]}
+    lists = "lib/modules/6.12.1"
+    assert held[f"{lists}/modules.dep"] == b"extra/one/one.ko:\nextra/two/two.ko:\n"
+    assert held[f"{lists}/modules.alias"].endswith(b"alias pci:one* one\nalias pci:two* two\n")
+    assert [held[f"{lists}/extra/{each.stem}/{each.name}"] for each in built] == [each.read_bytes() for each in built]
+    listed = manifests.load(at.bundle).initrd.modules
+    assert [(each.name, each.kernel) for each in listed] == [("one", kernel), ("two", kernel)]
+    assert steps(toy.run("build", "guest=with")) == []
+    # Damaged, and of another kernel.
+    built[1].write_bytes(b"another")
+    assert "two.ko: is not the module that was built" in refused(toy.run("build", "guest=with", status=1))
+    built_modules(toy, "two", msgspec.structs.replace(kernel, config="0" * 64))
+    said = refused(toy.run("build", "guest=with", status=1))
+    assert "modules 'two' were built for another kernel: a config with SHA-256 00000" in said
+
+
 def test_the_host_is_made_like_any_guest(toy: Toy) -> None:
     said = toy.run("host")
     ran = steps(said)
@@ -522,7 +566,8 @@ def test_each_step_depends_on_the_facts_that_it_works_with(toy: Toy, spelled: Ca
     assert facts["config"] == {
         "options": {}, "launch": launch, "contract": tuple(rules), "ignore": True, "tools": it.tools,
     }  # fmt: skip
-    assert facts["kernel"] == facts["initd"] == {"tools": it.tools}
+    assert facts["kernel"] == {"tools": it.tools, "certificate": ""}
+    assert facts["initd"] == {"tools": it.tools}
     assert facts["firmware"] == {"source": it.ovmf}
     overlays = {f"{name}/{file}": files.sha256(folder / name / file) for folder, name, listed in (
         (toy.root / "overlays", "base", ("etc/group", "etc/passwd")),

@@ -265,7 +265,8 @@ def test_a_command_after_options_is_started_again_with_it_first(line: Line) -> N
 def test_variables_are_read_by_name(line: Line) -> None:
     given = ["kernel=6.12", "contract=ignore", "version=1", "key=k", "unsigned=yes", "since=s", "to=t", "only=o"]
     made = line.read("initd", *given)
-    assert made.variables == {**dict(each.split("=") for each in given), "guest": None, "source": None}
+    others = dict.fromkeys(("guest", "source", "src", "name", "make"))
+    assert made.variables == {**dict(each.split("=") for each in given), **others}
     assert (made.guest.name, made.at.series) == ("toy", "6.12")
     own = line.toy.guest("own.toml", 'name = "own"\nkernel = ["6.12"]\n')
     assert line.read("initd", f"guest={own}").guest.name == "own"
@@ -313,6 +314,9 @@ NO_KEY = "no key to sign with"
         (["build", "publish"], "to= is not given\n  remedy: for example: doit publish to="),
         (["release", "publish", "version=1.0", "unsigned=yes"], "to= is not given\n"),
         (["build", "publish", "to=ftp://host"], "to=ftp://host: not a place to publish to\n"),
+        (["modules"], "modules: src= is not given\n  remedy: src=DIR, src=TARBALL or src=PACKAGE.deb"),
+        (["build", "modules", "src=/nowhere"], "src=/nowhere: no such file or folder"),
+        (["modules", "src=initd", "name=a/b"], "name=a/b: becomes a folder's name\n"),
         (["publish", "to=s3://"], "'s3://' is not a place in an S3 store\n"),
         (["publish", "to=github:owner"], "'github:owner' is not a repository at GitHub\n"),
         (["publish", "to=oci://host"], "'oci://host': not a place in a registry"),

@@ -8,6 +8,7 @@ import lzma
 import os
 import resource
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from minguest.util import archive
 from minguest.util.errors import ToolError, UserError
 from tests import small_disk
+from tests.unit.bundle.test_firmware import package
 
 File = tarfile.REGTYPE
 Folder = tarfile.DIRTYPE
@@ -41,6 +43,10 @@ def tar(members: Iterable[tarfile.TarInfo]) -> bytes:
     return buffer.getvalue()
 
 
+def zstd(content: bytes) -> bytes:
+    return subprocess.run(["zstd", "-q", "-c"], input=content, capture_output=True, check=True).stdout
+
+
 def unpack(tmp_path: Path, content: bytes) -> Path:
     tarball, target = tmp_path / "a.tar", tmp_path / "target"
     tarball.write_bytes(content)
@@ -60,7 +66,7 @@ GOOD = (
 )
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_any_compression_and_one_leading_folder(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     before = os.umask(0o077)
     try:
@@ -160,7 +166,7 @@ def test_a_name_that_is_no_utf8_stays_as_it_is(tmp_path: Path) -> None:
     assert sorted(os.listdir(os.fsencode(target))) == [b"caf\xe9", b"f"]  # noqa: PTH208
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd])
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
 def test_cut_short(tmp_path: Path, pack: Callable[[bytes], bytes], keep: float) -> None:
     body = tar([member(f"d/{i}", content=b"x" * 3000) for i in range(40)]).rstrip(b"\0")
@@ -182,6 +188,24 @@ def test_a_broken_header_is_not_the_end(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"damaged"):
         unpack(tmp_path, bytes(whole))
     assert not list((tmp_path / "target").iterdir())
+
+
+def test_more_than_zstd_may_unpack_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "ZSTD_MAX", 1 << 20)
+    with pytest.raises(UserError, match=r"a\.tar: damaged, or more than"):
+        unpack(tmp_path, zstd(bytes(2 << 20)))
+
+
+def test_a_package_is_unpacked(tmp_path: Path) -> None:
+    deb, target = tmp_path / "a.deb", tmp_path / "target"
+    package(deb, {"./usr/src/x/Makefile": b"obj-m := x.o", "./usr/share/doc/x": b"", "./etc/x": b"1"})
+    target.mkdir()
+    archive.extract_deb(deb, target)
+    assert (target / "usr/src/x/Makefile").read_bytes() == b"obj-m := x.o" and (target / "etc/x").read_bytes() == b"1"
+    package(deb, {"./../x": b""})
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="writes outside its folder"):
+        archive.extract_deb(deb, tmp_path / "other")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
