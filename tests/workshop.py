@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,16 @@ REPORT = report.Report(
         ),
     ),
 )
+MODULES = {
+    "format": 1, "name": "cards", "source": "7" * 64,
+    "kernel": {"format": 1, "release": "4.12.14", "vermagic": "4.12.14 SMP ", "build_id": "ab" * 20,
+               "symvers": "8" * 64, "config": "9" * 64, "compiler": "gcc 12"},
+    "modules": [{
+        "name": "my_card", "file": "my-card.ko", "version": "1.2", "licence": "Dual MIT/GPL", "sha256": "6" * 64,
+        "size": 10, "vermagic": "4.12.14 SMP ", "depends": [], "firmware": [], "aliases": [], "softdeps": [],
+        "parameters": [], "signed": False,
+    }],
+}  # fmt: skip
 # With what a URL has to have encoded: a colon in the version, a plus.
 PACKAGE = {
     "version": "1:2-3+b1", "sha256": "1" * 64, "urls": ["https://example.org/tool_2-3+b1_amd64.deb"],
@@ -57,7 +67,7 @@ def patch() -> str:
     return next(f"4.12/{path.name}" for path in sorted((ROOT / "configs/kernel/patches/4.12").glob("*.patch")))
 
 
-def facts(**kernel: Any) -> dict[str, Any]:
+def facts(modules: Sequence[Any] = (), **kernel: Any) -> dict[str, Any]:
     """What a manifest says beside its files."""
     return {
         "guest": {"name": "default", "kernel": ["4.12"], "launch": msgspec.to_builtins(LAUNCH)},
@@ -72,7 +82,8 @@ def facts(**kernel: Any) -> dict[str, Any]:
         },
         "config": {"problems": [], "requested": 3, "fragments": {"20-efi.config": "b" * 64}},
         "initrd": {"initd": {"sha256": "c" * 64, "size": 75000}, "template": "d" * 64,
-                   "overlays": {"base/etc/passwd": "e" * 64}, "packages": {"tool": PACKAGE}},
+                   "overlays": {"base/etc/passwd": "e" * 64}, "packages": {"tool": PACKAGE},
+                   "modules": modules},
         "firmware": {"version": "2025.02-8+deb13u1", "sha256": "f" * 64, "urls": ["http://example.org/ovmf.deb"],
                      "licence": "BSD-2-Clause-Patent"},
         "tools": {"gcc": "12.2.0", "binutils": "2.40", "glibc": "2.36", "musl": "1.2.3"},

@@ -51,6 +51,7 @@ def of(manifest: Manifest) -> dict[str, Material]:
             urls_sha256=manifest.firmware.sha256,
         ),
         *(part for name in sorted(manifest.initrd.packages) for part in _package(manifest, name)),
+        *_modules(manifest),
         Material(
             ref="initd",
             kind="application",
@@ -95,9 +96,27 @@ def of(manifest: Manifest) -> dict[str, Material]:
     }
 
 
-def packages(manifest: Manifest) -> list[str]:
-    """References of the packages that have files in the initrd."""
-    return [f"package:{name}" for name in sorted(manifest.initrd.packages)]
+def in_initrd(manifest: Manifest) -> list[str]:
+    """References of the packages that have files in the initrd, and of the modules in it."""
+    return [
+        *(f"package:{name}" for name in sorted(manifest.initrd.packages)),
+        *(part.ref for part in _modules(manifest)),
+    ]
+
+
+def _modules(manifest: Manifest) -> Iterator[Material]:
+    """Modules out of the tree. What one says of its licence is no SPDX expression."""
+    for of in manifest.initrd.modules:
+        for module in of.modules:
+            yield Material(
+                ref=f"module:{of.name}/{module.name}",
+                kind="library",
+                name=module.name,
+                version=module.version or None,
+                description="kernel module out of the tree, in initrd.img",
+                sha256=module.sha256,
+                properties=(("minguest:module-licence", module.licence), ("minguest:source-sha256", of.source)),
+            )
 
 
 def _package(manifest: Manifest, name: str) -> Iterator[Material]:

@@ -28,7 +28,6 @@ from cyclonedx.model.license import LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from minguest.bundle import manifests
 from minguest.bundle.manifests import Manifest
 from minguest.release import materials
 from minguest.release.materials import Material
@@ -38,6 +37,7 @@ MADE_OF = {
     "bzImage": ["linux"],
     "System.map": ["linux"],
     "kernel.config": ["linux"],
+    "kernel-devel.tar.zst": ["linux"],
     "initrd.img": ["initd", "musl"],
     "OVMF_CODE.fd": ["ovmf"],
     "OVMF_VARS.fd": ["ovmf"],
@@ -57,7 +57,7 @@ def render(manifest: Manifest, name: str, version: str, patches: Mapping[str, st
         ref: _component(material, _pedigree(manifest, patches) if ref == "linux" else None)
         for ref, material in materials.of(manifest).items()
     }
-    made_of = {**MADE_OF, "initrd.img": [*MADE_OF["initrd.img"], *materials.packages(manifest)]}
+    made_of = {**MADE_OF, "initrd.img": [*MADE_OF["initrd.img"], *materials.in_initrd(manifest)]}
     bom = Bom(
         components=parts.values(),
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{name}-{version}-{sorted(manifest.files.items())}"),
@@ -66,7 +66,8 @@ def render(manifest: Manifest, name: str, version: str, patches: Mapping[str, st
             Dependency(product.bom_ref, [Dependency(parts[f"file:{file}"].bom_ref) for file in manifest.files]),
             *(
                 Dependency(parts[f"file:{file}"].bom_ref, [Dependency(parts[ref].bom_ref) for ref in made_of[file]])
-                for file in manifests.PARTS
+                for file in MADE_OF
+                if file in manifest.files
             ),
         ],
     )

@@ -24,6 +24,7 @@ from minguest.util.errors import UserError
 from minguest.vm import cards, launch
 from tests import small_disk, workshop
 from tests.damage import Damage, each_way
+from tests.unit.release import test_verify
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,25 @@ def test_a_package_of_an_overlay_is_listed_with_its_licence_and_its_source(at: L
     page = (at.release / layout.PAGE).read_text()
     for text in ("1:2-3+b1", "LGPL-2.1-or-later", "https://example.org/tool_2-3.dsc", "tool_2%2B0.tar.xz"):
         assert text in page
+
+
+def test_kernel_devel_and_modules_are_listed(tmp_path: Path, key: Path) -> None:
+    made = workshop.build(tmp_path / "p", extra={"kernel-devel.tar.zst": b"headers"}, modules=[workshop.MODULES])
+    workshop.tested(made)
+    workshop.make(made, key)
+    assert (made.release / "kernel-devel.tar.zst").read_bytes() == b"headers"
+    bom = json.loads((made.release / layout.SBOM).read_bytes())
+    module = next(part for part in bom["components"] if part["bom-ref"] == "module:cards/my_card")
+    assert (module["name"], module["version"], module["type"], module["hashes"][0]["content"]) == (
+        "my_card", "1.2", "library", "6" * 64,
+    )  # fmt: skip
+    assert {row["name"]: row["value"] for row in module["properties"]} == {
+        "minguest:module-licence": "Dual MIT/GPL", "minguest:source-sha256": "7" * 64,
+    }  # fmt: skip
+    depends = {each["ref"]: each.get("dependsOn", []) for each in bom["dependencies"]}
+    assert depends["file:initrd.img"] == ["initd", "module:cards/my_card", "musl", "package:tool"]
+    assert depends["file:kernel-devel.tar.zst"] == ["linux"]
+    assert test_verify.look(made.release, key).holds
 
 
 def test_every_check_is_listed(at: Layout, key: Path) -> None:
