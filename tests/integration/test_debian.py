@@ -100,7 +100,8 @@ def test_debian_lives_on_a_bundle(series: str, source: str | None, doit: Doit, m
         dropped = [line for line in said if "not support" in line]
         assert dropped == []
         assert "Failed to find module" not in journal
-        _plug(guest)
+        # On 4.12, under emulation, programs hang on a CPU that was plugged in: docs/guests.md.
+        _plug(guest, cpu=series != "4.12")
         assert guest.ssh("dd if=/dev/zero of=/file bs=1M count=8 2>/dev/null; sha256sum /file").startswith("2daeb1f3")
         guest.qmp(("system_powerdown", {}))
         guest.wait_for_end()
@@ -117,19 +118,19 @@ def test_debian_lives_on_a_bundle(series: str, source: str | None, doit: Doit, m
     shutil.rmtree(at.work, ignore_errors=True)
 
 
-def _plug(guest: debian.Running) -> None:
+def _plug(guest: debian.Running, *, cpu: bool) -> None:
     """CPUs and memory that are plugged in are online, although initd is no longer PID 1."""
     assert guest.ssh("nproc") == "2"
     before = int(guest.ssh("grep MemTotal /proc/meminfo").split()[1])
-    (slots,) = guest.qmp(("query-hotpluggable-cpus", {}))
-    free = next(slot for slot in reversed(slots) if "qom-path" not in slot)
-    memory = {"qom-type": "memory-backend-ram", "id": "more-memory", "size": 1 << 30}
+    if cpu:
+        (slots,) = guest.qmp(("query-hotpluggable-cpus", {}))
+        free = next(slot for slot in reversed(slots) if "qom-path" not in slot)
+        guest.qmp(("device_add", {"driver": free["type"], "id": "more-cpu", **free["props"]}))
+        guest.wait_for("a third CPU", 60, lambda: guest.ssh("nproc") == "3")
     guest.qmp(
-        ("device_add", {"driver": free["type"], "id": "more-cpu", **free["props"]}),
-        ("object-add", memory),
+        ("object-add", {"qom-type": "memory-backend-ram", "id": "more-memory", "size": 1 << 30}),
         ("device_add", {"driver": "pc-dimm", "id": "more", "memdev": "more-memory"}),
     )
-    guest.wait_for("a third CPU", 60, lambda: guest.ssh("nproc") == "3")
     guest.wait_for(
         "1 GiB more", 60, lambda: int(guest.ssh("grep MemTotal /proc/meminfo").split()[1]) - before == 1 << 20
     )
@@ -137,4 +138,4 @@ def _plug(guest: debian.Running) -> None:
     found = report.parse(text)
     assert found.complete and found.root is not None and found.root.result == "found"
     events = [json.loads(line) for line in text.splitlines() if line.startswith(b'{"record":"event"')]
-    assert {each["subsystem"] for each in events if each["online"]} == {"cpu", "memory"}
+    assert {each["subsystem"] for each in events if each["online"]} == {"memory", *["cpu"] * cpu}
