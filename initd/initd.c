@@ -74,6 +74,7 @@ int main(int argc, char **argv)
 		return as_program(argc, argv, started_us);
 
 	open_console();
+	say_without_waiting();
 	mount_filesystems();
 	take_orders();
 	read_options(&options);

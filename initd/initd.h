@@ -25,6 +25,8 @@
 
 /* say.c: the console, the clock, and the one failure path */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void say_without_waiting(void);
+int messages_lost(void);
 void die(const char *what) __attribute__((noreturn));
 void die_by(void (*leave)(void));	/* as PID 1, which must not end */
 long long uptime_us(void);
@@ -156,6 +158,8 @@ struct wait {
 	long long seconds;	/* initd.wait-seconds= */
 };
 
+#define INIT_MAX 256	/* initd.init=, with its NUL */
+
 enum then { UNSET, WAIT, SHELL_ON_CONSOLE, PROGRAM, POWEROFF, REBOOT, HALT, INIT };
 
 struct options {
@@ -206,7 +210,7 @@ struct root {
 	struct volume volume;	/* no device: a share of the host */
 	const char *type;	/* of the file system */
 	bool read_only;
-	char init[256];
+	char init[INIT_MAX];
 	long long asked_us;
 	long long appeared_us;	/* the device was there; 0: never */
 	long long mounted_us;
@@ -234,8 +238,7 @@ void shut_down(struct port *port, const struct ending *ending) __attribute__((no
 void shut_down_failed(void) __attribute__((noreturn));
 
 /* handover.c: from the initrd to the root's init */
-void hand_over(const struct root *root, struct port *port, int uevents, char **argv)
-	__attribute__((noreturn));
+void hand_over(const struct root *root, struct port *port, int uevents, char **argv);
 
 /* supervise.c: what comes after the report */
 struct ending do_as_requested(const struct options *options, struct port *port, int uevents);

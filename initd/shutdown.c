@@ -20,10 +20,16 @@
 
 #include "initd.h"
 
+/* Seconds. A test has shorter ones. */
+#ifndef GRACE_S
 #define GRACE_S		5	/* from SIGTERM to SIGKILL */
-#define KILL_S		2	/* for killed programs to be gone */
 #define SYNC_S		30	/* a disk may have much to write, or be dead */
 #define UNMOUNT_S	10
+#endif
+#define KILL_S		2	/* for the next killed program to be gone */
+#define KILL_MAX_S	30	/* for all of them */
+#define NAMES_S		5	/* to look for programs */
+#define NAMES_MAX	10	/* of a fork storm's thousands */
 
 /* How it went. */
 struct outcome {
@@ -41,34 +47,36 @@ static const char *name_of(int how)
 
 /*
  * Reaps until no child is left, and so no process: one that loses its parent
- * becomes PID 1's child. False if some are left after so many seconds.
+ * becomes PID 1's child. False if none ended for `idle` seconds, or if some are
+ * left after `most`; in a fork storm there is always one more to reap.
  */
-static bool all_ended(int seconds)
+static bool all_ended(int idle, int most)
 {
-	long long until = uptime_us() + seconds * 1000000LL, left;
-	struct timespec pause;
+	long long end = uptime_us() + most * 1000000LL, until = uptime_us() + idle * 1000000LL, now;
+	struct timespec pause = { .tv_nsec = 100000000 };
 	sigset_t child;
 	pid_t pid;
 
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	for (;;) {
-		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-			;
+		pid = waitpid(-1, NULL, WNOHANG);
 		if (pid < 0)
 			return true;
-		left = until - uptime_us();
-		if (left <= 0)
+		now = uptime_us();
+		if (pid > 0)
+			until = now + idle * 1000000LL;
+		if (now > until || now > end)
 			return false;
-		pause.tv_sec = left / 1000000;
-		pause.tv_nsec = left % 1000000 * 1000;
-		sigtimedwait(&child, NULL, &pause);	/* SIGCHLD is blocked */
+		if (!pid)
+			sigtimedwait(&child, NULL, &pause);	/* SIGCHLD is blocked */
 	}
 }
 
-/* Names the programs that run, and counts them. */
+/* Counts the programs that run, and names the first ones. */
 static int say_programs(const char *what)
 {
+	long long until = uptime_us() + NAMES_S * 1000000LL;
 	DIR *proc = opendir("/proc");
 	struct dirent *entry;
 	char path[64], name[64];
@@ -76,19 +84,22 @@ static int say_programs(const char *what)
 
 	if (!proc)
 		return 0;
-	while ((entry = readdir(proc))) {
+	while ((entry = readdir(proc)) && uptime_us() < until) {
 		if (!numbered(entry->d_name, "") || !strcmp(entry->d_name, "1"))
 			continue;
 		/* The kernel's own threads and zombies have no such link. */
 		snprintf(path, sizeof(path), "%.20s/exe", entry->d_name);
 		if (readlinkat(dirfd(proc), path, name, sizeof(name)) < 0)
 			continue;
+		if (count++ >= NAMES_MAX)
+			continue;
 		snprintf(path, sizeof(path), "%.20s/comm", entry->d_name);
 		if (!read_text(dirfd(proc), path, name, sizeof(name)))
-			continue;
+			strcpy(name, "?");
 		say("%s (%s) %s", name, entry->d_name, what);
-		count++;
 	}
+	if (count > NAMES_MAX)
+		say("%s%d more: %s", entry ? "at least " : "", count - NAMES_MAX, what);
 	closedir(proc);
 	return count;
 }
@@ -96,16 +107,21 @@ static int say_programs(const char *what)
 /*
  * SIGCONT: a stopped program does not run its handler. No SIGHUP: if both are
  * pending, it comes first, and ends a program that handles only SIGTERM.
+ *
+ * SIGSTOP ends a fork storm: a fork() that is under way when kill() comes is
+ * begun again after the signal, or its child gets it too (kernel/fork.c,
+ * copy_process()). So no child is missed, and what is named is all that there is.
  */
 static void end_programs(struct outcome *outcome)
 {
 	kill(-1, SIGTERM);
 	kill(-1, SIGCONT);
-	if (all_ended(GRACE_S))
+	if (all_ended(GRACE_S, GRACE_S))
 		return;
+	kill(-1, SIGSTOP);
 	outcome->killed = say_programs("did not end in time and is killed");
 	kill(-1, SIGKILL);
-	if (!all_ended(KILL_S))
+	if (!all_ended(KILL_S, KILL_MAX_S))
 		outcome->left = say_programs("cannot be killed");
 }
 
@@ -240,6 +256,7 @@ static void report_shutdown(struct port *port, const struct outcome *outcome)
 	json_int(&j, "left", outcome->left);
 	json_bool(&j, "synced", outcome->synced);
 	put_bytes(&j, "busy", outcome->busy);
+	json_int(&j, "console_lost", messages_lost());
 	json_end(&j);
 	port_more(port, &j);
 	json_free(&j);

@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* After the report: run a program on the console, or wait, until an order or the program's end. */
-#define _GNU_SOURCE	/* ppoll */
+#define _GNU_SOURCE	/* ppoll, syscall */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/reboot.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "initd.h"
 
 #define SHELL "/bin/sh"
+#define REAP_MAX 1000
 
 /*
  * /dev/console cannot be a controlling terminal; the tty behind it can. The
@@ -83,19 +86,40 @@ static void report_exit(struct port *port, const char *program, int status)
 	json_free(&j);
 }
 
-/* Reaps all that have ended; true if the program is one of them. */
+/*
+ * Reaps what has ended; true if the program is one of them. In a fork storm
+ * there is always one more: the rest waits for the next turn, after orders and
+ * uevents.
+ */
 static bool reap(pid_t program, int *program_status)
 {
 	bool ended = false;
-	int status;
+	int status, count;
 	pid_t pid;
 
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+	for (count = 0; (pid = waitpid(-1, &status, WNOHANG)) > 0; count++) {
 		if (pid == program) {
 			*program_status = status;
 			ended = true;
 		}
+		if (count == REAP_MAX) {
+			raise(SIGCHLD);		/* it is blocked, and ends the next ppoll() */
+			break;
+		}
+	}
 	return ended;
+}
+
+/*
+ * Thousands of programs that run must not keep initd from the order to end
+ * them. What it starts is an ordinary program again. musl's own function only
+ * fails.
+ */
+static void go_first(void)
+{
+	struct sched_param lowest = { .sched_priority = 1 };
+
+	syscall(SYS_sched_setscheduler, 0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest);
 }
 
 /* Waits until the program ends, if there is one, or an order comes. */
@@ -107,6 +131,7 @@ static struct ending supervise(const struct options *options, struct port *port,
 	sigset_t none;
 	int status = 0;
 
+	go_first();
 	sigemptyset(&none);
 	for (;;) {
 		if (ppoll(&ready, 1, NULL, &none) < 0 && errno != EINTR)
@@ -127,6 +152,8 @@ static struct ending supervise(const struct options *options, struct port *port,
 
 struct ending do_as_requested(const struct options *options, struct port *port, int uevents)
 {
+	if (order_waits())	/* it comes before what the options request */
+		return supervise(options, port, uevents, NULL);
 	switch (options->then) {
 	case POWEROFF:
 		return (struct ending){ options->then_why, RB_POWER_OFF };

@@ -137,6 +137,7 @@ class Shutdown(msgspec.Struct, frozen=True):
     left: _Count
     synced: bool
     busy: _Count | None
+    console_lost: _Count = 0
 
 
 class FoundRoot(msgspec.Struct, frozen=True):
