@@ -51,7 +51,7 @@ static void read_report(struct options *options, const char *value)
 	if (*value == '/')
 		options->report = value;
 	else
-		say("initd.report=%s: not a path; known: /dev/ttyS3 and the like", value);
+		say("initd.report=%.80s: not a path; known: /dev/ttyS3 and the like", value);
 }
 
 static bool read_known(enum then *then, const char *value)
@@ -75,7 +75,7 @@ static void read_then(struct options *options, const char *value)
 		options->program = value;
 		return;
 	}
-	say("initd.then=%s: not known; known: init, wait, shell, poweroff, reboot, halt, "
+	say("initd.then=%.80s: not known; known: init, wait, shell, poweroff, reboot, halt, "
 	    "/PROGRAM; using wait", value);
 	options->then = WAIT;
 }
@@ -84,24 +84,24 @@ static void read_onfail(struct options *options, const char *value)
 {
 	if (read_known(&options->onfail, value) && options->onfail != INIT)
 		return;
-	say("initd.onfail=%s: not known; known: poweroff, shell, reboot, halt, wait; "
+	say("initd.onfail=%.80s: not known; known: poweroff, shell, reboot, halt, wait; "
 	    "using poweroff", value);
 	options->onfail = POWEROFF;
 }
 
 static void read_init(struct options *options, const char *value)
 {
-	if (*value == '/')
+	if (*value == '/' && strlen(value) < INIT_MAX)
 		options->init = value;
 	else
-		say("initd.init=%s: not a path; using %s", value, options->init);
+		say("initd.init=%.80s: not a path of 1 to 255 bytes; using %s", value, options->init);
 }
 
 static void read_report_after(struct options *options, const char *value)
 {
 	options->report_after_root = !strcmp(value, "root");
 	if (!options->report_after_root)
-		say("initd.report-after=%s: not known; known: root; ignored", value);
+		say("initd.report-after=%.80s: not known; known: root; ignored", value);
 }
 
 static void read_count(long long *count, const char *option, const char *value, long long most)
@@ -114,7 +114,7 @@ static void read_count(long long *count, const char *option, const char *value, 
 	/* strtoll() would take a sign and spaces. */
 	if (!isdigit((unsigned char)*value) || *end || errno ||
 	    number < 1 || number > most)
-		say("%s: not a number from 1 to %lld; ignored", option, most);
+		say("%.80s: not a number from 1 to %lld; ignored", option, most);
 	else
 		*count = number;
 }
@@ -135,11 +135,22 @@ static const char *after(const char *option, const char *name)
 	return strncmp(option, name, len) ? NULL : option + len;
 }
 
+static void not_known(const char *option, bool first)
+{
+	say("%.80s: not known; ignored", option);
+	if (first)
+		say("known: initd.report=, initd.then=, initd.root=, initd.init=, initd.root-seconds=, "
+		    "initd.onfail=, initd.report-after=, initd.share=, initd.wait-cpus=, "
+		    "initd.wait-cpus-left=, initd.wait-memory=, initd.wait-seconds=, initd.modules=, "
+		    "initd.modules-seconds=");
+}
+
 /* The kernel passes no option with a dot to PID 1, so they are read from /proc. */
 void read_options(struct options *options)
 {
 	char *rest = options->line, *option;
 	const char *value;
+	int unknown = 0;
 
 	*options = (struct options){ .then = UNSET, .then_why = "initd.then", .init = "/sbin/init",
 				     .onfail = POWEROFF, .root_seconds = ROOT_S,
@@ -180,12 +191,7 @@ void read_options(struct options *options)
 		else if ((value = after(option, "initd.modules-seconds=")))
 			read_count(&options->modules_seconds, option, value, MODULES_MAX_S);
 		else if (after(option, "initd."))
-			say("%s: not known; known: initd.report=, initd.then=, "
-			    "initd.root=, initd.init=, initd.root-seconds=, initd.onfail=, "
-			    "initd.report-after=, initd.share=, initd.wait-cpus=, "
-			    "initd.wait-cpus-left=, initd.wait-memory=, "
-			    "initd.wait-seconds=, initd.modules=, "
-			    "initd.modules-seconds=", option);
+			not_known(option, !unknown++);
 	}
 	if (options->then == UNSET)
 		options->then = options->root ? INIT : WAIT;

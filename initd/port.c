@@ -63,6 +63,8 @@ static bool make_raw(int fd)
 /* A second call changes nothing. */
 void port_open(struct port *port, const char *device)
 {
+	struct stat facts;
+
 	if (!device || port->device)
 		return;
 	port->device = device;
@@ -73,11 +75,17 @@ void port_open(struct port *port, const char *device)
 	 */
 	port->tty = open(device, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
 	if (port->tty < 0) {
-		say("report port %s: %s", device, strerror(errno));
+		say("report port %.80s: %s", device, strerror(errno));
+		return;
+	}
+	if (fstat(port->tty, &facts) || !S_ISCHR(facts.st_mode)) {
+		say("report port %.80s: not a character device", device);
+		close(port->tty);
+		port->tty = -1;
 		return;
 	}
 	if (!make_raw(port->tty))
-		say("report port %s: raw mode: %s", device, strerror(errno));
+		say("report port %.80s: raw mode: %s", device, strerror(errno));
 	/*
 	 * OVMF uses each serial port as a console: its escape sequences and
 	 * the EFI stub's messages are on this port already, perhaps without an
@@ -91,9 +99,24 @@ static void write_tty(struct port *port, const struct json *j)
 	if (port->tty < 0 || write_whole(port->tty, j->text, j->len))
 		return;
 	/* A ttyS with a node but without a UART gives EIO here. */
-	say("report port %s: write: %s", port->device, strerror(errno));
+	say("report port %.80s: write: %s", port->device, strerror(errno));
 	close(port->tty);
 	port->tty = -1;
+}
+
+/* An open file keeps its file system busy. */
+void port_close_file(struct port *port)
+{
+	if (port->file >= 0)
+		close(port->file);
+	port->file = -1;
+}
+
+/* A full /run, for example. The port has the rest. */
+static void give_up_file(struct port *port)
+{
+	say("%s/report.jsonl: %s; it ends here", FOLDER, strerror(errno));
+	port_close_file(port);
 }
 
 /* The report: the file appears whole or not at all. */
@@ -105,8 +128,10 @@ void port_first(struct port *port, const struct json *j)
 	port->file = open(FOLDER "/report.jsonl.new",
 			  O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644);
 	if (port->file < 0 || !write_whole(port->file, j->text, j->len) ||
-	    rename(FOLDER "/report.jsonl.new", FOLDER "/report.jsonl"))
-		say("%s/report.jsonl: %s", FOLDER, strerror(errno));
+	    rename(FOLDER "/report.jsonl.new", FOLDER "/report.jsonl")) {
+		give_up_file(port);
+		unlink(FOLDER "/report.jsonl.new");
+	}
 }
 
 /* A record beside the report: one line, to the port and the file if open. */
@@ -114,15 +139,7 @@ void port_more(struct port *port, const struct json *j)
 {
 	write_tty(port, j);
 	if (port->file >= 0 && !write_whole(port->file, j->text, j->len))
-		say("%s/report.jsonl: %s", FOLDER, strerror(errno));
-}
-
-/* An open file keeps its file system busy. */
-void port_close_file(struct port *port)
-{
-	if (port->file >= 0)
-		close(port->file);
-	port->file = -1;
+		give_up_file(port);
 }
 
 static void on_alarm(int number)
@@ -143,6 +160,6 @@ void port_drain(struct port *port)
 	sigaction(SIGALRM, &action, NULL);
 	alarm(PATIENCE_S);
 	if (tcdrain(port->tty) && errno != ENOTTY)
-		say("report port %s: drain: %s", port->device, strerror(errno));
+		say("report port %.80s: drain: %s", port->device, strerror(errno));
 	alarm(0);
 }

@@ -100,7 +100,7 @@ static bool look_at(const struct volume *volume, void *argument)
 	if (!search->count++)
 		search->found = *volume;
 	else
-		say("%s is on %s too; %s is taken", search->wanted, volume->device, search->found.device);
+		say("%.80s is on %s too; %s is taken", search->wanted, volume->device, search->found.device);
 	return true;
 }
 
@@ -310,11 +310,11 @@ static void say_root(const struct root *root, const char *wanted)
 	int i;
 
 	if (!strcmp(root->result, "found")) {
-		say("root: %s (%s%s) after %.2f s", *root->volume.device ? root->volume.device : wanted, root->type,
+		say("root: %.80s (%s%s) after %.2f s", *root->volume.device ? root->volume.device : wanted, root->type,
 		    root->read_only ? ", read-only" : "", (double)(root->mounted_us - root->asked_us) / 1e6);
 		return;
 	}
-	say("no root: %s%s%s: %s", wanted, *root->volume.device && strcmp(root->volume.device, wanted) ? " is " : "",
+	say("no root: %.80s%s%s: %s", wanted, *root->volume.device && strcmp(root->volume.device, wanted) ? " is " : "",
 	    strcmp(root->volume.device, wanted) ? root->volume.device : "", root->error);
 	if (strcmp(root->result, "absent"))
 		return;
