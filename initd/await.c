@@ -113,8 +113,8 @@ static void send(struct port *port, const char *record, const struct in_use *now
  * be busy when its uevent comes: so everything is checked after each pause.
  * What cannot be brought online gives a message each time, hence longer pauses.
  *
- * Signals stay blocked: supervise() handles one that comes meanwhile. True when
- * all of it is in use.
+ * An order ends it: nobody plugs into a guest that is to end. Signals stay
+ * blocked, and supervise() handles it. True when all of it is in use.
  */
 bool await_plugged(const struct wait *wait, struct port *port, int uevents)
 {
@@ -125,7 +125,7 @@ bool await_plugged(const struct wait *wait, struct port *port, int uevents)
 	int pause_ms = LOOK_MS;
 
 	send(port, "ready", &now);
-	while (!enough(wait, &now)) {
+	while (!enough(wait, &now) && !order_waits()) {
 		left_ms = (until - uptime_us() + 999) / 1000;
 		if (left_ms <= 0)
 			break;
@@ -162,7 +162,7 @@ void await_unplugged(const struct wait *wait, struct port *port, int uevents)
 	char count[24] = "unknown";
 
 	send(port, "in-use", &now);
-	while (!gone(wait, &now) && uptime_us() < until) {
+	while (!gone(wait, &now) && uptime_us() < until && !order_waits()) {
 		poll(&ready, 1, LOOK_MS);
 		hotplug_handle(uevents, &nowhere, until);
 		now = look();

@@ -93,11 +93,14 @@ static void switch_root(void)
 static void keep_online(struct port *port, int uevents)
 {
 	struct pollfd ready = { .fd = uevents, .events = POLLIN };
-	pid_t pid = uevents < 0 ? -1 : fork();
+	pid_t pid = uevents < 0 ? 0 : fork();
 
-	if (pid)
+	if (pid < 0)
+		say("initd-hotplug: %s; what is plugged in later stays offline", strerror(errno));
+	if (pid || uevents < 0)
 		return;
 	prctl(PR_SET_NAME, "initd-hotplug");
+	write_text(AT_FDCWD, "/proc/self/oom_score_adj", "-1000");	/* nobody starts it again */
 	setsid();
 	stop_loading();
 	free_signals();
@@ -133,14 +136,21 @@ static void take_console(void)
 		close(fd);
 }
 
-/* `argv` are initd's own: the kernel passes what it does not know itself, such as "single". */
+/*
+ * `argv` are initd's own: the kernel passes what it does not know itself, such
+ * as "single". Returns if an order came: the guest ends from its new root then.
+ */
 void hand_over(const struct root *root, struct port *port, int uevents, char **argv)
 {
 	move_mounts();
 	switch_root();
 	take_console();
+	if (order_waits())	/* the root's init would not get it */
+		return;
 	report_handover(port, root);
 	keep_online(port, uevents);
+	if (order_waits())	/* a port that takes nothing has taken its time */
+		return;
 	say("starting %s", root->init);
 	free_signals();
 	argv[0] = (char *)root->init;

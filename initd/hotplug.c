@@ -202,7 +202,7 @@ static void handle_uevent(const char *message, size_t len, struct port *port)
 	report_event(port, action, subsystem, device, online);
 }
 
-/* Everything that is on the socket; after until_us the rest stays there. */
+/* Everything that is on the socket; after until_us, or an order, the rest stays there. */
 void hotplug_handle(int uevents, struct port *port, long long until_us)
 {
 	char message[8192];
@@ -210,7 +210,7 @@ void hotplug_handle(int uevents, struct port *port, long long until_us)
 	socklen_t from_len;
 	ssize_t n;
 
-	while (uptime_us() < until_us) {
+	while (uptime_us() < until_us && !order_waits()) {
 		from_len = sizeof(from);
 		n = recvfrom(uevents, message, sizeof(message) - 1, 0,
 			     (struct sockaddr *)&from, &from_len);
