@@ -17,6 +17,7 @@ def of_launch(spec: Spec) -> dict[str, Fact]:
         "memory.requested": max(spec.memory, spec.plug_memory),
         "memory.plugged": max(0, spec.plug_memory - spec.memory),
         "nodes.requested": len(spec.numa) or 1,
+        "disks.ceph": sum(bool(disk.rbd) for disk in spec.disks),
         "gpus.requested": len(spec.gpus),
     }
 
@@ -24,6 +25,7 @@ def of_launch(spec: Spec) -> dict[str, Fact]:
 def of_boot(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
     """All that is known about one boot, by the names in facts.NAMES."""
     found = {**of_launch(spec), **of_report(report), "ending": run.ending}
+    found["qemu.ready"] = "yes" if run.ready else "no"
     found["kernel.speaks"] = "yes" if b"Linux version" in run.console else "no"
     found["console.lines"] = sum(bool(line.strip()) for line in run.console.splitlines())
     if "cpus" in run.views:

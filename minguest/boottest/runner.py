@@ -18,7 +18,7 @@ from minguest.kernel import contract, kconfig
 from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
-from minguest.vm import arguments, bar_window, bar_window_text, emulator, kvm, launch, qemu, report
+from minguest.vm import arguments, bar_window, bar_window_text, emulator, kvm, launch, monitors, qemu, report
 from minguest.vm.launch import Options
 
 SYSFS = Path("/sys")
@@ -219,6 +219,7 @@ def settled(bundle: Path, manifest: manifests.Manifest, options: Options, wanted
 def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], None]) -> Trial:
     manifest = manifests.load(bench.bundle)
     spec = settled(bench.bundle, manifest, options, wanted)
+    monitors.check(spec.disks)
     version = emulator.version()
     accel, why = accelerator(bench, spec, version, manifest)
     requested = msgspec.structs.replace(spec, accel=accel)

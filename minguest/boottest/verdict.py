@@ -127,6 +127,9 @@ def with_pits(judged: Verdict, roots: Mapping[str, str]) -> Verdict:
 
 def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
     panic = _panic(screen)
+    spoken = any(line.text for line in screen) or bool(report.records)
+    if run.ending == "deadline" and not run.ready and not spoken:
+        return f"QEMU did not start the guest, {run.detail}: it still opens its disks or other devices"
     dead_end = next((why for text, why in DEAD_ENDS.items() if text in run.console), None)
     if dead_end:
         what = dead_end
@@ -146,7 +149,7 @@ def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
             "console flood": run.detail,
             "report flood": run.detail,
         }[run.ending]
-    if not any(line.text for line in screen) and not report.records:
+    if not spoken:
         what += "; it never spoke, neither on the console nor on the report's port"
     elif not report.records:
         spoke = next((line for line in screen if NO_PORT.match(line.text)), None)

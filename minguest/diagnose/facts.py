@@ -33,6 +33,7 @@ NAMES: Mapping[str, str] = {
     "nodes": "NUMA nodes that the kernel has",
     "firmware.kind": "uefi or bios: what the kernel knows",
     "firmware.vendor": "vendor of the firmware, from DMI",
+    "disks.ceph": "disks of the launch that are on Ceph",
     "gpus.requested": "cards of the launch",
     "gpus.made": "cards of the launch that QEMU has",
     "gpus.seen": "display controllers that the kernel sees",
@@ -44,6 +45,7 @@ NAMES: Mapping[str, str] = {
     "cmdline.mem": "the end of the memory that mem= of a command line in the kernel leaves",
     "report": "whole, damaged or none",
     "ending": "how the run ended: power-off, reset, deadline, …; refused: QEMU did not start it",
+    "qemu.ready": "yes or no: QEMU had opened all that the guest is made of, and answered on QMP",
     "console.lines": "console lines that are not empty",
     "kernel.speaks": "yes or no: its version is on the console",
 }
@@ -54,6 +56,7 @@ VALUES: Mapping[str, set[str] | None] = {
     "interrupts.controllers": None,
     "report": {"whole", "damaged", "none"},
     "ending": None,
+    "qemu.ready": {"yes", "no"},
     "kernel.speaks": {"yes", "no"},
 }
 OPERATORS = {"==": eq, "!=": ne, "<=": le, ">=": ge, "<": lt, ">": gt}

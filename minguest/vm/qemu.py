@@ -97,6 +97,8 @@ class Run(msgspec.Struct, frozen=True):
     wall: float
     status: int | None = None
     """QEMU's exit status, if it ended by itself; for a signal its negative number."""
+    ready: bool = True
+    """Whether QEMU answered on QMP. It does not before it has opened all that the guest is made of."""
 
 
 def boot(
@@ -211,6 +213,7 @@ async def _boot(
         end=watch.end,
         wall=time.monotonic() - start,
         status=status,
+        ready=watch.ready,
     )
 
 
@@ -273,6 +276,7 @@ class _Watch:
         self.end: float | None = None
         self.shutdown: str | None = None
         self.broken = False
+        self.ready = False
         self.over = False
         self.mute: tuple[float, str] | None = None
         self.looked_at = 0
@@ -317,6 +321,7 @@ class _Watch:
         """Read events and act until QMP ends."""
         while not self.over and not await self.qmp.connect():
             await asyncio.sleep(LOOK)
+        self.ready = self.qmp.up
         try:
             while self.qmp.up and not self.over:
                 await self._hear()

@@ -94,6 +94,7 @@ def _script(specs: Mapping[Accel, launch.Spec]) -> dict[str, Any]:
         "folder": FOLDER,
         "groups": groups,
         "ending": _rows(arguments.ATTENDED),
+        "ceph": any(disk.rbd for disk in specs["kvm"].disks),
         "probe": f"{shlex.quote(f'{machine},accel=kvm')} -cpu {shlex.quote(launch.cpu(specs['kvm']))}",
     }
 

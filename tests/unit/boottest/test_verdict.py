@@ -11,7 +11,7 @@ import pytest
 
 from minguest.boottest import facts, verdict
 from minguest.diagnose.facts import NAMES
-from minguest.model import Root
+from minguest.model import Disk, Root
 from minguest.vm import bar_window, cards, report
 from minguest.vm.cards import Gpu
 from minguest.vm.launch import Node, Spec
@@ -274,6 +274,15 @@ def test_a_report_without_its_end_is_lost(
     assert found.result == "lost"
     assert found.reason.startswith(reason)
     assert not found.checks
+
+
+def test_a_qemu_that_still_opens_its_disks_is_no_guest_that_hangs() -> None:
+    waiting = Run((), "deadline", "20 s are over", b"", b"", {}, None, None, 20.0, ready=False)
+    found = verdict.judge(SPEC, waiting, report.parse(b""))
+    assert found.result == "lost"
+    assert found.reason == "QEMU did not start the guest, 20 s are over: it still opens its disks or other devices"
+    spoken = msgspec.structs.replace(waiting, console=b"[ 0.0] Linux\n")
+    assert verdict.judge(SPEC, spoken, report.parse(b"")).reason.startswith("it hung: ")
 
 
 def test_a_failure_quotes_the_lines_that_name_trouble_and_what_was_known() -> None:
@@ -655,7 +664,7 @@ def test_facts_are_of_all_three_views() -> None:
         "memory.requested": 1 << 30, "memory.made": 1 << 30,
         "memory.plugged": 512 << 20, "memory.missing": 3 << 20, "nodes.requested": 1, "nodes": 0,
         "gpus.requested": 1, "gpus.made": 1, "gpus.seen": 1, "ending": "power-off", "console.lines": 2,
-        "report": "whole",
+        "report": "whole", "disks.ceph": 0, "qemu.ready": "yes",
     }  # fmt: skip
     assert {name: found.get(name) for name in wanted} == wanted
     assert set(found) <= set(NAMES)
@@ -664,6 +673,9 @@ def test_facts_are_of_all_three_views() -> None:
     assert silent["kernel.speaks"] == "no"
     spoken = Run((), "deadline", "", b"[    0.0] Linux version 6.12\n", b"", {}, None, None, 3.0)
     assert facts.of_boot(SPEC, spoken, report.parse(b""))["kernel.speaks"] == "yes"
+    on_ceph = msgspec.structs.replace(SPEC, disks=(Disk(rbd="a/b"), Disk(file="/f"), Disk(file="/g")))
+    waiting = facts.of_boot(on_ceph, msgspec.structs.replace(spoken, ready=False), report.parse(b""))
+    assert (waiting["disks.ceph"], waiting["qemu.ready"]) == (1, "no")
     left_out = copy.deepcopy(VIEWS)
     left_out["pci"][0]["devices"].pop(1)
     run = Run((), "power-off", "", b"", text, left_out, 2.0, 2.1, 3.0)

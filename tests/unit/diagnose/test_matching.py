@@ -172,6 +172,18 @@ def test_options_that_cost_one_cpu_nothing_are_no_pit(known: dict[str, catalogue
     assert matching.diagnose(known, matching.see(console, facts={**facts, "cpus.requested": 2})).roots
 
 
+def test_a_qemu_that_waits_in_silence_waits_for_ceph_if_a_disk_is_there(known: dict[str, catalogue.Pit]) -> None:
+    facts: dict[str, int | str] = {"qemu.ready": "no", "ending": "deadline", "console.lines": 0, "report": "none"}
+
+    def found(disks: int, ready: str = "no") -> list[str]:
+        seen = matching.see(b"", facts={**facts, "disks.ceph": disks, "qemu.ready": ready})
+        return [hit.id for hit in matching.diagnose(known, seen).roots]
+
+    assert found(1) == ["ceph-not-reached"]
+    assert found(0) == []
+    assert found(1, "yes") == []
+
+
 @pytest.mark.parametrize("case", ["6.12-initrd-no-init", "6.12-initrd-xz", "6.12-initrd-random", "4.12-nr_cpus-1"])
 @pytest.mark.parametrize("lines", [1, 20, 40])
 def test_the_end_of_a_console_names_nothing_else(known: dict[str, catalogue.Pit], case: str, lines: int) -> None:

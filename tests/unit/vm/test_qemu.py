@@ -300,7 +300,8 @@ def test_without_qmp_the_guest_is_still_watched(rig: Rig) -> None:
     run = rig.boot(["report", REPORT], greeting=None, linger=0.3)
     assert (run.ending, run.detail) == ("no answer", "QMP could not be reached")
     run = rig.boot(["console", "x"], greeting=None, timeout=0.5)
-    assert (run.ending, run.views) == ("deadline", {})
+    assert (run.ending, run.views, run.ready) == ("deadline", {}, False)
+    assert rig.boot(["console", "x"], timeout=0.5).ready
 
 
 @pytest.mark.parametrize("greeting", ["{}", "7", DEEP, "\udcff", '{"QMP": 7}'])

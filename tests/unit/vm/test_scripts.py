@@ -187,6 +187,8 @@ def test_a_ceph_key_stays_in_its_file(tmp_path: Path, sysfs: Path) -> None:
     key.write_text(launches.KEY)
     made = render(Launch(disks=(Disk(rbd="a/b", user="u", key_file=str(key)),)), sysfs)
     assert not any(launches.KEY in text for text in made.values())
+    assert "a disk is on Ceph" in made[RUN_GUEST]
+    assert "Ceph" not in render(Launch(disks=(Disk(file="/f"),)), sysfs)[RUN_GUEST]
     found = ET.fromstring(made[DOMAIN])
     secret = found.find(".//disk/auth/secret")
     assert secret is not None and (secret.get("type"), secret.get("usage")) == ("ceph", "default-6.12-disk0")
