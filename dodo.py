@@ -128,6 +128,12 @@ def task_test():
     yield {"name": "integration", "actions": [[*PYTEST, "-vv", "tests/integration"]], "task_dep": ["test:unit"]}
 
 
+def task_ceph_test():
+    """Debian from a root on a real one-node Ceph cluster; needs Ceph's packages"""
+    # What passed is shown too: boot tests, and how each failure ends.
+    return {"actions": [[*PYTEST, "-vv", "-rP", "tests/ceph"]], "basename": "ceph-test", "uptodate": [False]}
+
+
 def task_bench():
     """sizes and times of what was built; more with python -m tests.bench --help"""
     return {"actions": [["python", "-m", "tests.bench"]], "uptodate": [False]}

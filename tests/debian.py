@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from minguest.util import run
+
 # Seconds to ssh, and to the end. Emulated, with nothing else to do, they are 10 and 5.
 UP, DOWN = 300, 120
 PACKAGES = ("systemd-sysv", "dbus", "udev", "openssh-server", "iproute2", "kmod")
@@ -60,13 +62,16 @@ class Running:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.folder, self.key = folder, key
-        network = [f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:22", "virtio-net-pci,netdev=net"]
+        # On the root bus: else QEMU may take the one of a node's cards, which has no place for it.
+        network = [f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:22", "virtio-net-pci,netdev=net,bus=pcie.0"]
         command: list[str | Path] = [bundle / "run-guest", "--accel", "tcg", "--keep", folder / "kept"]
         command += ["-netdev", network[0], "-device", network[1]]
         command += ["-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"]
         self.console = folder / "console"
         with self.console.open("wb") as out:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def ssh(self, command: str, *, check: bool = True) -> str:
         options = "-oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -oConnectTimeout=10 -oBatchMode=yes"
@@ -124,7 +129,10 @@ def running(bundle: Path, folder: Path, key: Path) -> Iterator[Running]:
         yield guest
     finally:
         guest.process.terminate()
-        guest.process.wait(30)
+        try:
+            guest.process.wait(30)
+        finally:
+            run.end_group(guest.process)  # QEMU does not end while its disk does not answer
 
 
 def clean(disk: Path) -> bool:
