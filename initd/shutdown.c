@@ -25,6 +25,7 @@
 #define GRACE_S		5	/* from SIGTERM to SIGKILL */
 #define SYNC_S		30	/* a disk may have much to write, or be dead */
 #define UNMOUNT_S	10
+#define END_S		20	/* for the kernel's part: it shuts its devices down */
 #endif
 #define KILL_S		2	/* for the next killed program to be gone */
 #define KILL_MAX_S	30	/* for all of them */
@@ -262,13 +263,28 @@ static void report_shutdown(struct port *port, const struct outcome *outcome)
 	json_free(&j);
 }
 
+static int end_machine(void *how)
+{
+	reboot(*(int *)how);
+	return 0;
+}
+
 static void leave(int how) __attribute__((noreturn));
 
+/*
+ * The kernel waits for each device's lock (drivers/base/core.c,
+ * device_shutdown()), and a driver that hangs in its probe keeps one.
+ * A panic waits for nothing.
+ */
 static void leave(int how)
 {
 	if (how == RB_POWER_OFF && access("/sys/firmware/acpi", F_OK))
 		say("no ACPI, so no way to power off: this guest will halt");
-	reboot(how);
+	if (within(END_S, NULL, end_machine, &how) < 0) {
+		say("%s is not done in %d s: a driver holds its device; a panic ends this guest", name_of(how), END_S);
+		write_text(AT_FDCWD, "/proc/sys/kernel/panic", "-1");
+		_exit(1);
+	}
 	/* If reboot() returned, PID 1 still must not end: the kernel would panic. */
 	for (;;)
 		pause();

@@ -23,7 +23,7 @@ from tests.integration.conftest import SERIES
 from tests.integration.test_wait import ALL_SERIES, said
 
 # The phases of the shutdown, in seconds; test_shutdown.py has the real ones.
-SHORT = ("-DGRACE_S=1", "-DSYNC_S=2", "-DUNMOUNT_S=2")
+SHORT = ("-DGRACE_S=1", "-DSYNC_S=2", "-DUNMOUNT_S=2", "-DEND_S=5")
 
 Boot = Callable[..., qemu.Run]
 
