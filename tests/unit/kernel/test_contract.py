@@ -148,4 +148,5 @@ def test_the_story_behind_the_project() -> None:
 def test_every_row_names_a_fragment_that_is_there() -> None:
     named = {each.fragment for each in OWN}
     there = {path.name.partition(".")[0].partition("-")[2] for path in (ROOT / "configs" / "kernel").glob("*.config")}
+    there |= {f"root/{path.stem}" for path in (ROOT / "configs" / "kernel" / "root").glob("*.config")}
     assert named <= there
