@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include "initd.h"
 
@@ -38,7 +39,8 @@ static void in_folder(char path[PATH_MAX], const char *file)
 
 	if (uname(&kernel))
 		die("uname");
-	snprintf(path, PATH_MAX, MODULES "%s/%s", kernel.release, file);
+	snprintf(path, PATH_MAX, "%s" MODULES "%s/%s", access(DRIVERS MODULES, F_OK) ? "" : DRIVERS,
+		 kernel.release, file);
 }
 
 /* A path of modules.dep: relative to that folder, or not. */

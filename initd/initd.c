@@ -48,10 +48,10 @@ static struct root *report_and_root(struct options *options, struct port *port, 
 	struct root *root = NULL;
 
 	if (options->root && options->report_after_root)
-		root = find_root(options, &nowhere, uevents);
+		root = find_root(options, &nowhere, uevents, "root");
 	send_report(port, options, started_us, root);
 	if (options->root && !root) {
-		root = find_root(options, port, uevents);
+		root = find_root(options, port, uevents, "root");
 		send_root(port, options, root);
 	}
 	if (root && strcmp(root->result, "found"))
@@ -81,6 +81,7 @@ int main(int argc, char **argv)
 	/* Listen first: what is plugged in meanwhile waits in the socket. */
 	uevents = hotplug_listen();
 	hotplug_all_online(NO_HURRY);
+	mount_drivers(&options, uevents);
 	load_modules(&options);
 	wait_if_requested(&options, &port, uevents);
 	root = report_and_root(&options, &port, uevents, started_us);

@@ -86,7 +86,8 @@ int kmsg_from_now(void);
 void kmsg_read(int fd, struct messages *messages);
 void keep_message(struct messages *messages, const char *text, size_t len);
 
-/* depmod.c: the files of /lib/modules/RELEASE */
+/* depmod.c: the files of /lib/modules/RELEASE, of the disk of drivers or else of the initrd */
+#define DRIVERS "/run/drivers"	/* where that disk is mounted: /run moves to the root */
 #define MODULE_NAME	64	/* with its NUL; the kernel's own limit is 56 */
 
 bool module_name(char name[MODULE_NAME], const char *path);
@@ -131,6 +132,7 @@ struct volume {
 	char uuid[40];
 	char part_label[40];
 	char part_uuid[40];
+	char serial[24];	/* of the disk; virtio's has 20 bytes */
 };
 
 bool read_volume(const char *device, struct volume *volume);
@@ -178,6 +180,7 @@ struct options {
 	struct wait wait;	/* initd.wait-...= */
 	const char *modules;	/* initd.modules=, names with commas, or NULL */
 	long long modules_seconds;	/* initd.modules-seconds=, for each */
+	const char *drivers;	/* initd.drivers=, a device, or NULL */
 };
 
 void read_options(struct options *options);
@@ -205,6 +208,7 @@ void await_unplugged(const struct wait *wait, struct port *port, int uevents);
 #define ROOT_THERE_MAX 16
 
 struct root {
+	const char *what;	/* "root", or another disk, for messages */
 	const char *result;	/* "found", or why not: docs/report.md */
 	char error[200];
 	struct volume volume;	/* no device: a share of the host */
@@ -218,8 +222,11 @@ struct root {
 	struct volume there[ROOT_THERE_MAX];	/* what there is, if the root is not */
 };
 
-struct root *find_root(const struct options *options, struct port *port, int uevents);
+struct root *find_root(const struct options *options, struct port *port, int uevents, const char *what);
 void report_root(struct json *j, const struct root *root, const char *wanted);
+
+/* drivers.c: the disk of drivers */
+void mount_drivers(const struct options *options, int uevents);
 
 /* pci.c */
 void report_pci(struct json *j);

@@ -142,7 +142,7 @@ static void not_known(const char *option, bool first)
 		say("known: initd.report=, initd.then=, initd.root=, initd.init=, initd.root-seconds=, "
 		    "initd.onfail=, initd.report-after=, initd.share=, initd.wait-cpus=, "
 		    "initd.wait-cpus-left=, initd.wait-memory=, initd.wait-seconds=, initd.modules=, "
-		    "initd.modules-seconds=");
+		    "initd.modules-seconds=, initd.drivers=");
 }
 
 /* The kernel passes no option with a dot to PID 1, so they are read from /proc. */
@@ -188,6 +188,8 @@ void read_options(struct options *options)
 			read_count(&options->wait.seconds, option, value, WAIT_MAX_S);
 		else if ((value = after(option, "initd.modules=")))
 			options->modules = value;
+		else if ((value = after(option, "initd.drivers=")))
+			options->drivers = value;
 		else if ((value = after(option, "initd.modules-seconds=")))
 			read_count(&options->modules_seconds, option, value, MODULES_MAX_S);
 		else if (after(option, "initd."))

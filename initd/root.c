@@ -35,6 +35,7 @@ static const struct {
 	{ "UUID=", offsetof(struct volume, uuid) },
 	{ "PARTUUID=", offsetof(struct volume, part_uuid) },
 	{ "PARTLABEL=", offsetof(struct volume, part_label) },
+	{ "SERIAL=", offsetof(struct volume, serial) },
 };
 
 static const struct {
@@ -294,7 +295,7 @@ static int prepare(void *argument)
 
 	if (!is_known(wanted))
 		return !failed(root, "absent", "not known; known: /dev/NAME, LABEL=, UUID=, PARTUUID=, PARTLABEL=, "
-			       "9p:TAG, virtiofs:TAG");
+			       "SERIAL=, 9p:TAG, virtiofs:TAG");
 	if (share ? !mount_share(root, wanted) :
 		    !wait_for_device(root, job->options, job->port, job->uevents) || !mount_volume(root))
 		return 1;
@@ -310,11 +311,12 @@ static void say_root(const struct root *root, const char *wanted)
 	int i;
 
 	if (!strcmp(root->result, "found")) {
-		say("root: %.80s (%s%s) after %.2f s", *root->volume.device ? root->volume.device : wanted, root->type,
-		    root->read_only ? ", read-only" : "", (double)(root->mounted_us - root->asked_us) / 1e6);
+		say("%s: %.80s (%s%s) after %.2f s", root->what,
+		    *root->volume.device ? root->volume.device : wanted, root->type, root->read_only ? ", read-only" : "", (double)(root->mounted_us - root->asked_us) / 1e6);
 		return;
 	}
-	say("no root: %.80s%s%s: %s", wanted, *root->volume.device && strcmp(root->volume.device, wanted) ? " is " : "",
+	say("no %s: %.80s%s%s: %s", root->what, wanted,
+	    *root->volume.device && strcmp(root->volume.device, wanted) ? " is " : "",
 	    strcmp(root->volume.device, wanted) ? root->volume.device : "", root->error);
 	if (strcmp(root->result, "absent"))
 		return;
@@ -332,7 +334,7 @@ static void say_root(const struct root *root, const char *wanted)
  * The root is at SYSROOT afterwards if `result` is "found". The memory is shared
  * with the child, and lives as long as initd does.
  */
-struct root *find_root(const struct options *options, struct port *port, int uevents)
+struct root *find_root(const struct options *options, struct port *port, int uevents, const char *what)
 {
 	struct root *root = mmap(NULL, sizeof(*root), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct job job = { root, options, port, uevents };
@@ -341,6 +343,7 @@ struct root *find_root(const struct options *options, struct port *port, int uev
 	if (root == MAP_FAILED)
 		die("memory for the root");
 	root->asked_us = uptime_us();
+	root->what = what;
 	root->result = "found";
 	root->read_only = options->read_only;
 	snprintf(root->init, sizeof(root->init), "%s", options->init);

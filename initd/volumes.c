@@ -167,6 +167,7 @@ static void read_partition(const char *name, struct volume *volume)
 bool read_volume(const char *device, struct volume *volume)
 {
 	int fd = open(device, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	char path[128];
 
 	*volume = (struct volume){ .type = NULL };
 	snprintf(volume->device, sizeof(volume->device), "%s", device);
@@ -174,6 +175,9 @@ bool read_volume(const char *device, struct volume *volume)
 		return false;
 	read_super(fd, volume);
 	close(fd);
+	snprintf(path, sizeof(path), BLOCKS "/%.40s/serial", strrchr(device, '/') + 1);
+	if (!read_text(AT_FDCWD, path, volume->serial, sizeof(volume->serial)))
+		*volume->serial = '\0';
 	read_partition(strrchr(device, '/') + 1, volume);
 	return true;
 }
