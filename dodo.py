@@ -9,7 +9,7 @@ That text is the docstring of the task here, or of a single step the `doc` in mi
 
 Variables: guest=NAME|FILE.toml  kernel=SERIES|auto  source=DIR|TARBALL|pinned  contract=ignore
            version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
-           only=PIT,…  src=DIR|TARBALL|.deb  name=NAME  make='K=V …'
+           only=PIT,…  redistribute=NAME,…  src=DIR|TARBALL|.deb|PACKAGE  name=NAME  make='K=V …'
 
 The command `minguest` has what needs no build: diagnose, doctor, plan, host-check, verify and more.
 """
@@ -20,7 +20,7 @@ from minguest.util import terminal
 
 terminal.end_on_interrupt()  # before the imports, which take a moment
 
-from minguest.tasks import build, project, reporter, step, test  # noqa: E402
+from minguest.tasks import build, modules, project, reporter, step, test  # noqa: E402
 
 DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": step.ByContent}
 PROJECT = project.project(Path(__file__).parent.resolve())
@@ -43,7 +43,7 @@ def task_kernel():
 
 
 def task_modules():
-    return build.modules_step(PROJECT)
+    return modules.modules_step(PROJECT)
 
 
 def task_initd():
@@ -53,6 +53,12 @@ def task_initd():
 def task_initrd():
     """the initrd: initd and the overlays"""
     yield build.initrd_step(PROJECT)
+
+
+def task_drivers():
+    """the disk of drivers, of a guest that has one"""
+    if PROJECT.guest.drivers:
+        yield modules.drivers_step(PROJECT)
 
 
 def task_firmware():

@@ -43,10 +43,16 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Package(Source, frozen=True, forbid_unknown_fields=True):
-    """A Debian package that overlays take files from."""
+    """A Debian package: overlays take files from it, or `doit modules` the source of modules."""
 
     source: tuple[Part, ...] = ()
     """Its complete source, and that of what is linked into it: for the people who get the program."""
+    deb: str = ""
+    """Debian's name of it; empty: the name of its table."""
+    make: tuple[str, ...] = ()
+    """Variables for make, if it has the source of modules: NAME=VALUE; `{devel}` is the folder of kernel-devel."""
+    restricted: bool = False
+    """Its licence sets conditions for passing it on: `doit release` takes it only if the user names it."""
 
 
 class Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,7 +188,8 @@ class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The root disk that the guest goes on to from its initrd."""
 
     disk: str = "/dev/vda"
-    """As initd.root= has it: `/dev/NAME`, `LABEL=`, `UUID=`, `PARTUUID=`, `PARTLABEL=`, `9p:TAG`, `virtiofs:TAG`."""
+    """As initd.root= has it: `/dev/NAME`, `LABEL=`, `UUID=`, `PARTUUID=`, `PARTLABEL=`, `SERIAL=`, `9p:TAG`,
+    `virtiofs:TAG`."""
     filesystem: Filesystem = "ext4"
     """The kernel must have it built in."""
     init: str = "/sbin/init"
@@ -192,6 +199,17 @@ class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the guest does without its root."""
     seconds: int = 30
     """How long the guest waits for the disk."""
+
+
+class Drivers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is on the guest's disk of drivers: modules out of the tree, and the firmware of their cards."""
+
+    modules: tuple[str, ...]
+    """Names of what `doit modules name=NAME` built."""
+    overlays: tuple[str, ...] = ()
+    """Names in overlays/, or paths from the project's root, as a guest's own: firmware is in their lib/firmware."""
+    load: tuple[str, ...] = ()
+    """Modules that initd loads in any case; the others are loaded by a device's MODALIAS."""
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -230,6 +248,8 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accel: Accel = "auto"
     root: Root | None = None
     """The guest's own [root]: it is written at the top of the guest's file."""
+    drivers: Drivers | None = None
+    """The guest's own [drivers], likewise."""
     timeout: int = 120
     """Seconds from QEMU's start after which the guest counts as lost."""
 
@@ -254,6 +274,8 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     firmware: str = "ovmf"
     root: Root | None = None
     """Where the guest goes on to after its report; None: it has no root, and powers off."""
+    drivers: Drivers | None = None
+    """A disk of drivers, which is in the bundle; None: modules and firmware are in the initrd, or in the root."""
     launch: Launch = Launch()
 
 

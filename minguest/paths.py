@@ -177,6 +177,10 @@ class Layout:
         return self.work / "modules"
 
     @property
+    def drivers(self) -> Path:
+        return self.work / "drivers.img"
+
+    @property
     def initrd(self) -> Path:
         return self.work / "initrd.img"
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minguest.model import Guest, Part, Root, Source, Sources
+from minguest.model import Drivers, Guest, Part, Root, Source, Sources
 from minguest.util import units
 from minguest.util.errors import UserError
 
@@ -93,18 +93,30 @@ def guest(path: Path) -> Guest:
         raise UserError(f"{path}: launch.timeout = {launch.timeout} must be a positive number of seconds")
     if launch.root is not None:
         raise UserError(f"{path}: [launch.root]: a guest's root is [root], at the top of the file")
-    if found.root is None:
-        return found
-    _check_root(found.root, f"{path}: root")
-    return msgspec.structs.replace(found, launch=msgspec.structs.replace(launch, root=found.root))
+    if launch.drivers is not None:
+        raise UserError(f"{path}: [launch.drivers]: a guest's drivers are [drivers], at the top of the file")
+    if found.root is not None:
+        _check_root(found.root, f"{path}: root")
+    if found.drivers is not None:
+        _check_drivers(found.drivers, f"{path}: drivers")
+    settled = msgspec.structs.replace(launch, root=found.root, drivers=found.drivers)
+    return msgspec.structs.replace(found, launch=settled)
+
+
+def _check_drivers(drivers: Drivers, where: str) -> None:
+    if not drivers.modules:
+        raise UserError(f"{where}.modules = [] names no modules", "the name= of `doit modules`; or remove [drivers]")
+    for name in drivers.load:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,55}", name):
+            raise UserError(f"{where}.load: {name!r} is not a module's name", "for example nvidia-uvm")
 
 
 def _check_root(root: Root, where: str) -> None:
     """A root that initd can look for; UserError for what it would only find out at boot."""
-    if not re.fullmatch(r'/dev/[^\s"]+|(LABEL=|UUID=|PARTUUID=|PARTLABEL=|9p:|virtiofs:)[^"]+', root.disk):
+    if not re.fullmatch(r'/dev/[^\s"]+|(LABEL=|UUID=|PARTUUID=|PARTLABEL=|SERIAL=|9p:|virtiofs:)[^"]+', root.disk):
         raise UserError(
             f"{where}.disk = {root.disk!r}: not known",
-            "write /dev/NAME, LABEL=, UUID=, PARTUUID=, PARTLABEL=, 9p:TAG or virtiofs:TAG",
+            "write /dev/NAME, LABEL=, UUID=, PARTUUID=, PARTLABEL=, SERIAL=, 9p:TAG or virtiofs:TAG",
         )
     if not re.fullmatch(r'/[^\s"]*[^\s"/]', root.init):
         raise UserError(f"{where}.init = {root.init!r}: not the path of a program", "for example /sbin/init")

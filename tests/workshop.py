@@ -67,7 +67,7 @@ def patch() -> str:
     return next(f"4.12/{path.name}" for path in sorted((ROOT / "configs/kernel/patches/4.12").glob("*.patch")))
 
 
-def facts(modules: Sequence[Any] = (), **kernel: Any) -> dict[str, Any]:
+def facts(modules: Sequence[Any] = (), drivers: Mapping[str, Any] | None = None, **kernel: Any) -> dict[str, Any]:
     """What a manifest says beside its files."""
     return {
         "guest": {"name": "default", "kernel": ["4.12"], "launch": msgspec.to_builtins(LAUNCH)},
@@ -84,6 +84,7 @@ def facts(modules: Sequence[Any] = (), **kernel: Any) -> dict[str, Any]:
         "initrd": {"initd": {"sha256": "c" * 64, "size": 75000}, "template": "d" * 64,
                    "overlays": {"base/etc/passwd": "e" * 64}, "packages": {"tool": PACKAGE},
                    "modules": modules},
+        "drivers": drivers,
         "firmware": {"version": "2025.02-8+deb13u1", "sha256": "f" * 64, "urls": ["http://example.org/ovmf.deb"],
                      "licence": "BSD-2-Clause-Patent"},
         "tools": {"gcc": "12.2.0", "binutils": "2.40", "glibc": "2.36", "musl": "1.2.3"},

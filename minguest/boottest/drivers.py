@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a card does not have the driver that it must have, from what initd said of its modules. Pure."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from minguest.vm.report import Module
 
 # Of a module's messages, how many are in the verdict: an oops has many.
 SAID = 4
+# How initd says that a module was left out because of another (initd/modules.c).
+BECAUSE = re.compile(r"initd: not tried, because it needs (\w+)")
 
 
 def why_not(wanted: str, bound: str | None, modules: Sequence[Module]) -> str:
@@ -19,6 +22,33 @@ def why_not(wanted: str, bound: str | None, modules: Sequence[Module]) -> str:
     if not any(module.name == own for module in modules):
         told.append(f"no module {own} was asked for, by initd.modules= or by a device's MODALIAS")
     return "; ".join([f"{bound} is bound" if bound else "no driver is bound", *told])
+
+
+def of_disk(wanted: Sequence[str], modules: Sequence[Module], *, passed: bool) -> tuple[str, str]:
+    """What became of modules that initd must load in any case, and why that is wrong; empty if it is right.
+
+    A driver of PCI devices ends its loading with ENODEV if none of them is its own. That is right where no card of the
+    host is `passed` to the guest.
+    """
+    found = {module.name: module for module in modules}
+    names = [name.replace("-", "_") for name in wanted]
+    if all(name in found and found[name].result == "loaded" for name in names):
+        return "loaded", ""
+    if not passed and all(_loaded_but_for_a_card(name, found) for name in names):
+        return "no card, ENODEV", ""
+    missing = [f"module {name}: initd says nothing of it" for name in names if name not in found]
+    return "failed", "; ".join([*missing, *(_told(each) for each in modules if each.result != "loaded")])
+
+
+def _loaded_but_for_a_card(name: str, modules: Mapping[str, Module]) -> bool:
+    module = modules.get(name)
+    if module is None or module.result != "failed":
+        return module is not None and module.result == "loaded"
+    if module.errno == "ENODEV":
+        return True
+    because = [match[1] for line in module.messages if (match := BECAUSE.fullmatch(line))]
+    # A module that needs itself is one of depmod's mistakes, and no card would help.
+    return bool(because) and all(each != name and _loaded_but_for_a_card(each, modules) for each in because)
 
 
 def _told(module: Module) -> str:

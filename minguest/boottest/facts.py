@@ -19,6 +19,7 @@ def of_launch(spec: Spec) -> dict[str, Fact]:
         "nodes.requested": len(spec.numa) or 1,
         "disks.ceph": sum(bool(disk.rbd) for disk in spec.disks),
         "gpus.requested": len(spec.gpus),
+        "gpus.passed": sum(bool(gpu.host) for gpu in spec.gpus),
     }
 
 

@@ -244,7 +244,8 @@ def _try(
     site: Site, each: catalogue.Injection, manifest: manifests.Manifest, folder: Path
 ) -> tuple[runner.Trial | None, str]:
     """The trial; or None, and why this machine cannot try it."""
-    wanted = _launch(site.launch, each)
+    # A fault's parts have no disk of drivers.
+    wanted = msgspec.structs.replace(_launch(site.launch, each), drivers=None)
     options = launch.Options(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
     # The kernel may be for fewer CPUs than requested: that is what is tried.
     series = manifest.kernel.series

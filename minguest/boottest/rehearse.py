@@ -216,8 +216,8 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
 def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeout: int) -> Launch:
     """The guest's launch, with the host's cards in place of its own; UserError for a wrong option.
 
-    Of its memory only the size is rehearsed. Its disks and its root are left out: the host does not
-    have them.
+    Of its memory only the size is rehearsed. Its disks, its drivers and its root are left out: the
+    host does not have them.
     """
     cpus = settings.integer(options.cpus, "--cpus")
     settings.check_cpus(cpus, "--cpus")
@@ -232,6 +232,7 @@ def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeou
         hugepages="",
         disks=(),
         root=None,
+        drivers=None,
         gpus=tuple(addresses),
         accel="kvm",
         timeout=int(timeout * GUEST_TIME),

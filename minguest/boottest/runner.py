@@ -18,7 +18,7 @@ from minguest.kernel import contract, kconfig
 from minguest.model import Accel, Launch, Machine
 from minguest.util import files, units
 from minguest.util.errors import GuestFailed, GuestLost, ToolError, UserError
-from minguest.vm import arguments, bar_window, bar_window_text, emulator, kvm, launch, monitors, qemu, report
+from minguest.vm import arguments, bar_window, bar_window_text, disks, emulator, kvm, launch, monitors, qemu, report
 from minguest.vm.launch import Options
 
 SYSFS = Path("/sys")
@@ -367,13 +367,13 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
     return (
         (spec.machine, spec.cpus) == (options.machine or wanted.machine, cpus)
         and re.sub(WIDENED, "", spec.cpu) == re.sub(WIDENED, "", wanted.cpu)
-        and spec.disks == wanted.disks
+        and tuple(disk for disk in spec.disks if disk != disks.DRIVERS) == wanted.disks
         and spec.max_cpus == max(cpus, wanted.max_cpus)
         and spec.memory == settings.size(memory, "launch.memory")
         and (spec.plug_cpus, spec.unplug_cpus) == (int(options.plug_cpus or 0), int(options.unplug_cpus or 0))
         and spec.plug_memory == (settings.size(options.plug_memory, "--plug-memory") if options.plug_memory else 0)
         and (spec.power_button, spec.driver) == (options.power_button, "" if options.gpu else wanted.driver)
-        and (spec.cmdline, spec.root) == (wanted.cmdline, wanted.root)
+        and (spec.cmdline, spec.root, spec.drivers) == (wanted.cmdline, wanted.root, wanted.drivers)
         and [_short(gpu.name) for gpu in spec.gpus] == [_short(name) for name in cards]
     )
 

@@ -199,6 +199,9 @@ def _checks(
         yield _gpu(gpu, qemu_devices, devices)
         if spec.driver:
             yield _driver(gpu, spec.driver, qemu_devices, devices, report.modules)
+    if spec.drivers and (load := spec.drivers.load):
+        found, why = drivers.of_disk(load, report.modules, passed=any(gpu.host for gpu in spec.gpus))
+        yield Check("drivers", ", ".join(load), "", found, not why, why)
     if window is not None and (high := _high(spec.gpus)):
         yield _window(window, high, qemu_devices, devices)
     if spec.root is not None:

@@ -85,6 +85,10 @@ class Package(msgspec.Struct, frozen=True):
     urls: tuple[str, ...]
     licence: str
     source: tuple[Part, ...]
+    deb: str = ""
+    """Debian's name of it; empty: the name that it has here."""
+    restricted: bool = False
+    """Its licence sets conditions for passing it on."""
 
 
 PACKAGE = Package.__struct_fields__
@@ -100,6 +104,14 @@ class Initrd(msgspec.Struct, frozen=True):
     """By name in sources.toml. Missing in older manifests."""
     modules: tuple[Set, ...] = ()
     """Modules out of the tree. Missing in older manifests."""
+
+
+class Drivers(msgspec.Struct, frozen=True):
+    """The inputs of the disk of drivers, as those of the initrd."""
+
+    overlays: dict[str, str]
+    packages: dict[str, Package]
+    modules: tuple[Set, ...]
 
 
 class Firmware(msgspec.Struct, frozen=True):
@@ -125,6 +137,13 @@ class Manifest(msgspec.Struct, frozen=True):
     tools: dict[str, str]
     files: dict[str, File]
     """What lies beside the manifest."""
+    drivers: Drivers | None = None
+    """None for a guest without such a disk, and in older manifests."""
+
+    @property
+    def packages(self) -> dict[str, Package]:
+        """The Debian packages that have files in the bundle, by name in sources.toml."""
+        return {**self.initrd.packages, **(self.drivers.packages if self.drivers else {})}
 
 
 def describe(path: Path) -> File:

@@ -5,10 +5,11 @@ The result is a folder as an overlay has it: lib/modules/RELEASE/extra/NAME/*.ko
 lib/modules/RELEASE, and modules.json (`kmodule.Set`) beside the modules, which says what they are and for which kernel.
 """
 
+import difflib
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,15 +42,27 @@ def name_of(path: Path) -> str:
     return re.split(r"[_-]\d", base)[0]
 
 
-def check(path: Path | None, name: str | None, make: str | None) -> tuple[Path, str, list[str]]:
-    """The source, the name and make's variables that a user gave; UserError for what cannot be, before any work."""
+def check(
+    path: Path | None, name: str | None, make: str | None, packages: Collection[str] = ()
+) -> tuple[Path, str, list[str]]:
+    """The source, the name and make's variables that a user gave; UserError for what cannot be, before any work.
+
+    `packages` are the names of sources.toml that could be given in place of a path."""
     if path is None:
         raise UserError("modules: src= is not given", "src=DIR, src=TARBALL or src=PACKAGE.deb, with a module's source")
     if not path.is_dir() and not path.is_file():
-        raise UserError(f"src={path}: no such file or folder")
+        near = difflib.get_close_matches(path.name, packages, 1)
+        raise UserError(
+            f"src={path}: no such file or folder", f"nearest in sources.toml: src={near[0]}" if near else ""
+        )
     if path.is_file() and not path.name.endswith((*TARBALLS, ".deb")):
         raise UserError(f"src={path}: neither a folder, a tarball nor a .deb", f"known: {', '.join(TARBALLS)}, .deb")
-    chosen = name_of(path) if name is None else name
+    return path, *check_words(path.name, name, make)
+
+
+def check_words(source_name: str, name: str | None, make: str | None) -> tuple[str, list[str]]:
+    """The name and make's variables that a user gave for a source of this name; UserError for what cannot be."""
+    chosen = name_of(Path(source_name)) if name is None else name
     if not NAME.fullmatch(chosen):
         raise UserError(f"name={chosen}: becomes a folder's name", "use A-Z, a-z, 0-9, '.', '_' and '-'")
     try:
@@ -58,7 +71,7 @@ def check(path: Path | None, name: str | None, make: str | None) -> tuple[Path, 
         raise UserError(f"make={make}: {error}") from None
     if wrong := [each for each in words if not re.fullmatch(r"\w+=.*", each, re.DOTALL)]:
         raise UserError(f"make={make}: {wrong[0]!r} is not NAME=VALUE", "for example make='DEBUG=1 ARCH_LIST=\"a b\"'")
-    return path, chosen, words
+    return chosen, words
 
 
 def build(
@@ -141,7 +154,8 @@ def find(folder: Path, path: Path) -> Path:
 
 
 def _lists(folder: Path) -> bool:
-    return any(
+    # NVIDIA's Kbuild includes the files that have its obj-m. A file of that name is for kbuild in any case.
+    return (folder / "Kbuild").is_file() or any(
         LISTS.search(file.read_text(errors="replace")) for name in MAKEFILES if (file := folder / name).is_file()
     )
 

@@ -35,6 +35,7 @@ NAMES: Mapping[str, str] = {
     "firmware.vendor": "vendor of the firmware, from DMI",
     "disks.ceph": "disks of the launch that are on Ceph",
     "gpus.requested": "cards of the launch",
+    "gpus.passed": "cards of the host that the launch passes through",
     "gpus.made": "cards of the launch that QEMU has",
     "gpus.seen": "display controllers that the kernel sees",
     "pci.devices": "PCI devices that the kernel sees",

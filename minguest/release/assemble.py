@@ -7,7 +7,7 @@ docs/release.md describes each file.
 import gzip
 import io
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ def make(
     since: Path | None,
     *,
     unsigned: bool,
+    redistribute: Collection[str] = (),
     say: Callable[[str], None],
 ) -> layout.Release:
     """Write the release folder, complete or not at all; a release of another version that was there becomes `before`.
 
     Raises UserError: the boot test of the guest's own launch did not pass on exactly these bytes, the bundle breaks
-    its contract, there is no key and `unsigned` was not requested, or the version is invalid.
+    its contract, there is no key and `unsigned` was not requested, the version is invalid, or a package in the bundle
+    may be passed on only under conditions and is not among `redistribute`.
     """
     version = check(version, key, unsigned=unsigned)
     manifest = manifests.load(at.bundle)
@@ -55,6 +57,7 @@ def make(
             f"{at.bundle}: was built with contract=ignore and breaks its contract, so it is not released",
             "fix the config and build without contract=ignore",
         )
+    _check_restricted(manifest, at, redistribute)
     if missing := [name for name in (paths.RUN_GUEST, paths.DOMAIN) if name not in manifest.files]:
         raise UserError(f"{at.bundle}: has no {' and no '.join(missing)}: an older minguest built it", manifests.AGAIN)
     checks = evidence.checks(
@@ -131,6 +134,23 @@ def check(version: str | None, key: Path | None, *, unsigned: bool) -> str:
     if key is not None:
         sshsig.check_key(key)
     return version
+
+
+def _check_restricted(manifest: manifests.Manifest, at: Layout, redistribute: Collection[str]) -> None:
+    packages = manifest.packages
+    restricted = [name for name, package in packages.items() if package.restricted]
+    if unknown := sorted(set(redistribute) - set(restricted)):
+        raise UserError(
+            f"redistribute={','.join(unknown)}: {at.bundle} has no such package whose licence restricts that",
+            f"it has: {', '.join(restricted) or 'none'}",
+        )
+    if left := [name for name in restricted if name not in redistribute]:
+        said = "; ".join(f"{name} {packages[name].version} ({packages[name].licence})" for name in left)
+        raise UserError(
+            f"{at.bundle}: has files of {said}, whose licence sets conditions for passing them on: not released",
+            "release a guest without them, and let each user build this one; or, after you have read the licence "
+            f"(/usr/share/doc in the package): redistribute={','.join(left)}",
+        )
 
 
 def pack(at: Layout, checks: Sequence[evidence.Check]) -> bytes:
@@ -330,7 +350,7 @@ def changes(
 
 
 def _versions(manifest: manifests.Manifest) -> dict[str, str]:
-    packages = {name: package.version for name, package in manifest.initrd.packages.items()}
+    packages = {name: package.version for name, package in manifest.packages.items()}
     return {"linux": manifest.kernel.version, "OVMF": manifest.firmware.version, **packages, **manifest.tools}
 
 

@@ -35,6 +35,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     "kernel.config": "application/vnd.minguest.kernel.config",
     "System.map": "application/vnd.minguest.kernel.system-map",
     "kernel-devel.tar.zst": "application/vnd.minguest.kernel.devel.tar+zstd",
+    "drivers.img": "application/vnd.minguest.drivers.squashfs",
     MANIFEST: "application/vnd.minguest.manifest.v1+json",
     FACTS: "application/vnd.minguest.release.v1+json",
     RUN_GUEST: "text/x-shellscript",
@@ -49,8 +50,9 @@ MEDIA_TYPES: Mapping[str, str] = {
     NOTES: "text/markdown",
     PAGE: "text/html",
 }
-# Files that older releases do not have; kernel-devel neither has a kernel without modules.
-LATER = frozenset({DOMAIN, SIZES, "kernel-devel.tar.zst"})
+# Files that older releases do not have; kernel-devel neither has a kernel without modules, drivers.img only a
+# guest with [drivers].
+LATER = frozenset({DOMAIN, SIZES, "kernel-devel.tar.zst", "drivers.img"})
 # Most bytes of SHA256SUMS, of its signature and of SIZES: usually under 2000.
 SMALL = 64 << 10
 # Most files of a release; it has about 17.

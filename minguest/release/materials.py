@@ -6,8 +6,10 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from minguest.bundle.manifests import Manifest
+from minguest.bundle.manifests import Drivers, Initrd, Manifest, Package
 
+# What has packages and modules in it.
+INITRD, DRIVERS = "initrd.img", "drivers.img"
 # The licence of a series' pinned source also applies to the builder's own tree of that series.
 LINUX_LICENCE = "GPL-2.0-only WITH Linux-syscall-note"
 
@@ -50,7 +52,7 @@ def of(manifest: Manifest) -> dict[str, Material]:
             urls=manifest.firmware.urls,
             urls_sha256=manifest.firmware.sha256,
         ),
-        *(part for name in sorted(manifest.initrd.packages) for part in _package(manifest, name)),
+        *(part for name, package in sorted(manifest.packages.items()) for part in _package(manifest, name, package)),
         *_modules(manifest),
         Material(
             ref="initd",
@@ -96,42 +98,56 @@ def of(manifest: Manifest) -> dict[str, Material]:
     }
 
 
-def in_initrd(manifest: Manifest) -> list[str]:
-    """References of the packages that have files in the initrd, and of the modules in it."""
-    return [
-        *(f"package:{name}" for name in sorted(manifest.initrd.packages)),
-        *(part.ref for part in _modules(manifest)),
+def in_file(manifest: Manifest, file: str) -> list[str]:
+    """References of the packages that have files in a file of the bundle, and of the modules in it."""
+    place = _places(manifest).get(file)
+    if place is None:
+        return []
+    return [f"package:{name}" for name in sorted(place.packages)] + [
+        f"module:{of.name}/{module.name}" for of in place.modules for module in of.modules
     ]
+
+
+def _places(manifest: Manifest) -> dict[str, Initrd | Drivers]:
+    """What has packages and modules in it, by its file."""
+    found: dict[str, Initrd | Drivers] = {INITRD: manifest.initrd}
+    if manifest.drivers:
+        found[DRIVERS] = manifest.drivers
+    return found
+
+
+def _where(manifest: Manifest, name: str) -> str:
+    return " and ".join(file for file, place in _places(manifest).items() if name in place.packages)
 
 
 def _modules(manifest: Manifest) -> Iterator[Material]:
     """Modules out of the tree. What one says of its licence is no SPDX expression."""
-    for of in manifest.initrd.modules:
+    sets = {of.name: (file, of) for file, place in _places(manifest).items() for of in place.modules}
+    for file, of in sets.values():
         for module in of.modules:
             yield Material(
                 ref=f"module:{of.name}/{module.name}",
                 kind="library",
                 name=module.name,
                 version=module.version or None,
-                description="kernel module out of the tree, in initrd.img",
+                description=f"kernel module out of the tree, in {file}",
                 sha256=module.sha256,
                 properties=(("minguest:module-licence", module.licence), ("minguest:source-sha256", of.source)),
             )
 
 
-def _package(manifest: Manifest, name: str) -> Iterator[Material]:
-    """A Debian package in the initrd, and each file of its source."""
-    package = manifest.initrd.packages[name]
+def _package(manifest: Manifest, name: str, package: Package) -> Iterator[Material]:
+    """A Debian package that has files in the bundle, and each file of its source."""
     sources = {unquote(part.urls[0].rpartition("/")[2]): part for part in package.source}
     yield Material(
         ref=f"package:{name}",
         kind="application",
-        name=name,
+        name=package.deb or name,
         version=package.version,
-        description="Debian's package; files of it are in initrd.img",
+        description=f"Debian's package; files of it are in {_where(manifest, name)}",
         licence=package.licence,
         # A version's epoch ends with a colon, which a purl has as it is.
-        purl=f"pkg:deb/debian/{name}@{quote(package.version, safe='.-~:')}?arch=amd64",
+        purl=f"pkg:deb/debian/{package.deb or name}@{quote(package.version, safe='.-~:')}?arch=amd64",
         urls=package.urls,
         urls_sha256=package.sha256,
         properties=tuple(("minguest:source", file) for file in sources),

@@ -59,7 +59,7 @@ def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]
             "digest": {"sha256": package.sha256},
             "annotations": {"version": package.version},
         }
-        for name, package in sorted(manifest.initrd.packages.items())
+        for name, package in sorted(manifest.packages.items())
     ]
     if commit is not None:
         found.append({"name": "minguest", "digest": {"gitCommit": commit}})

@@ -38,6 +38,7 @@ MADE_OF = {
     "System.map": ["linux"],
     "kernel.config": ["linux"],
     "kernel-devel.tar.zst": ["linux"],
+    "drivers.img": [],
     "initrd.img": ["initd", "musl"],
     "OVMF_CODE.fd": ["ovmf"],
     "OVMF_VARS.fd": ["ovmf"],
@@ -57,7 +58,7 @@ def render(manifest: Manifest, name: str, version: str, patches: Mapping[str, st
         ref: _component(material, _pedigree(manifest, patches) if ref == "linux" else None)
         for ref, material in materials.of(manifest).items()
     }
-    made_of = {**MADE_OF, "initrd.img": [*MADE_OF["initrd.img"], *materials.in_initrd(manifest)]}
+    made_of = {file: [*refs, *materials.in_file(manifest, file)] for file, refs in MADE_OF.items()}
     bom = Bom(
         components=parts.values(),
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{name}-{version}-{sorted(manifest.files.items())}"),

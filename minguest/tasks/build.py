@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 
 from minguest import settings
-from minguest.bundle import firmware, initrd, manifests, modules
+from minguest.bundle import drivers, firmware, initrd, manifests, modules
 from minguest.kernel import devel, kbuild, source
-from minguest.model import Devel
+from minguest.model import Package
 from minguest.paths import DOMAIN, RUN_GUEST
+from minguest.tasks.modules import belonging, below
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, step
 from minguest.util import files, scratch
-from minguest.util.errors import UserError
 
 # SLOW: a module whose libraries take long to import is imported by the steps that use it: all others start without.
 # The files of a kernel that are in out/.
@@ -138,45 +138,6 @@ def initd_step(project: Project) -> Task:
     )
 
 
-def modules_step(project: Project) -> Task:
-    def make() -> None:
-        path, name, variables = modules.check(*project.module_source)
-        packed = project.at.kernel / devel.ARCHIVE
-        if not packed.exists():
-            raise UserError("this guest's kernel has no modules", "CONFIG_MODULES=y: configs/kernel/75-modules.config")
-        made = modules.build(
-            path,
-            name,
-            packed,
-            project.at.modules / name,
-            store=project.store,
-            make=variables,
-            key=project.module_key,
-            log=project.at.log(f"modules-{name}"),
-            say=say,
-        )
-        for each in made.modules:
-            needed = f", needs {', '.join(each.depends)}" if each.depends else ""
-            asks = f", firmware {', '.join(each.firmware)}" if each.firmware else ""
-            say(f"{each.file} {each.version} {each.size / 1e3:.0f} KB{', signed' * each.signed}{needed}{asks}")
-        if name not in project.guest.modules:
-            say(f'for the initrd: modules = ["{name}"] in {project.shown(project.guest_file)}')
-
-    return step(
-        make,
-        basename="modules",
-        doc="build modules out of the tree: src=DIR|TARBALL|.deb [name=NAME] [make='K=V …']",
-        task_dep=[f"kernel:{project.at.name}"],
-        facts=always,
-    )
-
-
-def _devel(project: Project) -> Devel | None:
-    """Which kernel modules must be built for; None if it takes none."""
-    facts = project.at.kernel / devel.FACTS
-    return msgspec.json.decode(facts.read_bytes(), type=Devel) if facts.exists() else None
-
-
 def initrd_step(project: Project) -> Task:
     def make() -> None:
         from minguest.util import fetch  # noqa: PLC0415 - see SLOW
@@ -186,7 +147,7 @@ def initrd_step(project: Project) -> Task:
             for name, package in project.packages.items()
         }
         with scratch.folder("modules") as folder:
-            modules.combine(project.modules, _devel(project), folder)
+            modules.combine(project.modules, belonging(project), folder)
             overlays = [*project.overlays, *([folder] if project.modules else [])]
             initrd.build(project.at.initrd_template, project.at.initd, overlays, project.at.initrd, debs)
         say(f"initrd.img {project.at.initrd.stat().st_size / 1e3:.0f} KB")
@@ -203,15 +164,11 @@ def initrd_step(project: Project) -> Task:
             "overlaid": [[path, path.lstat().st_mode] for path in overlaid],
             "packages": project.packages,
             # Not as file_dep: `doit modules build` makes them after this was called.
-            "modules": [[path, files.sha256(path)] for path in _below(project.modules)],
-            "kernel": _devel(project) if project.modules else None,
+            "modules": [[path, files.sha256(path)] for path in below(project.modules)],
+            "kernel": belonging(project) if project.modules else None,
         },
         task_dep=[f"kernel:{project.at.name}"] if project.modules else [],
     )
-
-
-def _below(folders: Iterable[Path]) -> list[Path]:
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def firmware_step(project: Project) -> Task:
@@ -241,6 +198,7 @@ def bundle_step(project: Project) -> Task:
         "OVMF_VARS.fd": ovmf / "OVMF_VARS.fd",
         "kernel.config": project.at.config / "kernel.config",
         "System.map": project.at.kernel / "System.map",
+        **({drivers.NAME: project.at.drivers} if project.guest.drivers else {}),
     }
     made_of = [project.at.config / "config.json", project.at.kernel / "kernel.json", ovmf / "firmware.json"]
 
@@ -265,8 +223,8 @@ def bundle_step(project: Project) -> Task:
             "guest": project.guest,
             "launch_files": project.launch_files,
             # What may change, and leave the initrd the same.
-            "overlays": _overlaid(project),
-            "packages": project.packages,
+            "overlays": _overlaid(project.overlays),
+            "packages": [project.packages, project.driver_packages],
             "devel": files.sha256(archive) if archive.exists() else None,
         },
     )
@@ -290,19 +248,23 @@ def _facts(project: Project) -> dict[str, Any]:
             "signature": tree.signed,
             "patches": msgspec.to_builtins(tree.patches),
             "inspected": msgspec.json.decode((project.at.kernel / "kernel.json").read_bytes()),
-            "devel": _devel(project),
+            "devel": belonging(project),
         },
         "config": {"fragments": {path.name: files.sha256(path) for path in project.fragments}, **configured},
         "initrd": {
             "initd": manifests.describe(project.at.initd),
             "template": files.sha256(project.at.initrd_template),
-            "overlays": _overlaid(project),
-            "packages": {
-                name: {key: value for key, value in msgspec.to_builtins(package).items() if key in manifests.PACKAGE}
-                for name, package in project.packages.items()
-            },
-            "modules": [modules.load(folder, _devel(project)) for folder in project.modules],
+            "overlays": _overlaid(project.overlays),
+            "packages": _packages(project.packages),
+            "modules": [modules.load(folder, belonging(project)) for folder in project.modules],
         },
+        "drivers": {
+            "overlays": _overlaid(project.driver_overlays),
+            "packages": _packages(project.driver_packages),
+            "modules": [modules.load(folder, belonging(project)) for folder in project.driver_modules],
+        }
+        if project.guest.drivers
+        else None,
         "firmware": {
             "version": project.ovmf.version,
             "sha256": project.ovmf.sha256,
@@ -313,11 +275,19 @@ def _facts(project: Project) -> dict[str, Any]:
     }
 
 
-def _overlaid(project: Project) -> dict[str, str]:
+def _packages(packages: Mapping[str, Package]) -> dict[str, Any]:
+    """As the manifest has them."""
+    return {
+        name: {key: value for key, value in msgspec.to_builtins(package).items() if key in manifests.PACKAGE}
+        for name, package in packages.items()
+    }
+
+
+def _overlaid(overlays: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of each file of the overlays, by the overlay's name and the path in it."""
     return {
         f"{overlay.name}/{path.relative_to(overlay)}": files.sha256(path)
-        for overlay in project.overlays
+        for overlay in overlays
         for path in sorted(overlay.rglob("*"))
         if path.is_file() and not path.is_symlink()
     }
@@ -351,6 +321,7 @@ def release_step(project: Project) -> Task:
             project.path("key") or settings.signing_key(),
             project.path("since"),
             unsigned=project.unsigned,
+            redistribute=list(filter(None, (project.variables["redistribute"] or "").split(","))),
             say=say,
         )
         size = sum(item.size for item in made.items)

@@ -45,6 +45,7 @@ VARIABLES = (
     "src",
     "name",
     "make",
+    "redistribute",
 )
 # Commands of doit that run no task.
 SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "tabcompletion", "reset-dep"}
@@ -56,7 +57,7 @@ VALUED = {"-f", "--file", "-d", "--dir", "--db-file", "--backend", "-o", "--outp
 # Options of every command of doit, with a value each; not -f and -d: doit is in that folder already.
 EVERYWHERE = ("--db-file", "--backend")
 # Tasks that need the guest's kernel, so that one is chosen; and those that need none.
-WITH_KERNEL = {"tree", "config", "kernel", "initrd", "bundle", "build", "boot-test", "evidence", "reproduce",
+WITH_KERNEL = {"tree", "config", "kernel", "initrd", "drivers", "bundle", "build", "boot-test", "evidence", "reproduce",
                "rehearse", "pits", "release", "modules"}  # fmt: skip
 WITHOUT_KERNEL = {"initd", "firmware", "host", "pits-host", "publish", "pits-page", "lint", "test", "bench",
                   "ceph-test"}  # fmt: skip
@@ -107,12 +108,15 @@ class Project:
             raise UserError(f"{guest_file}: firmware = {self.guest.firmware!r}: not in sources.toml", f"known: {known}")
         self.ovmf: Source = self.sources.firmware[self.guest.firmware]
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.series, root)
-        self.overlays = self._overlays()
+        self.overlays = self._overlays(self.guest.overlays)
         self.modules = [self._modules(name) for name in self.guest.modules]
+        on_disk = self.guest.drivers
+        self.driver_overlays = self._overlays(on_disk.overlays) if on_disk else []
+        self.driver_modules = [self._modules(name) for name in on_disk.modules] if on_disk else []
         if chooses:
             # A store that cannot be used, a launch that cannot be started or an overlay that cannot be laid is named
             # before anything is unpacked.
-            _ = self.store, self.launch_files, self.packages, self.certificate
+            _ = self.store, self.launch_files, self.packages, self.driver_packages, self.certificate
 
     @functools.cached_property
     def tools(self) -> Mapping[str, str]:
@@ -128,6 +132,11 @@ class Project:
     def packages(self) -> dict[str, Package]:
         """The Debian packages that the overlays take files from, by name."""
         return overlay.packages(self.overlays, self.sources.package)
+
+    @functools.cached_property
+    def driver_packages(self) -> dict[str, Package]:
+        """Those that the overlays of the disk of drivers take files from."""
+        return overlay.packages(self.driver_overlays, self.sources.package)
 
     @functools.cached_property
     def launch_files(self) -> dict[str, str]:
@@ -181,9 +190,10 @@ class Project:
         return signing.certificate(self.module_key, where) if self.module_key else ""
 
     @property
-    def module_source(self) -> tuple[Path | None, str | None, str | None]:
-        """src=, name= and make=."""
-        return self.path("src"), self.variables["name"], self.variables["make"]
+    def module_package(self) -> str:
+        """The Debian package that src= names, if it is one of sources.toml; else empty."""
+        name = self.variables["src"] or ""
+        return name if name in self.sources.package else ""
 
     @property
     def contract(self) -> tuple[contract.Rule, ...]:
@@ -259,9 +269,9 @@ class Project:
         except (OSError, ValueError):
             return None, place
 
-    def _overlays(self) -> list[Path]:
+    def _overlays(self, names: Sequence[str]) -> list[Path]:
         found: dict[str, str] = {}
-        for name in self.guest.overlays:
+        for name in names:
             folder = Path(name).name
             if folder in found:
                 raise UserError(
@@ -269,7 +279,7 @@ class Project:
                     "the manifest lists their files by that name: remove one, or rename its folder",
                 )
             found[folder] = name
-        return [self._overlay(name) for name in self.guest.overlays]
+        return [self._overlay(name) for name in names]
 
     def _modules(self, name: str) -> Path:
         if not modules.NAME.fullmatch(name):
@@ -302,7 +312,8 @@ def project(root: Path) -> Project:
         for argument in arguments:
             _check_variable(argument)
         variables = {name: get_var(name) for name in VARIABLES}
-        check_what_ships(tasks_of(arguments), variables)
+        packages = settings.sources(root / "configs/sources.toml").package if variables["src"] else {}
+        check_what_ships(tasks_of(arguments), variables, packages)
         guest, chooses = settings.guest_file(root, variables["guest"]), needs_kernel(arguments)
         made = Project(root, guest, variables, chooses=chooses)
         if not chooses and "host" in tasks_of(arguments) and made.host.at == made.at:
@@ -351,15 +362,22 @@ def needs_kernel(arguments: Sequence[str]) -> bool:
     return bool(tasks_of(arguments) & WITH_KERNEL)
 
 
-def check_what_ships(tasks: Collection[str], variables: Mapping[str, str | None]) -> None:
-    """UserError if one of these tasks lacks a variable, or cannot work with it: the bundle is built before they run."""
+def check_what_ships(
+    tasks: Collection[str], variables: Mapping[str, str | None], packages: Collection[str] = ()
+) -> None:
+    """UserError if one of these tasks lacks a variable, or cannot work with it: the bundle is built before they run.
+
+    `packages` are those of sources.toml, which src= may name."""
     if "release" in tasks:
         from minguest.release import assemble  # noqa: PLC0415 - slow to import, see SLOW in build.py
 
         unsigned = _one_of(variables, "unsigned", "yes", "no") == "yes"
         assemble.check(variables["version"], _path(variables["key"]) or settings.signing_key(), unsigned=unsigned)
     if "modules" in tasks:
-        modules.check(_path(variables["src"]), variables["name"], variables["make"])
+        if variables["src"] in packages:
+            modules.check_words(str(variables["src"]), variables["name"], variables["make"])
+        else:
+            modules.check(_path(variables["src"]), variables["name"], variables["make"], packages)
     if "publish" in tasks:
         from minguest.publish import destination  # noqa: PLC0415 - the same
 

@@ -13,9 +13,7 @@ from minguest.vm.disks import comma
 from minguest.vm.emulator import QEMU
 from minguest.vm.launch import Spec, cpu
 
-# QEMU finds the bundle by a link in the folder that it is started in. So its arguments have no path of this machine,
-# and no comma from a path: QEMU takes a comma for the end of a value.
-LINK = "bundle"
+LINK = disks.LINK
 # A person is at the console, Ctrl-a x ends QEMU, and QEMU ends with its guest. signal=off: Ctrl-C goes to the guest.
 ATTENDED = ("-chardev", "stdio,id=console,signal=off,mux=on")
 # A program watches over QMP. QEMU stays when the guest has ended, so that it can still be queried.
@@ -155,6 +153,9 @@ def cmdline(spec: Spec) -> list[str]:
         parameters += [f'"initd.root={root.disk}"' if " " in root.disk else f"initd.root={root.disk}"]
         parameters += [f"initd.init={root.init}", f"initd.root-seconds={root.seconds}", f"initd.onfail={root.onfail}"]
         parameters += ["initd.report-after=root", "ro" if root.read_only else "rw"]
+    if spec.drivers:
+        parameters.append(f"initd.drivers=SERIAL={disks.DRIVERS.serial}")
+        parameters += [f"initd.modules={','.join(spec.drivers.load)}"] * bool(spec.drivers.load)
     parameters += [*spec.series_options, *spec.cmdline]
     if spec.plug_cpus or spec.plug_memory:
         parameters += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)

@@ -11,6 +11,11 @@ import msgspec
 from minguest import model
 from minguest.util.errors import UserError
 
+# QEMU finds the bundle by a link in the folder that it is started in. So its arguments have no path of this machine,
+# and no comma from a path: QEMU takes a comma for the end of a value.
+LINK = "bundle"
+# The disk of drivers, which is in the bundle. initd finds it by its serial: its number depends on the other disks.
+DRIVERS = model.Disk(file=f"{LINK}/drivers.img", read_only=True, serial="drivers")
 # The port of a Ceph monitor without one: for the protocol that every release of Ceph speaks.
 MONITOR_PORT = 6789
 

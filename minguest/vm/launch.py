@@ -56,6 +56,7 @@ class Spec(msgspec.Struct, frozen=True):
     lock_memory: bool = False
     disks: tuple[model.Disk, ...] = ()
     root: model.Root | None = None
+    drivers: model.Drivers | None = None
     plug_cpus: int = 0
     """CPUs after some were plugged in while the guest runs; 0: none is plugged in."""
     unplug_cpus: int = 0
@@ -163,8 +164,12 @@ def settle(
         clock=launch.clock,
         hugepages=launch.hugepages,
         lock_memory=launch.lock_memory,
-        disks=tuple(disks.settle(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
+        disks=(
+            *(disks.settle(f"launch.disks[{n}]", disk, here) for n, disk in enumerate(launch.disks)),
+            *([disks.DRIVERS] if launch.drivers else []),
+        ),
         root=launch.root,
+        drivers=launch.drivers,
         plug_cpus=plug_cpus,
         unplug_cpus=unplug_cpus,
         plug_memory=plugged,

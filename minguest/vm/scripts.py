@@ -205,7 +205,7 @@ def _disk(name: str, disk: model.Disk, number: int, slot: str | None) -> dict[st
     letters = (chr(ord("a") + first - 1) if first else "") + chr(ord("a") + last)
     secret = f"{name}-disk{number}" if disk.key_file else ""
     return {
-        "it": disk,
+        "it": msgspec.structs.replace(disk, file=f"{FOLDER}/{Path(disk.file).name}") if disk == disks.DRIVERS else disk,
         "kind": kind,
         "target": f"vd{letters}",
         "slot": slot,

@@ -55,6 +55,35 @@ def test_a_drivers_module_has_underscores() -> None:
     assert drivers.why_not("my-card", None, [changed(name="my_card")]) == "no driver is bound; module my_card: loaded"
 
 
+NONE = changed(name="card", result="failed", errno="ENODEV", messages=("card: no card found",))
+LEFT = changed(name="more", result="failed", messages=("initd: not tried, because it needs card",))
+
+
+@pytest.mark.parametrize(
+    ("modules", "passed", "found", "why"),
+    [
+        ([LOADED, changed(name="more")], False, "loaded", ""),
+        ([LOADED, changed(name="more")], True, "loaded", ""),
+        ([NONE, LEFT], False, "no card, ENODEV", ""),
+        ([NONE, LEFT], True, "failed", "module card: failed, ENODEV: card: no card found; module more: failed: "
+         "initd: not tried, because it needs card"),
+        ([changed(result="failed", errno="ENOENT"), LEFT], False, "failed", "module card: failed, ENOENT; module more: "
+         "failed: initd: not tried, because it needs card"),
+        ([NONE, changed(name="more", result="failed", errno="EINVAL")], False, "failed",
+         "module card: failed, ENODEV: card: no card found; module more: failed, EINVAL"),
+        ([LEFT], False, "failed", "module more: failed: initd: not tried, because it needs card"),
+        ([LOADED, changed(name="more", result="timeout")], False, "failed", "module more: timeout"),
+        ([LOADED], False, "failed", "module more: initd says nothing of it"),
+        ([changed(name="more", result="failed", messages=("initd: not tried, because it needs more",))], False,
+         "failed", "module more: failed: initd: not tried, because it needs more"),
+    ],
+)  # fmt: skip
+def test_a_driver_without_a_card_is_not_one_that_fails(
+    modules: list[report.Module], passed: bool, found: str, why: str
+) -> None:
+    assert drivers.of_disk(["more"], modules, passed=passed) == (found, why)
+
+
 def judge(driver: str, bound: str | None, *modules: dict[str, Any]) -> verdict.Verdict:
     devices = [{**each, "driver": bound} if each.get("address") == GPU_AT else each for each in RECORDS]
     records = [*devices, *modules]

@@ -209,6 +209,12 @@ def wanting(what: str) -> Callable[[Bench], None]:
     return change
 
 
+def test_a_kbuild_may_have_its_list_elsewhere(bench: Bench) -> None:
+    (bench.source / "Makefile").rename(bench.source / "list.mk")
+    (bench.source / "Kbuild").write_text("include $(src)/list.mk\n")
+    assert [each.name for each in bench.build().modules] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("what", "why"),
     [

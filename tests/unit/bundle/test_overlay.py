@@ -370,4 +370,6 @@ def test_the_projects_own_overlays_are_good() -> None:
     known = settings.sources(ROOT / "configs/sources.toml").package
     folders = [path for path in sorted((ROOT / "overlays").iterdir()) if path.is_dir()]
     assert {path.name for path in folders} >= {"base", "rescue"}
-    assert set(overlay.packages(folders, known)) == {"busybox-static"}
+    assert set(overlay.packages(folders, known)) == {
+        "busybox-static", "firmware-nvidia-gsp", "firmware-nvidia-gsp-535",
+    }  # fmt: skip

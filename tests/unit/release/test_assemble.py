@@ -46,7 +46,7 @@ def results(folder: Path) -> dict[str, str]:
 
 def test_a_release_has_all_of_its_files(at: Layout, key: Path) -> None:
     made = workshop.make(at, key)
-    assert {item.name for item in made.items} == set(layout.MEDIA_TYPES) - {"kernel-devel.tar.zst"}
+    assert {item.name for item in made.items} == set(layout.MEDIA_TYPES) - {"kernel-devel.tar.zst", "drivers.img"}
     for name in manifests.load(at.bundle).files:
         assert (at.release / name).read_bytes() == (at.bundle / name).read_bytes()
     assert (at.release / paths.RUN_GUEST).stat().st_mode & stat.S_IXUSR
@@ -111,6 +111,32 @@ def test_kernel_devel_and_modules_are_listed(tmp_path: Path, key: Path) -> None:
     depends = {each["ref"]: each.get("dependsOn", []) for each in bom["dependencies"]}
     assert depends["file:initrd.img"] == ["initd", "module:cards/my_card", "musl", "package:tool"]
     assert depends["file:kernel-devel.tar.zst"] == ["linux"]
+    assert test_verify.look(made.release, key).holds
+
+
+def test_a_disk_of_drivers_with_firmware_is_released_only_on_request(tmp_path: Path, key: Path) -> None:
+    firmware = {**workshop.PACKAGE, "deb": "card-firmware", "restricted": True, "source": (), "licence": "LicenseRef-X"}
+    held = {"overlays": {}, "packages": {"firmware-2": firmware}, "modules": [workshop.MODULES]}
+    made = workshop.build(tmp_path / "p", extra={"drivers.img": b"drivers"}, drivers=held)
+    workshop.tested(made)
+    why = r"has files of firmware-2 1:2-3\+b1 \(LicenseRef-X\), whose licence"
+    with pytest.raises(UserError, match=why) as raised:
+        workshop.make(made, key)
+    assert raised.value.remedy.endswith("redistribute=firmware-2") and not made.release.exists()
+    with pytest.raises(UserError, match=r"redistribute=tool: .* has no such package") as raised:
+        assemble.make(made, "1.0", key, None, unsigned=False, redistribute=["tool", "firmware-2"], say=workshop.quiet)
+    assert raised.value.remedy == "it has: firmware-2"
+    assemble.make(made, "1.0", key, None, unsigned=False, redistribute=["firmware-2"], say=workshop.quiet)
+    assert (made.release / "drivers.img").read_bytes() == b"drivers"
+    bom = json.loads((made.release / layout.SBOM).read_bytes())
+    parts = {part["bom-ref"]: part for part in bom["components"]}
+    listed = parts["package:firmware-2"]
+    assert (listed["name"], listed["purl"]) == ("card-firmware", "pkg:deb/debian/card-firmware@1:2-3%2Bb1?arch=amd64")
+    assert "drivers.img" in listed["description"] and "drivers.img" in parts["module:cards/my_card"]["description"]
+    depends = {each["ref"]: each.get("dependsOn", []) for each in bom["dependencies"]}
+    assert depends["file:drivers.img"] == ["module:cards/my_card", "package:firmware-2"]
+    assert depends["file:initrd.img"] == ["initd", "musl", "package:tool"]
+    assert "LicenseRef-X" in (made.release / layout.PAGE).read_text()
     assert test_verify.look(made.release, key).holds
 
 

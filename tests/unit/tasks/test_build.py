@@ -310,7 +310,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
         "guest": {
             "name": "toy", "kernel": ["4.12", "6.12"], "fragments": ["*"], "options": {},
             "overlays": ["base", "mine"], "modules": [], "module_key": "", "firmware": "ovmf", "root": None,
-            "launch": plain(Launch(cpus=1, max_cpus=1, accel="tcg")),
+            "drivers": None, "launch": plain(Launch(cpus=1, max_cpus=1, accel="tcg")),
         },
         "kernel": {
             "wanted": ["4.12", "6.12"], "series": "6.12", "version": "6.12.1",
@@ -339,9 +339,11 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
             "packages": {"tool": {
                 "version": "1:2-3", "sha256": toy.tool, "urls": [f"{NOWHERE}/1:2-3"], "licence": "GPL-2.0-only",
                 "source": [{"urls": [f"{NOWHERE}/tool.tar"], "sha256": "5" * 64}],
+                "deb": "", "restricted": False,
             }},
             "modules": [],
         },
+        "drivers": None,
         "firmware": {"version": "2025.02-toy", "sha256": toy.deb, "urls": [f"{NOWHERE}/2025.02-toy"],
                      "licence": "MIT"},
         "tools": {**source.compiler_tools(), "musl": initrd.musl_version()},
@@ -575,7 +577,7 @@ def test_each_step_depends_on_the_facts_that_it_works_with(toy: Toy, spelled: Ca
     ) for file in listed}  # fmt: skip
     assert facts["bundle"] == {
         "choice": it.choice, "guest": it.guest, "launch_files": it.launch_files, "overlays": overlays,
-        "packages": it.packages, "devel": None,
+        "packages": [it.packages, it.driver_packages], "devel": None,
     }  # fmt: skip
     assert list(it.packages) == ["tool"]
     shutil.copytree(TREE, toy.folder / "tree")

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest.model import Disk, Launch, Node
+from minguest.model import Disk, Drivers, Launch, Node
 from minguest.util.errors import UserError
 from minguest.vm import arguments, bar_window, disks, emulator, launch
 from minguest.vm.launch import Options, settle
@@ -507,3 +507,18 @@ def test_where_there_is_nothing_to_plan_nothing_is_changed(sysfs: Path) -> None:
     for launched in (Launch(), Launch(machine="pc", gpus=("bar:16M",))):
         spec = settle(launched, Options(accel="tcg"), 64, MODELS, sysfs)
         assert launch.with_room(spec, sysfs, "") == (spec, None)
+
+
+def test_a_disk_of_drivers_comes_after_the_guests_own(sysfs: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.img"
+    own.write_bytes(b"")
+    wanted = Launch(disks=(Disk(file=str(own)),), drivers=Drivers(("any",), load=("a-card", "more")), accel="tcg")
+    command = argv(settle(wanted, Options(), 64, MODELS, sysfs))
+    assert value(command, "-blockdev")[1] == (
+        "driver=raw,node-name=disk1,file.driver=file,file.filename=bundle/drivers.img,read-only=on"
+    )
+    assert "virtio-blk-pci,drive=disk1,id=disk1-device,serial=drivers" in value(command, "-device")
+    (append,) = value(command, "-append")
+    assert append.endswith(" initd.drivers=SERIAL=drivers initd.modules=a-card,more")
+    without = " ".join(argv(settle(msgspec.structs.replace(wanted, drivers=None), Options(), 64, MODELS, sysfs)))
+    assert "drivers.img" not in without and "initd.drivers" not in without and "disk1" not in without

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk of drivers: the modules and the firmware of a guest whose initrd has none. An ext4 here, which every guest can
+mount; a bundle's own disk is a squashfs."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minguest.boottest import runner
+from minguest.bundle import initrd
+from minguest.diagnose import catalogue
+from minguest.model import Drivers, Launch
+from minguest.util.run import require
+from minguest.vm import arguments, disks, emulator, launch
+from tests import ROOT
+from tests.integration.conftest import SERIES
+from tests.integration.test_drivers import CARD, Booted, Modules, all_modules, modinfo
+from tests.integration.test_wait import ALL_SERIES
+
+__all__ = ["all_modules"]
+
+FIRMWARE = "minguest_firmware"
+Boot = Callable[..., Booted]
+
+
+def make_disk(modules: Modules, names: tuple[str, ...], image: Path, release: str = "") -> None:
+    """A disk with these modules and the card's firmware, as a normal user can make it."""
+    tree = image.with_name("tree")
+    place = tree / "lib/modules" / (release or modules.release)
+    place.mkdir(parents=True)
+    for name in names:
+        (place / f"{name}.ko").write_bytes(modules.built[name])
+    needed = {name: [f"{each}.ko" for each in modinfo(modules.built[name], "depends")[0].split(",") if each]
+              for name in names}  # fmt: skip
+    (place / "modules.dep").write_text("".join(f"{name}.ko: {' '.join(needed[name])}\n" for name in names))
+    (tree / "lib/firmware/minguest").mkdir(parents=True)
+    (tree / "lib/firmware/minguest/card.bin").write_bytes(b"f" * 1000)
+    image.parent.mkdir(exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run([require("mke2fs"), "-q", "-t", "ext4", "-d", str(tree), str(image)], check=True)
+
+
+@pytest.fixture(params=ALL_SERIES)
+def boot(request: pytest.FixtureRequest, all_modules: Callable[[str], Modules], tmp_path: Path) -> Boot:
+    """Boots a guest with these modules on its disk of drivers, and an initrd without any."""
+    if request.param == SERIES:
+        request.getfixturevalue("built")
+    modules = all_modules(request.param)
+    bundle = modules.at.bundle
+
+    def boot(*names: str, load: tuple[str, ...] = (), driver: str = "", release: str = "", serial: str = "") -> Booted:
+        wanted = Launch(driver=driver, drivers=Drivers(("any",), load=load), timeout=90)
+        spec = launch.settle(
+            wanted, launch.Options(accel="tcg"), 64, emulator.display_models(), Path("/sys"), request.param
+        )
+        make_disk(modules, names, tmp_path / disks.DRIVERS.file, release)
+        initrd.build(ROOT / "configs/templates/initrd.list.j2", modules.folder / "initd", [], tmp_path / "initrd.img")
+        (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
+        argv = arguments.argv(
+            spec,
+            code=str(bundle / "OVMF_CODE.fd"),
+            variables="OVMF_VARS.fd",
+            kernel=str(bundle / "bzImage"),
+            initrd=str(tmp_path / "initrd.img"),
+        )
+        if serial:
+            argv = [each.replace(f"serial={disks.DRIVERS.serial}", f"serial={serial}") for each in argv]
+        return Booted(runner.attempt(spec, argv, tmp_path, catalogue.load(ROOT / "configs/pits"), ()), tmp_path)
+
+    return boot
+
+
+def test_modules_and_firmware_come_from_the_disk(boot: Boot) -> None:
+    found = boot(FIRMWARE, load=("minguest-firmware",), driver=FIRMWARE)
+    assert found.verdict.result == "pass", found.verdict.reason
+    module = found.modules[FIRMWARE]
+    assert module.file is not None and module.file.startswith("/run/drivers/lib/modules/")
+    assert any("1000 bytes of firmware" in line for line in module.messages)
+    assert (found.row("drivers").guest, found.row("driver of gpu0").guest) == ("loaded", FIRMWARE)
+    assert "drivers: /dev/vda (ext4, read-only) after " in found.console
+
+
+def test_a_disk_that_is_not_there_is_said(boot: Boot) -> None:
+    found = boot(FIRMWARE, load=(FIRMWARE,), serial="other")
+    assert (found.verdict.result, found.verdict.ending) == ("failed", "power-off")
+    assert "no drivers: SERIAL=drivers: not found in 10 s" in found.console
+    assert not found.row("drivers").ok and "module minguest_firmware: absent" in found.row("drivers").why
+
+
+def test_modules_for_another_kernel_are_not_looked_at(boot: Boot) -> None:
+    found = boot(CARD, load=(CARD,), release="1.2.3")
+    assert found.verdict.result == "failed"
+    assert found.modules[CARD].result == "absent" and found.pits == ("module-missing",)
