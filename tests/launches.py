@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from minguest.model import Accel, Disk, Launch, Node
+from minguest.model import Accel, Disk, Drivers, Launch, Node
 from minguest.vm import launch, scripts
 from tests import ROOT
 
@@ -38,6 +38,7 @@ LAUNCHES: Mapping[str, Launch] = {
     "plug-nodes": Launch(max_memory="8G", numa=NODES),
     "disks": Launch(disks=DISKS),
     "pc-disks": Launch(machine="pc", disks=DISKS),
+    "drivers": Launch(disks=DISKS[:1], drivers=Drivers(("any",), load=("a-card",))),
     "bars": Launch(gpus=("bar:64G", "virtio-gpu-pci", "bar:256G")),
     "wide": Launch(gpus=("bar:128G",) * 8),
     "pc-bar": Launch(machine="pc", gpus=("bar:16M", "secondary-vga")),

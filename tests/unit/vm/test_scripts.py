@@ -169,7 +169,9 @@ def test_the_domain_keeps_every_value_whole(name: str, sysfs: Path) -> None:
     assert found.get("type") == ("qemu" if name == "tcg" else "kvm")
     assert found.findtext("os/cmdline") == " ".join(arguments.cmdline(spec))
     sources = [each.get("file") or each.get("dev") or each.get("name") for each in found.findall(".//disk/source")]
-    assert sources == [disk.file or disk.rbd for disk in spec.disks]
+    own = [disk.file or disk.rbd for disk in launches.LAUNCHES[name].disks]
+    assert sources == own + [f"{scripts.FOLDER}/drivers.img"] * (name == "drivers")
+    assert len(sources) == len(spec.disks)
 
 
 def test_cards_keep_their_functions_on_one_slot(sysfs: Path) -> None:
