@@ -38,6 +38,9 @@ GOOD = 'name = "x"\nkernel = ["6.12"]\n'
         (GOOD + '[root]\ninit = "sbin/init"', r"root\.init = 'sbin/init': not the path of a program"),
         (GOOD + "[root]\nseconds = 601", r"root\.seconds = 601: not from 1 to 600"),
         (GOOD + '[root]\nfilesystem = "ext3"', r"Invalid enum value 'ext3' - at `root.filesystem`"),
+        (GOOD + '[launch.drivers]\nmodules = ["a"]', r"a guest's drivers are \[drivers\], at the top of the file"),
+        (GOOD + "[drivers]\nmodules = []", r"drivers.modules = \[\] names no modules"),
+        (GOOD + '[drivers]\nmodules = ["a"]\nload = ["b,c"]', r"drivers.load: 'b,c' is not a module's name"),
         (GOOD + '[launch.root]\ndisk = "/dev/vda"', r"a guest's root is \[root\], at the top of the file"),
     ],
 )

@@ -209,6 +209,13 @@ def wanting(what: str) -> Callable[[Bench], None]:
     return change
 
 
+def test_a_package_of_sources_toml_that_is_misspelt_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"src=.*/open-kernal: no such file or folder") as raised:
+        modules.check(tmp_path / "open-kernal", None, None, ["open-kernel", "other"])
+    assert raised.value.remedy == "nearest in sources.toml: src=open-kernel"
+    assert modules.check_words("open-kernel-535", None, "A=b") == ("open-kernel", ["A=b"])
+
+
 def test_a_kbuild_may_have_its_list_elsewhere(bench: Bench) -> None:
     (bench.source / "Makefile").rename(bench.source / "list.mk")
     (bench.source / "Kbuild").write_text("include $(src)/list.mk\n")
