@@ -41,14 +41,23 @@ def of_disk(wanted: Sequence[str], modules: Sequence[Module], *, passed: bool) -
 
 
 def _loaded_but_for_a_card(name: str, modules: Mapping[str, Module]) -> bool:
-    module = modules.get(name)
-    if module is None or module.result != "failed":
-        return module is not None and module.result == "loaded"
-    if module.errno == "ENODEV":
-        return True
-    because = [match[1] for line in module.messages if (match := BECAUSE.fullmatch(line))]
-    # A module that needs itself is one of depmod's mistakes, and no card would help.
-    return bool(because) and all(each != name and _loaded_but_for_a_card(each, modules) for each in because)
+    """Whether a module is loaded, or was not because of ENODEV alone: its own, or that of one that it needs."""
+    seen: set[str] = set()
+    wanted, no_card = [name], False
+    while wanted:
+        module = modules.get(wanted.pop())
+        if module is None:
+            return False
+        if module.name in seen or module.result == "loaded":
+            continue
+        seen.add(module.name)
+        because = [match[1] for line in module.messages if (match := BECAUSE.fullmatch(line))]
+        if module.result != "failed" or not (because or module.errno == "ENODEV"):
+            return False
+        no_card |= module.errno == "ENODEV"
+        wanted += because
+    # depmod's lists may say that modules need each other: no card would help them.
+    return no_card or name not in seen
 
 
 def _told(module: Module) -> str:

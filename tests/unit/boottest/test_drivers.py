@@ -65,6 +65,9 @@ LEFT = changed(name="more", result="failed", messages=("initd: not tried, becaus
         ([LOADED, changed(name="more")], False, "loaded", ""),
         ([LOADED, changed(name="more")], True, "loaded", ""),
         ([NONE, LEFT], False, "no card, ENODEV", ""),
+        ([NONE, changed(name="other", result="failed", messages=LEFT.messages),
+          changed(name="more", result="failed", messages=(*LEFT.messages, "initd: not tried, because it needs other"))],
+         False, "no card, ENODEV", ""),
         ([NONE, LEFT], True, "failed", "module card: failed, ENODEV: card: no card found; module more: failed: "
          "initd: not tried, because it needs card"),
         ([changed(result="failed", errno="ENOENT"), LEFT], False, "failed", "module card: failed, ENOENT; module more: "
@@ -76,6 +79,9 @@ LEFT = changed(name="more", result="failed", messages=("initd: not tried, becaus
         ([LOADED], False, "failed", "module more: initd says nothing of it"),
         ([changed(name="more", result="failed", messages=("initd: not tried, because it needs more",))], False,
          "failed", "module more: failed: initd: not tried, because it needs more"),
+        ([LEFT, changed(result="failed", messages=("initd: not tried, because it needs more",))], False, "failed",
+         "module more: failed: initd: not tried, because it needs card; module card: failed: initd: not tried, because "
+         "it needs more"),
     ],
 )  # fmt: skip
 def test_a_driver_without_a_card_is_not_one_that_fails(
