@@ -639,8 +639,11 @@ def release(
     got: list[tuple[Any, ...]] = []
     item = SimpleNamespace(size=5_000_000_000)
 
-    def make(at: Layout, version: str | None, key: Path | None, since: Path | None, *, unsigned: bool, say: Any) -> Any:
-        got.append((at, version, key, since, unsigned))
+    def make(
+        at: Layout, version: str | None, key: Path | None, since: Path | None, *, unsigned: bool,
+        redistribute: list[str], say: Any,
+    ) -> Any:  # fmt: skip
+        got.append((at, version, key, since, unsigned, redistribute))
         return SimpleNamespace(items=[item, item], facts=SimpleNamespace(name="toy", version=version))
 
     monkeypatch.setattr(assemble, "make", make)
@@ -657,10 +660,10 @@ def test_release_passes_what_the_user_says(
     at = toy.at("toy", "6.12")
     monkeypatch.delenv("MINGUEST_SIGNING_KEY", raising=False)
     said = {"kernel": "6.12", "version": "1.2"}
-    assert release(toy, monkeypatch, spelled, **said) == (at, "1.2", None, None, False)
+    assert release(toy, monkeypatch, spelled, **said) == (at, "1.2", None, None, False, [])
     assert capsys.readouterr().out == "out/toy-6.12/release: toy 1.2, 10000.00 MB\n"
-    more = release(toy, monkeypatch, spelled, **said, key="/key", since="/before", unsigned="yes")
-    assert more == (at, "1.2", Path("/key"), Path("/before"), True)
+    more = release(toy, monkeypatch, spelled, **said, key="/key", since="/before", unsigned="yes", redistribute="a,b")
+    assert more == (at, "1.2", Path("/key"), Path("/before"), True, ["a", "b"])
     monkeypatch.setenv("MINGUEST_SIGNING_KEY", "/own-key")
     assert release(toy, monkeypatch, spelled, **said)[2] == Path("/own-key")
     assert release(toy, monkeypatch, spelled, **said, key="/key")[2] == Path("/key")
