@@ -146,6 +146,8 @@ int within(long long seconds, bool (*give_up)(void), int (*step)(void *), void *
 void copy_nodes(int from);
 
 /* mounts.c */
+/* Of a 9p share. msize: larger messages mean fewer of them. */
+#define P9 "trans=virtio,version=9p2000.L,msize=524288"
 #define SYSROOT "/sysroot"	/* where a root is mounted, before it becomes "/" */
 
 void open_console(void);

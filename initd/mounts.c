@@ -101,8 +101,6 @@ static const struct {
 
 #define SHARE SYSROOT "/run/share"
 
-/* msize: larger messages mean fewer of them. */
-#define TRANSPORT "trans=virtio,version=9p2000.L,msize=524288"
 
 static void must_mount(const char *source, const char *target, const char *type,
 		       unsigned long flags, const char *data)
@@ -130,7 +128,7 @@ void enter_root(const char *share)
 			   NULL);
 	if (share) {
 		mkdir(SHARE, 0755);
-		must_mount(share, SHARE, "9p", MS_NOSUID | MS_NODEV, TRANSPORT);
+		must_mount(share, SHARE, "9p", MS_NOSUID | MS_NODEV, P9);
 	}
 	if (chroot(SYSROOT) || chdir("/"))
 		die("chroot " SYSROOT);

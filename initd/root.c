@@ -24,8 +24,6 @@
 #define LOOK_MS	100
 /* To read and mount what is there: a large journal takes seconds to replay. */
 #define MOUNT_S	60
-/* A read-only share does not change, so it may be cached. Large messages: fewer of them. */
-#define P9 "trans=virtio,version=9p2000.L,msize=524288"
 
 static const struct {
 	const char *name;
@@ -221,6 +219,7 @@ static bool mount_share(struct root *root, const char *wanted)
 		root->appeared_us = uptime_us();
 		if (strcmp(root->type, "9p"))
 			return mount_it(root, tag, NULL);
+		/* A share that is only read does not change here: it may be cached. */
 		return mount_it(root, tag, root->read_only ? P9 ",cache=loose" : P9);
 	}
 	return false;

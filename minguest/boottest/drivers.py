@@ -18,10 +18,10 @@ def why_not(wanted: str, bound: str | None, modules: Sequence[Module]) -> str:
     if bound == wanted:
         return ""
     own = wanted.replace("-", "_")
-    told = [_told(module) for module in modules if module.result != "loaded" or module.name == own]
+    said = [_said(module) for module in modules if module.result != "loaded" or module.name == own]
     if not any(module.name == own for module in modules):
-        told.append(f"no module {own} was asked for, by initd.modules= or by a device's MODALIAS")
-    return "; ".join([f"{bound} is bound" if bound else "no driver is bound", *told])
+        said.append(f"no module {own} was requested, by initd.modules= or by a device's MODALIAS")
+    return "; ".join([f"{bound} is bound" if bound else "no driver is bound", *said])
 
 
 def of_disk(wanted: Sequence[str], modules: Sequence[Module], *, passed: bool) -> tuple[str, str]:
@@ -37,7 +37,7 @@ def of_disk(wanted: Sequence[str], modules: Sequence[Module], *, passed: bool) -
     if not passed and all(_loaded_but_for_a_card(name, found) for name in names):
         return "no card, ENODEV", ""
     missing = [f"module {name}: initd says nothing of it" for name in names if name not in found]
-    return "failed", "; ".join([*missing, *(_told(each) for each in modules if each.result != "loaded")])
+    return "failed", "; ".join([*missing, *(_said(each) for each in modules if each.result != "loaded")])
 
 
 def _loaded_but_for_a_card(name: str, modules: Mapping[str, Module]) -> bool:
@@ -60,7 +60,7 @@ def _loaded_but_for_a_card(name: str, modules: Mapping[str, Module]) -> bool:
     return no_card or name not in seen
 
 
-def _told(module: Module) -> str:
+def _said(module: Module) -> str:
     """A module, its result, and what the kernel printed."""
     detail = module.errno or (f"signal {module.signal}" if module.signal else "")
     if module.result in ("timeout", "absent"):

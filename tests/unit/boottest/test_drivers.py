@@ -19,7 +19,7 @@ from tests.unit.boottest.test_verdict import GPU_AT, RECORDS, SPEC, VIEWS
 LOADED = report.Module("card", "/lib/modules/6.12/card.ko", "1.2", "loaded", None, None, 0.1, ())
 OTHER = msgspec.structs.replace(LOADED, name="other")
 MAGIC = "card: version magic '6.1 SMP ' should be '6.12 SMP '"
-ASKED = "no module card was asked for, by initd.modules= or by a device's MODALIAS"
+ASKED = "no module card was requested, by initd.modules= or by a device's MODALIAS"
 
 
 def changed(**changes: Any) -> report.Module:
