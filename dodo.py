@@ -46,6 +46,12 @@ def task_modules():
     return modules.modules_step(PROJECT)
 
 
+def task_in_tree():
+    """the kernel's own modules, of a guest that names them"""
+    if PROJECT.uses_in_tree:
+        yield modules.in_tree_step(PROJECT)
+
+
 def task_initd():
     return build.initd_step(PROJECT)
 

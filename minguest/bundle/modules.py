@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules out of the tree: built against a kernel-devel, checked before any boot, and laid out for an initrd.
+"""Kernel modules, checked before any boot and laid out for an initrd or a disk: those out of the tree, which are built
+here against a kernel-devel, and those of the kernel's own source, which its build made.
 
 The result is a folder as an overlay has it: lib/modules/RELEASE/extra/NAME/*.ko, with what a loader reads in
 lib/modules/RELEASE, and modules.json (`kmodule.Set`) beside the modules, which says what they are and for which kernel.
@@ -9,7 +10,7 @@ import difflib
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,11 +20,13 @@ from minguest.bundle import kmodule
 from minguest.kernel import devel, kbuild, signing, source, symvers
 from minguest.model import Devel
 from minguest.paths import Store
-from minguest.util import archive, files, run
+from minguest.util import archive, files, run, scratch
 from minguest.util.errors import ToolError, UserError
 
 FORMAT = 1
 FACTS = "modules.json"
+# The name of the kernel's own modules, as a guest's file has it.
+IN_TREE = "in-tree"
 # A folder of the initrd, and a word on a command line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAKEFILES = ("Kbuild", "Makefile")
@@ -65,6 +68,8 @@ def check_words(source_name: str, name: str | None, make: str | None) -> tuple[s
     chosen = name_of(Path(source_name)) if name is None else name
     if not NAME.fullmatch(chosen):
         raise UserError(f"name={chosen}: becomes a folder's name", "use A-Z, a-z, 0-9, '.', '_' and '-'")
+    if chosen == IN_TREE:
+        raise UserError(f"name={chosen}: is the name of the kernel's own modules", "give these another name")
     try:
         words = shlex.split(make or "")
     except ValueError as error:
@@ -96,12 +101,35 @@ def build(
         for folder in (tree, copy):
             folder.mkdir()
         archive.extract_tar(packed, tree)
-        kernel = msgspec.json.decode((tree / devel.FACTS).read_bytes(), type=Devel)
         _copy(path, copy)
         digest = source.content(copy if path.is_dir() else path)
         place = find(copy, path)
         _make(tree, place, work, store, make, held, log)
-        return _lay_out(_built(copy, path), place, tree, kernel, name, digest, key, target, log)
+        own_list = place / "Module.symvers"
+        own = symvers.of_modules(symvers.read(own_list)) if own_list.exists() else {}
+        return _lay_out(_built(copy, path), own, tree, name, digest, key, target, log)
+
+
+def in_tree(built: Path, packed: Path, target: Path, *, key: Path | None = None, log: Path) -> kmodule.Set:
+    """Write the kernel's own modules to `target` as an overlay: `built` is devel.IN_TREE, `packed` the kernel-devel of
+    the same build. `key` signs. UserError for modules that this kernel would refuse."""
+    with scratch.folder("in-tree") as work:
+        tree, copy = work / "kernel-devel", work / "modules"
+        for folder, packing in ((tree, packed), (copy, built)):
+            folder.mkdir()
+            archive.extract_tar(packing, folder)
+        own = symvers.of_modules(symvers.read(tree / "Module.symvers"))
+        return _lay_out(_built(copy, built), own, tree, IN_TREE, files.sha256(built), key, target, log)
+
+
+def is_of(target: Path, built: Path, kernel: Devel | None, *, signed: bool) -> bool:
+    """Whether `target` is what `in_tree` makes of `built`, whole."""
+    try:
+        made = load(target, kernel)
+    except UserError:
+        return False
+    same = (made.format, made.source) == (FORMAT, files.sha256(built))
+    return same and all(each.signed == signed for each in made.modules)
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -198,15 +226,16 @@ def _built(copy: Path, path: Path) -> list[Path]:
 
 def _lay_out(
     built: Sequence[Path],
-    place: Path,
+    own: Mapping[str, symvers.Export],
     tree: Path,
-    kernel: Devel,
     name: str,
     digest: str,
     key: Path | None,
     target: Path,
     log: Path,
 ) -> kmodule.Set:
+    """`own`: what these modules export; `tree`: the kernel-devel, unpacked."""
+    kernel = msgspec.json.decode((tree / devel.FACTS).read_bytes(), type=Devel)
     with files.replacing_tree(target) as new:
         folder = new / "lib/modules" / kernel.release / "extra" / name
         folder.mkdir(parents=True)
@@ -216,9 +245,6 @@ def _lay_out(
             run.run(["strip", "-g", "-o", folder / path.name, path], bare=True)
             kept.append(folder / path.name)
         read = [kmodule.read(path) for path in kept]
-        own_list = place / "Module.symvers"
-        own = symvers.read(own_list) if own_list.exists() else {}
-        own = {symbol: each for symbol, each in own.items() if each.module != symvers.VMLINUX}
         if problems := kmodule.check(read, kernel, symvers.read(tree / "Module.symvers"), own):
             raise UserError(
                 f"linux {kernel.release} would refuse these modules:\n" + "\n".join(f"  {each}" for each in problems),
@@ -265,7 +291,7 @@ def _write_lists(folder: Path, sets: Sequence[kmodule.Set]) -> None:
 
 def load(folder: Path, kernel: Devel | None) -> kmodule.Set:
     """What `build` wrote to `folder`; UserError if it is damaged, or was built for another kernel than `kernel`."""
-    again = f"doit modules src=… name={folder.name}"
+    again = "doit build" if folder.name == IN_TREE else f"doit modules src=… name={folder.name}"
     found = list(folder.glob(f"lib/modules/*/extra/{folder.name}/{FACTS}"))
     if len(found) != 1:
         raise UserError(f"modules {folder.name!r}: not built for this guest and series", again)

@@ -17,6 +17,8 @@ from minguest.util import files
 MEASURED = {"4.12": (462, 1406), "6.12": (676, 1330)}
 # A line of kbuild about one object: `  CC      init/main.o`.
 OBJECT = re.compile(r"  [A-Z]+ .*\.o")
+# And of a module: `  CC [M]  drivers/gpu/drm/drm_file.o`.
+MODULE_OBJECT = re.compile(r"  [A-Z]+ (\[M\])? .*\.k?o")
 
 
 class Count(msgspec.Struct, frozen=True):

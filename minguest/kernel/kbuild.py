@@ -47,6 +47,8 @@ SUMS = "sums.json"
 # which kernel it was built with.
 KERNEL_SUMS = "kernel-sums.json"
 DEVEL = (devel.ARCHIVE, devel.FACTS, KERNEL_SUMS)
+# And of one whose config has modules of the kernel's own.
+WITH_MODULES = (*DEVEL, devel.IN_TREE)
 
 
 class Configured(msgspec.Struct, frozen=True):
@@ -231,11 +233,12 @@ def build(
     recipe = make_argv(Path("tree"), Path("out"), 1, "bzImage")
     kept = store.kernels / _key(tree, text, source.compiler_tools(), _with(recipe, certificate))
     beside = devel_folder(tree, text, store, certificate) if with_devel else None
+    config = kconfig.parse_config(text)
+    names = WITH_MODULES if devel.has_modules(config) else DEVEL
     with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this kernel")):
-        if not whole(kept) or (beside and not _belongs(beside, kept)):
+        if not whole(kept) or (beside and not _belongs(beside, kept, names)):
             building()
             with slot(store, say) as (work, held):
-                config = kconfig.parse_config(text)
                 if certificate:
                     files.write(work / signing.CERTIFICATE, certificate)
                 _compile(tree, text, work, store, held, log)
@@ -247,11 +250,13 @@ def build(
                     (new / "kernel.json").write_bytes(msgspec.json.format(msgspec.json.encode(inspected)))
                     _seal(new, KEPT)
                 if beside:
-                    _make(tree, work, store, held, log.with_suffix(".modules.log"), "modules")
+                    _compile_modules(tree, work, store, held, log.with_suffix(".modules.log"))
                     with files.replacing_tree(beside) as new:
                         devel.pack(Path(tree.path), work, config, new, log.with_suffix(".devel.log"))
+                        if devel.IN_TREE in names:
+                            devel.pack_modules(work, new)
                         shutil.copyfile(kept / SUMS, new / KERNEL_SUMS)
-                        _seal(new, DEVEL)
+                        _seal(new, names)
         files.used(kept)
         if beside:
             files.used(beside)
@@ -259,8 +264,8 @@ def build(
 
 
 def devel_folder(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> Path | None:
-    """Where `build` keeps the kernel-devel (DEVEL) of the kernel from `tree` and the config `text`; None for a kernel
-    without modules."""
+    """Where `build` keeps the kernel-devel (DEVEL or WITH_MODULES) of the kernel from `tree` and the config `text`;
+    None for a kernel that loads no modules."""
     if kconfig.parse_config(text).get("MODULES") != "y":
         return None
     recipe = [*make_argv(Path("tree"), Path("out"), 1, "bzImage", "modules"), f"kernel-devel {devel.FORMAT}"]
@@ -271,9 +276,9 @@ def _with(recipe: list[str], certificate: str) -> list[str]:
     return [*recipe, certificate] if certificate else recipe
 
 
-def _belongs(beside: Path, kept: Path) -> bool:
+def _belongs(beside: Path, kept: Path, names: Sequence[str]) -> bool:
     """Whether a kernel-devel is complete and was built together with this kernel."""
-    return whole(beside, DEVEL) and (beside / KERNEL_SUMS).read_bytes() == (kept / SUMS).read_bytes()
+    return whole(beside, names) and (beside / KERNEL_SUMS).read_bytes() == (kept / SUMS).read_bytes()
 
 
 def _seal(folder: Path, names: Sequence[str]) -> None:
@@ -317,6 +322,17 @@ def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: i
     files.used(store.objects)
     if dot_config.read_text(encoding="utf-8") != text:
         raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"read {log}")
+
+
+def _compile_modules(tree: source.Prepared, work: Path, store: Store, held: int, log: Path) -> None:
+    """Also where the config has no module: it is `make modules` that writes Module.symvers."""
+    with Counted(f"modules of linux {tree.tree.version}", "objects", None) as progress:
+
+        def compiled(line: str) -> None:
+            if expected.MODULE_OBJECT.fullmatch(line):
+                progress.step(line.strip())
+
+        _make(tree, work, store, held, log, "modules", compiled)
 
 
 def whole(kept: Path, names: Sequence[str] = KEPT) -> bool:

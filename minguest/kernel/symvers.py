@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Module.symvers: what the kernel and its modules export."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -35,3 +36,8 @@ def read(path: Path) -> dict[str, Export]:
         except ValueError:
             raise UserError(f"{path}:{number}: not a line of Module.symvers: {line[:100]!r}") from None
     return found
+
+
+def of_modules(exports: Mapping[str, Export]) -> dict[str, Export]:
+    """Those of modules alone, not of the kernel itself."""
+    return {symbol: each for symbol, each in exports.items() if each.module != VMLINUX}

@@ -12,7 +12,7 @@ from minguest.bundle import drivers, firmware, initrd, manifests, modules
 from minguest.kernel import devel, kbuild, source
 from minguest.model import Package
 from minguest.paths import DOMAIN, RUN_GUEST
-from minguest.tasks.modules import belonging, below
+from minguest.tasks.modules import belonging, below, needing_in_tree
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, step
@@ -22,7 +22,7 @@ from minguest.util import files, scratch
 # The files of a kernel that are in out/.
 KERNEL = ("bzImage", "System.map", "kernel.json")
 # And of a kernel with modules.
-DEVEL = (devel.ARCHIVE, devel.FACTS)
+DEVEL = (devel.ARCHIVE, devel.FACTS, devel.IN_TREE)
 
 
 def tree_step(project: Project) -> Task:
@@ -105,7 +105,7 @@ def kernel_step(project: Project) -> Task:
         beside = kbuild.devel_folder(tree, text, project.store, project.certificate)
         for name in DEVEL:
             (project.at.kernel / name).unlink(missing_ok=True)
-            if beside:
+            if beside and (beside / name).exists():
                 files.copy(beside / name, project.at.kernel / name)
         say(f"bzImage {inspected.bzimage.size / 1e6:.2f} MB, EFI stub {inspected.bzimage.efi_stub}")
 
@@ -167,7 +167,7 @@ def initrd_step(project: Project) -> Task:
             "modules": [[path, files.sha256(path)] for path in below(project.modules)],
             "kernel": belonging(project) if project.modules else None,
         },
-        task_dep=[f"kernel:{project.at.name}"] if project.modules else [],
+        task_dep=[f"kernel:{project.at.name}", *needing_in_tree(project, project.modules)] if project.modules else [],
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of modules out of the tree, and of the disk of drivers that brings them and their cards' firmware."""
+"""The tasks of kernel modules, and of the disk of drivers that brings them and their cards' firmware."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from minguest.bundle import drivers, modules
+from minguest.bundle import drivers, kmodule, modules
 from minguest.kernel import devel
 from minguest.model import Devel
 from minguest.tasks.project import Project
@@ -15,6 +15,9 @@ from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, step
 from minguest.util import files, scratch
 from minguest.util.errors import UserError
+
+# Firmware files of one module that the screen shows; amdgpu names hundreds.
+SHOWN = 4
 
 
 def belonging(project: Project) -> Devel | None:
@@ -60,10 +63,7 @@ def modules_step(project: Project) -> Task:
                 log=project.at.log(f"modules-{name}"),
                 say=say,
             )
-        for each in made.modules:
-            needed = f", needs {', '.join(each.depends)}" if each.depends else ""
-            asks = f", firmware {', '.join(each.firmware)}" if each.firmware else ""
-            say(f"{each.file} {each.version} {each.size / 1e3:.0f} KB{', signed' * each.signed}{needed}{asks}")
+        _show(made)
         if project.at.modules / name not in [*project.modules, *project.driver_modules]:
             say(f'for the initrd: modules = ["{name}"] in {project.shown(project.guest_file)}')
 
@@ -73,6 +73,39 @@ def modules_step(project: Project) -> Task:
         doc="build modules out of the tree: src=DIR|TARBALL|.deb|PACKAGE [name=NAME] [make='K=V …']",
         task_dep=[f"kernel:{project.at.name}"],
         facts=always,
+    )
+
+
+def _show(made: kmodule.Set) -> None:
+    for each in made.modules:
+        parts = [f"{each.file} {each.version}".strip(), f"{each.size / 1e3:.0f} KB", *["signed"] * each.signed]
+        parts += [f"needs {', '.join(each.depends)}"] * bool(each.depends)
+        more = f" and {len(each.firmware) - SHOWN} more" if len(each.firmware) > SHOWN else ""
+        parts += [f"firmware {', '.join(each.firmware[:SHOWN])}{more}"] * bool(each.firmware)
+        say(", ".join(parts))
+
+
+def in_tree_step(project: Project) -> Task:
+    """The kernel's own modules, where the guest names them."""
+    target, kernel = project.at.modules / modules.IN_TREE, project.at.kernel
+
+    def make() -> None:
+        if not (kernel / devel.IN_TREE).exists():
+            raise UserError(
+                f"{project.shown(project.guest_file)}: modules: {modules.IN_TREE!r}: this kernel builds no module",
+                "a fragment with =m, such as configs/kernel/drivers/amdgpu.config; or remove it from modules",
+            )
+        if not modules.is_of(target, kernel / devel.IN_TREE, belonging(project), signed=bool(project.certificate)):
+            archives = kernel / devel.IN_TREE, kernel / devel.ARCHIVE
+            _show(modules.in_tree(*archives, target, key=project.module_key, log=project.at.log("in-tree")))
+
+    return step(
+        make,
+        basename="in-tree",
+        name=project.at.name,
+        doc="the modules of the kernel's own source, checked and laid out",
+        facts=always,
+        task_dep=[f"kernel:{project.at.name}"],
     )
 
 
@@ -108,8 +141,13 @@ def drivers_step(project: Project) -> Task:
             "modules": [[path, files.sha256(path)] for path in below(project.driver_modules)],
             "kernel": belonging(project),
         },
-        task_dep=[f"kernel:{project.at.name}"],
+        task_dep=[f"kernel:{project.at.name}", *needing_in_tree(project, project.driver_modules)],
     )
+
+
+def needing_in_tree(project: Project, folders: Iterable[Path]) -> list[str]:
+    """The task that makes the kernel's own modules, if they are among these."""
+    return [f"in-tree:{project.at.name}"] if project.at.modules / modules.IN_TREE in folders else []
 
 
 def below(folders: Iterable[Path]) -> list[Path]:

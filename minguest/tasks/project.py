@@ -57,8 +57,8 @@ VALUED = {"-f", "--file", "-d", "--dir", "--db-file", "--backend", "-o", "--outp
 # Options of every command of doit, with a value each; not -f and -d: doit is in that folder already.
 EVERYWHERE = ("--db-file", "--backend")
 # Tasks that need the guest's kernel, so that one is chosen; and those that need none.
-WITH_KERNEL = {"tree", "config", "kernel", "initrd", "drivers", "bundle", "build", "boot-test", "evidence", "reproduce",
-               "rehearse", "pits", "release", "modules"}  # fmt: skip
+WITH_KERNEL = {"tree", "config", "kernel", "in-tree", "initrd", "drivers", "bundle", "build", "boot-test", "evidence",
+               "reproduce", "rehearse", "pits", "release", "modules"}  # fmt: skip
 WITHOUT_KERNEL = {"initd", "firmware", "host", "pits-host", "publish", "pits-page", "lint", "test", "bench",
                   "ceph-test"}  # fmt: skip
 # Commands of minguest that were tasks, or could be mistaken for one, with the argument that each takes first.
@@ -280,6 +280,11 @@ class Project:
                 )
             found[folder] = name
         return [self._overlay(name) for name in names]
+
+    @property
+    def uses_in_tree(self) -> bool:
+        """Whether the guest names the kernel's own modules."""
+        return self.at.modules / modules.IN_TREE in [*self.modules, *self.driver_modules]
 
     def _modules(self, name: str) -> Path:
         if not modules.NAME.fullmatch(name):

@@ -315,6 +315,41 @@ def test_modules_that_are_not_there_or_damaged_are_refused(bench: Bench) -> None
         modules.load(bench.target, KERNEL)
 
 
+def test_the_kernels_own_modules_become_an_overlay(bench: Bench, tmp_path: Path) -> None:
+    tree = tmp_path / "kernel-devel"
+    (tree / "Module.symvers").write_text(
+        "0x0\t_printk\tvmlinux\tEXPORT_SYMBOL\t\n0x0\ttwo_does\tdrivers/two/two\tEXPORT_SYMBOL\t\n"
+    )
+    subprocess.run(["tar", "caf", bench.packed, "-C", tmp_path, tree.name], check=True)
+    places = {"one": "drivers/one", "two": "drivers/two"}
+    for name, place in places.items():
+        (tmp_path / "built" / place).mkdir(parents=True)
+        shutil.copyfile(bench.source / f"{name}.ko", tmp_path / "built" / place / f"{name}.ko")
+    built, target = tmp_path / "in-tree-modules.tar", tmp_path / "modules/in-tree"
+    subprocess.run(["tar", "cf", built, "-C", tmp_path / "built", "drivers"], check=True)
+    made = modules.in_tree(built, bench.packed, target, log=bench.log)
+    assert (made.name, made.source, made.kernel) == ("in-tree", files.sha256(built), KERNEL)
+    assert {each.name: each.depends for each in made.modules} == {"one": ("two",), "two": ()}
+    assert modules.load(target, KERNEL) == made
+    dep = target / "lib/modules/6.12.1/modules.dep"
+    assert dep.read_text() == "extra/in-tree/one.ko: extra/in-tree/two.ko\nextra/in-tree/two.ko:\n"
+    # Whether it has to be made again.
+    assert modules.is_of(target, built, KERNEL, signed=False)
+    assert not modules.is_of(target, built, KERNEL, signed=True)
+    assert not modules.is_of(target, built, msgspec.structs.replace(KERNEL, config="0" * 64), signed=False)
+    assert not modules.is_of(target, bench.packed, KERNEL, signed=False)
+    ((target / "lib/modules/6.12.1/extra/in-tree") / "two.ko").unlink()
+    assert not modules.is_of(target, built, KERNEL, signed=False)
+    with pytest.raises(UserError, match=r"two\.ko: is not the module") as raised:
+        modules.load(target, KERNEL)
+    assert raised.value.remedy == "doit build"
+
+
+def test_the_name_of_the_kernels_own_modules_is_taken() -> None:
+    with pytest.raises(UserError, match="name=in-tree: is the name of the kernel's own modules"):
+        modules.check_words("src", "in-tree", None)
+
+
 def test_several_sets_are_listed_together(bench: Bench, tmp_path: Path) -> None:
     first = bench.build()
     other = tmp_path / "other"

@@ -119,6 +119,39 @@ def test_a_damaged_one_is_made_again(tmp_path: Path, store: Store) -> None:
     assert build(tmp_path, store)[1]
 
 
+WITH_DRIVER = CONFIG + "CONFIG_TOY=m\n"
+
+
+def test_the_kernels_own_modules_are_kept_with_it(tmp_path: Path, store: Store) -> None:
+    build(tmp_path, store, WITH_DRIVER)
+    place = kbuild.devel_folder(prepared(tmp_path), WITH_DRIVER, store)
+    assert place is not None
+    packed = place / devel.IN_TREE
+    first = packed.read_bytes()
+    with tarfile.open(packed) as tar:
+        (member,) = tar.getmembers()
+        assert (member.name, member.mode, member.mtime, member.uid) == ("drivers/toy/toy.ko", 0o644, devel.TIME, 0)
+        tar.extract(member, tmp_path, filter="data")
+    sections = output("readelf", "-SW", tmp_path / member.name)
+    assert ".modinfo" in sections and ".debug" not in sections
+    # It is as damaged as any other file, and the same bytes in every store.
+    packed.write_bytes(first[:-2])
+    assert build(tmp_path, store, WITH_DRIVER)[1] and packed.read_bytes() == first
+    packed.unlink()
+    assert build(tmp_path, store, WITH_DRIVER)[1] and packed.read_bytes() == first
+    assert not build(tmp_path, store, WITH_DRIVER)[1]
+
+
+def test_a_kernel_without_modules_of_its_own_keeps_none(tmp_path: Path, store: Store) -> None:
+    build(tmp_path, store)
+    assert not (folder(tmp_path, store) / devel.IN_TREE).exists()
+    # A config that has one, and a build that made none.
+    tree = Path(prepared(tmp_path).path, "Makefile")
+    tree.write_text(tree.read_text().replace("CONFIG_TOY=m", "CONFIG_NO"))
+    with pytest.raises(ToolError, match="made no module, and its config has some"):
+        build(tmp_path, store, WITH_DRIVER)
+
+
 def test_one_of_another_build_of_the_kernel_is_not_believed(tmp_path: Path, store: Store) -> None:
     """As where a run is killed after it replaced the kernel, and before it replaced this."""
     kept, _ = build(tmp_path, store)

@@ -516,6 +516,26 @@ def test_modules_of_this_kernel_are_in_the_initrd(toy: Toy) -> None:
     assert "modules 'two' were built for another kernel: a config with SHA-256 00000" in said
 
 
+def test_the_kernels_own_modules_are_in_the_initrd(toy: Toy) -> None:
+    text = 'name = "own"\nkernel = ["6.12"]\noverlays = ["base"]\nmodules = ["in-tree"]\n\n[options]\nMODULES = true\n'
+    guest = toy.guest("configs/guests/own.toml", text)
+    assert "'in-tree': this kernel builds no module" in refused(toy.run("build", "guest=own", status=1))
+    guest.write_text(text + 'TOY = "m"\n')
+    assert re.search(r"── in-tree:own-6.12\ntoy\.ko, \d KB\n", toy.run("build", "guest=own"))
+    at = toy.at("own")
+    with archive.decompressed(at.initrd) as stream:
+        held = {member.name: member.data for member in cpio.parse(stream.read())[0]}
+    assert held["lib/modules/6.12.1/modules.dep"] == b"extra/in-tree/toy.ko:\n"
+    (listed,) = manifests.load(at.bundle).initrd.modules
+    assert [each.name for each in listed.modules] == ["toy"]
+    assert "initrd" not in str(steps(toy.run("build", "guest=own")))
+    # One that is damaged is laid out again.
+    place = at.modules / "in-tree/lib/modules/6.12.1/extra/in-tree/toy.ko"
+    place.write_bytes(b"damaged")
+    toy.run("build", "guest=own")
+    assert place.read_bytes() == held["lib/modules/6.12.1/extra/in-tree/toy.ko"]
+
+
 def test_the_host_is_made_like_any_guest(toy: Toy) -> None:
     said = toy.run("host")
     ran = steps(said)
