@@ -45,7 +45,7 @@ class Module(msgspec.Struct, frozen=True):
     size: int
     vermagic: str
     depends: tuple[str, ...]
-    """Modules of this set that it needs."""
+    """Modules that it needs: of this set, or of the kernel's own."""
     firmware: tuple[str, ...]
     """Files below /lib/firmware that it may ask for."""
     aliases: tuple[str, ...]
@@ -143,9 +143,9 @@ def check(
 ) -> list[str]:
     """Why `kernel` would refuse to load one of these modules; empty if it would not.
 
-    `exports` is the kernel's Module.symvers, `own` that of the modules themselves, which win.
+    `exports` is the kernel's Module.symvers, `own` that of the modules themselves and of those beside them, which win.
     """
-    names = {each.name for each in modules}
+    names = {each.name for each in modules} | {module_name(each.module) for each in own.values()}
     problems = []
     for each in modules:
         if each.one("vermagic") != kernel.vermagic:
@@ -168,7 +168,7 @@ def check(
                 types.append(symbol)
         for found, text in (
             (missing, "no such symbol is exported by the kernel or a module beside it"),
-            (elsewhere, "symbols of a kernel module that the initrd does not have; build that one in (=y)"),
+            (elsewhere, 'symbols of a module of the kernel\'s own; put "in-tree" beside it, or build that one in (=y)'),
             (licence, f"only for modules under the GPL, and its licence is {each.one('license')!r}"),
             (types, "symbols whose type is another one in this kernel (CRC)"),
             (sorted(imports), "namespaces of symbols that it does not import (MODULE_IMPORT_NS)"),
@@ -227,6 +227,11 @@ def _all_needs(name: str, found: Mapping[str, Listed]) -> list[str]:
     order: list[str] = []
 
     def visit(each: str, above: tuple[str, ...]) -> None:
+        if each not in found:
+            raise UserError(
+                f"module {above[-1]} needs {each}, which is not beside it",
+                'both in the initrd, or both on the disk of drivers: "in-tree" has the kernel\'s own',
+            )
         if each in above:
             raise UserError(f"modules need each other: {' -> '.join((*above, each))}")
         if each not in order:

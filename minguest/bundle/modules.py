@@ -88,13 +88,15 @@ def build(
     store: Store,
     make: Sequence[str] = (),
     key: Path | None = None,
+    beside_in_tree: bool = False,
     log: Path,
     say: Callable[[str], None],
 ) -> kmodule.Set:
     """Build the modules of a source against the kernel-devel `packed`, and write them to `target` as an overlay.
 
     The source is copied first. `make`: more variables; `{devel}` in one is the folder of kernel-devel. `key` signs.
-    UserError for a source that is none, and for modules that this kernel would refuse; ToolError if make fails.
+    `beside_in_tree`: the guest has the kernel's own modules too, which these may need. UserError for a source that is
+    none, and for modules that this kernel would refuse; ToolError if make fails.
     """
     with kbuild.slot(store, say) as (work, held):
         tree, copy = work / "kernel-devel", work / "src"
@@ -107,6 +109,8 @@ def build(
         _make(tree, place, work, store, make, held, log)
         own_list = place / "Module.symvers"
         own = symvers.of_modules(symvers.read(own_list)) if own_list.exists() else {}
+        if beside_in_tree:
+            own = symvers.of_modules(symvers.read(tree / "Module.symvers")) | own
         return _lay_out(_built(copy, path), own, tree, name, digest, key, target, log)
 
 
@@ -234,7 +238,7 @@ def _lay_out(
     target: Path,
     log: Path,
 ) -> kmodule.Set:
-    """`own`: what these modules export; `tree`: the kernel-devel, unpacked."""
+    """`own`: what these modules export, and those beside them; `tree`: the kernel-devel, unpacked."""
     kernel = msgspec.json.decode((tree / devel.FACTS).read_bytes(), type=Devel)
     with files.replacing_tree(target) as new:
         folder = new / "lib/modules" / kernel.release / "extra" / name
@@ -257,7 +261,13 @@ def _lay_out(
         modules = tuple(_describe(path, each, depends[each.name]) for path, each in zip(kept, read, strict=True))
         made = kmodule.Set(FORMAT, name, digest, kernel, modules)
         (folder / FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
-        _write_lists(new, [made])
+        # What is beside them, `combine` knows.
+        names = {each.name for each in modules}
+        alone = [
+            msgspec.structs.replace(each, depends=tuple(name for name in each.depends if name in names))
+            for each in modules
+        ]
+        _write_lists(new, [msgspec.structs.replace(made, modules=tuple(alone))])
     return made
 
 

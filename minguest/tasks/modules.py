@@ -60,6 +60,7 @@ def modules_step(project: Project) -> Task:
                 store=project.store,
                 make=[*own, *variables],
                 key=project.module_key,
+                beside_in_tree=project.uses_in_tree,
                 log=project.at.log(f"modules-{name}"),
                 say=say,
             )

@@ -108,7 +108,7 @@ def test_each_reason_is_named(tmp_path: Path) -> None:
     assert problem.startswith("b: no such symbol is exported by the kernel or a module beside it: gone_00, gone_01, ")
     assert problem.endswith("gone_19 and 2 more")
     assert refused(module(tmp_path / "c.ko", ["drm_open"])) == [
-        "c: symbols of a kernel module that the initrd does not have; build that one in (=y): "
+        'c: symbols of a module of the kernel\'s own; put "in-tree" beside it, or build that one in (=y): '
         "drm_open of drivers/gpu/drm/drm"
     ]
     assert refused(module(tmp_path / "d.ko", ["pci_enable"], licence="Proprietary")) == [

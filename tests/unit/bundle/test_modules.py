@@ -345,6 +345,36 @@ def test_the_kernels_own_modules_become_an_overlay(bench: Bench, tmp_path: Path)
     assert raised.value.remedy == "doit build"
 
 
+def test_a_module_may_need_one_of_the_kernels_own(bench: Bench, tmp_path: Path) -> None:
+    tree = tmp_path / "kernel-devel"
+    (tree / "Module.symvers").write_text(
+        "0x0\t_printk\tvmlinux\tEXPORT_SYMBOL\t\n0x0\tdrm_open\tdrivers/gpu/drm/drm\tEXPORT_SYMBOL\t\n"
+    )
+    subprocess.run(["tar", "caf", bench.packed, "-C", tmp_path, tree.name], check=True)
+    module(bench.source / "two.ko", ["drm_open"])
+    with pytest.raises(UserError, match=r'two: symbols of a module of the kernel\'s own; put "in-tree" beside it'):
+        bench.build()
+    made = bench.build(beside_in_tree=True)
+    assert {each.name: each.depends for each in made.modules} == {"one": ("two",), "two": ("drm",)}
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    with pytest.raises(UserError, match="module two needs drm, which is not beside it"):
+        modules.combine([bench.target], KERNEL, alone)
+    (tmp_path / "drivers").mkdir()
+    module(tmp_path / "drivers/drm.ko")
+    built = tmp_path / "in-tree-modules.tar"
+    subprocess.run(["tar", "cf", built, "-C", tmp_path, "drivers/drm.ko"], check=True)
+    own = tmp_path / "modules/in-tree"
+    modules.in_tree(built, bench.packed, own, log=bench.log)
+    both = tmp_path / "both"
+    both.mkdir()
+    modules.combine([bench.target, own], KERNEL, both)
+    assert (both / "lib/modules/6.12.1/modules.dep").read_text() == (
+        "extra/in-tree/drm.ko:\nextra/cards/one.ko: extra/cards/two.ko extra/in-tree/drm.ko\n"
+        "extra/cards/two.ko: extra/in-tree/drm.ko\n"
+    )
+
+
 def test_the_name_of_the_kernels_own_modules_is_taken() -> None:
     with pytest.raises(UserError, match="name=in-tree: is the name of the kernel's own modules"):
         modules.check_words("src", "in-tree", None)
