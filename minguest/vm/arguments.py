@@ -27,6 +27,10 @@ WATCHED = (
 # port: OVMF draws its screens on the first two. Nor on the third, which would share its interrupt with the first.
 CONSOLE, REPORT = "ttyS0", "/dev/ttyS3"
 REPORT_INDEX = 3
+# The frequency of the local APIC's timer: a tick is a nanosecond in QEMU (hw/intc/apic.c) and in KVM
+# (APIC_BUS_CYCLE_NS_DEFAULT). The kernel measures it for 0.1 s, unless the CPU has a TSC deadline timer or, by a patch
+# of ours, this parameter says it. Another kernel takes no notice.
+LAPIC_KHZ = 1000000
 # Seconds that initd waits for CPUs and memory that are plugged in.
 PLUG_SECONDS = 20
 
@@ -147,7 +151,8 @@ def cmdline(spec: Spec) -> list[str]:
     # Linux times the timer's interrupt against a busy loop. On a slow host that fails, and it panics: "IO-APIC + timer
     # doesn't work!". It skips the check by itself only where CPUID shows KVM (arch/x86/kernel/kvm.c).
     then = "init" if spec.root else after_report(spec)
-    parameters = ["no_timer_check", "console=" + CONSOLE, "panic=-1", f"initd.report={REPORT}", f"initd.then={then}"]
+    parameters = ["no_timer_check", f"lapic_timer_khz={LAPIC_KHZ}", "console=" + CONSOLE, "panic=-1"]
+    parameters += [f"initd.report={REPORT}", f"initd.then={then}"]
     if root := spec.root:
         # The root is in the report, so that a boot test sees it; only then does its init start.
         parameters += [f'"initd.root={root.disk}"' if " " in root.disk else f"initd.root={root.disk}"]

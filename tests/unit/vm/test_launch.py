@@ -57,7 +57,9 @@ def test_the_launch_stays_without_options(sysfs: Path) -> None:
     spec = settle(Launch(cmdline=("a=b",)), Options(), 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.machine) == (4, 64, "q35")
     (append,) = value(argv(msgspec.structs.replace(spec, accel="tcg")), "-append")
-    assert append == "no_timer_check console=ttyS0 panic=-1 initd.report=/dev/ttyS3 initd.then=poweroff a=b"
+    assert append == (
+        "no_timer_check lapic_timer_khz=1000000 console=ttyS0 panic=-1 initd.report=/dev/ttyS3 initd.then=poweroff a=b"
+    )
 
 
 @pytest.mark.parametrize(
