@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 # initd's own limit of initd.root-seconds= (initd/options.c).
 ROOT_SECONDS_MAX = 600
+# Of ccache(1), and of distcc(1), which CCACHE_PREFIX=distcc has compile what ccache has not.
+PASSED = ("CCACHE_DIR", "CCACHE_MAXSIZE", "CCACHE_REMOTE_STORAGE", "CCACHE_REMOTE_ONLY", "CCACHE_RESHARE",
+          "CCACHE_PREFIX", "DISTCC_HOSTS", "DISTCC_DIR")  # fmt: skip
 # Former names of keys, and what they are called now.
 RENAMED = {"mend": "fix", "dig": "inject", "sabotage": "fault", "line": "series", "lines": "series"}
 # What other programs call a key, and what it is called here: QEMU, libvirt, Ceph, Proxmox.
@@ -222,6 +225,12 @@ def github_api() -> str:
 def completing() -> bool:
     """Whether a shell wants to know how to complete the command line: argcomplete's variable."""
     return "_ARGCOMPLETE" in os.environ
+
+
+def compiler_cache() -> dict[str, str]:
+    """ccache's settings that the user has in the environment: where objects are kept, and what compiles those that are
+    not (distcc)."""
+    return {name: value for name in PASSED if (value := os.environ.get(name))}
 
 
 def jobs() -> int:

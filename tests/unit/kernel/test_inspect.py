@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from minguest import settings
 from minguest.kernel import binary, contract, kbuild, kconfig, source
 from minguest.model import Launch
 from minguest.paths import Store
@@ -54,7 +55,7 @@ def build(
 def test_make_gets_all_that_makes_two_builds_the_same() -> None:
     assert kbuild.make_argv(Path("/tree"), Path("/out"), 3, "tinyconfig", "bzImage") == [
         "make", "-C", "/tree", "O=/out", "-j3", "ARCH=x86",
-        "KCFLAGS=-fmacro-prefix-map=/tree/=", "KAFLAGS=-fmacro-prefix-map=/tree/=",
+        "KCFLAGS=-fmacro-prefix-map=/tree/= -mstringop-strategy=libcall", "KAFLAGS=-fmacro-prefix-map=/tree/=",
         "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970", "KBUILD_BUILD_USER=minguest",
         "KBUILD_BUILD_HOST=minguest", "KBUILD_BUILD_VERSION=1", "LOCALVERSION=",
         "RUSTC=no-rustc", "BINDGEN=no-bindgen", "PAHOLE=no-pahole",
@@ -62,7 +63,9 @@ def test_make_gets_all_that_makes_two_builds_the_same() -> None:
     ]  # fmt: skip
 
 
-def test_make_and_ccache_write_where_they_are_meant_to(store: Store) -> None:
+def test_make_and_ccache_write_where_they_are_meant_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings.PASSED:
+        monkeypatch.delenv(name, raising=False)
     assert kbuild.make_environment(store, Path("/out")) == {
         "TMPDIR": "/out",
         "CCACHE_DIR": str(store.objects),
@@ -71,6 +74,14 @@ def test_make_and_ccache_write_where_they_are_meant_to(store: Store) -> None:
         "CCACHE_NOINODECACHE": "1",
         "CCACHE_MAXSIZE": "4G",
     }
+    # What the user has set for ccache wins, and nothing else of it gets there.
+    own = {"CCACHE_DIR": "/mine", "CCACHE_REMOTE_STORAGE": "http://127.0.0.1:9", "CCACHE_PREFIX": "distcc",
+           "DISTCC_HOSTS": "127.0.0.1"}  # fmt: skip
+    for name, value in {**own, "CCACHE_COMPILERCHECK": "none", "CCACHE_SLOPPINESS": "time_macros"}.items():
+        monkeypatch.setenv(name, value)
+    found = kbuild.make_environment(store, Path("/out"))
+    assert {name: found[name] for name in own} == own
+    assert found["CCACHE_COMPILERCHECK"] == "content" and "CCACHE_SLOPPINESS" not in found
 
 
 def test_ccache_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
