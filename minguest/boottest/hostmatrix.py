@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from minguest import paths
-from minguest.boottest import hostfaults, inject, rehearse
+from minguest.boottest import hostfaults, inject, rehearse, steps
 from minguest.boottest.hostfaults import FAULTS, Fault, Platform
 from minguest.boottest.records import HEALTHY, MATRIX_SCHEMA, Cell, Matrix
 from minguest.bundle import manifests
@@ -35,8 +35,8 @@ RAN = 124  # timeout's status
 
 # The modules that bring about and judge: when they change, kept cells are dropped.
 CODE = (
-    "boottest/hostfaults", "boottest/hostmatrix", "boottest/rehearse", "diagnose/catalogue", "diagnose/facts",
-    "diagnose/logs", "diagnose/matching", "vm/arguments", "vm/qemu",
+    "boottest/hostfaults", "boottest/hostmatrix", "boottest/rehearse", "boottest/steps", "diagnose/catalogue",
+    "diagnose/facts", "diagnose/logs", "diagnose/matching", "vm/arguments", "vm/qemu",
 )  # fmt: skip
 
 OPTIONS = {"qemu": "the root of a system with another QEMU, such as one that debootstrap made; default: this machine's"}
@@ -161,15 +161,15 @@ def _host(site: Site, platform: Platform, trials: Sequence[_Trial], folder: Path
     spec = rehearse.host_spec(found, GUEST_MEMORY, TIMEOUT, console)
     argv = rehearse.argv(site.host.resolve(), spec, found, hostfaults.IOMMUS[platform])
     result = qemu.boot(argv, place, TIMEOUT, linger=TIMEOUT)
-    steps = {step.name: step for step in rehearse.read_steps(share / rehearse.STEP_FILE)}
-    if not steps:
+    done = {step.name: step for step in steps.read(share)}
+    if not done:
         raise GuestLost(
             f"the host {platform} did none of its steps: {result.ending} {result.detail}", f"read {place}/console.log"
         )
     before = 0.0
     for trial in trials:
         name = trial.cell.id
-        step = steps.get(name)
+        step = done.get(name)
         cell = judge(site.known, trial.cell, trial.each, share / name, step)
         runs = folder / "runs" / name
         shutil.rmtree(runs, ignore_errors=True)
@@ -209,7 +209,7 @@ def judge(
     cell: Cell,
     each: catalogue.Injection,
     folder: Path,
-    step: rehearse.Step | None,
+    step: steps.Step | None,
 ) -> Cell:
     """What the logs of one fault name, and whether that is right. `step`: what QEMU ended with; None: not reached."""
     if step is None:

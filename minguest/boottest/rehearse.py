@@ -18,20 +18,18 @@ from typing import Literal
 import msgspec
 
 from minguest import settings
-from minguest.boottest import runner, verdict
-from minguest.boottest.records import REHEARSAL_SCHEMA, Check, Options, Rehearsal
+from minguest.boottest import runner, steps, verdict
+from minguest.boottest.records import REHEARSAL_SCHEMA, Options, Rehearsal
 from minguest.bundle import manifests
-from minguest.host.survey import VFIO
 from minguest.model import Launch
 from minguest.util import files, pci, templates
 from minguest.util.errors import GuestFailed, GuestLost, UserError
-from minguest.vm import arguments, bar_window, cards, console, emulator, launch, qemu, report, scripts
+from minguest.vm import arguments, bar_window, cards, emulator, launch, qemu, scripts
 from minguest.vm.launch import Spec
 
 # A card's second function, as a GPU's sound: it has a driver in host and guest, writes to the guest's memory and raises
 # interrupts. iommu_platform: its DMA goes through the IOMMU, which a virtio device's otherwise does not.
 SECOND = "virtio-rng-pci"
-SECOND_IDS = ("1af4", "1044")
 # Its registers (QEMU, hw/virtio/virtio-pci.c: VIRTIO_PCI_MODERN_MEM_BAR).
 SECOND_BAR = cards.Bar(4, 16 << 10, 64, True)
 # Bytes that the host has beyond its guest's memory.
@@ -59,10 +57,8 @@ ICOUNT = "shift=3,sleep=on"
 TRIES = 3
 # The guest's share of the time.
 GUEST_TIME = 0.8
-STEPS = ("host", "host-bind", "host-check", "boot-test", "host-unbind")
-# Files that the host leaves in its share.
-SCRIPT, STEP_FILE = "rehearse", "steps"
-OWNERS = ("before", "during", "after")
+# What the host runs, in its share.
+SCRIPT = "rehearse"
 
 # The options of a rehearsal.
 OPTIONS = {
@@ -88,14 +84,6 @@ class Site(msgspec.Struct, frozen=True):
     templates: Path
 
 
-class Step(msgspec.Struct, frozen=True):
-    """A step in the host: its status, and the host's uptime at its end in seconds."""
-
-    name: str
-    status: int
-    uptime: float
-
-
 def run(site: Site, options: Options, say: Callable[[str], None]) -> None:
     """Rehearse, and write the record. GuestFailed, GuestLost or ToolError for anything but a pass."""
 
@@ -104,7 +92,7 @@ def run(site: Site, options: Options, say: Callable[[str], None]) -> None:
 
     with files.lock(site.folder.with_name(f".{site.folder.name}.run"), waiting):
         record = tried(lambda before: _run(site, options, say, before), say)
-    say(table(record.checks))
+    say(steps.table(record.checks))
     if record.result == "pass":
         say(f"PASS: the cards went to the guest and back, in {record.seconds:.0f} s")
         return
@@ -178,18 +166,18 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
     (folder / "share" / SCRIPT).chmod(0o755)
     say(f"{site.name}: linux {manifest.kernel.version} as the guest of linux {host.kernel.version}, which has")
     say("\n".join(f"  {place}: {card}, {SECOND}" for place, card in zip(addresses, found, strict=True)))
-    shown_steps: list[Step] = []
+    shown_steps: list[steps.Step] = []
 
     def look() -> None:
-        for step in read_steps(folder / "share" / STEP_FILE)[len(shown_steps) :]:
+        for step in steps.read(folder / "share")[len(shown_steps) :]:
             shown_steps.append(step)
             say(f"  {step.uptime:6.1f} s  {step.name}{'' if step.status == 0 else f': status {step.status}'}")
 
     used = _used()
     result = qemu.boot(argv(site.host, spec, found), folder, timeout, linger=timeout, look=look)
     used = _used() - used
-    outcome, seen = _left(folder / "share")
-    checks = judge(folder / "share", result, found, outcome, seen)
+    outcome, seen = steps.left(folder / "share")
+    checks = steps.judge(folder / "share", result, found, outcome, seen)
     if outcome is not None:
         say(verdict.table(outcome.verdict))
     late = out_of_time(result.ending, outcome, result.wall, used, os.getloadavg()[1], os.cpu_count() or 1)
@@ -344,97 +332,3 @@ def script(template: Path, root: Path, addresses: Sequence[str]) -> str:
         gpus=",".join(addresses),
         functions=" ".join(name for each in addresses for name in (each, second(each))),
     )
-
-
-def read_steps(place: Path) -> list[Step]:
-    """The steps that are done; a line that is not whole yet does not count."""
-    try:
-        lines = place.read_text().splitlines(keepends=True)
-    except OSError:
-        return []
-    rows = [line.split() for line in lines if line.endswith("\n")]
-    return [Step(name, int(status), float(uptime)) for name, status, uptime in rows]
-
-
-def _left(share: Path) -> tuple[runner.Outcome | None, report.Report | None]:
-    """What boot-test left in the host."""
-    try:
-        outcome = msgspec.json.decode((share / "verdict.json").read_bytes(), type=runner.Outcome)
-        return outcome, msgspec.json.decode((share / "report.json").read_bytes(), type=report.Report)
-    except (OSError, ValueError):
-        return None, None
-
-
-def judge(
-    share: Path,
-    result: qemu.Run,
-    found: Sequence[cards.Gpu],
-    outcome: runner.Outcome | None,
-    seen: report.Report | None,
-) -> list[Check]:
-    """The rows of the verdict, in the order of the steps."""
-    steps = {step.name: step for step in read_steps(share / STEP_FILE)}
-    if "host" not in steps:
-        last = [line.text for line in console.tail(console.lines(result.console), 3)]
-        return [Check("host", "never came up", f"{result.ending} {result.detail}; its last lines: {' / '.join(last)}")]
-    checks = [Check("host", f"up in {steps['host'].uptime:.1f} s")]
-    before, during, after = ([row.split(" ") for row in _lines(share / name)] for name in OWNERS)
-    functions = 2 * len(found)
-    all_bound = len(during) == functions and all(row[1:] == [VFIO, VFIO] for row in during)
-    for name in STEPS[1:]:
-        step = steps.get(name)
-        why = "" if step and step.status == 0 else _why(share, name, step)
-        if name == "host-bind":
-            why = why or ("" if all_bound else f"{VFIO} does not have all of them: {during}")
-            checks.append(Check(name, _owners(during), why))
-        elif name == "boot-test" and outcome is not None:
-            kvm = outcome.spec.accel == "kvm" and all(gpu.host for gpu in outcome.spec.gpus)
-            passed = outcome.verdict.result == "pass" and kvm and len(outcome.spec.gpus) == len(found)
-            by = "run-guest" if outcome.run_guest else "not by run-guest"
-            why = why or ("" if passed and outcome.run_guest else "no pass by run-guest under KVM with all cards")
-            checks.append(Check(name, f"{outcome.verdict.result}, {by}, {outcome.accel}", why))
-            checks.append(_messages(seen, len(found)))
-        elif name == "boot-test":
-            checks.append(Check(name, "", why or "it left no verdict"))
-        elif name == "host-unbind":
-            why = why or ("" if len(before) == functions and before == after else f"{_owners(before)} before")
-            checks.append(Check(name, _owners(after), why))
-        else:
-            checks.append(Check(name, "done" if not why else "", why))
-    if result.ending != "power-off":
-        checks.append(Check("host's end", result.ending, result.detail or result.ending))
-    return checks
-
-
-def _messages(seen: report.Report | None, wanted: int) -> Check:
-    """Whether the second functions answered their drivers in the guest: by DMA, and an interrupt through the IOMMU."""
-    devices = [] if seen is None else [each for each in seen.pci if (each.vendor, each.device) == SECOND_IDS]
-    counts = ", ".join(f"{each.messages or 0} from {each.address}" for each in devices) or "none"
-    dead = len(devices) != wanted or not all(each.messages for each in devices)
-    return Check(
-        "interrupts", counts, "a card's second function did not answer its driver in the guest" if dead else ""
-    )
-
-
-def _why(share: Path, name: str, step: Step | None) -> str:
-    if step is None:
-        return "not done"
-    return " / ".join([f"status {step.status}", *_lines(share / f"{name}.log")[-4:]])
-
-
-def _owners(rows: Sequence[Sequence[str]]) -> str:
-    return ", ".join(f"{row[0]} {row[1] or 'no driver'}" for row in rows)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def table(checks: Sequence[Check]) -> str:
-    """For a person, a row each."""
-    name, found = (max(map(len, column)) for column in zip(*((c.name, c.found) for c in checks), strict=True))
-    rows = [f"  {c.name:<{name}}  {c.found:<{found}}  {f'WRONG: {c.why}' if c.why else 'ok'}" for c in checks]
-    return "\n".join(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minguest.boottest import hostfaults, hostmatrix, inject, rehearse
+from minguest.boottest import hostfaults, hostmatrix, inject, steps
 from minguest.boottest.records import HEALTHY
 from minguest.diagnose import catalogue
 from minguest.util.errors import UserError
@@ -35,7 +35,7 @@ def judge(site: hostmatrix.Site, qemu: str, kernel: str, status: int, pit: str =
     (folder / "qemu.log").write_text(qemu)
     (folder / "host.log").write_text(kernel)
     cell = hostmatrix._cell(site, name, each, "7.2")
-    cell = hostmatrix.judge(KNOWN, cell, each, folder, rehearse.Step("x", status, 1.0))
+    cell = hostmatrix.judge(KNOWN, cell, each, folder, steps.Step("x", status, 1.0))
     return cell.result, cell.why
 
 
