@@ -57,6 +57,8 @@ class Options(msgspec.Struct, frozen=True):
     """The user's options of rehearse."""
 
     gpu: str = "secondary-vga"
+    driver: str = ""
+    """The driver that each card must have in the guest; empty: the guest's own, if these are cards of its launch."""
     cpus: str = "2"
     memory: str = "512M"
     timeout: str = "300"

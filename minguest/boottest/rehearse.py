@@ -63,6 +63,7 @@ SCRIPT = "rehearse"
 # The options of a rehearsal.
 OPTIONS = {
     "gpu": "the emulated cards, with commas: models, or bar:SIZE; the default is secondary-vga",
+    "driver": "the driver that each card must have in the guest; the default is launch.driver, for cards of the launch",
     "cpus": "how many CPUs the guest has; the default is 2",
     "memory": "how much memory the guest has; the default is 512M",
     "timeout": "seconds after which a try counts as lost, the later tries have twice as many; the default is 300",
@@ -166,6 +167,10 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
     (folder / "share" / SCRIPT).chmod(0o755)
     say(f"{site.name}: linux {manifest.kernel.version} as the guest of linux {host.kernel.version}, which has")
     say("\n".join(f"  {place}: {card}, {SECOND}" for place, card in zip(addresses, found, strict=True)))
+    if wanted.driver:
+        say(f"  the driver of each in the guest: {wanted.driver}")
+    elif manifest.guest.launch.driver:
+        say(f"  launch.driver {manifest.guest.launch.driver} is not for these cards; it is not checked")
     shown_steps: list[steps.Step] = []
 
     def look() -> None:
@@ -177,7 +182,7 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
     result = qemu.boot(argv(site.host, spec, found), folder, timeout, linger=timeout, look=look)
     used = _used() - used
     outcome, seen = steps.left(folder / "share")
-    checks = steps.judge(folder / "share", result, found, outcome, seen)
+    checks = steps.judge(folder / "share", result, found, wanted.driver, outcome, seen)
     if outcome is not None:
         say(verdict.table(outcome.verdict))
     late = out_of_time(result.ending, outcome, result.wall, used, os.getloadavg()[1], os.cpu_count() or 1)
@@ -204,9 +209,15 @@ def _run(site: Site, options: Options, say: Callable[[str], None], before: tuple
 def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeout: int) -> Launch:
     """The guest's launch, with the host's cards in place of its own; UserError for a wrong option.
 
-    Of its memory only the size is rehearsed. Its disks, its drivers and its root are left out: the
-    host does not have them.
+    Of its memory only the size is rehearsed. Its disks, its disk of drivers and its root are left out: the host does
+    not have them. Its driver is for its own cards.
     """
+    if options.driver and own.drivers:
+        raise UserError(
+            f"--driver {options.driver}: this guest has its drivers on a disk, which a rehearsal leaves out",
+            "name them in modules = [...] of the guest's file: then they are in the initrd",
+        )
+    its_own = own.drivers is None and set(options.gpu.split(",")) <= set(own.gpus)
     cpus = settings.integer(options.cpus, "--cpus")
     settings.check_cpus(cpus, "--cpus")
     return msgspec.structs.replace(
@@ -221,6 +232,7 @@ def guest_launch(own: Launch, options: Options, addresses: Sequence[str], timeou
         disks=(),
         root=None,
         drivers=None,
+        driver=options.driver or (own.driver if its_own else ""),
         gpus=tuple(addresses),
         accel="kvm",
         timeout=int(timeout * GUEST_TIME),

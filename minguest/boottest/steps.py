@@ -50,10 +50,11 @@ def judge(
     share: Path,
     result: qemu.Run,
     found: Sequence[cards.Gpu],
+    driver: str,
     outcome: runner.Outcome | None,
     seen: report.Report | None,
 ) -> list[Check]:
-    """The rows of the verdict, in the order of the steps."""
+    """The rows of the verdict, in the order of the steps. `driver`: what each card must have in the guest, if any."""
     steps = {step.name: step for step in read(share)}
     if "host" not in steps:
         last = [line.text for line in console.tail(console.lines(result.console), 3)]
@@ -75,6 +76,7 @@ def judge(
             why = why or ("" if passed and outcome.run_guest else "no pass by run-guest under KVM with all cards")
             checks.append(Check(name, f"{outcome.verdict.result}, {by}, {outcome.accel}", why))
             checks.append(_messages(seen, len(found)))
+            checks += [_driver(outcome, f"driver of gpu{number}", driver) for number in range(len(found)) if driver]
         elif name == "boot-test":
             checks.append(Check(name, "", why or "it left no verdict"))
         elif name == "host-unbind":
@@ -95,6 +97,15 @@ def _messages(seen: report.Report | None, wanted: int) -> Check:
     return Check(
         "interrupts", counts, "a card's second function did not answer its driver in the guest" if dead else ""
     )
+
+
+def _driver(outcome: runner.Outcome, name: str, wanted: str) -> Check:
+    """Whether a card has its driver in the guest: the row of boot-test, which must have one."""
+    row = next((row for row in outcome.verdict.checks if row.name == name), None)
+    if row is None:
+        return Check(name, "not checked", "boot-test did not come as far")
+    other = f"boot-test checked for {row.requested}, not {wanted}" if row.requested != wanted else ""
+    return Check(name, row.guest, other or row.why)
 
 
 def _why(share: Path, name: str, step: Step | None) -> str:

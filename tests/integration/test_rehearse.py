@@ -3,12 +3,29 @@
 
 import contextlib
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from minguest import paths
+from minguest.boottest import steps
+from tests import ROOT
 from tests.integration.conftest import SERIES, Doit
+
+CARD, NAME = "minguest_card", "with-driver"
+# BAR 2 of QEMU's secondary-vga begins with the EDID of its monitor (QEMU, docs/specs/standard-vga.rst).
+GUEST = f"""
+name = "{NAME}"
+kernel = ["{SERIES}"]
+overlays = ["base"]
+modules = ["{CARD}"]
+
+[launch]
+driver = "{CARD}"
+cmdline = ["{CARD}.bar=2"]
+"""
 
 
 def there(folder: Path) -> list[str]:
@@ -63,6 +80,56 @@ def test_cards_go_to_the_guest_and_back(
     share = built.rehearse / "share"
     assert "vfio-pci vfio-pci" in (share / "during").read_text()
     assert (share / "before").read_text() == (share / "after").read_text()
+
+
+@pytest.fixture(scope="module")
+def with_driver(built: paths.Layout, doit: Doit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A guest with the driver for the emulated card, which reads the card's EDID."""
+    guest = tmp_path_factory.mktemp("guest") / "guest.toml"
+    guest.write_text(GUEST)
+    options = [f"guest={guest}", f"kernel={SERIES}"]
+    result = doit("modules", *options, f"src={ROOT / 'tests/modules' / CARD}")
+    assert result.returncode == 0, result.stdout
+    yield guest
+    at = paths.Layout(ROOT, NAME, SERIES)
+    shutil.rmtree(at.work)
+    at.choice.unlink()
+
+
+def test_a_card_that_was_passed_through_has_its_driver(with_driver: Path, doit: Doit) -> None:
+    result = doit("rehearse", f"guest={with_driver}", f"kernel={SERIES}")
+    assert result.returncode == 0, result.stdout
+    at = paths.Layout(ROOT, NAME, SERIES)
+    record = json.loads(at.rehearsed.read_bytes())
+    assert record["result"] == "pass"
+    rows = {check["name"]: check for check in record["checks"]}
+    assert rows["driver of gpu0"] == {"name": "driver of gpu0", "found": CARD, "why": ""}
+    checks = {check["name"]: check for check in record["outcome"]["verdict"]["checks"]}
+    assert checks["GPU gpu0"]["requested"] == "vfio-pci 0000:01:00.0" and checks["driver of gpu0"]["ok"]
+    # What it read is the card's own: VESA's E-EDID begins with 00 ff ff ff (3.3).
+    seen = steps.left(at.rehearse / "share")[1]
+    assert seen is not None
+    (module,) = [each for each in seen.modules if each.name == CARD]
+    assert [line.partition(": ")[2] for line in module.messages if "BAR" in line] == [
+        "BAR 2 has 0x1000 bytes and begins with ffffff00"
+    ]
+
+
+def test_a_card_with_another_driver_or_none_is_no_pass(with_driver: Path, built: paths.Layout, doit: Doit) -> None:
+    result = doit("rehearse", f"guest={with_driver}", f"kernel={SERIES}", "--driver", "other")
+    assert result.returncode != 0
+    why = f"{CARD} is bound; no module other was requested, by initd.modules= or by a device's MODALIAS"
+    assert f"driver of gpu0: {why}" in result.stdout
+    # The default guest has no module for it.
+    result = doit("rehearse", f"kernel={SERIES}", "--driver", CARD)
+    assert result.returncode != 0
+    why = f"no driver is bound; no module {CARD} was requested, by initd.modules= or by a device's MODALIAS"
+    assert f"driver of gpu0: {why}" in result.stdout
+    # The host has its card again all the same.
+    record = json.loads(built.rehearsed.read_bytes())
+    assert record["result"] == "failed"
+    assert {check["name"] for check in record["checks"] if check["why"]} == {"boot-test", "driver of gpu0"}
+    assert "Traceback" not in result.stdout
 
 
 @pytest.mark.parametrize(

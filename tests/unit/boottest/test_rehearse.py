@@ -9,7 +9,7 @@ import pytest
 
 from minguest.boottest import rehearse, runner
 from minguest.boottest.records import Options, Rehearsal
-from minguest.model import Disk, Launch, Node
+from minguest.model import Disk, Drivers, Launch, Node
 from minguest.util.errors import UserError
 from minguest.vm import cards
 from minguest.vm.qemu import Ending
@@ -119,6 +119,29 @@ def test_the_guest_is_its_own_without_what_the_host_does_not_have() -> None:
     assert (guest.disks, guest.numa, guest.max_memory, guest.hugepages) == ((), (), "", "")
     with pytest.raises(UserError, match="at least one CPU"):
         rehearse.guest_launch(own, Options(cpus="0"), [], 100)
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "driver"),
+    [
+        (Launch(), Options(), ""),
+        (Launch(driver="a"), Options(), "a"),
+        (Launch(driver="a", gpus=("secondary-vga", "bar:1G")), Options(gpu="bar:1G,bar:1G"), "a"),
+        (Launch(driver="a"), Options(gpu="secondary-vga,bar:1G"), ""),
+        (Launch(driver="a", gpus=("0000:41:00.0",)), Options(), ""),
+        (Launch(driver="a", gpus=("0000:41:00.0",)), Options(driver="b"), "b"),
+        (Launch(driver="a"), Options(driver="b"), "b"),
+        (Launch(driver="a", drivers=Drivers(("any",))), Options(), ""),
+    ],
+)
+def test_a_driver_is_for_the_cards_that_the_guest_itself_has(own: Launch, options: Options, driver: str) -> None:
+    assert rehearse.guest_launch(own, options, ["0000:01:00.0"], 100).driver == driver
+
+
+def test_a_driver_on_a_disk_that_is_left_out_is_refused() -> None:
+    own = Launch(drivers=Drivers(("any",)))
+    with pytest.raises(UserError, match="--driver a: this guest has its drivers on a disk, which a rehearsal leaves"):
+        rehearse.guest_launch(own, Options(driver="a"), ["0000:01:00.0"], 100)
 
 
 @pytest.mark.parametrize("gpu", ["0000:01:00.0", "", "secondary-vga,01:00.0"])

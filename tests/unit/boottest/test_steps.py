@@ -48,10 +48,11 @@ def judged(
     ending: Ending = "power-off",
     of: runner.Outcome | None = None,
     guest: report.Report | None = None,
+    driver: str = "",
 ) -> dict[str, str]:
     """What is wrong, by the name of the row."""
     run = Run((), ending, "a detail", b"[ 1.0] the last line\n", b"", {}, None, None, 30.0)
-    rows = steps.judge(share, run, CARDS, of or outcome(), guest or seen())
+    rows = steps.judge(share, run, CARDS, driver, of or outcome(), guest or seen())
     return {row.name: row.why for row in rows if row.why}
 
 
@@ -105,9 +106,31 @@ def test_a_second_function_that_never_answered_is_no_pass(share: Path) -> None:
         assert "did not answer its driver" in judged(share, guest=guest)["interrupts"]
 
 
+def test_a_card_without_the_driver_that_it_must_have_is_no_pass(share: Path) -> None:
+    def with_row(bound: str, why: str, wanted: str = "a-card") -> runner.Outcome:
+        row = verdict.Check("driver of gpu0", wanted, "", bound, not why, why)
+        of = outcome("failed" if why else "pass")
+        return msgspec.structs.replace(of, verdict=msgspec.structs.replace(of.verdict, checks=(row,)))
+
+    run = Run((), "power-off", "", b"", b"", {}, None, None, 30.0)
+    rows = {row.name: row for row in steps.judge(share, run, CARDS, "a-card", with_row("a-card", ""), seen())}
+    assert (rows["driver of gpu0"].found, rows["driver of gpu0"].why) == ("a-card", "")
+    assert judged(share, of=with_row("a-card", ""), driver="a-card") == {}
+    assert judged(share, of=with_row("none", "no driver is bound"), driver="a-card") == {
+        "boot-test": "no pass by run-guest under KVM with all cards", "driver of gpu0": "no driver is bound",
+    }  # fmt: skip
+    assert judged(share, driver="a-card") == {"driver of gpu0": "boot-test did not come as far"}
+    assert judged(share, of=with_row("other", "", "other"), driver="a-card") == {
+        "driver of gpu0": "boot-test checked for other, not a-card"
+    }
+    # Two cards: each has its row.
+    two = steps.judge(share, run, CARDS * 2, "a-card", with_row("a-card", ""), seen())
+    assert {row.name: row.why for row in two}["driver of gpu1"] == "boot-test did not come as far"
+
+
 def test_a_boot_test_that_left_no_verdict_is_no_pass(share: Path) -> None:
     run = Run((), "power-off", "", b"", b"", {}, None, None, 30.0)
-    rows = {row.name: row.why for row in steps.judge(share, run, CARDS, None, None)}
+    rows = {row.name: row.why for row in steps.judge(share, run, CARDS, "", None, None)}
     assert rows["boot-test"] == "it left no verdict"
 
 

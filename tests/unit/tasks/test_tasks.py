@@ -562,7 +562,7 @@ def test_a_rehearsal_gets_what_the_user_says_and_nothing_for_the_rest(
     task = test.rehearse_step(made)
     # As doit gives them: an empty text for an option that is left out.
     given = {each["name"]: each["default"] for each in task["params"]}
-    assert given == dict.fromkeys(("gpu", "cpus", "memory", "timeout"), "")
+    assert given == dict.fromkeys(("gpu", "driver", "cpus", "memory", "timeout"), "")
     assert task["actions"][0](**given) is None
     assert task["actions"][0](**{**given, "gpu": "bar:1G", "cpus": "3"}) is None
     at, host = there.at(), there.at("host")
