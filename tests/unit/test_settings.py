@@ -35,8 +35,18 @@ GOOD = 'name = "x"\nkernel = ["6.12"]\n'
         (GOOD + '[root]\ndisk = "vda"', r"root\.disk = 'vda': not known"),
         (GOOD + '[root]\ndisk = "LABEL="', r"root\.disk = 'LABEL=': not known"),
         (GOOD + '[root]\ndisk = "LABEL=a\\"b"', r"root\.disk = .*: not known"),
-        (GOOD + '[root]\ninit = "sbin/init"', r"root\.init = 'sbin/init': not the path of a program"),
-        (GOOD + "[root]\nseconds = 601", r"root\.seconds = 601: not from 1 to 600"),
+        *[
+            (f"{GOOD}[root]\ndisk = '{disk}'", rf"root\.disk = '{disk}': not known")
+            for disk in ("/dev/", "/dev/a b", '/dev/a"b')
+        ],
+        *[
+            (f"{GOOD}[root]\ninit = '{init}'", rf"root\.init = '{init}': not the path of a program")
+            for init in ("sbin/init", "/", "/sbin/", "/a b/init", "/init ", '/a"b', '/init"')
+        ],
+        *[
+            (f"{GOOD}[root]\nseconds = {seconds}", rf"root\.seconds = {seconds}: not from 1 to 600")
+            for seconds in (-1, 0, 601)
+        ],
         (GOOD + '[root]\nfilesystem = "ext3"', r"Invalid enum value 'ext3' - at `root.filesystem`"),
         (GOOD + '[launch.drivers]\nmodules = ["a"]', r"a guest's drivers are \[drivers\], at the top of the file"),
         (GOOD + "[drivers]\nmodules = []", r"drivers.modules = \[\] names no modules"),
@@ -89,12 +99,21 @@ def test_every_word_of_elsewhere_leads_to_a_key() -> None:
     assert set(settings.ELSEWHERE.values()) <= keys
 
 
-@pytest.mark.parametrize("disk", ["/dev/vda", "LABEL=my root", "UUID=1-2", "PARTUUID=1-2", "9p:tag", "virtiofs:tag"])
-def test_a_guests_root_is_its_launchs(tmp_path: Path, disk: str) -> None:
+@pytest.mark.parametrize(
+    ("disk", "seconds", "init"),
+    [
+        ("/dev/vda", 1, "/lib/systemd/systemd"),
+        ("LABEL=my root", 600, "/i"),
+        *((f"{kind}1-2", 30, "/sbin/init") for kind in ("UUID=", "PARTUUID=", "PARTLABEL=", "SERIAL=")),
+        ("9p:tag", 30, "/sbin/init"),
+        ("virtiofs:tag", 30, "/sbin/init"),
+    ],
+)
+def test_a_guests_root_is_its_launchs(tmp_path: Path, disk: str, seconds: int, init: str) -> None:
     path = tmp_path / "g.toml"
-    path.write_text(f'{GOOD}[root]\ndisk = "{disk}"\nonfail = "shell"\n')
+    path.write_text(f'{GOOD}[root]\ndisk = "{disk}"\nonfail = "shell"\nseconds = {seconds}\ninit = "{init}"\n')
     found = settings.guest(path)
-    assert found.root == found.launch.root == Root(disk=disk, onfail="shell")
+    assert found.root == found.launch.root == Root(disk=disk, onfail="shell", seconds=seconds, init=init)
 
 
 def test_a_missing_guest_names_its_neighbour(tmp_path: Path) -> None:

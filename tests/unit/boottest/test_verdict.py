@@ -705,6 +705,7 @@ ROOT_RECORD: dict[str, Any] = {
         ({"read_only": True}, "it is read-only"),
         ({"result": "absent", "error": "not found in 30 s", "device": None}, "not found in 30 s"),
         ({"result": "no-init", "error": "/sbin/init: No such file"}, "/sbin/init: No such file"),
+        ({"result": "no-filesystem"}, "no-filesystem"),
         (None, "the guest did not report what became of its root"),
     ],
 )
@@ -714,6 +715,34 @@ def test_a_root_is_judged(change: dict[str, Any] | None, why: str) -> None:
     row = next(check for check in found.checks if check.name == "root")
     assert (row.ok, row.why) == (not why, why)
     assert found.result == ("failed" if why else "pass")
+
+
+RO = {"read_only": True}
+WRONG = "it is read-only"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "change", "shown", "why"),
+    [
+        (Root(disk="LABEL=root"), {}, "/dev/vda1, ext4, /sbin/init", ""),
+        (Root(read_only=True), RO, "/dev/vda1, ext4, read-only, /sbin/init", ""),
+        # Only what can be written to may be read-only without a request.
+        (Root(filesystem="xfs"), {**RO, "type": "xfs"}, "/dev/vda1, xfs, read-only, /sbin/init", WRONG),
+        (Root(filesystem="btrfs"), {**RO, "type": "btrfs"}, "/dev/vda1, btrfs, read-only, /sbin/init", WRONG),
+        (Root(filesystem="squashfs"), {**RO, "type": "squashfs"}, "/dev/vda1, squashfs, read-only, /sbin/init", ""),
+        (Root(filesystem="erofs"), {**RO, "type": "erofs"}, "/dev/vda1, erofs, read-only, /sbin/init", ""),
+        # A share has no device, and its type is not the requested file system.
+        (Root(disk="9p:tag"), {"requested": "9p:tag", "device": None, "type": "9p"}, "9p:tag, 9p, /sbin/init", ""),
+        (
+            Root(disk="virtiofs:tag"), {"requested": "virtiofs:tag", "device": None, "type": "virtiofs"},
+            "virtiofs:tag, virtiofs, /sbin/init", "",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_root_is_shown_as(wanted: Root, change: dict[str, Any], shown: str, why: str) -> None:
+    found = judge([*RECORDS, {**ROOT_RECORD, **change}], spec=msgspec.structs.replace(SPEC, root=wanted))
+    row = next(check for check in found.checks if check.name == "root")
+    assert (row.requested, row.guest, row.why) == (f"{wanted.disk}, {wanted.filesystem}", shown, why)
 
 
 def test_a_root_that_was_not_requested_has_no_row() -> None:

@@ -53,5 +53,11 @@ def test_a_guest_with_a_root_goes_on_to_it() -> None:
         "rw",
     ]
     assert '"initd.root=LABEL=my root"' in options(root=Root(disk="LABEL=my root"))
-    assert "ro" in options(root=Root(read_only=True))
-    assert "initd.then=poweroff" in options() and "rw" not in options()
+    only_read = options(root=Root(read_only=True))
+    assert "ro" in only_read and "rw" not in only_read  # the kernel takes the last one
+
+
+def test_a_guest_without_a_root_powers_off() -> None:
+    given = options()
+    assert "initd.then=poweroff" in given and "rw" not in given and "ro" not in given
+    assert [each for each in given if each.startswith("initd.")] == ["initd.report=/dev/ttyS3", "initd.then=poweroff"]
