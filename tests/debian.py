@@ -18,6 +18,16 @@ UP, DOWN = 300, 120
 PACKAGES = ("systemd-sysv", "dbus", "udev", "openssh-server", "iproute2", "kmod")
 # An ext4 superblock: state at 0x3a, where 1 is clean, and incompatible features at 0x60, where 4 is "needs recovery".
 SUPERBLOCK, STATE, INCOMPATIBLE = 1024, 0x3A, 0x60
+# The head of the file of a guest that goes on to this disk; its [launch] follows.
+GUEST = """
+name = "{name}"
+kernel = ["{series}"]
+fragments = ["*", "configs/kernel/root/systemd.config"]
+overlays = ["base"]
+
+[root]
+disk = "LABEL=debian"
+"""
 NETWORK = "[Match]\nName=e*\n[Network]\nDHCP=ipv4\n"
 
 

@@ -25,15 +25,7 @@ from tests.integration.conftest import SERIES, Doit
 from tests.integration.test_cards import checks
 from tests.integration.test_debian import own_tree
 
-GUEST = """
-name = "it-ceph"
-kernel = ["{series}"]
-fragments = ["*", "configs/kernel/root/systemd.config"]
-overlays = ["base"]
-
-[root]
-disk = "LABEL=debian"
-
+LAUNCH = """
 [launch]
 machine = "q35"
 cpus = 8
@@ -76,7 +68,8 @@ def guest(
     ceph.rbd("import", "--no-progress", str(made / "disk.img"), f"{POOL}/{image}")
     file = tmp_path_factory.mktemp("guest") / "it-ceph.toml"
     key, monitor = ceph.folder / "key", ceph.monitor
-    file.write_text(GUEST.format(series=series, pool=POOL, image=image, monitor=monitor, user=USER, key=key))
+    head = debian.GUEST.format(name="it-ceph", series=series)
+    file.write_text(head + LAUNCH.format(pool=POOL, image=image, monitor=monitor, user=USER, key=key))
     tried = doit(
         "boot-test", "--accel", "tcg", f"guest={file}", f"kernel={series}", *([f"source={source}"] * bool(source))
     )

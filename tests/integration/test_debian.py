@@ -14,15 +14,7 @@ from tests import ROOT, debian
 from tests.integration.conftest import SERIES, Doit
 from tests.integration.test_cards import checks
 
-GUEST = """
-name = "it-debian"
-kernel = ["{series}"]
-fragments = ["*", "configs/kernel/root/systemd.config"]
-overlays = ["base"]
-
-[root]
-disk = "LABEL=debian"
-
+LAUNCH = """
 [launch]
 cpus = 2
 max_cpus = 4
@@ -79,7 +71,8 @@ def test_debian_lives_on_a_bundle(series: str, source: str | None, doit: Doit, m
     disk = tmp_path / "disk.img"
     shutil.copyfile(made / "disk.img", disk)
     file = tmp_path / "it-debian.toml"
-    file.write_text(GUEST.format(series=series, disk=disk))
+    head = debian.GUEST.format(name="it-debian", series=series)
+    file.write_text(head + LAUNCH.format(disk=disk))
     own = [f"source={source}"] if source else []
     result = doit("boot-test", "--accel", "tcg", f"guest={file}", f"kernel={series}", *own)
     assert result.returncode == 0, result.stdout
