@@ -13,6 +13,11 @@ from minguest import paths
 from tests import ROOT
 
 SERIES = "6.12"
+# With a series whose bundle is there: 4.12 cannot be downloaded everywhere.
+ALL_SERIES = [
+    SERIES,
+    *(each for each in ("4.12",) if (paths.Layout(ROOT, "default", each).bundle / "bzImage").exists()),
+]
 
 Doit = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -62,3 +67,17 @@ def built(doit: Doit) -> paths.Layout:
     result = doit("build", f"kernel={SERIES}")
     assert result.returncode == 0, result.stdout
     return paths.Layout(ROOT, "default", SERIES)
+
+
+@pytest.fixture(params=ALL_SERIES)
+def series(request: pytest.FixtureRequest) -> str:
+    """Each series in turn; the default guest's bundle of it is there."""
+    if request.param == SERIES:
+        request.getfixturevalue("built")
+    return str(request.param)
+
+
+@pytest.fixture
+def bundle(series: str) -> Path:
+    """The default guest's bundle of each series in turn."""
+    return paths.Layout(ROOT, "default", series).bundle

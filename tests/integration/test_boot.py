@@ -6,7 +6,6 @@ import re
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from minguest import paths
@@ -15,9 +14,9 @@ from minguest.bundle import cpio
 from minguest.model import Launch
 from minguest.util.archive import gzip_bytes
 from minguest.util.errors import GuestError, ToolError
-from minguest.vm import arguments, emulator, kvm, launch, qemu, report
+from minguest.vm import kvm, qemu, report
 from minguest.vm.launch import Options
-from tests import ROOT
+from tests import ROOT, guests
 from tests.integration.conftest import SERIES, Doit
 
 INIT = "init"
@@ -80,16 +79,8 @@ class Bench:
     def boot(
         self, *cmdline: str, initrd: Path | None = None, drop: tuple[str, ...] = (), timeout: float = 60
     ) -> tuple[verdict.Verdict, qemu.Run]:
-        spec = launch.settle(Launch(cmdline=cmdline), Options(), 64, emulator.display_models(), Path("/sys"))
-        spec = msgspec.structs.replace(spec, accel="tcg", timeout=timeout)
-        (self.folder / "OVMF_VARS.fd").write_bytes((self.at.bundle / "OVMF_VARS.fd").read_bytes())
-        argv = arguments.argv(
-            spec,
-            code=str(self.at.bundle / "OVMF_CODE.fd"),
-            variables="OVMF_VARS.fd",
-            kernel=str(self.at.bundle / "bzImage"),
-            initrd=str(initrd or self.at.bundle / "initrd.img"),
-        )
+        image = initrd or self.at.bundle / "initrd.img"
+        spec, argv = guests.command(self.at.bundle, Launch(cmdline=cmdline), image, self.folder, SERIES)
         argv = [each for each in argv if not any(part in each for part in drop)]
         result = qemu.boot(argv, self.folder, timeout)
         return verdict.judge(spec, result, report.parse(result.report)), result

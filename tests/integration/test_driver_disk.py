@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from minguest.boottest import runner
-from minguest.bundle import initrd
-from minguest.diagnose import catalogue
 from minguest.model import Drivers, Launch
 from minguest.util.run import require
-from minguest.vm import arguments, disks, emulator, launch
-from tests import ROOT
-from tests.integration.conftest import SERIES
+from minguest.vm import disks
+from tests import guests
 from tests.integration.test_drivers import CARD, Booted, Modules, all_modules, modinfo
-from tests.integration.test_wait import ALL_SERIES
 
 __all__ = ["all_modules"]
 
@@ -43,32 +38,19 @@ def make_disk(modules: Modules, names: tuple[str, ...], image: Path, release: st
     subprocess.run([require("mke2fs"), "-q", "-t", "ext4", "-d", str(tree), str(image)], check=True)
 
 
-@pytest.fixture(params=ALL_SERIES)
-def boot(request: pytest.FixtureRequest, all_modules: Callable[[str], Modules], tmp_path: Path) -> Boot:
+@pytest.fixture
+def boot(series: str, bundle: Path, all_modules: Callable[[str], Modules], tmp_path: Path) -> Boot:
     """Boots a guest with these modules on its disk of drivers, and an initrd without any."""
-    if request.param == SERIES:
-        request.getfixturevalue("built")
-    modules = all_modules(request.param)
-    bundle = modules.at.bundle
+    modules = all_modules(series)
 
     def boot(*names: str, load: tuple[str, ...] = (), driver: str = "", release: str = "", serial: str = "") -> Booted:
         wanted = Launch(driver=driver, drivers=Drivers(("any",), load=load), timeout=90)
-        spec = launch.settle(
-            wanted, launch.Options(accel="tcg"), 64, emulator.display_models(), Path("/sys"), request.param
-        )
         make_disk(modules, names, tmp_path / disks.DRIVERS.file, release)
-        initrd.build(ROOT / "configs/templates/initrd.list.j2", modules.folder / "initd", [], tmp_path / "initrd.img")
-        (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
-        argv = arguments.argv(
-            spec,
-            code=str(bundle / "OVMF_CODE.fd"),
-            variables="OVMF_VARS.fd",
-            kernel=str(bundle / "bzImage"),
-            initrd=str(tmp_path / "initrd.img"),
-        )
+        image = guests.make_initrd(tmp_path / "initrd.img", initd=modules.initd)
+        spec, argv = guests.command(bundle, wanted, image, tmp_path, series)
         if serial:
             argv = [each.replace(f"serial={disks.DRIVERS.serial}", f"serial={serial}") for each in argv]
-        return Booted(runner.attempt(spec, argv, tmp_path, catalogue.load(ROOT / "configs/pits"), ()), tmp_path)
+        return Booted(spec, argv, tmp_path)
 
     return boot
 

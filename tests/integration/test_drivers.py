@@ -15,15 +15,12 @@ import pytest
 
 from minguest import paths
 from minguest.boottest import runner, verdict
-from minguest.bundle import initrd
 from minguest.diagnose import catalogue
 from minguest.kernel import kbuild, source
 from minguest.model import Launch
 from minguest.util import run
-from minguest.vm import arguments, emulator, launch, report
-from tests import ROOT
-from tests.integration.conftest import SERIES
-from tests.integration.test_wait import ALL_SERIES
+from minguest.vm import launch, report
+from tests import ROOT, guests
 
 CARD = "minguest_card"
 # A program that gives depmod's aliases their name, and has the kernel say of each PCI device that it was added. It ends
@@ -98,7 +95,7 @@ class Modules:
             argv = ["make", "-C", str(devel), f"M={place}", "KBUILD_MODPOST_WARN=1", "LOCALVERSION=", "modules"]
             run.run(argv, env={"TMPDIR": str(folder)}, log=folder / f"{place.name}.log", bare=True)
         self.built = {path.stem: path.read_bytes() for path in sorted((folder / "modules").glob("*/*.ko"))}
-        initrd.compile_initd(ROOT / "initd", folder / "initd", folder / "initd.log", strict=True)
+        self.initd = guests.compile_initd(folder / "initd")
         self.release = modinfo(self.built[CARD], "vermagic")[0].split()[0]
 
     def initrd(
@@ -112,11 +109,7 @@ class Modules:
     ) -> None:
         """An initrd with these modules in an overlay, and the files of depmod; `change` damages each module, `defines`
         are for an initd of its own."""
-        initd = self.folder / "initd"
-        if defines:
-            initd = target.with_suffix(".initd")
-            sources = sorted((ROOT / "initd").glob("*.c"))
-            subprocess.run([*initrd.compiler_argv(sources, initd, strict=True), *defines], check=True)
+        initd = guests.compile_initd(target.with_suffix(".initd"), defines) if defines else self.initd
         overlay = target.with_suffix(".overlay")
         place = overlay / "lib/modules" / self.release
         (place / "extra").mkdir(parents=True)
@@ -134,7 +127,7 @@ class Modules:
             (overlay / path).parent.mkdir(parents=True, exist_ok=True)
             (overlay / path).write_bytes(content)
             (overlay / path).chmod(0o755)
-        initrd.build(ROOT / "configs/templates/initrd.list.j2", initd, [overlay], target)
+        guests.make_initrd(target, overlay, initd=initd)
 
 
 def modinfo(module: bytes, field: str) -> list[str]:
@@ -157,7 +150,8 @@ def all_modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mod
 class Booted:
     """One guest: its verdict with its pits, its report, and what was on its console."""
 
-    def __init__(self, trial: runner.Trial, folder: Path) -> None:
+    def __init__(self, spec: launch.Spec, argv: Sequence[str], folder: Path) -> None:
+        trial = runner.attempt(spec, argv, folder, catalogue.load(ROOT / "configs/pits"), ())
         assert trial.verdict is not None
         self.verdict, self.pits, self.report = trial.verdict, trial.roots, trial.report
         self.modules = {module.name: module for module in trial.report.modules}
@@ -173,32 +167,18 @@ class Booted:
 Boot = Callable[..., Booted]
 
 
-@pytest.fixture(params=ALL_SERIES)
-def boot(request: pytest.FixtureRequest, all_modules: Callable[[str], Modules], tmp_path: Path) -> Boot:
+@pytest.fixture
+def boot(series: str, bundle: Path, all_modules: Callable[[str], Modules], tmp_path: Path) -> Boot:
     """Boots a guest with these modules in its initrd."""
-    if request.param == SERIES:
-        request.getfixturevalue("built")
-    modules = all_modules(request.param)
-    at = modules.at
+    modules = all_modules(series)
 
     def boot(
         *names: str, cmdline: Sequence[str] = (), driver: str = "", gpu: str = "secondary-vga", **more: object
     ) -> Booted:
         wanted = Launch(gpus=(gpu,), driver=driver, cmdline=(f"initd.modules-seconds={DEADLINE}", *cmdline))
-        spec = launch.settle(
-            wanted, launch.Options(accel="tcg"), 64, emulator.display_models(), Path("/sys"), request.param
-        )
-        modules.initrd(names, tmp_path / "initrd.img", **more)  # type: ignore[arg-type]
-        (tmp_path / "OVMF_VARS.fd").write_bytes((at.bundle / "OVMF_VARS.fd").read_bytes())
-        argv = arguments.argv(
-            spec,
-            code=str(at.bundle / "OVMF_CODE.fd"),
-            variables="OVMF_VARS.fd",
-            kernel=str(at.bundle / "bzImage"),
-            initrd=str(tmp_path / "initrd.img"),
-        )
-        trial = runner.attempt(spec, argv, tmp_path, catalogue.load(ROOT / "configs/pits"), ())
-        return Booted(trial, tmp_path)
+        image = tmp_path / "initrd.img"
+        modules.initrd(names, image, **more)  # type: ignore[arg-type]
+        return Booted(*guests.command(bundle, wanted, image, tmp_path, series), tmp_path)
 
     return boot
 

@@ -13,14 +13,12 @@ from typing import Any
 
 import pytest
 
-from minguest import paths
-from minguest.bundle import initrd
 from minguest.model import Launch
 from minguest.util.run import require
-from minguest.vm import arguments, launch, qemu, report
-from tests import ROOT
+from minguest.vm import qemu, report
+from tests import ROOT, guests
 from tests.integration.conftest import SERIES
-from tests.integration.test_wait import ALL_SERIES, said
+from tests.integration.test_wait import said
 
 # The phases of the shutdown, in seconds; test_shutdown.py has the real ones.
 SHORT = ("-DGRACE_S=1", "-DSYNC_S=2", "-DUNMOUNT_S=2", "-DEND_S=5")
@@ -28,7 +26,7 @@ SHORT = ("-DGRACE_S=1", "-DSYNC_S=2", "-DUNMOUNT_S=2", "-DEND_S=5")
 Boot = Callable[..., qemu.Run]
 
 # What no series does differently is tried on one.
-ONLY = pytest.mark.parametrize("boot", [SERIES], indirect=True)
+ONLY = pytest.mark.parametrize("series", [SERIES], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +36,23 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "overlay/bin").mkdir(parents=True)
     source = ROOT / "tests/integration/work.c"
     subprocess.run(["musl-gcc", "-static", "-o", folder / "overlay/bin/work", source], check=True)
-    argv = initrd.compiler_argv(sorted((ROOT / "initd").glob("*.c")), folder / "initd", strict=True)
-    subprocess.run([*argv, *SHORT], check=True)
-    template = ROOT / "configs/templates/initrd.list.j2"
-    initrd.build(template, folder / "initd", (folder / "overlay",), folder / "initrd.img")
+    guests.compile_initd(folder / "initd", SHORT)
+    guests.make_initrd(folder / "initrd.img", folder / "overlay", initd=folder / "initd")
     return folder
 
 
-@pytest.fixture(params=ALL_SERIES)
-def boot(request: pytest.FixtureRequest, parts: Path, tmp_path: Path) -> Boot:
+@pytest.fixture
+def boot(series: str, bundle: Path, parts: Path, tmp_path: Path) -> Boot:
     """Boots a guest until it ends; `when` is a text on its console, and then what QMP is to do."""
-    if request.param == SERIES:
-        request.getfixturevalue("built")
-    bundle = paths.Layout(ROOT, "default", request.param).bundle
 
     def boot(
         *cmdline: str, work: str | None = None, when: tuple[bytes, *tuple[Any, ...]] | None = None,
         more: tuple[str, ...] = (), image: Path = parts / "initrd.img", memory: str = "256M",
         no_initrd: bool = False,
     ) -> qemu.Run:  # fmt: skip
-        series = launch.SERIES_OPTIONS.get(request.param, ())
-        options = (*series, *(("initd.then=/bin/work", f"work={work}") if work else ()), *cmdline)
+        options = (*(("initd.then=/bin/work", f"work={work}") if work else ()), *cmdline)
         wanted = Launch(cpus=2, max_cpus=4, memory=memory, gpus=(), cmdline=options)
-        spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
-        (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
-        code = str(bundle / "OVMF_CODE.fd")
-        kernel = str(bundle / "bzImage")
-        argv = arguments.argv(spec, code=code, variables="OVMF_VARS.fd", kernel=kernel, initrd=str(image))
+        _, argv = guests.command(bundle, wanted, image, tmp_path, series)
         argv += ["-qmp", "unix:second.sock,server=on,wait=off", *more]
         if no_initrd:
             del argv[argv.index("-initrd") : argv.index("-initrd") + 2]
@@ -315,8 +303,7 @@ def test_the_power_button_counts_until_the_roots_init_runs(boot: Boot, root: Pat
     (tmp_path / "large/many").mkdir(parents=True)
     for number in range(8000):
         (tmp_path / f"large/many/{number}").touch()
-    image = tmp_path / "initrd.img"
-    initrd.build(ROOT / "configs/templates/initrd.list.j2", parts / "initd", (tmp_path / "large",), image)
+    image = guests.make_initrd(tmp_path / "initrd.img", tmp_path / "large", initd=parts / "initd")
     run = boot(*IN_ROOT, "initd.then=init", image=image, more=drive(root), when=(b'"record":"root"', BUTTON))
     found = report.parse(run.report)
     assert found.root is not None and found.root.result == "found"

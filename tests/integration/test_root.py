@@ -11,14 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest import paths
-from minguest.bundle import initrd
 from minguest.model import Disk, Launch, Root
 from minguest.util.run import require
-from minguest.vm import arguments, launch, qemu, report
-from tests import ROOT
-from tests.integration.conftest import SERIES
-from tests.integration.test_wait import ALL_SERIES
+from minguest.vm import qemu, report
+from tests import guests
 
 # The root's init: it writes what it sees to the root, and powers off.
 INIT = r"""
@@ -129,28 +125,14 @@ def mbr(disk: Path) -> None:
 Went = tuple[qemu.Run, report.Report]
 
 
-@pytest.fixture(params=ALL_SERIES)
-def go(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]:
+@pytest.fixture
+def go(series: str, bundle: Path, tmp_path: Path) -> Callable[..., Went]:
     """Boots a guest with this root and disk until it ends."""
-    if request.param == SERIES:
-        request.getfixturevalue("built")
-    bundle = paths.Layout(ROOT, "default", request.param).bundle
 
     def go(root: Root, disk: Path | None, *, read_only: bool = False, more: tuple[str, ...] = ()) -> Went:
-        image = tmp_path / "initrd.img"
-        initrd.compile_initd(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
-        initrd.build(ROOT / "configs/templates/initrd.list.j2", tmp_path / "initd", (), image)
         disks = (Disk(file=str(disk), read_only=read_only),) if disk else ()
         wanted = Launch(cpus=2, max_cpus=2, gpus=(), disks=disks, root=root, cmdline=more)
-        spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
-        (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
-        argv = arguments.argv(
-            spec,
-            code=str(bundle / "OVMF_CODE.fd"),
-            variables="OVMF_VARS.fd",
-            kernel=str(bundle / "bzImage"),
-            initrd=str(image),
-        )
+        _, argv = guests.command(bundle, wanted, guests.make_initrd(tmp_path / "initrd.img"), tmp_path, series)
         run = qemu.boot(argv, tmp_path, 90, linger=60)
         return run, report.parse(run.report)
 

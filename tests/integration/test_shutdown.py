@@ -11,15 +11,12 @@ import pytest
 
 from minguest import paths
 from minguest.boottest import runner
-from minguest.bundle import initrd
 from minguest.model import Disk, Launch
 from minguest.util.run import require
-from minguest.vm import arguments, launch, qemu, report
-from tests import ROOT
+from minguest.vm import launch, qemu, report
+from tests import ROOT, guests
 from tests.debian import clean
-from tests.integration.conftest import SERIES
 from tests.integration.test_cards import checks
-from tests.integration.test_wait import ALL_SERIES
 
 # The first program of a guest: it mounts the disk on PLACE and ends, or has the guest end, by THEN. Its children write
 # to the disk; one of them, which is only there if STUBBORN, ignores SIGTERM. SIGTERM waits while it mounts: a mount
@@ -88,15 +85,12 @@ int main(void)
 Went = tuple[qemu.Run, report.Shutdown, Path]
 
 
-@pytest.fixture(params=ALL_SERIES)
-def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]:
+@pytest.fixture
+def leave(series: str, bundle: Path, tmp_path: Path) -> Callable[..., Went]:
     """Boots a guest with a disk and PROGRAM until it ends; returns the run, initd's last record and the disk."""
-    if request.param == SERIES:
-        request.getfixturevalue("built")
-    bundle = paths.Layout(ROOT, "default", request.param).bundle
 
     def leave(then: str, *, stubborn: bool = False, root: bool = False, button: bool = False) -> Went:
-        overlay, disk, image = tmp_path / "overlay", tmp_path / "disk", tmp_path / "initrd.img"
+        overlay, disk = tmp_path / "overlay", tmp_path / "disk"
         (overlay / "bin").mkdir(parents=True)
         (tmp_path / "program.c").write_text(PROGRAM)
         place = "/" if root else "/mnt"
@@ -104,8 +98,7 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         command: list[str | Path] = ["musl-gcc", "-static", *options]
         command += ["-o", overlay / "bin/work", tmp_path / "program.c"]
         subprocess.run(command, check=True)
-        initrd.compile_initd(ROOT / "initd", tmp_path / "initd", tmp_path / "log", strict=True)
-        initrd.build(ROOT / "configs/templates/initrd.list.j2", tmp_path / "initd", (overlay,), image)
+        image = guests.make_initrd(tmp_path / "initrd.img", overlay)
         with disk.open("wb") as file:
             file.truncate(64 << 20)
         for name in ("init",) if root else ():
@@ -120,15 +113,7 @@ def leave(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Went]
         wanted = Launch(
             cpus=2, max_cpus=2, gpus=(), disks=(Disk(file=str(disk)),), cmdline=("initd.then=/bin/work", *root_options)
         )
-        spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
-        (tmp_path / "OVMF_VARS.fd").write_bytes((bundle / "OVMF_VARS.fd").read_bytes())
-        argv = arguments.argv(
-            spec,
-            code=str(bundle / "OVMF_CODE.fd"),
-            variables="OVMF_VARS.fd",
-            kernel=str(bundle / "bzImage"),
-            initrd=str(image),
-        )
+        _, argv = guests.command(bundle, wanted, image, tmp_path, series)
         if root:
             del argv[argv.index("-initrd") : argv.index("-initrd") + 2]
         run = qemu.boot(argv, tmp_path, 60, qemu.Deeds(button=button), linger=30)
@@ -183,10 +168,7 @@ def test_a_disk_that_cannot_be_unmounted_becomes_read_only(leave: Callable[..., 
     assert held(disk) == WHOLE
 
 
-@pytest.mark.parametrize("series", ALL_SERIES)
-def test_boot_test_presses_the_power_button(series: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if series == SERIES:
-        request.getfixturevalue("built")
+def test_boot_test_presses_the_power_button(series: str, tmp_path: Path) -> None:
     at = paths.Layout(ROOT, "default", series)
     bench = runner.Bench("it", at.bundle, tmp_path / "boot-test", tmp_path / "kvm.json", at.pits)
     runner.run(bench, launch.Options(accel="tcg", power_button=True), Launch(), lambda _: None)

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minguest import paths
-from minguest.bundle import initrd
 from minguest.model import Launch
-from minguest.vm import arguments, launch, qemu, report
-from tests import ROOT
-from tests.integration.conftest import SERIES
+from minguest.vm import qemu, report
+from tests import guests
 
 GIB = 1 << 30
 NO_DEEDS = qemu.Deeds()
@@ -24,38 +21,18 @@ Boot = Callable[..., qemu.Run]
 @pytest.fixture(scope="module")
 def other_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default guest's initrd with initd as its sources are now, for a series that was not built again."""
-    folder = tmp_path_factory.mktemp("initrd")
-    initrd.compile_initd(ROOT / "initd", folder / "initd", folder / "log", strict=True)
-    initrd.build(ROOT / "configs/templates/initrd.list.j2", folder / "initd", (), folder / "initrd.img")
-    return folder / "initrd.img"
+    return guests.make_initrd(tmp_path_factory.mktemp("initrd") / "initrd.img")
 
 
-ALL_SERIES = [
-    SERIES,
-    *(each for each in ("4.12",) if (paths.Layout(ROOT, "default", each).bundle / "bzImage").exists()),
-]
-
-
-@pytest.fixture(params=ALL_SERIES)
-def boot(request: pytest.FixtureRequest, other_initrd: Path, tmp_path: Path) -> Boot:
+@pytest.fixture
+def boot(series: str, bundle: Path, other_initrd: Path, tmp_path: Path) -> Boot:
     """Boots 2 CPUs and 1 GiB with room for 8 CPUs and 4 GiB, and does the deeds."""
-    if request.param == SERIES:
-        request.getfixturevalue("built")
-    at = paths.Layout(ROOT, "default", request.param)
 
     def boot(*cmdline: str, deeds: qemu.Deeds = NO_DEEDS) -> qemu.Run:
         # With no lpj= Linux measures each CPU that is added, and with a slow TCG that takes seconds.
         parameters = ("lpj=2000000", *cmdline)
         wanted = Launch(cpus=2, max_cpus=8, memory="1G", max_memory="4G", slots=4, gpus=(), cmdline=parameters)
-        spec = launch.settle(wanted, launch.Options(accel="tcg"), 64, (), Path("/sys"))
-        (tmp_path / "OVMF_VARS.fd").write_bytes((at.bundle / "OVMF_VARS.fd").read_bytes())
-        argv = arguments.argv(
-            spec,
-            code=str(at.bundle / "OVMF_CODE.fd"),
-            variables="OVMF_VARS.fd",
-            kernel=str(at.bundle / "bzImage"),
-            initrd=str(other_initrd),
-        )
+        _, argv = guests.command(bundle, wanted, other_initrd, tmp_path, series)
         return qemu.boot(argv, tmp_path, 60, deeds)
 
     return boot
