@@ -18,12 +18,12 @@ static void wait_if_requested(const struct options *options, struct port *port, 
 		await_unplugged(&options->wait, port, uevents);
 }
 
-static void send_report(struct port *port, const struct options *options, long long started_us,
-			const struct root *root)
+static void send_report(struct port *port, const struct options *options,
+			const struct moment *started, const struct root *root)
 {
 	struct json report = { 0 };
 
-	report_all(&report, started_us, root, options->root);
+	report_all(&report, started, root, options->root);
 	port_open(port, options->report);
 	port_first(port, &report);
 	say("%s: %d records, %zu bytes, to %s", INITD_VERSION, report.records,
@@ -42,14 +42,14 @@ static void send_root(struct port *port, const struct options *options, const st
 
 /* The report comes first, or after the root was looked for, as requested. */
 static struct root *report_and_root(struct options *options, struct port *port, int uevents,
-				    long long started_us)
+				    const struct moment *started)
 {
 	struct port nowhere = CLOSED_PORT;	/* no event comes before "begin" */
 	struct root *root = NULL;
 
 	if (options->root && options->report_after_root)
 		root = find_root(options, &nowhere, uevents, "root");
-	send_report(port, options, started_us, root);
+	send_report(port, options, started, root);
 	if (options->root && !root) {
 		root = find_root(options, port, uevents, "root");
 		send_root(port, options, root);
@@ -62,16 +62,16 @@ static struct root *report_and_root(struct options *options, struct port *port, 
 int main(int argc, char **argv)
 {
 	struct port port = CLOSED_PORT;
-	long long started_us;
+	struct moment started;
 	struct options options;
 	struct ending ending;
 	struct root *root;
 	int uevents;
 
 	die_by(shut_down_failed);
-	started_us = uptime_us();
+	started = moment();
 	if (getpid() != 1)
-		return as_program(argc, argv, started_us);
+		return as_program(argc, argv, &started);
 
 	open_console();
 	say_without_waiting();
@@ -84,7 +84,7 @@ int main(int argc, char **argv)
 	mount_drivers(&options, uevents);
 	load_modules(&options);
 	wait_if_requested(&options, &port, uevents);
-	root = report_and_root(&options, &port, uevents, started_us);
+	root = report_and_root(&options, &port, uevents, &started);
 	if (options.then == INIT && !order_waits())
 		hand_over(root, &port, uevents, argv);
 	ending = do_as_requested(&options, &port, uevents);

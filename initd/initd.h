@@ -31,6 +31,13 @@ void die(const char *what) __attribute__((noreturn));
 void die_by(void (*leave)(void));	/* as PID 1, which must not end */
 long long uptime_us(void);
 
+struct moment {
+	long long us;	/* since the kernel's start */
+	unsigned long long tsc;
+};
+
+struct moment moment(void);
+
 /* files.c: small files of /proc and /sys; dir is a directory or AT_FDCWD */
 #define TEXT_MAX 8192	/* a file of sysfs is a page at most */
 
@@ -237,10 +244,11 @@ void report_pci(struct json *j);
 void report_drivers(struct json *j);
 
 /* report.c */
-void report_all(struct json *j, long long started_us, const struct root *root, const char *wanted);
+void report_all(struct json *j, const struct moment *started, const struct root *root,
+		const char *wanted);
 
 /* program.c: initd as an ordinary program */
-int as_program(int argc, char **argv, long long started_us);
+int as_program(int argc, char **argv, const struct moment *started);
 
 /* shutdown.c */
 void shut_down(struct port *port, const struct ending *ending) __attribute__((noreturn));

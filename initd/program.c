@@ -5,18 +5,18 @@
 
 #include "initd.h"
 
-static int print_report(long long started_us)
+static int print_report(const struct moment *started)
 {
 	struct json report = { 0 };
 
-	report_all(&report, started_us, NULL, NULL);
+	report_all(&report, started, NULL, NULL);
 	if (fwrite(report.text, 1, report.len, stdout) != report.len || fflush(stdout))
 		die("write");
 	json_free(&report);
 	return 0;
 }
 
-int as_program(int argc, char **argv, long long started_us)
+int as_program(int argc, char **argv, const struct moment *started)
 {
 	static const char usage[] =
 		"usage: initd --report | --help | --version\n"
@@ -51,7 +51,7 @@ int as_program(int argc, char **argv, long long started_us)
 		"  initd.wait-seconds=S      but no longer than that (1 to 600; 10)\n";
 
 	if (argc == 2 && !strcmp(argv[1], "--report"))
-		return print_report(started_us);
+		return print_report(started);
 	if (argc == 2 && !strcmp(argv[1], "--version"))
 		return puts("initd " INITD_VERSION) < 0;
 	if (argc == 2 && !strcmp(argv[1], "--help"))

@@ -33,7 +33,7 @@ static long long memory_total(int dir, const char *path)
 	return row ? strtoll(row + strlen("MemTotal:"), NULL, 10) * 1024 : -1;
 }
 
-static void report_begin(struct json *j, long long started_us)
+static void report_begin(struct json *j, const struct moment *started)
 {
 	struct utsname kernel;
 
@@ -44,7 +44,7 @@ static void report_begin(struct json *j, long long started_us)
 	json_int(j, "protocol", REPORT_PROTOCOL);
 	json_string(j, "initd", INITD_VERSION);
 	json_int(j, "pid", getpid());
-	json_seconds(j, "uptime", started_us);
+	json_seconds(j, "uptime", started->us);
 	json_open(j, "kernel", '{');
 	json_string(j, "release", kernel.release);
 	json_string(j, "version", kernel.version);
@@ -355,11 +355,12 @@ static void report_interrupts(struct json *j)
 	json_end(j);
 }
 
-static void report_times(struct json *j, long long started_us)
+static void report_times(struct json *j, const struct moment *started)
 {
 	json_begin(j, "times");
-	json_seconds(j, "start", started_us);
+	json_seconds(j, "start", started->us);
 	json_seconds(j, "report", uptime_us());
+	json_int(j, "tsc", (long long)started->tsc);
 	json_end(j);
 }
 
@@ -375,9 +376,10 @@ static void report_end(struct json *j)
 }
 
 /* `root` is what became of the root that was `wanted`, if that is known already, or NULL. */
-void report_all(struct json *j, long long started_us, const struct root *root, const char *wanted)
+void report_all(struct json *j, const struct moment *started, const struct root *root,
+		const char *wanted)
 {
-	report_begin(j, started_us);
+	report_begin(j, started);
 	report_cpus(j);
 	report_nodes(j);
 	report_memory(j);
@@ -389,6 +391,6 @@ void report_all(struct json *j, long long started_us, const struct root *root, c
 	report_modules(j);
 	if (root)
 		report_root(j, root, wanted);
-	report_times(j, started_us);
+	report_times(j, started);
 	report_end(j);
 }

@@ -107,6 +107,12 @@ class _Interrupts(msgspec.Struct):
     controllers: tuple[str, ...] | None = None
 
 
+class _Times(msgspec.Struct):
+    start: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    report: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    tsc: _Count | None = None
+
+
 class _Driver(msgspec.Struct):
     address: str
     name: str
@@ -125,6 +131,7 @@ SHAPES = {
     "firmware": _Firmware,
     "interrupts": _Interrupts,
     "driver": _Driver,
+    "times": _Times,
 }
 
 

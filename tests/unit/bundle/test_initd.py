@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_its_report_is_this_machine(program: Path) -> None:
     devices = Path("/sys/bus/pci/devices")
     assert sorted(each.address for each in found.pci) == sorted(path.name for path in devices.glob("*"))
     assert found.record("begin")["kernel"]["release"] == os.uname().release
+
+
+def test_its_counter_runs_with_its_clock(program: Path) -> None:
+    """At the frequency of some x86 processor."""
+    times = []
+    for pause in (0.5, 0):
+        output = subprocess.run([program, "--report"], capture_output=True, check=True).stdout
+        times.append(report.parse(output).record("times"))
+        time.sleep(pause)
+    seconds = times[1]["start"] - times[0]["start"]
+    assert 0.5 < seconds < 60
+    assert 0.3e9 < (times[1]["tsc"] - times[0]["tsc"]) / seconds < 10e9
 
 
 def test_two_builds_are_the_same(program: Path, tmp_path: Path) -> None:
