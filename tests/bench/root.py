@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long Debian takes to multi-user.target, on a bundle's kernel and on Debian's own cloud kernel with its initrd.
 
-    python -m tests.bench_root [--runs 5] [--series 6.12] [--work DIR]
+    python -m tests.bench.root [--runs 5] [--series 6.12] [--work DIR]
 
 The same root disk, QEMU, firmware and CPUs, in turns; software emulation. Times are from QEMU's start to a unit that
 runs after multi-user.target; CPU seconds are all of QEMU's. `took` is from the disk's appearance to the start of the

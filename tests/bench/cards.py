@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot time against the number of cards and the size of their BARs: docs/boot-time.md and docs/boot-time.svg.
 
-`python -m tests.bench_cards` runs the real boot test with emulated cards of one BAR each, in software emulation, in
+`python -m tests.bench.cards` runs the real boot test with emulated cards of one BAR each, in software emulation, in
 rounds of random order. Every boot is kept at once in boot-time/boots.json below the guest's folder; a run that was
 ended goes on there. Figures of one machine: leave it alone meanwhile.
 """
@@ -9,10 +9,7 @@ ended goes on there. Figures of one machine: leave it alone meanwhile.
 import argparse
 import collections
 import math
-import os
-import platform
 import random
-import re
 import shlex
 import statistics
 import sys
@@ -30,6 +27,7 @@ from minguest.util import files
 from minguest.util.errors import GuestError, ToolError
 from minguest.vm import emulator, launch
 from tests import ROOT
+from tests.bench.record import machine
 
 CARDS = (1, 2, 4, 8)
 BARS = ("16M", "256M", "4G", "16G", "64G", "128G", "256G")
@@ -62,12 +60,6 @@ class Record(msgspec.Struct, frozen=True):
 
 
 Found = Mapping[Combination, Sequence[Boot]]
-
-
-def machine() -> str:
-    """This machine, for a person."""
-    name = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{name[1] if name else platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}"
 
 
 def grouped(boots: Sequence[Boot], wanted: Sequence[Combination]) -> dict[Combination, list[Boot]]:
@@ -230,7 +222,7 @@ fill="{GREY}">
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench_cards", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.cards", description=__doc__)
     parser.add_argument("--work", default="out/default-6.12", help="folder of the guest; its bundle must be built")
     parser.add_argument("--times", type=int, default=5, help="boots of each combination (default 5)")
     parser.add_argument("--cards", default=",".join(map(str, CARDS)), help="numbers of cards (default %(default)s)")
@@ -257,7 +249,7 @@ def main() -> None:
         wall = f" {done.phases.wall:.2f} s" if done.phases else ""
         print(f"{number} of {len(todo)}: {named(cards)} of {bar}: {done.result}{wall}", flush=True)
     found = grouped(record.boots, wanted)
-    command = shlex.join(["python", "-m", "tests.bench_cards", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "tests.bench.cards", *sys.argv[1:]])
     files.write(ROOT / "docs/boot-time.md", page(found, record, manifest, command))
     files.write(ROOT / "docs/boot-time.svg", plot(found))
     print(table(found, whole))
