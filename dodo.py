@@ -147,5 +147,5 @@ def task_ceph_test():
 
 
 def task_bench():
-    """sizes and times of what was built; more with python -m tests.bench --help"""
-    return {"actions": [["python", "-m", "tests.bench"]], "uptodate": [False]}
+    """a part of the benchmark: boot, build, size, growth, tools, check or page; options after --"""
+    return {"actions": ["python -m tests.bench %(part)s"], "pos_arg": "part", "uptodate": [False]}

@@ -359,6 +359,8 @@ def tasks_of(arguments: Sequence[str]) -> set[str]:
     if named and named[0] in SHOWS:
         return set()
     wanted = [each for each in named if each not in ("run", "strace")] or ["build"]
+    if "bench" in wanted:
+        wanted = wanted[: wanted.index("bench") + 1]  # what follows is its own: `doit bench build`
     return {task for each in wanted for task in ({"build"} if "/" in each else _tasks(each))}
 
 

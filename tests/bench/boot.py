@@ -114,7 +114,7 @@ def phases(seen: Boot) -> dict[str, Value]:
     """The figures of one boot whose report is whole, in seconds."""
     times = report.parse(consoles.whole(seen.report)).record("times")
     start, made = float(times["start"]), float(times["report"])
-    begin, end = consoles.at(seen.report, report.BEGIN), consoles.at(seen.report, report.END)
+    begin, end = consoles.at(seen.report, report.BEGIN), consoles.line(seen.report, report.END)
     assert begin is not None
     assert end is not None
     # The host's clock: that of an emulated guest runs slow on a loaded machine, while it has no clock but its ticks.
@@ -173,7 +173,7 @@ def symbols(kernel: Path) -> str:
     """The System.map of a kernel, beside it or where its build or Debian has it; empty if it is not there."""
     version = kernel.name.partition("-")[2]
     places = [kernel.with_name("System.map"), kernel.with_name(f"System.map-{version}")]
-    places += [folder / "System.map" for folder in list(kernel.parents)[2:3]]
+    places += [folder / "System.map" for folder in list(kernel.parents)[3:4]]
     found = next((place for place in places if place.is_file()), None)
     return found.read_text(encoding="utf-8", errors="replace") if found else ""
 
@@ -246,6 +246,6 @@ def quiet(part: Part) -> record.Rows:
     rows = [
         [name, f"{took:.1f}", before[:60], after[:60]]
         for name, each in part.subjects.items()
-        for took, before, after in (each.inside.gaps if each.inside else ())
+        for took, before, after in (each.inside.gaps[: consoles.LONGEST] if each.inside else ())
     ]
     return [["", "ms", "line before", "line after"], *rows] if rows else []

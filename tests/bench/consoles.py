@@ -11,7 +11,7 @@ Pieces = Sequence[tuple[float, bytes]]
 """What came from a port: seconds since QEMU's start, and the bytes."""
 
 # The console's own marks. The stub says little, and first that it has the initrd; a kernel without EFI has no stub.
-STUB, FIRST = b"EFI stub: ", b"] Linux version "
+STUB, FIRST = b"EFI stub: ", b"Linux version "
 # OVMF's debug port, of a build that writes to it: MdeModulePkg/Core/DxeIplPeim/DxeLoad.c,
 # MdeModulePkg/Universal/BdsDxe/BdsEntry.c.
 DXE, BDS = b"Loading DXE CORE at ", b"[Bds] Entry..."
@@ -47,6 +47,16 @@ def at(pieces: Pieces, text: bytes) -> float | None:
     for when, piece in pieces:
         seen = seen[-len(text) :] + piece
         if text in seen:
+            return when
+    return None
+
+
+def line(pieces: Pieces, start: bytes) -> float | None:
+    """When the line that begins so was whole."""
+    seen = b""
+    for when, piece in pieces:
+        seen = seen[max(seen.find(start), 0) :] + piece
+        if (found := seen.find(start)) >= 0 and seen.find(b"\n", found) >= 0:
             return when
     return None
 

@@ -186,7 +186,7 @@ def _read(
                 got[key.data].append((now, piece))
             else:
                 ready.unregister(key.fileobj)
-        if not reported and (reported := consoles.at(got["report"], report.END) is not None):
+        if not reported and (reported := consoles.line(got["report"], report.END) is not None):
             until = min(until, time.monotonic() + POWER_OFF)
     return False
 

@@ -55,6 +55,11 @@ def step(most: float) -> float:
     return next(power * n for n in (1, 2, 5, 10) if most / (power * n) <= 10)
 
 
+def number(length: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{length:,.0f}" if length >= 100 else f"{length:.3g}"
+
+
 def panel(title: str, rows: Mapping[str, Sequence[Bar]], top: float) -> tuple[list[str], float]:
     """One chart, and where it ends."""
     most = max(sum(length for _, length, _ in bars) for bars in rows.values())
@@ -72,7 +77,7 @@ def panel(title: str, rows: Mapping[str, Sequence[Bar]], top: float) -> tuple[li
         x = float(LEFT)
         for phase, length, colour in bars:
             width = length * scale
-            tip = f"<title>{escape(name)}: {escape(phase)} {length:.3g}</title>"
+            tip = f"<title>{escape(name)}: {escape(phase)} {number(length)}</title>"
             drawn.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.2f}" height="{BAR}" fill="{colour}">{tip}</rect>')
             if width > max(TEXT, len(phase) * LETTER):
                 middle = x + width / 2
@@ -80,7 +85,7 @@ def panel(title: str, rows: Mapping[str, Sequence[Bar]], top: float) -> tuple[li
                     f'<text x="{middle:.1f}" y="{y + 13}" text-anchor="middle" fill="#fff">{escape(phase)}</text>'
                 )
             x += width
-        drawn.append(f'<text x="{x + 5:.1f}" y="{y + 13}">{x / scale - LEFT / scale:.3g}</text>')
+        drawn.append(f'<text x="{x + 5:.1f}" y="{y + 13}">{number((x - LEFT) / scale)}</text>')
     return drawn, bottom + 20
 
 

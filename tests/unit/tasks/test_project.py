@@ -100,6 +100,8 @@ def test_what_a_task_does_is_written_once(fresh: Layout, tmp_path: Path) -> None
         (["-v", "2"], True),
         (["-o", "build", "lint"], False),
         (["strace", "tree"], True),
+        (["bench", "build"], False),
+        (["config", "bench", "size"], True),
         (["guest=host", "list"], False),
         (["-n", "2", "kernel=6.12"], True),
     ],
