@@ -219,6 +219,11 @@ class Layout:
         return self.matrices / self.name
 
     @property
+    def bench(self) -> Path:
+        """What the benchmark measured: a file a part, and the timeline of its boots."""
+        return self.out / "bench"
+
+    @property
     def release(self) -> Path:
         return self.work / "release"
 

@@ -307,7 +307,32 @@ def _view(
         "cmdline": seen.record("begin").get("cmdline", ""),
         "consoles": {check.name: _screen(at.evidence / check.name / "console.log") for check in booted},
         "options": len([value for value in config.values() if value != "n"]),
+        "timeline": timeline(at.bench, manifest),
     }
+
+
+class _Subject(msgspec.Struct):
+    kind: str
+    files: dict[str, manifests.File]
+
+
+class _Measured(msgspec.Struct):
+    subjects: dict[str, _Subject]
+
+
+def timeline(bench: Path, manifest: manifests.Manifest) -> str:
+    """The SVG that `bench boot` drew, if it measured a guest of this kernel, initrd and firmware; else empty."""
+    try:
+        measured = msgspec.json.decode((bench / "boot.json").read_bytes(), type=_Measured)
+        drawn = (bench / "boot.svg").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    own = [
+        each
+        for each in measured.subjects.values()
+        if each.kind == "ours" and each.files and each.files.items() <= manifest.files.items()
+    ]
+    return drawn if own else ""
 
 
 def _screen(log: Path) -> str:

@@ -34,6 +34,9 @@ def _boot(options: argparse.Namespace, part: record.Part) -> int:
     asked = boot.subjects(options.bundle or [BUNDLE], options.peer, options.firmware, options.base)
     wanted = boot.Wanted(asked, options.base, options.times, options.deadline, options.spread, not options.uncounted)
     done = boot.run(part, wanted, _say)
+    # First: what reads boot.json takes the drawing beside it for the same boots.
+    options.out.mkdir(parents=True, exist_ok=True)
+    files.write(options.out / "boot.svg", timeline.svg(done))
     return _finish(done, boot.tables(done), options.out)
 
 

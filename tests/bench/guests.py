@@ -195,7 +195,10 @@ def problem(seen: Boot, cpus: int, deadline: float) -> str:
     """What was wrong with a boot; empty: the guest reported all its CPUs and powered off."""
     found = report.parse(consoles.whole(seen.report))
     lines = console.tail(console.lines(consoles.whole(seen.console)), TAIL)
+    debug = consoles.whole(seen.debug).decode(errors="replace").strip().splitlines()
     last = f"; the console ends: {' / '.join(line.text[:100] for line in lines)}" if lines else "; an empty console"
+    if debug and not lines:
+        last += f"; OVMF's debug port ends: {' / '.join(line[:100] for line in debug[-TAIL:] if line)}"
     if not found.complete and seen.status:
         return f"QEMU ended with status {seen.status}: {seen.said[-300:] or 'no message'}"
     if not found.complete:

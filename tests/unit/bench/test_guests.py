@@ -85,6 +85,15 @@ def test_a_guest_that_hangs_ends_at_its_deadline(guest: Guest) -> None:
     assert why == "no whole report: ended at its deadline of 1 s; the console ends: Linux version 6.12 / SMP disabled"
 
 
+def test_a_firmware_that_hangs_shows_its_debug_port(guest: Guest) -> None:
+    qemu(
+        guest,
+        "exec 3>console 4>report 5>debug; printf 'SecCore\\r\\nASSERT BdsPlatform.c(412)\\r\\n' >&5; exec sleep 60\n",
+    )
+    why = guests.problem(guests.boot(guest, Change(), 1.0), 4, 1.0)
+    assert why.endswith("; an empty console; OVMF's debug port ends: SecCore / ASSERT BdsPlatform.c(412)")
+
+
 def test_a_guest_that_does_not_power_off_is_ended(guest: Guest, tmp_path: Path) -> None:
     qemu(guest, GOOD + "sleep 60 & echo $! > ${REPORT%/*}/pid; wait\n")
     seen = guests.boot(guest, Change(), 30)

@@ -95,6 +95,23 @@ def test_a_package_of_an_overlay_is_listed_with_its_licence_and_its_source(at: L
         assert text in page
 
 
+def test_the_page_has_the_benchmarks_timeline_of_these_files_only(at: Layout, key: Path) -> None:
+    made = manifests.load(at.bundle).files
+    files = {name: msgspec.to_builtins(made[name]) for name in ("bzImage", "initrd.img")}
+    other = {**files, "bzImage": {**files["bzImage"], "sha256": "0" * 64}}
+    at.bench.mkdir(parents=True)
+    (at.bench / "boot.svg").write_text("<svg><title>bench</title></svg>")
+    shown = []
+    for kind, measured in (("ours", files), ("peer", files), ("ours", other), ("ours", {})):
+        (at.bench / "boot.json").write_text(json.dumps({"subjects": {"it": {"kind": kind, "files": measured}}}))
+        workshop.make(at, key)
+        shown.append("<svg><title>bench</title></svg>" in (at.release / layout.PAGE).read_text())
+    assert shown == [True, False, False, False]
+    (at.bench / "boot.json").write_text("[]")
+    assert assemble.timeline(at.bench, manifests.load(at.bundle)) == ""
+    assert assemble.timeline(at.bench / "none", manifests.load(at.bundle)) == ""
+
+
 def test_kernel_devel_and_modules_are_listed(tmp_path: Path, key: Path) -> None:
     made = workshop.build(tmp_path / "p", extra={"kernel-devel.tar.zst": b"headers"}, modules=[workshop.MODULES])
     workshop.tested(made)
