@@ -71,6 +71,22 @@ def test_growth_says_which_number_of_cpus_failed(tmp_path: Path, monkeypatch: py
     assert rows[3] == ["default-4.12", "instructions, M instructions", "1600", "-"]
 
 
+def test_growth_on_a_loaded_machine_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = boot.subjects([str(workshop.build(tmp_path / "root").bundle)], [], None, "")
+    cpu = iter((1.0, 2.0, 3.0))
+    changes: list[Change] = []
+
+    def start(guest: Guest, change: Change, deadline: float) -> Boot:
+        changes.append(change)
+        return seen(REPORT.replace(b"0-3", b"0-1"), cpu=next(cpu))
+
+    monkeypatch.setattr(guests, "boot", start)
+    made = growth.run(record.begin("growth", []), boot.Wanted(asked, "", 3), (2,), False, lambda _: None)
+    (fault,) = made.faults
+    assert fault.startswith("default-4.12: the machine is too loaded to measure")
+    assert changes == [Change(cpus=2)] * 3  # nothing is counted with two CPUs
+
+
 # ── build ──
 
 
@@ -113,6 +129,37 @@ def test_builds_that_compile_need_to_be_asked_for(tmp_path: Path, monkeypatch: p
     assert build.tables(cold)["Builds"][1][1] == "200.00 (1.00)"
     with pytest.raises(UserError, match="/none: no such file"):
         build.run(part("build"), str(bundle), ["kata=/none"], "", 1, "", False, False, lambda _: None)
+
+
+def test_a_guest_for_a_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/guest.toml").write_text((ROOT / "configs/guest.toml").read_text())
+    stale = tmp_path / "out/bench-one-6.12/kept"
+    stale.mkdir(parents=True)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    with build.guest(tmp_path, "bench-one", "6.12", "A = 1") as variables:
+        assert variables == [f"guest={tmp_path / 'bench-one.toml'}", "kernel=6.12"]
+        assert msgspec.toml.decode((tmp_path / "bench-one.toml").read_bytes())["options"]["A"] == 1
+        assert not stale.parent.exists()
+        stale.mkdir(parents=True)
+        (tmp_path / "out/choice-bench-one.json").write_text("{}")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_rehearsal_is_timed_when_its_host_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = workshop.build(tmp_path / "root").bundle
+    ran: list[tuple[str, ...]] = []
+
+    def took(*argv: str, env: dict[str, str] | None = None) -> float:
+        ran.append(argv)
+        return float(len(ran))
+
+    monkeypatch.setattr(build, "seconds", took)
+    made = build.run(part("build"), str(bundle), [], "", 1, "", False, True, lambda _: None)
+    assert ran[-2:] == [("doit", "build", "host", "kernel=4.12"), ("doit", "rehearse", "kernel=4.12")]
+    assert made.subjects["default-4.12"].values["rehearsal"] == Value("s", (float(len(ran)),))
+    with pytest.raises(UserError, match="--base kata: no such subject"):
+        build.run(part("build"), str(bundle), [], "kata", 1, "", False, False, lambda _: None)
 
 
 def test_a_command_that_fails_is_no_time() -> None:
