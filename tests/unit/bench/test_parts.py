@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench growth, build, size and page, without a boot or a build."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -166,6 +167,14 @@ def test_a_command_that_fails_is_no_time() -> None:
     with pytest.raises(ToolError, match=r"(?s)sh -c 'echo why; exit 3': exit status 3\nwhy"):
         tools.seconds("sh", "-c", "echo why; exit 3")
     assert 0.2 < tools.seconds("sh", "-c", 'sleep "$PAUSE"', env={"PAUSE": "0.3"}) < 30
+
+
+def test_memory_is_of_the_command_alone() -> None:
+    """Not of the tests' own process, which has much more."""
+    wall, memory = tools.peaks(2, "sh", "-c", "sleep 0.2; exit 3")
+    assert min(wall.samples) >= 0.2 and max(memory.samples) < 25e6
+    _, more = tools.peaks(1, sys.executable, "-c", "x = b'x' * 60_000_000")
+    assert more.median > 60e6
 
 
 # ── size ──
