@@ -112,7 +112,7 @@ def _boots(parser: argparse.ArgumentParser, times: int) -> None:
     parser.add_argument("--deadline", type=float, default=boot.DEADLINE, help="seconds of a boot (default %(default)g)")
     parser.add_argument(
         "--spread", type=float, default=boot.SPREAD,
-        help="how far CPU seconds may lie apart before the machine is too loaded (default %(default)g)",
+        help="how far boots may lie apart before the machine is too loaded (default %(default)g)",
     )  # fmt: skip
     parser.add_argument("--uncounted", action="store_true", help="no boots that count instructions")
 

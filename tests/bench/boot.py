@@ -26,7 +26,8 @@ COUNTED = ("instructions", "before the kernel", "kernel's", "initd's")
 MEASURES = (*WHOLE, *FIRMWARE, *PHASES, *COUNTED)
 # Debian's OVMF, as sources.toml names it.
 DEBIAN = "ovmf"
-# How far CPU seconds may lie apart before the machine is too loaded to measure.
+# What is the same in each boot of a machine with nothing else to do, and how far it may lie apart.
+STEADY = {"CPU": "CPU seconds", "report": "times to the report"}
 SPREAD = 0.10
 DEADLINE, COUNTED_DEADLINE = 60.0, 300.0
 INITCALLS = "initcall_debug ignore_loglevel log_buf_len=1M"
@@ -162,11 +163,11 @@ def added(to: Mapping[str, Value], more: Mapping[str, Value]) -> dict[str, Value
 
 def noisy(values: Mapping[str, Value], bound: float) -> str:
     """Why the figures say nothing; empty: they do."""
-    cpu = values.get("CPU")
-    if cpu is None or cpu.spread <= bound:
-        return ""
-    apart = f"CPU seconds lie {cpu.spread:.0%} apart (quartiles), {bound:.0%} is the most"
-    return f"the machine is too loaded to measure: {apart}"
+    for name, what in STEADY.items():
+        if (value := values.get(name)) and value.spread > bound:
+            apart = f"{what} lie {value.spread:.0%} apart (quartiles), {bound:.0%} is the most"
+            return f"the machine is too loaded to measure: {apart}"
+    return ""
 
 
 def symbols(kernel: Path) -> str:

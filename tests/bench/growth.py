@@ -75,8 +75,8 @@ def run(part: Part, wanted: boot.Wanted, counts: Sequence[int], memory: bool, sa
                 found[guest.name] = _also(found[guest.name], f"it does not pass with {MOST} MiB")
             else:
                 keep(guest.name, {MEMORY: Value("MiB", (float(least),))})
-        noisy = [boot.noisy({"CPU": value}, wanted.spread) for name, value in found[guest.name].values.items()
-                 if name.startswith("CPU, ")]  # fmt: skip
+        kinds = [(name.partition(", ")[0], value) for name, value in found[guest.name].values.items()]
+        noisy = [boot.noisy({kind: value}, wanted.spread) for kind, value in kinds]
         found[guest.name] = msgspec.structs.replace(found[guest.name], noisy=next(filter(None, noisy), ""))
     return msgspec.structs.replace(part, base=wanted.base, subjects=found, notes=NOTES)
 
