@@ -47,7 +47,7 @@ def task_modules():
 
 
 def task_in_tree():
-    """the kernel's own modules, of a guest that names them"""
+    yield {"basename": "in-tree", "name": None, "doc": "the kernel's own modules, of a guest that names them"}
     if PROJECT.uses_in_tree:
         yield modules.in_tree_step(PROJECT)
 
