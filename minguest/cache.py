@@ -21,6 +21,7 @@ KINDS = {
     "tree": "kernel sources, unpacked and patched",
     "config": "results of Kconfig from fragments",
     "kernel": "built kernels",
+    "firmware": "built firmware",
     "object": "ccache's objects",
     "leftover": "left by killed builds and downloads",
 }
@@ -57,7 +58,7 @@ def _fetched(cache: Path) -> Iterator[Entry]:
 def _entries(cache: Path, store: Store) -> Iterator[Entry]:
     yield from _fetched(cache)
     yield from (_entry("config", path) for path in _listed(store.configs))
-    for kind, folder in (("tree", store.trees), ("kernel", store.kernels)):
+    for kind, folder in (("tree", store.trees), ("kernel", store.kernels), ("firmware", store.firmware)):
         for path in filter(Path.is_dir, _listed(folder)):
             if not path.name.startswith("."):
                 made = path.with_name(f".{path.name}.made")

@@ -55,11 +55,18 @@ class Package(Source, frozen=True, forbid_unknown_fields=True):
     """Its licence sets conditions for passing it on: `doit release` takes it only if the user names it."""
 
 
+class Firmware(Source, frozen=True, forbid_unknown_fields=True):
+    """A firmware: Debian's package, or with `debian` edk2's source, which is built."""
+
+    debian: Part | None = None
+    """Debian's changes to the source, debian.tar.xz, which has its patches; None: a package that is unpacked."""
+
+
 class Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """configs/sources.toml: kernels by series, firmware and Debian packages by name."""
 
     kernel: Mapping[str, Source]
-    firmware: Mapping[str, Source]
+    firmware: Mapping[str, Firmware]
     package: Mapping[str, Package] = {}
 
 

@@ -78,6 +78,11 @@ class Store:
         return self.folder / "kernels"
 
     @property
+    def firmware(self) -> Path:
+        """One folder per firmware that was built, by the hash of all its inputs."""
+        return self.folder / "firmware"
+
+    @property
     def making(self) -> Path:
         """O= folders, while make runs in them."""
         return self.folder / "making"
@@ -113,6 +118,11 @@ class Layout:
     @property
     def fragments(self) -> Path:
         return self.configs / "kernel"
+
+    @property
+    def platform(self) -> Path:
+        """The description of the firmware that is built, and its patches."""
+        return self.configs / "firmware"
 
     @property
     def patches(self) -> Path:

@@ -134,6 +134,7 @@ def sources(path: Path) -> Sources:
         *found.kernel.items(),
         *found.firmware.items(),
         *found.package.items(),
+        *((f"{name}: debian", each.debian) for name, each in found.firmware.items() if each.debian),
         *((f"{name}: source", part) for name, package in found.package.items() for part in package.source),
     ]
     for name, source in named:

@@ -114,13 +114,30 @@ class Drivers(msgspec.Struct, frozen=True):
     modules: tuple[Set, ...]
 
 
+class Built(msgspec.Struct, frozen=True):
+    """What a firmware was built from, in addition to edk2's tarball."""
+
+    debian: Part
+    """Debian's changes to edk2, with its patches."""
+    patches: tuple[Patch, ...]
+    """In the order in which they were applied; Debian's have `debian/` before their names."""
+    platform: dict[str, str]
+    """SHA-256 of each file that describes the platform, by name in configs/firmware."""
+    tools: dict[str, str]
+
+
+BUILT = ("patches", "platform", "tools")
+
+
 class Firmware(msgspec.Struct, frozen=True):
-    """The OVMF package."""
+    """The OVMF package; or edk2's source, if it was built."""
 
     version: str
     sha256: str
     urls: tuple[str, ...]
     licence: str
+    built: Built | None = None
+    """None for Debian's package, and in older manifests."""
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -255,7 +255,7 @@ def build(
                     shutil.copyfile(work / "System.map", new / "System.map")
                     (new / "kernel.config").write_text(text, encoding="utf-8")
                     (new / "kernel.json").write_bytes(msgspec.json.format(msgspec.json.encode(inspected)))
-                    _seal(new, KEPT)
+                    seal(new, KEPT)
                 if beside:
                     _compile_modules(tree, work, store, held, log.with_suffix(".modules.log"))
                     with files.replacing_tree(beside) as new:
@@ -263,7 +263,7 @@ def build(
                         if devel.IN_TREE in names:
                             devel.pack_modules(work, new)
                         shutil.copyfile(kept / SUMS, new / KERNEL_SUMS)
-                        _seal(new, names)
+                        seal(new, names)
         files.used(kept)
         if beside:
             files.used(beside)
@@ -288,7 +288,7 @@ def _belongs(beside: Path, kept: Path, names: Sequence[str]) -> bool:
     return whole(beside, names) and (beside / KERNEL_SUMS).read_bytes() == (kept / SUMS).read_bytes()
 
 
-def _seal(folder: Path, names: Sequence[str]) -> None:
+def seal(folder: Path, names: Sequence[str]) -> None:
     """Write what `whole` checks."""
     sums = {name: files.sha256(folder / name) for name in names}
     (folder / SUMS).write_bytes(msgspec.json.encode(sums))

@@ -41,17 +41,7 @@ def of(manifest: Manifest) -> dict[str, Material]:
     tools = manifest.tools
     parts = [
         _linux(manifest),
-        Material(
-            ref="ovmf",
-            kind="firmware",
-            name="ovmf",
-            version=manifest.firmware.version,
-            description="UEFI firmware of the guest",
-            licence=manifest.firmware.licence,
-            purl=f"pkg:deb/debian/ovmf@{quote(manifest.firmware.version, safe='.-~')}?arch=all",
-            urls=manifest.firmware.urls,
-            urls_sha256=manifest.firmware.sha256,
-        ),
+        *_firmware(manifest),
         *(part for name, package in sorted(manifest.packages.items()) for part in _package(manifest, name, package)),
         *_modules(manifest),
         Material(
@@ -96,6 +86,48 @@ def of(manifest: Manifest) -> dict[str, Material]:
         )
         for part in parts
     }
+
+
+def _firmware(manifest: Manifest) -> Iterator[Material]:
+    """Debian's package; or edk2, Debian's changes to it, and what built it."""
+    firmware, built = manifest.firmware, manifest.firmware.built
+    version = quote(firmware.version, safe=".-~")
+    made_of = f"pkg:generic/edk2@{version}" if built else f"pkg:deb/debian/ovmf@{version}?arch=all"
+    properties = [
+        *((f"minguest:patch:{patch.file}", patch.sha256) for patch in (built.patches if built else ())),
+        *((f"minguest:platform:{name}", digest) for name, digest in (built.platform if built else {}).items()),
+    ]
+    yield Material(
+        ref="ovmf",
+        kind="firmware",
+        name="ovmf",
+        version=firmware.version,
+        description="UEFI firmware of the guest" + (", built from edk2's source" if built else ""),
+        licence=firmware.licence,
+        purl=made_of,
+        urls=firmware.urls,
+        urls_sha256=firmware.sha256,
+        properties=tuple(properties),
+    )
+    if built:
+        yield Material(
+            ref="source:ovmf:debian",
+            kind="file",
+            name="debian.tar.xz",
+            description="changes to edk2, source of ovmf; not in the release, offered where it can be downloaded",
+            urls=built.debian.urls,
+            urls_sha256=built.debian.sha256,
+            excluded=True,
+        )
+        for tool in sorted(set(built.tools) - set(manifest.tools) - {"glibc"}):
+            yield Material(
+                ref=tool,
+                kind="application",
+                name=tool,
+                version=built.tools[tool],
+                description="built with it; not in the release",
+                excluded=True,
+            )
 
 
 def in_file(manifest: Manifest, file: str) -> list[str]:

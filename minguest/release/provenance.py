@@ -40,6 +40,15 @@ def dependencies(manifest: Manifest, commit: str | None) -> list[dict[str, Any]]
             "annotations": {"version": manifest.firmware.version},
         }
     )
+    if built := manifest.firmware.built:
+        found.append({"name": "ovmf/debian", "uri": built.debian.urls[0], "digest": {"sha256": built.debian.sha256}})
+        found += [
+            {"name": f"firmware/{name}", "digest": {"sha256": digest}}
+            for name, digest in [
+                *((patch.file, patch.sha256) for patch in built.patches),
+                *sorted(built.platform.items()),
+            ]
+        ]
     found += [
         {"name": f"patches/{patch.file}", "digest": {"sha256": patch.sha256}} for patch in manifest.kernel.patches
     ]

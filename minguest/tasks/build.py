@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from minguest import settings
-from minguest.bundle import drivers, firmware, initrd, manifests, modules
+from minguest.bundle import drivers, edk2, firmware, initrd, manifests, modules
 from minguest.kernel import devel, kbuild, source
 from minguest.model import Package
 from minguest.paths import DOMAIN, RUN_GUEST
@@ -172,6 +172,8 @@ def initrd_step(project: Project) -> Task:
 
 
 def firmware_step(project: Project) -> Task:
+    if project.ovmf.debian:
+        return _built_firmware_step(project)
     target = project.at.firmware(project.ovmf.version)
 
     def make() -> None:
@@ -186,6 +188,34 @@ def firmware_step(project: Project) -> Task:
         targets=[target / name for name in ("OVMF_CODE.fd", "OVMF_VARS.fd", "firmware.json")],
         code=["bundle/firmware", "util/archive"],
         facts=lambda: {"source": project.ovmf},
+    )
+
+
+def _built_firmware_step(project: Project) -> Task:
+    target = project.at.firmware(project.ovmf.version)
+
+    def make() -> None:
+        from minguest.util import fetch  # noqa: PLC0415 - see SLOW
+
+        folder = edk2.build(
+            project.ovmf,
+            project.at.platform,
+            project.store,
+            lambda wanted, name: fetch.fetch(wanted, name, project.cache, say),
+            log=project.root / "out/firmware/edk2.log",
+            say=say,
+        )
+        with files.replacing_tree(target) as new:
+            for name in edk2.KEPT:
+                files.copy(folder / name, new / name)
+
+    return step(
+        make,
+        doc=f"OVMF {project.ovmf.version}: built from edk2's source",
+        file_dep=list(edk2.inputs(project.at.platform).values()),
+        targets=[target / name for name in edk2.KEPT],
+        code=["bundle/edk2", "bundle/firmware", "kernel/kbuild", "util/archive"],
+        facts=lambda: {"source": project.ovmf, "tools": project.firmware_tools},
     )
 
 
@@ -265,14 +295,26 @@ def _facts(project: Project) -> dict[str, Any]:
         }
         if project.guest.drivers
         else None,
-        "firmware": {
-            "version": project.ovmf.version,
-            "sha256": project.ovmf.sha256,
-            "urls": list(project.ovmf.urls),
-            "licence": project.ovmf.licence,
-        },
+        "firmware": _firmware(project),
         "tools": dict(project.tools),
     }
+
+
+def _firmware(project: Project) -> dict[str, Any]:
+    """As the manifest has it."""
+    ovmf = project.ovmf
+    found: dict[str, Any] = {
+        "version": ovmf.version,
+        "sha256": ovmf.sha256,
+        "urls": list(ovmf.urls),
+        "licence": ovmf.licence,
+    }
+    if ovmf.debian:
+        made = project.at.firmware(ovmf.version) / "firmware.json"
+        built = msgspec.json.decode(made.read_bytes(), type=edk2.Built)
+        facts = {name: getattr(built, name) for name in manifests.BUILT}
+        found["built"] = {"debian": msgspec.to_builtins(ovmf.debian), **msgspec.to_builtins(facts)}
+    return found
 
 
 def _packages(packages: Mapping[str, Package]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from doit.exceptions import InvalidTask
 
 from minguest import settings
 from minguest.boottest import runner
-from minguest.bundle import initrd, modules, overlay
+from minguest.bundle import edk2, initrd, modules, overlay
 from minguest.diagnose import catalogue
 from minguest.kernel import contract, kconfig, signing, source
-from minguest.model import Choice, Guest, Package, Source, Sources
+from minguest.model import Choice, Firmware, Guest, Package, Source, Sources
 from minguest.paths import Layout, Store
 from minguest.tasks import reporter
 from minguest.tasks.reporter import say
@@ -106,7 +106,7 @@ class Project:
         if self.guest.firmware not in self.sources.firmware:
             known = ", ".join(self.sources.firmware)
             raise UserError(f"{guest_file}: firmware = {self.guest.firmware!r}: not in sources.toml", f"known: {known}")
-        self.ovmf: Source = self.sources.firmware[self.guest.firmware]
+        self.ovmf: Firmware = self.sources.firmware[self.guest.firmware]
         self.fragments = kconfig.select(self.at.fragments, self.guest.fragments, self.choice.series, root)
         self.overlays = self._overlays(self.guest.overlays)
         self.modules = [self._modules(name) for name in self.guest.modules]
@@ -117,11 +117,17 @@ class Project:
             # A store that cannot be used, a launch that cannot be started or an overlay that cannot be laid is named
             # before anything is unpacked.
             _ = self.store, self.launch_files, self.packages, self.driver_packages, self.certificate
+            _ = self.firmware_tools
 
     @functools.cached_property
     def tools(self) -> Mapping[str, str]:
         """Versions of what compiles."""
         return {**source.compiler_tools(), "musl": initrd.musl_version()}
+
+    @functools.cached_property
+    def firmware_tools(self) -> Mapping[str, str]:
+        """Versions of what builds the firmware, if it is built here; ToolError if a program is missing."""
+        return edk2.tools() if self.ovmf.debian else {}
 
     @functools.cached_property
     def store(self) -> Store:

@@ -15,7 +15,7 @@ import struct
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -101,8 +101,8 @@ def _by_zstd(path: Path) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def extract_tar(tarball: Path, target: Path) -> None:
-    """Unpack a tar of any compression into `target`, an empty folder that exists.
+def extract_tar(tarball: Path, target: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Unpack a tar of any compression into `target`, an empty folder that exists; of it the `wanted` members, by name.
 
     If everything in the archive is below one folder, that folder is left out. Times are kept. Owners are not kept, and
     modes become 755 or 644. Python 3.11.2 lacks the `data` filter, so the members are checked here.
@@ -116,7 +116,7 @@ def extract_tar(tarball: Path, target: Path) -> None:
         with files.disk_errors(target), decompressed(tarball) as stream:
             tree = _Tree(tarball, target)
             with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, tarinfo=_Member) as tar:
-                for member in tar:
+                for member in filter(lambda each: wanted(each.name), tar):
                     tree.add(tar, member)
                 _check_end(tarball, tar)
             tree.finish()

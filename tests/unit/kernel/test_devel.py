@@ -156,7 +156,7 @@ def test_one_of_another_build_of_the_kernel_is_not_believed(tmp_path: Path, stor
     """As where a run is killed after it replaced the kernel, and before it replaced this."""
     kept, _ = build(tmp_path, store)
     (kept / "System.map").write_text("another\n")
-    kbuild._seal(kept, kbuild.KEPT)
+    kbuild.seal(kept, kbuild.KEPT)
     assert kbuild.whole(kept) and kbuild.whole(folder(tmp_path, store), kbuild.DEVEL)
     assert build(tmp_path, store)[1]
     assert (kept / "System.map").read_text() != "another\n"
