@@ -39,6 +39,7 @@ GRACE = 1.0
 # Text on the console that shows where a guest stays. It gets DEAD_END seconds to print the rest.
 DEAD_ENDS = {
     b"UEFI Interactive Shell": "it waits in the UEFI shell: the firmware could not start the kernel",
+    b"ovmf-minimal: the kernel could not be started": "the firmware could not start the kernel",
     b"!!!! X64 Exception Type": "the firmware crashed",
     b"-- System halted": "the kernel's decompressor halted",
 }

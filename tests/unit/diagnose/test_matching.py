@@ -64,6 +64,7 @@ INJECTED = {
     "kernel-flip": "kernel-damaged",
     "kernel-none": "nothing-to-boot",
     "kernel-i386": "kernel-not-startable",
+    "kernel-none-started-minimal": "kernel-not-startable",  # with ovmf-minimal, which has no shell
     "secboot-ms": "secure-boot",
     "vars-junk": "firmware-crashed",
     "memory-34M": "memory-too-little",
