@@ -345,7 +345,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
         },
         "drivers": None,
         "firmware": {"version": "2025.02-toy", "sha256": toy.deb, "urls": [f"{NOWHERE}/2025.02-toy"],
-                     "licence": "MIT"},
+                     "licence": "MIT", "built": None},
         "tools": {**source.compiler_tools(), "musl": initrd.musl_version()},
     }  # fmt: skip
     # The patch is in what was built.
