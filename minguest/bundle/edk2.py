@@ -239,7 +239,6 @@ def _prepare(
     patches += [(name, path) for name, path in used.items() if name.endswith(".patch")]
     for _, path in patches:
         _patch(tree, path, log)
-    (tree / FOLDER).mkdir()
     for name, path in used.items():
         if "/" not in name:
             files.copy(path, tree / FOLDER / name)

@@ -5,6 +5,7 @@ The edk2 here is a toy: its `build` puts one source file into the volumes.
 """
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -24,7 +25,16 @@ from tests import ROOT
 
 BUILD = """#!/bin/sh
 set -e
-test "$WORKSPACE" = "$PWD" && test -f Conf/tools_def.txt && test -f OvmfPkg/Minguest/minguest.dsc && test -e made
+test "$WORKSPACE" = "$PWD"
+test "$CONF_PATH" = "$PWD/Conf"
+test "$EDK_TOOLS_PATH" = "$PWD/BaseTools"
+test -x "$PYTHON_COMMAND"
+test "$PYTHONHASHSEED" = 0
+test -f Conf/tools_def.txt
+test -f OvmfPkg/Minguest/minguest.dsc
+test ! -e EmulatorPkg
+test -e made
+case $* in *"PcdFirmwareVersionString=L2025.02-8+minguest"[12]'\\0') ;; *) exit 1 ;; esac
 folder=Build/Minguest/RELEASE_GCC5/FV
 mkdir -p $folder
 echo built >>"{count}"
@@ -126,8 +136,10 @@ def test_patches_are_applied_in_order_and_named(toy: Toy) -> None:
 
 def test_it_is_built_once_and_again_when_damaged(toy: Toy) -> None:
     kept = toy.build()
+    os.utime(kept, (0, 0))
     assert toy.build() == kept
     assert toy.builds == 1
+    assert kept.stat().st_mtime > 0  # so that a prune keeps it
     (kept / "OVMF_VARS.fd").write_bytes(b"x")
     assert toy.build() == kept
     assert toy.builds == 2
