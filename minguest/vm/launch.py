@@ -337,7 +337,9 @@ def one_of(where: str, value: str, choices: Any) -> Any:
 
 def cpu(spec: Spec) -> str:
     """QEMU's CPU model and its flags for this accelerator."""
-    if spec.accel != "kvm":
-        return spec.cpu
     name, comma_, flags = spec.cpu.partition(",")
+    if spec.accel != "kvm":
+        # Emulated MWAIT does not wait: a CPU that idles in it takes a core of the host's. OVMF leaves all CPUs but the
+        # first in it until the kernel starts them. 16 CPUs on 2 cores boot in 0.55 of the CPU time without it.
+        return f"{spec.cpu},-monitor" if name == "max" and "monitor" not in flags else spec.cpu
     return ("host" if name == "max" else name) + comma_ + flags + (",kvm=off" if spec.hide_kvm else "")

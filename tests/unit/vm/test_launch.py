@@ -275,7 +275,11 @@ def test_time_and_cpu_are_the_accelerators(sysfs: Path) -> None:
     assert value(kvm, "-rtc") == ["base=utc,clock=vm,driftfix=slew"]
     assert value(kvm, "-global") == ["kvm-pit.lost_tick_policy=delay"]
     tcg = argv(settle(Launch(), Options(accel="tcg"), 64, MODELS, sysfs))
-    assert (value(tcg, "-cpu"), value(tcg, "-rtc")) == (["max"], ["base=utc,clock=host,driftfix=slew"])
+    assert (value(tcg, "-cpu"), value(tcg, "-rtc")) == (["max,-monitor"], ["base=utc,clock=host,driftfix=slew"])
+    # What the user says of it wins, and other models are as they are.
+    for own in ("max,+monitor", "qemu64"):
+        spec = settle(Launch(cpu=own), Options(accel="tcg"), 64, MODELS, sysfs)
+        assert value(argv(spec), "-cpu") == [own]
     assert not value(tcg, "-global")
     named = argv(settle(Launch(cpu="EPYC,+x2apic", hide_kvm=False), Options(accel="kvm"), 64, MODELS, sysfs))
     assert value(named, "-cpu") == ["EPYC,+x2apic"]
