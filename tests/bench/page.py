@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench page: docs/performance.md and docs/performance.svg, from what the parts measured. Pure."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.bench import boot, build, check, growth, record, size
@@ -33,6 +34,12 @@ ratio is in brackets, against the base of the table. Times are of one machine, i
 {chr(10).join(sections)}"""
 
 
+def placeless(command: str) -> str:
+    """A command without the folders of the machine that it ran on: `--peer=NAME=/any/where/bzImage` becomes
+    `--peer=NAME=bzImage`."""
+    return re.sub(r"(?<=[=, ])/[^\s,]*/(?=[^/\s,]+(?:[,\s]|$))", "", command)
+
+
 def _section(title: str, name: str, part: Part | None, tables: Callable[[Part], dict[str, Rows]]) -> str:
     if part is None:
         return f"## {title}\nNOT RUN: `doit bench {name}`.\n"
@@ -42,7 +49,7 @@ def _section(title: str, name: str, part: Part | None, tables: Callable[[Part], 
     notes = "".join(f"{note}\n\n" for note in part.notes)
     shown = "".join(f"### {head}\n{record.markdown(rows)}\n\n" for head, rows in tables(part).items() if rows)
     return f"""## {title}
-- `{part.command}`
+- `{placeless(part.command)}`
 - {part.date}; {part.machine}; load {part.load:.1f} before it began
 - QEMU {part.qemu}
 {base}{subjects}{faults}

@@ -196,6 +196,12 @@ def test_sizes_are_against_all_files_of_a_peer(tmp_path: Path) -> None:
 # ── page and timeline ──
 
 
+def test_a_command_on_the_page_has_no_folder_of_a_machine() -> None:
+    ran = "python -m tests.bench boot --peer=a=/any/vmlinuz-1,/else/initrd --peer b=/x/bzImage --bundle=out/c --n=2"
+    shown = "python -m tests.bench boot --peer=a=vmlinuz-1,initrd --peer b=bzImage --bundle=out/c --n=2"
+    assert page.placeless(ran) == shown
+
+
 def test_the_page_has_every_part_and_says_what_was_not_run() -> None:
     parts = {"boot": part(ours=booted(), kata=booted("1 of 4 CPUs")), "build": None}
     text = page.page(parts, check.held(check.load(), parts), True)
