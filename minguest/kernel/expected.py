@@ -15,10 +15,8 @@ from minguest.util import files
 
 # Options that are on, and objects that were compiled: the default guest's, for the first build on a machine.
 MEASURED = {"4.12": (462, 1406), "6.12": (676, 1330)}
-# A line of kbuild about one object: `  CC      init/main.o`.
+# A line of kbuild about one object: `  CC      init/main.o`, or of a module `  CC [M]  drivers/gpu/drm/drm_file.o`.
 OBJECT = re.compile(r"  [A-Z]+ .*\.o")
-# And of a module: `  CC [M]  drivers/gpu/drm/drm_file.o`.
-MODULE_OBJECT = re.compile(r"  [A-Z]+ (\[M\])? .*\.k?o")
 
 
 class Count(msgspec.Struct, frozen=True):
