@@ -171,7 +171,7 @@ def _slot(slots: Iterator[int]) -> str:
 
 def _cpu(spec: launch.Spec) -> tuple[dict[str, str], list[str]]:
     """The CPU in libvirt's terms, and as QEMU's options the flags that libvirt may not know."""
-    name, *flags = spec.cpu.split(",")
+    name, *flags = (spec.cpu if spec.accel == "kvm" else launch.cpu(spec)).split(",")
     found = {"mode": "custom", "model": name, "phys_bits": ""}
     if spec.accel == "kvm" and name in ("max", "host"):
         found |= {"mode": "host-passthrough", "model": ""}
