@@ -278,7 +278,7 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module_key: str = ""
     """A PEM file with a private key and its certificate, or its path from the project's root: modules are signed with
     it, and the kernel checks them by it. Empty: modules are not signed."""
-    firmware: str = "ovmf"
+    firmware: str = "ovmf-minimal"
     root: Root | None = None
     """Where the guest goes on to after its report; None: it has no root, and powers off."""
     drivers: Drivers | None = None
