@@ -59,8 +59,8 @@ class Options(msgspec.Struct, frozen=True):
     gpu: str = "secondary-vga"
     driver: str = ""
     """The driver that each card must have in the guest; empty: the guest's own, if these are cards of its launch."""
-    cpus: str = "2"
-    memory: str = "512M"
+    cpus: str = "1"
+    memory: str = "256M"
     timeout: str = "300"
 
 

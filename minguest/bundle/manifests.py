@@ -186,6 +186,15 @@ def write(
 
 def load(folder: Path) -> Manifest:
     """Read a bundle's manifest and check each file against it; UserError names the file that differs."""
+    manifest = read(folder)
+    for name, wanted in manifest.files.items():
+        if describe(folder / name) != wanted:
+            raise _differs(folder / name)
+    return manifest
+
+
+def read(folder: Path) -> Manifest:
+    """Read a bundle's manifest, and of each file only whether it is there and has its size; UserError as for `load`."""
     path = folder / NAME
     try:
         if not path.is_file():
@@ -195,12 +204,16 @@ def load(folder: Path) -> Manifest:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: not a bundle's manifest: {why}", AGAIN) from error
     manifest = parse(content, path)
+    # The sizes come first: hashing a sparse file of 1 TB takes an hour.
     for name, wanted in manifest.files.items():
         place = folder / name
-        # The size first: it is cheap, and hashing a sparse file of 1 TB takes an hour.
-        if not place.is_file() or place.stat().st_size != wanted.size or describe(place) != wanted:
-            raise UserError(f"{place}: is not the file that the manifest names", AGAIN)
+        if not place.is_file() or place.stat().st_size != wanted.size:
+            raise _differs(place)
     return manifest
+
+
+def _differs(place: Path) -> UserError:
+    return UserError(f"{place}: is not the file that the manifest names", AGAIN)
 
 
 def parse(content: bytes, path: Path) -> Manifest:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's version and its display devices."""
 
+import functools
 import re
 
 from minguest.util import run
@@ -14,6 +15,7 @@ def version() -> str:
     return text.partition("\n")[0].removeprefix("QEMU emulator version ")
 
 
+@functools.cache
 def display_models(qemu: str = QEMU) -> list[str]:
     """PCI display devices that this QEMU can emulate, from its own help."""
     _, text = run.run([qemu, "-device", "help"])

@@ -25,7 +25,7 @@ def test_the_host_has_an_iommu_and_each_card_its_own_port(tmp_path: Path) -> Non
     command = rehearse.argv(site.host, spec, CARDS)
     assert spec.memory == 1536 << 20
     # 64 GiB behind OVMF's window of an eighth: 2**40 / 8 is enough.
-    assert spec.cpu == "max,+svm,+npt,phys-bits=40"
+    assert spec.cpu == "max,+svm,+npt,-erms,-fsrm,phys-bits=40"
     # An eighth of 2**41 is 256 GiB, and the second function's BAR wants room beside that.
     assert rehearse.host_spec([cards.Gpu("card0", "bar:256G", bar=256 << 30)], 1 << 30, 9).cpu.endswith("=42")
     assert command[command.index("-accel") + 1] == "tcg,thread=single"
@@ -106,15 +106,15 @@ def test_sh_accepts_the_script_wherever_the_project_is(tmp_path: Path) -> None:
     place = tmp_path / "it's a place"
     text = rehearse.script(ROOT / "configs/templates/rehearse.j2", place, ["0000:01:00.0", "0000:02:00.0"])
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
-    assert "for device in 0000:01:00.0 0000:01:00.1 0000:02:00.0 0000:02:00.1; do" in text
-    assert "--gpu 0000:01:00.0,0000:02:00.0 --yes" in text
+    given = "0000:01:00.0,0000:02:00.0 0000:01:00.0 0000:01:00.1 0000:02:00.0 0000:02:00.1"
+    assert f"-m minguest.emulated_host /run/share {given} >" in text
 
 
 def test_the_guest_is_its_own_without_what_the_host_does_not_have() -> None:
     disk = Disk(file="/disk.img")
     own = Launch(cmdline=("a=b",), disks=(disk,), numa=(Node("1G"),), max_cpus=8, max_memory="4G", window="1G")
     guest = rehearse.guest_launch(own, Options(memory="768M"), ["0000:01:00.0"], 100)
-    assert (guest.cpus, guest.max_cpus, guest.memory, guest.gpus) == (2, 8, "768M", ("0000:01:00.0",))
+    assert (guest.cpus, guest.max_cpus, guest.memory, guest.gpus) == (1, 8, "768M", ("0000:01:00.0",))
     assert (guest.accel, guest.timeout, guest.cmdline, guest.window) == ("kvm", 80, ("a=b",), "1G")
     assert (guest.disks, guest.numa, guest.max_memory, guest.hugepages) == ((), (), "", "")
     with pytest.raises(UserError, match="at least one CPU"):
