@@ -149,15 +149,18 @@ def _noise(data: bytes) -> bytes:
     return hashlib.shake_256(b"minguest").digest(len(data))
 
 
-def _secure_boot(parts: Parts) -> None:
-    """The build with Secure Boot, and the variables with Microsoft's keys, from the same package."""
-    names = {part: f"{firmware.FOLDER}/OVMF_{file}" for part, file in
-             (("code", "CODE_4M.secboot.fd"), ("variables", "VARS_4M.ms.fd"))}  # fmt: skip
-    members = archive.deb_member(parts.package, list(names.values()))
-    for part, name in names.items():
-        path = parts.folder / f"{part}.changed"
-        path.write_bytes(members[name])
-        setattr(parts, part, path)
+def _from_package(code: str, variables: str) -> Callable[[Parts], None]:
+    """Another build of OVMF, with its variables."""
+
+    def do(parts: Parts) -> None:
+        names = {part: f"{firmware.FOLDER}/OVMF_{file}" for part, file in (("code", code), ("variables", variables))}
+        members = archive.deb_member(parts.package, list(names.values()))
+        for part, name in names.items():
+            path = parts.folder / f"{part}.changed"
+            path.write_bytes(members[name])
+            setattr(parts, part, path)
+
+    return do
 
 
 def _disk(content: Mapping[str, bytes] | None, change: Callable[[bytes], bytes] = bytes) -> Callable[[Parts], None]:
@@ -206,9 +209,12 @@ FAULTS: Mapping[str, Callable[[Parts], None]] = {
     "disk=damaged": _disk({"sbin/init": program(ENDS)}, _no_groups),
     "disk=empty": _disk(None),
     "disk=no-init": _disk({"etc/hostname": b"guest"}),
+    # With the shell and the variables that the guest's own firmware may not have.
+    "firmware=debian": _from_package("CODE_4M.fd", "VARS_4M.fd"),
     "firmware=odd-size": _file("code", lambda code: code[:-1000]),
     "firmware=seabios": _cut("if=pflash"),
-    "firmware=secure-boot": _secure_boot,
+    # With Secure Boot, and with Microsoft's keys.
+    "firmware=secure-boot": _from_package("CODE_4M.secboot.fd", "VARS_4M.ms.fd"),
     "firmware=wrong-variables": _file("variables", lambda old: b"\xff" * len(old)),
     "gpu=left-out": _cut("secondary-vga"),
     "gpu=no-such-card": _add("-device", "vfio-pci,host=ffff:1f:1f.7"),

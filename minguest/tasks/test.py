@@ -137,12 +137,13 @@ def pits_step(project: Project) -> Task:
             root=project.root,
             log=folder / "log",
         )
+        debian = project.sources.firmware["ovmf"]
         site = inject.Site(
             bench=project.bench,
             launch=project.guest.launch,
             known=project.pits,
             folder=folder,
-            package=fetch.fetch(project.ovmf, f"OVMF {project.ovmf.version}", project.cache, say),
+            package=fetch.fetch(debian, f"OVMF {debian.version}", project.cache, say),
             kernels=lambda options: variants.kernel_with(shop, options, say),
         )
         only = _only(project)

@@ -92,7 +92,9 @@ def test_doit_modules_puts_them_into_the_initrd(
     before = {path.name: path.read_bytes() for path in hello.iterdir()}
     result = doit("modules", *arguments, f"src={hello}")
     assert result.returncode == 0, result.stdout
-    assert re.search(r"^hello\.ko 1\.0, \d+ KB, needs greeting, firmware minguest/hello\.bin$", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^hello\.ko 1\.0, \d+ KB, needs greeting, firmware minguest/hello\.bin$", result.stdout, re.MULTILINE
+    )
     assert {path.name: path.read_bytes() for path in hello.iterdir()} == before
     result = doit("build", *arguments)
     assert result.returncode == 0, result.stdout
