@@ -22,7 +22,12 @@ terminal.end_on_interrupt()  # before the imports, which take a moment
 
 from minguest.tasks import build, modules, project, reporter, step, test  # noqa: E402
 
-DOIT_CONFIG = {"minversion": "0.37.0", "reporter": reporter.Reporter, "check_file_uptodate": step.ByContent}
+DOIT_CONFIG = {
+    "minversion": "0.37.0",
+    "default_tasks": ["build"],  # not read from pyproject.toml
+    "reporter": reporter.Reporter,
+    "check_file_uptodate": step.ByContent,
+}
 PROJECT = project.project(Path(__file__).parent.resolve())
 PYTEST = ["python", "-m", "pytest"]
 
