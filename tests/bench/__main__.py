@@ -10,7 +10,7 @@ from minguest import settings
 from minguest.util import files
 from minguest.util.errors import MinguestError, UserError
 from tests import ROOT
-from tests.bench import boot, build, check, growth, page, record, size, timeline, tools
+from tests.bench import boot, build, check, growth, guests, page, record, size, timeline, tools
 
 BUNDLE = "out/default-6.12/bundle"
 
@@ -30,8 +30,13 @@ def _finish(part: record.Part, tables: dict[str, record.Rows], folder: Path) -> 
     return 1 if part.faults else 0
 
 
+def _asked(options: argparse.Namespace) -> tuple[guests.Guest, ...]:
+    firmware = options.firmware or (guests.debians_ovmf(_say) if options.peer else Path())
+    return boot.subjects(options.bundle or [BUNDLE], options.peer, firmware, options.base)
+
+
 def _boot(options: argparse.Namespace, part: record.Part) -> int:
-    asked = boot.subjects(options.bundle or [BUNDLE], options.peer, options.firmware, options.base)
+    asked = _asked(options)
     wanted = boot.Wanted(asked, options.base, options.times, options.deadline, options.spread, not options.uncounted)
     done = boot.run(part, wanted, _say)
     # First: what reads boot.json takes the drawing beside it for the same boots.
@@ -53,7 +58,7 @@ def _size(options: argparse.Namespace, part: record.Part) -> int:
 
 
 def _growth(options: argparse.Namespace, part: record.Part) -> int:
-    asked = boot.subjects(options.bundle or [BUNDLE], options.peer, options.firmware, options.base)
+    asked = _asked(options)
     wanted = boot.Wanted(asked, options.base, options.times, options.deadline, options.spread, not options.uncounted)
     counts = [settings.integer(each, "--cpus") for each in options.cpus.split(",") if each]
     done = growth.run(part, wanted, counts, options.memory, _say)
@@ -106,7 +111,7 @@ def _boots(parser: argparse.ArgumentParser, times: int) -> None:
     _subjects(parser, "NAME=BZIMAGE")
     parser.add_argument(
         "--firmware", type=Path, metavar="FOLDER",
-        help="OVMF_CODE.fd and OVMF_VARS.fd for the peers (default: of the first bundle with Debian's OVMF)",
+        help="OVMF_CODE.fd and OVMF_VARS.fd for the peers (default: Debian's OVMF of sources.toml)",
     )  # fmt: skip
     parser.add_argument("--times", type=_times, default=times, help="boots of each subject (default %(default)s)")
     parser.add_argument("--deadline", type=float, default=boot.DEADLINE, help="seconds of a boot (default %(default)g)")

@@ -24,8 +24,6 @@ PHASES = ("firmware", "stub", "kernel", "initd", "report's port")
 WHOLE = ("first line", "report", "CPU")
 COUNTED = ("instructions", "before the kernel", "kernel's", "initd's")
 MEASURES = (*WHOLE, *FIRMWARE, *PHASES, *COUNTED)
-# Debian's OVMF, as sources.toml names it.
-DEBIAN = "ovmf"
 # What is the same in each boot of a machine with nothing else to do, and how far it may lie apart.
 STEADY = {"CPU": "CPU seconds", "report": "times to the report"}
 SPREAD = 0.10
@@ -63,21 +61,15 @@ def pair(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
-def subjects(bundles: Sequence[str], peers: Sequence[str], firmware: Path | None, base: str) -> tuple[Guest, ...]:
-    """The guests of a run, ours first; UserError for two of one name, or a base that is not among them."""
+def subjects(bundles: Sequence[str], peers: Sequence[str], firmware: Path, base: str) -> tuple[Guest, ...]:
+    """The guests of a run, ours first; `firmware`: a folder, for the peers. UserError for two of one name, or a base that
+    is not among them."""
     mine = []
     for text in bundles:
         name, _, folder = text.rpartition("=")
         mine.append(guests.ours(Path(folder), name))
     theirs = [pair(text, "--peer") for text in peers]
-    if theirs and firmware is None:
-        firmware = next((each.bundle for each in mine if firmware_of(each.bundle) == DEBIAN), None)
-        if firmware is None:
-            raise UserError(
-                "no bundle has Debian's OVMF, which peers are started with",
-                "--firmware FOLDER with OVMF_CODE.fd and OVMF_VARS.fd",
-            )
-    made = (*mine, *(guests.peer(mine[0], name, Path(kernel), firmware or mine[0].bundle) for name, kernel in theirs))
+    made = (*mine, *(guests.peer(mine[0], name, Path(kernel), firmware) for name, kernel in theirs))
     names = [each.name for each in made]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two subjects are named {', '.join(twice)}", "--bundle NAME=FOLDER, --peer NAME=BZIMAGE")
@@ -90,10 +82,6 @@ def one_of(base: str, names: Sequence[str]) -> str:
     if base and base not in names:
         raise UserError(f"--base {base}: no such subject", f"one of {', '.join(names)}")
     return base
-
-
-def firmware_of(bundle: Path) -> str:
-    return manifests.load(bundle).guest.firmware
 
 
 def about(guest: Guest) -> Subject:

@@ -11,18 +11,19 @@ import selectors
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from minguest import paths
-from minguest.bundle import manifests
-from minguest.util import files
+from minguest import paths, settings
+from minguest.bundle import firmware, manifests
+from minguest.util import fetch, files
 from minguest.util.errors import UserError
 from minguest.util.run import bound, end_group, require, run
 from minguest.vm import arguments, console, report
 from minguest.vm.disks import comma
+from tests import ROOT
 from tests.bench import consoles
 from tests.bench.consoles import Pieces
 
@@ -86,6 +87,14 @@ def ours(bundle: Path, name: str = "") -> Guest:
     launch = manifest.guest.launch
     own = name or f"{manifest.guest.name}-{manifest.kernel.series}"
     return Guest(own, bundle.resolve(), bundle.resolve() / "bzImage", bundle.resolve(), launch.cpus, launch.max_cpus)
+
+
+def debians_ovmf(say: Callable[[str], None]) -> Path:
+    """A folder with Debian's OVMF, which peers are started with: fetched, verified, unpacked."""
+    source = settings.sources(ROOT / "configs/sources.toml").firmware["ovmf"]
+    target = ROOT / "out/bench/ovmf"
+    firmware.unpack(fetch.fetch(source, f"OVMF {source.version}", settings.cache_folder(), say), source, target)
+    return target
 
 
 def peer(like: Guest, name: str, kernel: Path, firmware: Path) -> Guest:

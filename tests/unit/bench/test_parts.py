@@ -48,7 +48,7 @@ def test_the_smallest_memory_is_found_with_few_boots() -> None:
 
 def test_growth_says_which_number_of_cpus_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = workshop.build(tmp_path / "root").bundle
-    asked = boot.subjects([str(bundle)], [], None, "")
+    asked = boot.subjects([str(bundle)], [], bundle, "")
     done: list[Change] = []
 
     def start(guest: Guest, change: Change, deadline: float) -> Boot:
@@ -73,7 +73,7 @@ def test_growth_says_which_number_of_cpus_failed(tmp_path: Path, monkeypatch: py
 
 
 def test_growth_on_a_loaded_machine_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = boot.subjects([str(workshop.build(tmp_path / "root").bundle)], [], None, "")
+    asked = boot.subjects([str(workshop.build(tmp_path / "root").bundle)], [], tmp_path, "")
     cpu = iter((1.0, 2.0, 3.0))
     changes: list[Change] = []
 

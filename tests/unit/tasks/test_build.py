@@ -114,7 +114,7 @@ class Toy:
         self.write("configs/sources.toml", "".join([
             self.source('kernel."4.12"', "4.12.14", LICENCE, "0" * 64),
             self.source('kernel."6.12"', "6.12.1", LICENCE, self.tarball),
-            self.source("firmware.ovmf", "2025.02-toy", "MIT", self.deb),
+            *(self.source(f"firmware.{name}", "2025.02-toy", "MIT", self.deb) for name in ("ovmf", "ovmf-minimal")),
             self.source("package.tool", "1:2-3", "GPL-2.0-only", self.tool),
             f'[[package.tool.source]]\nsha256 = "{"5" * 64}"\nurls = ["{NOWHERE}/tool.tar"]\n',
         ]))  # fmt: skip
@@ -309,7 +309,7 @@ def test_the_manifest_names_all_that_went_in(made: tuple[Toy, str]) -> None:
         "minguest": VERSION,
         "guest": {
             "name": "toy", "kernel": ["4.12", "6.12"], "fragments": ["*"], "options": {},
-            "overlays": ["base", "mine"], "modules": [], "module_key": "", "firmware": "ovmf", "root": None,
+            "overlays": ["base", "mine"], "modules": [], "module_key": "", "firmware": "ovmf-minimal", "root": None,
             "drivers": None, "launch": plain(Launch(cpus=1, max_cpus=1, accel="tcg")),
         },
         "kernel": {

@@ -48,9 +48,9 @@ def test_a_firmware_that_is_not_in_sources_is_named(toy: Toy) -> None:
     guest = toy.guest("g.toml", 'name = "toy"\nkernel = ["6.12"]\nfirmware = "ovfm"\n')
     with pytest.raises(UserError, match=r"g\.toml: firmware = 'ovfm': not in sources\.toml") as raised:
         toy.project("g.toml", chooses=False)
-    assert raised.value.remedy == "known: ovmf"
+    assert raised.value.remedy == "known: ovmf, ovmf-minimal"
     said = toy.run("initd", f"guest={guest}", status=3)
-    assert said == f"ERROR: {guest}: firmware = 'ovfm': not in sources.toml\n  remedy: known: ovmf\n"
+    assert said == f"ERROR: {guest}: firmware = 'ovfm': not in sources.toml\n  remedy: known: ovmf, ovmf-minimal\n"
 
 
 def test_an_overlay_that_is_not_there_is_named(toy: Toy) -> None:
