@@ -62,8 +62,10 @@ def pair(text: str, what: str) -> tuple[str, str]:
 
 
 def subjects(bundles: Sequence[str], peers: Sequence[str], firmware: Path, base: str) -> tuple[Guest, ...]:
-    """The guests of a run, ours first; `firmware`: a folder, for the peers. UserError for two of one name, or a base that
-    is not among them."""
+    """The guests of a run, ours first; UserError for two of one name, or a base that is not among them.
+
+    `firmware`: a folder, for the peers.
+    """
     mine = []
     for text in bundles:
         name, _, folder = text.rpartition("=")
