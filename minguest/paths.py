@@ -225,6 +225,11 @@ class Layout:
         return self.out / "pits"
 
     @property
+    def certified(self) -> Path:
+        """certificate.json, and a folder for each boot that showed something."""
+        return self.out / "certify" / self.name
+
+    @property
     def matrix(self) -> Path:
         return self.matrices / self.name
 

@@ -204,10 +204,13 @@ EATS = bytes.fromhex("31ff be00001000 ba03000000 41ba22c00000 49c7c0ffffffff 453
 OTHER = b"license=GPL\0name=other\0vermagic=1.2.3 SMP mod_unload \0"
 
 FAULTS: Mapping[str, Callable[[Parts], None]] = {
+    # Virtual time is the instructions that ran, one a nanosecond: QEMU's -icount. It does not depend on the machine.
+    "clock=instructions": _add("-icount", "shift=0,sleep=off"),
     "console=elsewhere": _parameter(f"console={arguments.CONSOLE}", "console=ttyS1"),
     "disk=32-bit-init": _disk({"sbin/init": b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\0\x03\0" + bytes(44)}),
     "disk=damaged": _disk({"sbin/init": program(ENDS)}, _no_groups),
     "disk=empty": _disk(None),
+    "disk=powers-off": _disk({"sbin/init": program(POWERS_OFF)}),
     "disk=no-init": _disk({"etc/hostname": b"guest"}),
     # With the shell and the variables that the guest's own firmware may not have.
     "firmware=debian": _from_package("CODE_4M.fd", "VARS_4M.fd"),

@@ -223,7 +223,7 @@ def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifest
     folder.mkdir(parents=True)
     start = time.monotonic()
     try:
-        trial, why_not = _try(site, each, manifest, folder)
+        trial, why_not = attempt(site, each, manifest, folder)
     except MinguestError as error:
         return msgspec.structs.replace(cell, result="wrong", why=str(error), seconds=time.monotonic() - start)
     if trial is None:
@@ -240,13 +240,18 @@ def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifest
     )
 
 
-def _try(
-    site: Site, each: catalogue.Injection, manifest: manifests.Manifest, folder: Path
+def attempt(
+    site: Site, each: catalogue.Injection, manifest: manifests.Manifest, folder: Path, *, button: bool = False
 ) -> tuple[runner.Trial | None, str]:
-    """The trial; or None, and why this machine cannot try it."""
+    """The trial, in `folder`, which is empty; or None, and why this machine cannot try it.
+
+    `button`: the power button is pressed after the report.
+    """
     # A fault's parts have no disk of drivers.
     wanted = msgspec.structs.replace(_launch(site.launch, each), drivers=None)
-    options = launch.Options(plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")))
+    options = launch.Options(
+        plug_cpus=str(each.plug.get("cpus", "")), plug_memory=str(each.plug.get("memory", "")), power_button=button
+    )
     # The kernel may be for fewer CPUs than requested: that is what is tried.
     series = manifest.kernel.series
     spec = launch.settle(wanted, options, wanted.max_cpus, emulator.display_models(), runner.SYSFS, series)
@@ -282,7 +287,8 @@ def _try(
     return trial, ""
 
 
-def _wrong(trial: runner.Trial) -> list[str]:
+def wrong_rows(trial: runner.Trial) -> list[str]:
+    """The rows of the verdict that are not as they must be."""
     return [check.name for check in trial.verdict.checks if not check.ok] if trial.verdict else []
 
 
@@ -291,7 +297,7 @@ def _result(trial: runner.Trial) -> str:
 
 
 def _got(trial: runner.Trial) -> str:
-    wrong = _wrong(trial)
+    wrong = wrong_rows(trial)
     named = ", ".join(trial.roots)
     text = _result(trial) + (f": {', '.join(wrong)}" if wrong else "")
     return f"{text}; pit {named}" if named else text
@@ -311,7 +317,7 @@ def against(name: str, each: catalogue.Injection, trial: runner.Trial, blind: st
     if _result(trial) not in results:
         reason = trial.verdict.reason if trial.verdict else trial.refusal
         against.append(f"the verdict is {_result(trial)}: {reason}")
-    elif set(_wrong(trial)) != set(each.wrong):
+    elif set(wrong_rows(trial)) != set(each.wrong):
         rows = (
             "; ".join(f"{each.name}: {each.why}" for each in trial.verdict.checks if not each.ok)
             if trial.verdict

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels from the guest's tree and fragments with some other options."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,6 +38,46 @@ def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Ca
         say(f"kernel with {shown(options)}")
 
     folder, _ = kbuild.build(shop.tree, text, shop.store, log=log, say=say, building=building)
+    return folder
+
+
+class Without(msgspec.Struct, frozen=True):
+    """What Kconfig makes of a series' options if one of them is not asked for."""
+
+    text: str
+    """The whole .config."""
+    value: str
+    """The option's own."""
+    gone: tuple[str, ...]
+    """Other options that are asked for, and that it takes along."""
+
+
+def requested(shop: Workshop) -> dict[str, kconfig.Option]:
+    """All that the guest asks for, by option."""
+    return kconfig.merge(kconfig.read(shop.fragments, shop.root), shop.options)
+
+
+def without(shop: Workshop, name: str, say: Callable[[str], None]) -> Without:
+    """The config with the opposite of a request for on, and with nothing in place of any other. ToolError if the tree
+    cannot be configured so."""
+    wanted = requested(shop)
+    option = wanted.pop(name)
+    opposite = {name: option_off(option)} if option.value in ("y", "m") else {}
+    log = shop.log / f"without-{name}.config.log"
+    text = kbuild.resolve(shop.tree, kconfig.render({**wanted, **opposite}), shop.store, log, say)
+    config = kconfig.parse_config(text)
+    gone = tuple(each.option.name for each in kconfig.unmet(wanted, config))
+    return Without(text, config.get(name, "n"), gone)
+
+
+def option_off(option: kconfig.Option) -> kconfig.Option:
+    return dataclasses.replace(option, value="n")
+
+
+def kernel_of(shop: Workshop, text: str, name: str, say: Callable[[str], None]) -> Path:
+    """The folder of the kernel with this .config. ToolError if it cannot be built."""
+    log = shop.log / f"{name}.log"
+    folder, _ = kbuild.build(shop.tree, text, shop.store, log=log, say=say, building=lambda: say(f"kernel {name}"))
     return folder
 
 

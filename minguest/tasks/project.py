@@ -58,7 +58,7 @@ VALUED = {"-f", "--file", "-d", "--dir", "--db-file", "--backend", "-o", "--outp
 EVERYWHERE = ("--db-file", "--backend")
 # Tasks that need the guest's kernel, so that one is chosen; and those that need none.
 WITH_KERNEL = {"tree", "config", "kernel", "in-tree", "initrd", "drivers", "bundle", "build", "boot-test", "evidence",
-               "reproduce", "rehearse", "pits", "release", "modules"}  # fmt: skip
+               "reproduce", "rehearse", "pits", "certify", "release", "modules"}  # fmt: skip
 WITHOUT_KERNEL = {"initd", "firmware", "host", "pits-host", "publish", "pits-page", "lint", "test", "bench",
                   "ceph-test"}  # fmt: skip
 # Commands of minguest that were tasks, or could be mistaken for one, with the argument that each takes first.

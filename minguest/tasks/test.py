@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from minguest.boottest import hostmatrix, inject, records, rehearse, runner
+from minguest.boottest import certify, hostmatrix, inject, records, rehearse, runner
 from minguest.bundle import manifests
 from minguest.diagnose import cases, page
-from minguest.kernel import variants
+from minguest.kernel import source, variants
 from minguest.release import evidence
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
@@ -127,25 +127,7 @@ def pits_step(project: Project) -> Task:
     folder = project.at.matrix
 
     def make() -> None:
-        from minguest.util import fetch  # noqa: PLC0415 - see SLOW
-
-        shop = variants.Workshop(
-            tree=project.prepared(),
-            fragments=tuple(project.fragments),
-            options=project.guest.options,
-            store=project.store,
-            root=project.root,
-            log=folder / "log",
-        )
-        debian = project.sources.firmware["ovmf"]
-        site = inject.Site(
-            bench=project.bench,
-            launch=project.guest.launch,
-            known=project.pits,
-            folder=folder,
-            package=fetch.fetch(debian, f"OVMF {debian.version}", project.cache, say),
-            kernels=lambda options: variants.kernel_with(shop, options, say),
-        )
+        _, site = _injected(project, folder)
         only = _only(project)
         made = inject.run(site, only, say)
         say(f"linux {made.version}: {inject.summary(made.cells)}; {_matrix_page(project)}")
@@ -186,8 +168,56 @@ def pits_host_step(project: Project) -> Task:
     )
 
 
+def certify_step(project: Project) -> Task:
+    folder = project.at.certified
+
+    def make() -> None:
+        shop, matrix = _injected(project, folder)
+        tools = source.compiler_tools()
+        site = certify.Site(matrix, shop, f"gcc {tools['gcc']}, binutils {tools['binutils']}")
+        made = certify.run(site, _only(project), say)
+        say(f"linux {made.version}: {certify.summary(made)}; {project.shown(certify.place(folder))}")
+        if wrong := [row.option for row in made.rows if row.kind == "unseen"]:
+            raise GuestFailed(
+                f"no test shows what these are for: {', '.join(wrong)}",
+                f"leave them out, or say in their comments what for: {certify.UNTESTED}…",
+            )
+
+    return step(
+        make,
+        basename="certify",
+        doc="the certificate that each option is needed: leaves each out, and looks what is missing; only=OPTION,…",
+        file_dep=[project.at.bundle / "manifest.json"],
+        facts=always,
+    )
+
+
+def _injected(project: Project, folder: Path) -> tuple[variants.Workshop, inject.Site]:
+    """What makes kernels with other options, and where they are started."""
+    from minguest.util import fetch  # noqa: PLC0415 - see SLOW
+
+    shop = variants.Workshop(
+        tree=project.prepared(),
+        fragments=tuple(project.fragments),
+        options=project.guest.options,
+        store=project.store,
+        root=project.root,
+        log=folder / "log",
+    )
+    debian = project.sources.firmware["ovmf"]
+    site = inject.Site(
+        bench=project.bench,
+        launch=project.guest.launch,
+        known=project.pits,
+        folder=folder,
+        package=fetch.fetch(debian, f"OVMF {debian.version}", project.cache, say),
+        kernels=lambda options: variants.kernel_with(shop, options, say),
+    )
+    return shop, site
+
+
 def _only(project: Project) -> list[str]:
-    """The pits that only= names; empty: all."""
+    """The pits or options that only= names; empty: all."""
     return [name for name in (project.variables["only"] or "").split(",") if name]
 
 

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate that each option is needed: each is left out, and what is missing then is seen.
+
+A kernel is built without the option, and started in the launches that the fragments are for, until one of them shows
+something. Where none does, its size and the instructions of its boot say what the option costs.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from minguest import paths
+from minguest.boottest import inject, runner
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.kernel import kconfig, variants
+from minguest.util import files
+from minguest.util.errors import ToolError, UserError
+
+SCHEMA = 1
+# In an option's comment: what it is for, where no test here can show it.
+UNTESTED = "Not tested here: "
+# Instructions of a boot are the same within 0.3 %: less than this is no difference.
+COUNTED = 0.01
+# Bytes of a compressed kernel: less than this is no difference.
+PACKED = 256
+# The launches, in this order. `counted` is the one that instructions are counted in.
+PROBES = (
+    catalogue.Injection("own"),
+    catalogue.Injection("counted", launch={"cpus": 1}, fault=("clock=instructions",)),
+    catalogue.Injection("pc", launch={"machine": "pc", "cpus": 8}),
+    catalogue.Injection("hotplug", launch={"cpus": 2, "memory": "1G"}, plug={"cpus": 8, "memory": "3G"}),
+    catalogue.Injection("button"),
+    catalogue.Injection("nodes", launch={"numa": inject.NODES}),
+    catalogue.Injection("large-bars", launch={"gpus": ["bar:128G"] * 8}),
+    catalogue.Injection("root", launch={"root": {"disk": "/dev/vda"}}, fault=("disk=powers-off",)),
+)
+Kind = Literal["not built", "not booted", "row", "pit", "size", "time", "unchanged", "stated", "unseen", "NOT RUN"]
+MEANING: Mapping[Kind, str] = {
+    "not built": "without it the kernel does not build",
+    "not booted": "without it a guest is lost",
+    "row": "without it a row of the verdict is wrong",
+    "pit": "without it a pit is named",
+    "size": "without it the kernel is larger",
+    "time": "without it the boot takes more instructions",
+    "unchanged": "Kconfig gives the same config without it: another option selects it, or it is the default",
+    "stated": "no test here shows it; its comment says what it is for",
+    "unseen": "no test here shows it, and its comment does not say so",
+    "NOT RUN": "it could not be tried",
+}
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What is missing without one option."""
+
+    option: str
+    fragment: str
+    value: str
+    reason: str
+    kind: Kind
+    instead: str = ""
+    """Its value then."""
+    gone: tuple[str, ...] = ()
+    """Other options that are asked for, and that went with it."""
+    probe: str = ""
+    """The first launch that showed it."""
+    seen: str = ""
+    bytes: int | None = None
+    """How much larger the kernel's image is without it."""
+    instructions: float | None = None
+    """In millions, how many more the kernel takes to initd's start without it."""
+    key: str = ""
+    """A hash of all that the boots depended on."""
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """certificate.json: the rows of one guest and series."""
+
+    schema: int
+    series: str
+    version: str
+    """The kernel's."""
+    bundle: dict[str, manifests.File]
+    compiler: str
+    whole: bool
+    """Whether all options are there."""
+    bytes: int
+    """Of the kernel's image with all options."""
+    instructions: float | None
+    rows: tuple[Row, ...]
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where a certificate is made."""
+
+    matrix: inject.Site
+    """Its folder gets certificate.json and, in runs/, a folder for each boot."""
+    shop: variants.Workshop
+    compiler: str
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """The kernel with all options."""
+
+    text: str
+    bytes: int
+    instructions: float | None
+
+
+def options(shop: variants.Workshop, only: Sequence[str]) -> list[kconfig.Option]:
+    """What is left out, in the fragments' order; UserError for an option that nobody asks for."""
+    asked = [each for each in variants.requested(shop).values() if each.line]
+    names = [each.name for each in asked]
+    for name in only:
+        if name not in names:
+            raise UserError(f"only={name}: no fragment of this guest asks for it", "an option without CONFIG_, as EFI")
+    return [each for each in asked if not only or each.name in only]
+
+
+def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
+    """Leave out each option, and write certificate.json after every one. Rows whose inputs are the same stay."""
+    with files.lock(site.matrix.folder / ".run", lambda: say("waiting for another certificate")):
+        return _run(site, only, say)
+
+
+def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
+    manifest = manifests.load(site.matrix.bench.bundle)
+    chosen = options(site.shop, only)
+    order = [each.name for each in options(site.shop, ())]
+    kept = load(site.matrix.folder)
+    rows = {row.option: row for row in kept.rows} if kept else {}
+    base = _base(site, manifest, say)
+
+    def keep() -> Certificate:
+        done = tuple(rows[name] for name in order if name in rows)
+        certificate = Certificate(
+            SCHEMA, manifest.kernel.series, manifest.kernel.version, manifest.files, site.compiler,
+            len(done) == len(order), base.bytes, base.instructions, done,
+        )  # fmt: skip
+        files.write(place(site.matrix.folder), msgspec.json.format(msgspec.json.encode(certificate)))
+        return certificate
+
+    for option in chosen:
+        before = rows.pop(option.name, None)
+        keep()
+        rows[option.name] = left_out(site, manifest, option, base, before, say)
+        say(shown(rows[option.name]))
+        keep()
+    return keep()
+
+
+def place(folder: Path) -> Path:
+    """The certificate's file."""
+    return folder / "certificate.json"
+
+
+def load(folder: Path) -> Certificate | None:
+    """The certificate of an earlier run; None if there is none, or it cannot be read."""
+    try:
+        return msgspec.json.decode(place(folder).read_bytes(), type=Certificate)
+    except (OSError, ValueError):
+        return None
+
+
+def shown(row: Row) -> str:
+    """One row on the terminal."""
+    gone = f"; with it {', '.join(row.gone)}" if row.gone else ""
+    cost = "" if row.bytes is None else f"  {row.bytes:+,} bytes"
+    count = "" if row.instructions is None else f"  {row.instructions:+.1f} M instructions"
+    at = f" ({row.probe})" if row.probe and row.seen else ""
+    return f"  {row.kind:<10}  {row.option:<28}{cost}{count}  {row.seen}{at}{gone}".rstrip()
+
+
+def left_out(
+    site: Site,
+    manifest: manifests.Manifest,
+    option: kconfig.Option,
+    base: Whole,
+    before: Row | None,
+    say: Callable[[str], None],
+) -> Row:
+    """The row of one option; `before` stays where it had the same inputs. Not raised: it is not built."""
+    row = Row(option.name, option.fragment, option.value, " ".join(option.reason.split()), "NOT RUN")
+    try:
+        made = variants.without(site.shop, option.name, say)
+        row = msgspec.structs.replace(row, instead=made.value, gone=made.gone)
+        if made.text == base.text:
+            return msgspec.structs.replace(row, kind="unchanged")
+        kernel = variants.kernel_of(site.shop, made.text, f"without-{option.name}", say)
+    except ToolError as error:
+        return msgspec.structs.replace(row, kind="not built", seen=str(error).splitlines()[0])
+    key = key_of(site, manifest, kernel)
+    row = msgspec.structs.replace(row, key=key, bytes=(kernel / "bzImage").stat().st_size - base.bytes)
+    if before is not None and before.key == key and before.kind != "NOT RUN":
+        kept = ("kind", "probe", "seen", "instructions")
+        return msgspec.structs.replace(row, **{name: getattr(before, name) for name in kept})
+    return _judged(_booted(site, manifest, kernel, row, base), base)
+
+
+def key_of(site: Site, manifest: manifests.Manifest, kernel: Path) -> str:
+    """A hash of all that the boots of a kernel depend on."""
+    others = {name: each for name, each in manifest.files.items() if name in ("initrd.img", "OVMF_CODE.fd")}
+    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in (*inject.CODE, "boottest/certify")]
+    judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in site.matrix.known.items()]
+    parts = [SCHEMA, files.sha256(kernel / "bzImage"), others, site.matrix.launch, PROBES, judged, code]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _base(site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
+    """The kernel with all options. It must pass every probe: else what is seen without an option says nothing."""
+    kernel = site.matrix.bench.bundle
+    row = _booted(site, manifest, kernel, Row("with all options", "", "", "", "NOT RUN"), None)
+    if row.kind != "NOT RUN" or row.seen:
+        raise UserError(
+            f"with all options: {row.probe}: {row.kind}: {row.seen}",
+            "doit boot-test; a certificate needs a healthy guest",
+        )
+    text = (kernel / "kernel.config").read_text(encoding="utf-8")
+    say(f"with all options: {(kernel / 'bzImage').stat().st_size:,} bytes, {row.instructions or 0:.1f} M instructions")
+    return Whole(text, (kernel / "bzImage").stat().st_size, row.instructions)
+
+
+def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None) -> Row:
+    """The row with the first probe that shows something, or with what the kernel costs."""
+    matrix = msgspec.structs.replace(site.matrix, kernels=lambda _: kernel)
+    for probe in PROBES:
+        folder = site.matrix.folder / "runs" / f"{row.option}.{probe.name}".replace(" ", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        # With options, so that this kernel is started, not the bundle's.
+        each = msgspec.structs.replace(probe, options={row.option: False})
+        trial, why = inject.attempt(matrix, each, manifest, folder, button=probe.name == "button")
+        if trial is None or trial.verdict is None:
+            return msgspec.structs.replace(row, probe=probe.name, seen=why or (trial.refusal if trial else ""))
+        # The contract knows it from the config; what counts here is what a boot shows.
+        named = ", ".join(hit.id for hit in trial.blind.roots)
+        wrong = [name for name in inject.wrong_rows(trial) if name != "pits"]
+        if trial.verdict.result == "lost":
+            seen = f"{trial.verdict.reason}{f'; pit {named}' if named else ''}"
+            return msgspec.structs.replace(row, kind="not booted", probe=probe.name, seen=seen)
+        if wrong:
+            seen = f"{', '.join(wrong)}{f'; pit {named}' if named else ''}"
+            return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
+        if named:
+            return msgspec.structs.replace(row, kind="pit", probe=probe.name, seen=named)
+        if probe.name == "counted":
+            count = instructions(trial)
+            less = base.instructions if base is not None and base.instructions is not None else 0.0
+            row = msgspec.structs.replace(row, instructions=None if count is None else round(count - less, 1))
+        shutil.rmtree(folder)
+    return row
+
+
+def instructions(trial: runner.Trial) -> float | None:
+    """Of the kernel to initd's start, in millions, where the guest's clock counts them."""
+    times = trial.report.record("times")
+    return float(times["start"]) * 1e3 if "start" in times else None
+
+
+def _judged(row: Row, base: Whole) -> Row:
+    """The row of a guest that passed every probe, by what its kernel costs."""
+    if row.kind != "NOT RUN" or row.seen:
+        return row
+    if row.bytes is not None and row.bytes >= PACKED:
+        return msgspec.structs.replace(row, kind="size", seen=f"larger by {row.bytes:,} bytes")
+    if row.instructions is not None and base.instructions and row.instructions >= COUNTED * base.instructions:
+        return msgspec.structs.replace(row, kind="time", seen=f"{row.instructions:+.1f} M instructions")
+    if UNTESTED in row.reason:
+        return msgspec.structs.replace(row, kind="stated", seen=row.reason.partition(UNTESTED)[2])
+    return msgspec.structs.replace(row, kind="unseen")
+
+
+def summary(certificate: Certificate) -> str:
+    """How many rows are of which kind."""
+    kinds = [row.kind for row in certificate.rows]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in MEANING if kind in kinds)
