@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from minguest import paths
-from minguest.boottest import inject, runner
+from minguest.boottest import inject, runner, userland
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
 from minguest.kernel import kconfig, variants
@@ -37,13 +37,15 @@ PROBES = (
     catalogue.Injection("button"),
     catalogue.Injection("nodes", launch={"numa": inject.NODES}),
     catalogue.Injection("large-bars", launch={"gpus": ["bar:128G"] * 8}),
-    catalogue.Injection("root", launch={"root": {"disk": "/dev/vda"}}, fault=("disk=powers-off",)),
+    catalogue.Injection("userland", launch={"root": {"disk": "/dev/vda"}}),
 )
+# The modules that judge, beside inject.CODE: when they change, kept rows are dropped.
+CODE = ("boottest/certify", "boottest/userland")
 Kind = Literal["not built", "not booted", "row", "pit", "size", "time", "unchanged", "stated", "unseen", "NOT RUN"]
 MEANING: Mapping[Kind, str] = {
     "not built": "without it the kernel does not build",
     "not booted": "without it a guest is lost",
-    "row": "without it a row of the verdict is wrong",
+    "row": "without it a row of the verdict is wrong, or a call of a program",
     "pit": "without it a pit is named",
     "size": "without it the kernel is larger",
     "time": "without it the boot takes more instructions",
@@ -101,6 +103,8 @@ class Site(msgspec.Struct, frozen=True):
     """Its folder gets certificate.json and, in runs/, a folder for each boot."""
     shop: variants.Workshop
     compiler: str
+    program: Path
+    """userland.py's program."""
 
 
 class Whole(msgspec.Struct, frozen=True):
@@ -109,6 +113,8 @@ class Whole(msgspec.Struct, frozen=True):
     text: str
     bytes: int
     instructions: float | None
+    userland: frozenset[str]
+    """What userland.py's program found."""
 
 
 def options(shop: variants.Workshop, only: Sequence[str]) -> list[kconfig.Option]:
@@ -204,9 +210,12 @@ def left_out(
 def key_of(site: Site, manifest: manifests.Manifest, kernel: Path) -> str:
     """A hash of all that the boots of a kernel depend on."""
     others = {name: each for name, each in manifest.files.items() if name in ("initrd.img", "OVMF_CODE.fd")}
-    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in (*inject.CODE, "boottest/certify")]
+    code = [
+        files.sha256(paths.PACKAGE / f"{name}.py") for name in (*inject.CODE, "boottest/certify", "boottest/userland")
+    ]
+    program = files.sha256(site.program)
     judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in site.matrix.known.items()]
-    parts = [SCHEMA, files.sha256(kernel / "bzImage"), others, site.matrix.launch, PROBES, judged, code]
+    parts = [SCHEMA, files.sha256(kernel / "bzImage"), others, site.matrix.launch, PROBES, program, judged, code]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -221,7 +230,8 @@ def _base(site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) 
         )
     text = (kernel / "kernel.config").read_text(encoding="utf-8")
     say(f"with all options: {(kernel / 'bzImage').stat().st_size:,} bytes, {row.instructions or 0:.1f} M instructions")
-    return Whole(text, (kernel / "bzImage").stat().st_size, row.instructions)
+    there = userland.found(site.matrix.folder / "runs" / "with-all-options.userland")
+    return Whole(text, (kernel / "bzImage").stat().st_size, row.instructions, there)
 
 
 def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None) -> Row:
@@ -233,7 +243,8 @@ def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, ba
         folder.mkdir(parents=True)
         # With options, so that this kernel is started, not the bundle's.
         each = msgspec.structs.replace(probe, options={row.option: False})
-        trial, why = inject.attempt(matrix, each, manifest, folder, button=probe.name == "button")
+        more = userland.devices(site.program) if probe.name == "userland" else ()
+        trial, why = inject.attempt(matrix, each, manifest, folder, button=probe.name == "button", more=more)
         if trial is None or trial.verdict is None:
             return msgspec.structs.replace(row, probe=probe.name, seen=why or (trial.refusal if trial else ""))
         # The contract knows it from the config; what counts here is what a boot shows.
@@ -251,7 +262,11 @@ def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, ba
             count = instructions(trial)
             less = base.instructions if base is not None and base.instructions is not None else 0.0
             row = msgspec.structs.replace(row, instructions=None if count is None else round(count - less, 1))
-        shutil.rmtree(folder)
+        if probe.name == "userland" and base is not None and (lost := base.userland - userland.found(folder)):
+            seen = f"a program's {', '.join(sorted(lost))}"
+            return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
+        if base is not None:
+            shutil.rmtree(folder)
     return row
 
 

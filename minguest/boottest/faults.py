@@ -163,7 +163,7 @@ def _from_package(code: str, variables: str) -> Callable[[Parts], None]:
     return do
 
 
-def _disk(content: Mapping[str, bytes] | None, change: Callable[[bytes], bytes] = bytes) -> Callable[[Parts], None]:
+def disk(content: Mapping[str, bytes] | None, change: Callable[[bytes], bytes] = bytes) -> Callable[[Parts], None]:
     """Add a disk of 8 MiB with an ext4 of these programs by path; None: of zeros. Then change its bytes."""
 
     def do(parts: Parts) -> None:
@@ -207,11 +207,10 @@ FAULTS: Mapping[str, Callable[[Parts], None]] = {
     # Virtual time is the instructions that ran, one a nanosecond: QEMU's -icount. It does not depend on the machine.
     "clock=instructions": _add("-icount", "shift=0,sleep=off"),
     "console=elsewhere": _parameter(f"console={arguments.CONSOLE}", "console=ttyS1"),
-    "disk=32-bit-init": _disk({"sbin/init": b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\0\x03\0" + bytes(44)}),
-    "disk=damaged": _disk({"sbin/init": program(ENDS)}, _no_groups),
-    "disk=empty": _disk(None),
-    "disk=powers-off": _disk({"sbin/init": program(POWERS_OFF)}),
-    "disk=no-init": _disk({"etc/hostname": b"guest"}),
+    "disk=32-bit-init": disk({"sbin/init": b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\0\x03\0" + bytes(44)}),
+    "disk=damaged": disk({"sbin/init": program(ENDS)}, _no_groups),
+    "disk=empty": disk(None),
+    "disk=no-init": disk({"etc/hostname": b"guest"}),
     # With the shell and the variables that the guest's own firmware may not have.
     "firmware=debian": _from_package("CODE_4M.fd", "VARS_4M.fd"),
     "firmware=odd-size": _file("code", lambda code: code[:-1000]),

@@ -241,11 +241,17 @@ def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifest
 
 
 def attempt(
-    site: Site, each: catalogue.Injection, manifest: manifests.Manifest, folder: Path, *, button: bool = False
+    site: Site,
+    each: catalogue.Injection,
+    manifest: manifests.Manifest,
+    folder: Path,
+    *,
+    button: bool = False,
+    more: Sequence[Callable[[Parts], None]] = (),
 ) -> tuple[runner.Trial | None, str]:
     """The trial, in `folder`, which is empty; or None, and why this machine cannot try it.
 
-    `button`: the power button is pressed after the report.
+    `button`: the power button is pressed after the report. `more`: other faults.
     """
     # A fault's parts have no disk of drivers.
     wanted = msgspec.structs.replace(_launch(site.launch, each), drivers=None)
@@ -268,8 +274,8 @@ def attempt(
     parts = Parts(
         folder, site.package, base / "OVMF_CODE.fd", base / "OVMF_VARS.fd", own / "bzImage", base / "initrd.img"
     )
-    for fault in each.fault:
-        FAULTS[fault](parts)
+    for change in (*(FAULTS[fault] for fault in each.fault), *more):
+        change(parts)
     files.copy(parts.variables, folder / "OVMF_VARS.fd")
     argv = arguments.argv(
         spec,

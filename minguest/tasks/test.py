@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from minguest.boottest import certify, hostmatrix, inject, records, rehearse, runner
-from minguest.bundle import manifests
+from minguest.bundle import initrd, manifests
 from minguest.diagnose import cases, page
 from minguest.kernel import source, variants
 from minguest.release import evidence
@@ -174,7 +174,9 @@ def certify_step(project: Project) -> Task:
     def make() -> None:
         shop, matrix = _injected(project, folder)
         tools = source.compiler_tools()
-        site = certify.Site(matrix, shop, f"gcc {tools['gcc']}, binutils {tools['binutils']}")
+        program = folder / "userland"
+        initrd.compile_initd(project.root / "initd/userland", program, folder / "log/userland.log")
+        site = certify.Site(matrix, shop, f"gcc {tools['gcc']}, binutils {tools['binutils']}", program)
         made = certify.run(site, _only(project), say)
         say(f"linux {made.version}: {certify.summary(made)}; {project.shown(certify.place(folder))}")
         if wrong := [row.option for row in made.rows if row.kind == "unseen"]:
