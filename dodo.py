@@ -127,6 +127,10 @@ def task_certify():
     return test.certify_step(PROJECT)
 
 
+def task_necessity_page():
+    return test.necessity_page_step(PROJECT)
+
+
 def task_pits_page():
     return test.pits_page_step(PROJECT)
 

@@ -59,8 +59,8 @@ EVERYWHERE = ("--db-file", "--backend")
 # Tasks that need the guest's kernel, so that one is chosen; and those that need none.
 WITH_KERNEL = {"tree", "config", "kernel", "in-tree", "initrd", "drivers", "bundle", "build", "boot-test", "evidence",
                "reproduce", "rehearse", "pits", "certify", "release", "modules"}  # fmt: skip
-WITHOUT_KERNEL = {"initd", "firmware", "host", "pits-host", "publish", "pits-page", "lint", "test", "bench",
-                  "ceph-test"}  # fmt: skip
+WITHOUT_KERNEL = {"initd", "firmware", "host", "pits-host", "publish", "pits-page", "necessity-page", "lint", "test",
+                  "bench", "ceph-test"}  # fmt: skip
 # Commands of minguest that were tasks, or could be mistaken for one, with the argument that each takes first.
 MOVED = {"diagnose": "LOG", "doctor": "IMAGE", "plan": "", "host-check": "", "host-bind": "", "host-unbind": "",
          "verify": "RELEASE", "pull": "SOURCE", "cache": ""}  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from minguest.boottest import certify, hostmatrix, inject, records, rehearse, runner
+from minguest.boottest import certify, hostmatrix, inject, necessity, records, rehearse, runner
 from minguest.bundle import initrd, manifests
 from minguest.diagnose import cases, page
 from minguest.kernel import source, variants
@@ -191,6 +191,25 @@ def certify_step(project: Project) -> Task:
         doc="the certificate that each option is needed: leaves each out, and looks what is missing; only=OPTION,…",
         file_dep=[project.at.bundle / "manifest.json"],
         facts=always,
+    )
+
+
+def necessity_page_step(project: Project) -> Task:
+    target = project.root / "docs/necessity.md"
+
+    def make() -> None:
+        folders = [project.at.certified.parent / f"{project.guest.name}-{series}" for series in project.sources.kernel]
+        found = [each for folder in folders if (each := certify.load(folder)) is not None]
+        if not found:
+            raise UserError(f"{project.at.certified.parent}: no certificate of {project.guest.name}", "doit certify")
+        files.write(target, necessity.page(found))
+
+    return step(
+        make,
+        basename="necessity-page",
+        doc="docs/necessity.md, made from the certificates of all series",
+        facts=always,
+        targets=[target],
     )
 
 

@@ -21,7 +21,7 @@ def render(template: Path, **facts: Any) -> str:
         lstrip_blocks=True,
         autoescape=template.name.endswith((".html.j2", ".xml.j2")),
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = cell
     environment.filters["quote"] = shlex.quote
     try:
         return environment.get_template(template.name).render(**facts)
@@ -30,7 +30,7 @@ def render(template: Path, **facts: Any) -> str:
         raise UserError(f"{template}{f':{line}' if line else ''}: {error}") from error
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text for a cell of a Markdown table: markup and HTML escaped, on one line."""
     escaped = re.sub(r"([\\`*_\[\]|<>#~])", r"\\\1", " ".join(text.split()))
     return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")

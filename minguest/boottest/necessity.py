@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/necessity.md, written from certificates. Pure."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from minguest.boottest.certify import MEANING, Certificate, Row, summary
+from minguest.util import templates
+
+HEAD = """\
+# Why each option is there
+
+`doit certify` leaves out each option that a fragment asks for, builds the kernel, and starts it until something is
+missing: by the guest's own launch, with one CPU and counted instructions, on pc with 8 CPUs, with CPUs and memory that
+are plugged in, with the power button, with two NUMA nodes, with eight cards of 128 GiB, and with a root whose init
+([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel. `doit necessity-page` generates this
+page from `out/certify/`.
+
+An option that is asked for is left out by its opposite; one that is switched off, by not naming it. **With it** names
+the other options that then went too. Bytes are of the compressed kernel, instructions those of its boot with one CPU.
+"""
+
+
+def page(certificates: Sequence[Certificate]) -> str:
+    """The page; a column for each series, a table for each fragment."""
+    parts = [HEAD, *(_about(each) for each in certificates)]
+    parts.append(
+        "\n".join(["| word | means |", "| --- | --- |", *(f"| {kind} | {MEANING[kind]} |" for kind in MEANING)])
+    )
+    rows = {each.series: {row.option: row for row in each.rows} for each in certificates}
+    named = dict.fromkeys((row.fragment, row.option) for each in certificates for row in each.rows)
+    ordered = sorted(named, key=lambda pair: pair[0])
+    for fragment, options in itertools.groupby(ordered, key=lambda pair: pair[0]):
+        parts.append(_table(fragment, [option for _, option in options], rows))
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _about(certificate: Certificate) -> str:
+    left = "" if certificate.whole else " **Not every option was tried yet.**"
+    count = "" if certificate.instructions is None else f", {certificate.instructions:.1f} million instructions"
+    return (
+        f"**{certificate.series}**: linux {certificate.version}, {certificate.compiler}; with all options "
+        f"{certificate.bytes:,} bytes{count}. {len(certificate.rows)} options: {summary(certificate)}.{left}"
+    )
+
+
+def _table(fragment: str, options: Sequence[str], rows: Mapping[str, Mapping[str, Row]]) -> str:
+    lines = [f"## {fragment}", "", f"| option | {' | '.join(f'without it, {series}' for series in rows)} | what for |"]
+    lines.append("| --- " * (len(rows) + 2) + "|")
+    for option in options:
+        found = [each.get(option) for each in rows.values()]
+        first = next(row for row in found if row is not None)
+        cells = " | ".join(_cell(row) if row is not None else "" for row in found)
+        lines.append(f"| `{option}={first.value}` | {cells} | {templates.cell(first.reason)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    what = f"{row.kind}: {row.seen}" if row.seen else row.kind
+    parts = [f"{what} ({row.probe})" if row.probe and row.seen else what]
+    if row.gone:
+        parts.append(f"with it {', '.join(row.gone)}")
+    if row.bytes is not None:
+        parts.append(f"{row.bytes:+,} bytes")
+    if row.instructions is not None:
+        parts.append(f"{row.instructions:+.1f} M instructions")
+    return templates.cell("; ".join(parts))

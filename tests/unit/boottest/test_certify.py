@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate: what a boot without an option is taken for. The boots themselves are tests/integration's."""
+
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from minguest.boottest import certify, inject, necessity, runner, userland
+from minguest.boottest.certify import Certificate, Row, Whole
+from minguest.boottest.faults import Parts
+from minguest.bundle import manifests
+from minguest.diagnose import catalogue
+from minguest.kernel import variants
+from minguest.kernel.kconfig import Option
+from minguest.kernel.variants import Without
+from minguest.model import Launch
+from minguest.util.errors import ToolError, UserError
+from minguest.vm import report
+from tests import ROOT, workshop
+from tests.unit.boottest.test_inject import KNOWN, trial
+
+BASE = Whole("CONFIG_ALL=y\n", 10000, 100.0, frozenset({"epoll", "futex"}))
+OPTION = Option("EPOLL", "y", "configs/kernel/10-base.config", 7, "Event loops.")
+
+
+def passed(start: float = 0.1, roots: tuple[str, ...] = ()) -> runner.Trial:
+    """A guest that passed and whose kernel took `start` seconds."""
+    made = trial("pass", (), roots)
+    record = {"record": "times", "start": start, "report": start}
+    return msgspec.structs.replace(made, report=report.Report(True, (record,), ()))
+
+
+class Bench:
+    """Certifies OPTION with a fake kernel, and trials by the probe's name."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at = workshop.build(folder / "root")
+        self.kernel = folder / "kernel"
+        self.kernel.mkdir()
+        (self.kernel / "bzImage").write_bytes(bytes(10000))
+        self.trials: dict[str, runner.Trial] = {}
+        self.userland = "userland: epoll: ok\nuserland: futex: ok\n"
+        self.without = Without("CONFIG_OTHER=y\n", "n", ("EVENTFD",))
+        self.refused: ToolError | None = None
+        self.probes: list[str] = []
+        program = folder / "userland"
+        program.write_bytes(b"a program")
+        bench = runner.Bench("it", self.at.bundle, folder / "boot", folder / "kvm.json")
+        matrix = inject.Site(bench, Launch(), KNOWN, folder / "certify", folder / "deb", lambda _: self.kernel)
+        self.site = certify.Site(matrix, None, "gcc 12", program)  # type: ignore[arg-type]
+
+        def kernel_of(*_: Any) -> Path:
+            if self.refused:
+                raise self.refused
+            return self.kernel
+
+        monkeypatch.setattr(variants, "without", lambda *_: self.without)
+        monkeypatch.setattr(variants, "kernel_of", kernel_of)
+        monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: OPTION})
+        monkeypatch.setattr(inject, "attempt", self.attempt)
+
+    def attempt(
+        self, site: inject.Site, each: catalogue.Injection, _: Any, folder: Path, **more: Any
+    ) -> tuple[runner.Trial | None, str]:
+        assert site.kernels({}) in (self.kernel, self.at.bundle)
+        assert more["button"] == (each.name == "button") and bool(more["more"]) == (each.name == "userland")
+        self.probes.append(each.name)
+        (folder / "console.log").write_text(self.userland)
+        return self.trials.get(each.name, passed()), ""
+
+    def row(self, reason: str = OPTION.reason, before: Row | None = None) -> Row:
+        option = Option(OPTION.name, OPTION.value, OPTION.fragment, OPTION.line, reason)
+        manifest = manifests.load(self.at.bundle)
+        return certify.left_out(self.site, manifest, option, BASE, before, lambda _: None)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("probe", "made", "kind", "seen"),
+    [
+        ("own", trial("lost", (), ("efi-off",)), "not booted", "a reason; pit efi-off"),
+        ("own", trial("failed", ("CPUs", "pits"), ("smp-off",)), "row", "CPUs; pit smp-off"),
+        ("hotplug", trial("failed", ("pits",), ("msi-off",)), "pit", "msi-off"),
+        ("large-bars", trial("failed", ("BARs",)), "row", "BARs"),
+        ("own", trial("not started"), "NOT RUN", "QEMU said no"),
+    ],
+)
+def test_the_first_probe_that_shows_something_ends_it(
+    bench: Bench, probe: str, made: runner.Trial, kind: str, seen: str
+) -> None:
+    bench.trials[probe] = made
+    row = bench.row()
+    assert (row.kind, row.probe, row.seen) == (kind, probe, seen)
+    assert (row.instead, row.gone, row.bytes) == ("n", ("EVENTFD",), 0)
+    assert bench.probes[-1] == probe
+    assert [path.name for path in (bench.site.matrix.folder / "runs").iterdir()] == [f"EPOLL.{probe}"]
+
+
+def test_what_a_program_misses_is_a_row(bench: Bench) -> None:
+    bench.userland = "userland: epoll: Function not implemented\nuserland: futex: ok\nuserland: more: ok\n"
+    row = bench.row()
+    assert (row.kind, row.probe, row.seen) == ("row", "userland", "a program's epoll")
+
+
+@pytest.mark.parametrize(
+    ("size", "start", "reason", "kind"),
+    [
+        (10000 + certify.PACKED, 0.1, "It is for this.", "size"),
+        (10000 + certify.PACKED - 1, 0.1, "It is for this.", "unseen"),
+        (9000, 0.101, "It is for this.", "time"),
+        (9000, 0.1009, "It is for this.", "unseen"),
+        (9000, 0.1, "It is for this. Not tested here: a card of NVIDIA's.", "stated"),
+        (11000, 0.1, "Not tested here: a card of NVIDIA's.", "size"),
+    ],
+)
+def test_where_no_boot_shows_it_its_cost_does_or_its_comment(
+    bench: Bench, size: int, start: float, reason: str, kind: str
+) -> None:
+    (bench.kernel / "bzImage").write_bytes(bytes(size))
+    bench.trials["counted"] = passed(start)
+    row = bench.row(reason)
+    assert (row.kind, row.bytes) == (kind, size - 10000)
+    assert row.instructions == pytest.approx(start * 1e3 - 100, abs=0.051)
+    assert bench.probes == [each.name for each in certify.PROBES]
+    if kind == "stated":
+        assert row.seen == "a card of NVIDIA's."
+    assert list((bench.site.matrix.folder / "runs").iterdir()) == []
+
+
+def test_the_same_config_is_not_booted(bench: Bench) -> None:
+    bench.without = Without(BASE.text, "y", ())
+    assert (bench.row().kind, bench.probes) == ("unchanged", [])
+
+
+def test_a_kernel_that_does_not_build_is_a_row(bench: Bench) -> None:
+    bench.refused = ToolError("make: it stopped\nmore", "read the log")
+    row = bench.row()
+    assert (row.kind, row.seen, bench.probes) == ("not built", "make: it stopped", [])
+
+
+def test_a_row_stays_while_all_that_it_depends_on_is_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.trials["own"] = trial("failed", ("CPUs",))
+    first = bench.row()
+    bench.probes.clear()
+    assert bench.row("Another reason.", first) == msgspec.structs.replace(first, reason="Another reason.")
+    assert bench.probes == []
+    # Other bytes of the kernel, another program, another launch.
+    (bench.kernel / "bzImage").write_bytes(b"1" * 10000)
+    assert bench.row(before=first).key != first.key and bench.probes == ["own"]
+    bench.site.program.write_bytes(b"another")
+    bench.row(before=first)
+    assert bench.probes == ["own"] * 2
+    # What could not be tried is tried again.
+    again = bench.row()
+    assert bench.row(before=msgspec.structs.replace(again, kind="NOT RUN")).kind == "row"
+    assert bench.probes == ["own"] * 4
+
+
+def test_a_guest_that_is_not_healthy_is_no_measure(bench: Bench) -> None:
+    bench.trials["nodes"] = trial("failed", ("NUMA",))
+    with pytest.raises(UserError, match="with all options: nodes: row: NUMA"):
+        certify.run(bench.site, (), lambda _: None)
+
+
+def test_the_certificate_is_whole_when_every_option_was_tried(bench: Bench) -> None:
+    shutil.copy(bench.at.bundle / "bzImage", bench.kernel)
+    said: list[str] = []
+    made = certify.run(bench.site, (), said.append)
+    assert made.whole and [row.kind for row in made.rows] == ["unseen"]
+    assert certify.load(bench.site.matrix.folder) == made
+    assert said[0] == f"with all options: {len((bench.at.bundle / 'bzImage').read_bytes())} bytes, 100.0 M instructions"
+    with pytest.raises(UserError, match="only=EFI: no fragment of this guest asks for it"):
+        certify.run(bench.site, ["EFI"], said.append)
+
+
+def test_an_option_of_the_guests_own_file_is_not_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Option("NR_CPUS", "8", "guest.toml", 0, "override")
+    monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: OPTION, own.name: own})
+    assert [each.name for each in certify.options(bench.site.shop, ())] == ["EPOLL"]
+
+
+def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -> None:
+    efi = Row(
+        "EFI", "configs/kernel/20-efi.config", "y", "A | reason", "row", "n", ("EFI_STUB",), "own", "CPUs", -49152
+    )
+    swap = Row("SWAP", "configs/kernel/10-base.config", "n", "No swap.", "size", seen="larger", bytes=900)
+    made = [
+        Certificate(1, series, f"{series}.1", {}, "gcc 12", series == "6.12", 1000, None, rows)
+        for series, rows in (("4.12", (efi,)), ("6.12", (swap, efi)))
+    ]
+    text = necessity.page(made)
+    assert text.index("## configs/kernel/10-base.config") < text.index("## configs/kernel/20-efi.config")
+    assert "| option | without it, 4.12 | without it, 6.12 | what for |\n" in text
+    cell = r"row: CPUs (own); with it EFI\_STUB; -49,152 bytes"
+    assert f"| `EFI=y` | {cell} | {cell} | A \\| reason |\n" in text
+    assert "| `SWAP=n` |  | size: larger; +900 bytes | No swap. |\n" in text
+    assert text.count("**Not every option was tried yet.**") == 1
+
+
+def test_disks_have_one_partition(tmp_path: Path) -> None:
+    assert struct.unpack("<II", userland.mbr()[446 + 8 : 446 + 16]) == (2048, 2048)
+    disk = userland.gpt()
+    assert len(disk) == len(userland.mbr()) == 16384 * 512
+    for at in (1, 16383):
+        header = bytearray(disk[at * 512 : at * 512 + 92])
+        (checksum,) = struct.unpack("<I", header[16:20])
+        header[16:20] = bytes(4)
+        assert header[:8] == b"EFI PART" and zlib.crc32(bytes(header)) == checksum
+        (table,) = struct.unpack("<Q", header[72:80])
+        assert zlib.crc32(disk[table * 512 : table * 512 + 16384]) == struct.unpack("<I", header[88:92])[0]
+
+
+def test_what_is_there_is_read_from_the_console(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_bytes(
+        b"[ 0.1] x\r\nuserland: epoll: ok\r\nuserland: TCP socket: Address\r\n\xff\n"
+    )
+    assert userland.found(tmp_path) == {"epoll"}
+
+
+def test_every_line_of_the_program_can_be_read_back() -> None:
+    source = (ROOT / "initd/userland/userland.c").read_text(encoding="utf-8")
+    assert 'printf("userland: %s: %s\\n", name,' in source
+
+
+def _argv(changes: Sequence[Callable[[Parts], None]], folder: Path) -> list[str]:
+    parts = Parts(folder, folder, folder, folder, folder, folder)
+    for change in changes[1:]:
+        change(parts)
+    argv: list[str] = ["qemu"]
+    for edit in parts.edits:
+        argv = edit(argv)
+    return argv
+
+
+def test_the_root_is_the_first_disk(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"x")
+    argv = _argv(userland.devices(program), tmp_path)
+    drives = [value for value in argv if value.startswith("if=virtio")]
+    assert [value.rpartition("=")[2] for value in drives] == ["gpt.disk", "mbr.disk"]
+    assert (tmp_path / "gpt.disk").read_bytes() == userland.gpt()
