@@ -111,7 +111,7 @@ def test_a_console_moves_nothing_on_the_terminal(tmp_path: Path, capsys: pytest.
 @pytest.fixture
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that passes for a bundle, as far as the command looks into it."""
-    monkeypatch.setattr(manifests, "load", lambda _: msgspec.convert({"guest": {"launch": {}}}, _Loaded))
+    monkeypatch.setattr(manifests, "read", lambda _: msgspec.convert({"guest": {"launch": {}}}, _Loaded))
     monkeypatch.setattr(runner, "settled", lambda *_: None)
     return tmp_path
 
