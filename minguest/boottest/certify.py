@@ -6,6 +6,7 @@ something. Where none does, its size and the instructions of its boot say what t
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ UNTESTED = "Not tested here: "
 COUNTED = 0.01
 # Bytes of a compressed kernel: less than this is no difference.
 PACKED = 256
+# What gcc and ld say of code that they refuse.
+REFUSED = re.compile(r"^\S+:\d+:\d+: error: .*|^.*\bundefined reference to .*", re.MULTILINE)
 # The launches, in this order. `counted` is the one that instructions are counted in.
 PROBES = (
     catalogue.Injection("own"),
@@ -75,8 +78,6 @@ class Row(msgspec.Struct, frozen=True):
     """How much larger the kernel's image is without it."""
     instructions: float | None = None
     """In millions, how many more the kernel takes to initd's start without it."""
-    key: str = ""
-    """A hash of all that the boots depended on."""
 
 
 class Certificate(msgspec.Struct, frozen=True):
@@ -88,6 +89,8 @@ class Certificate(msgspec.Struct, frozen=True):
     """The kernel's."""
     bundle: dict[str, manifests.File]
     compiler: str
+    key: str
+    """A hash of all that a row depends on: the kernel with all options, launch, pits, and this program's code."""
     whole: bool
     """Whether all options are there."""
     bytes: int
@@ -128,7 +131,7 @@ def options(shop: variants.Workshop, only: Sequence[str]) -> list[kconfig.Option
 
 
 def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
-    """Leave out each option, and write certificate.json after every one. Rows whose inputs are the same stay."""
+    """Leave out each option, and write certificate.json after every one. Rows of a run with the same key stay."""
     with files.lock(site.matrix.folder / ".run", lambda: say("waiting for another certificate")):
         return _run(site, only, say)
 
@@ -137,25 +140,28 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certifi
     manifest = manifests.load(site.matrix.bench.bundle)
     chosen = options(site.shop, only)
     order = [each.name for each in options(site.shop, ())]
+    key = key_of(site, manifest)
     kept = load(site.matrix.folder)
-    rows = {row.option: row for row in kept.rows} if kept else {}
+    rows = {row.option: row for row in kept.rows} if kept and kept.key == key else {}
     base = _base(site, manifest, say)
 
     def keep() -> Certificate:
         done = tuple(rows[name] for name in order if name in rows)
         certificate = Certificate(
             SCHEMA, manifest.kernel.series, manifest.kernel.version, manifest.files, site.compiler,
-            len(done) == len(order), base.bytes, base.instructions, done,
+            key, len(done) == len(order), base.bytes, base.instructions, done,
         )  # fmt: skip
         files.write(place(site.matrix.folder), msgspec.json.format(msgspec.json.encode(certificate)))
         return certificate
 
     for option in chosen:
-        before = rows.pop(option.name, None)
-        keep()
-        rows[option.name] = left_out(site, manifest, option, base, before, say)
+        before = rows.get(option.name)
+        if before is None or before.kind == "NOT RUN" or before.reason != reason_of(option):
+            rows.pop(option.name, None)
+            keep()
+            rows[option.name] = left_out(site, manifest, option, base, say)
+            keep()
         say(shown(rows[option.name]))
-        keep()
     return keep()
 
 
@@ -181,41 +187,40 @@ def shown(row: Row) -> str:
     return f"  {row.kind:<10}  {row.option:<28}{cost}{count}  {row.seen}{at}{gone}".rstrip()
 
 
+def reason_of(option: kconfig.Option) -> str:
+    """An option's comment on one line."""
+    return " ".join(option.reason.split())
+
+
 def left_out(
-    site: Site,
-    manifest: manifests.Manifest,
-    option: kconfig.Option,
-    base: Whole,
-    before: Row | None,
-    say: Callable[[str], None],
+    site: Site, manifest: manifests.Manifest, option: kconfig.Option, base: Whole, say: Callable[[str], None]
 ) -> Row:
-    """The row of one option; `before` stays where it had the same inputs. Not raised: it is not built."""
-    row = Row(option.name, option.fragment, option.value, " ".join(option.reason.split()), "NOT RUN")
+    """The row of one option. Not raised: its kernel is not built."""
+    row = Row(option.name, option.fragment, option.value, reason_of(option), "NOT RUN")
+    name = f"without-{option.name}"
     try:
         made = variants.without(site.shop, option.name, say)
         row = msgspec.structs.replace(row, instead=made.value, gone=made.gone)
         if made.text == base.text:
             return msgspec.structs.replace(row, kind="unchanged")
-        kernel = variants.kernel_of(site.shop, made.text, f"without-{option.name}", say)
+        kernel = variants.build(site.shop, made.text, name, f"kernel without {option.name}", say)
     except ToolError as error:
-        return msgspec.structs.replace(row, kind="not built", seen=str(error).splitlines()[0])
-    key = key_of(site, manifest, kernel)
-    row = msgspec.structs.replace(row, key=key, bytes=(kernel / "bzImage").stat().st_size - base.bytes)
-    if before is not None and before.key == key and before.kind != "NOT RUN":
-        kept = ("kind", "probe", "seen", "instructions")
-        return msgspec.structs.replace(row, **{name: getattr(before, name) for name in kept})
+        # Only what compiler or linker refuse is the option's doing: not a full disk, or a machine without memory.
+        log = site.shop.log / f"{name}.log"
+        refused = REFUSED.search(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else None
+        seen = refused[0] if refused else str(error).splitlines()[0]
+        return msgspec.structs.replace(row, kind="not built" if refused else "NOT RUN", seen=seen)
+    row = msgspec.structs.replace(row, bytes=(kernel / "bzImage").stat().st_size - base.bytes)
     return _judged(_booted(site, manifest, kernel, row, base), base)
 
 
-def key_of(site: Site, manifest: manifests.Manifest, kernel: Path) -> str:
-    """A hash of all that the boots of a kernel depend on."""
-    others = {name: each for name, each in manifest.files.items() if name in ("initrd.img", "OVMF_CODE.fd")}
-    code = [
-        files.sha256(paths.PACKAGE / f"{name}.py") for name in (*inject.CODE, "boottest/certify", "boottest/userland")
-    ]
-    program = files.sha256(site.program)
+def key_of(site: Site, manifest: manifests.Manifest) -> str:
+    """The key that a certificate must have to be valid for this bundle, this launch and these pits."""
+    names = (*inject.CODE, "boottest/certify", "boottest/userland", "kernel/variants")
+    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in names]
     judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in site.matrix.known.items()]
-    parts = [SCHEMA, files.sha256(kernel / "bzImage"), others, site.matrix.launch, PROBES, program, judged, code]
+    program = files.sha256(site.program)
+    parts = [SCHEMA, manifest.files, site.compiler, site.matrix.launch, PROBES, program, judged, code]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

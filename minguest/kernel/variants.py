@@ -29,16 +29,10 @@ def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Ca
 
     The result of Kconfig is not verified. ToolError if the tree cannot be configured or built so.
     """
-    wanted = kconfig.merge(kconfig.read(shop.fragments, shop.root), {**shop.options, **options}, "[[inject]] of a pit")
+    wanted = requested(shop, options)
     name = "-".join(f"{option}-{kconfig.spell(value)}" for option, value in options.items()).replace("/", "_")[:100]
-    log = shop.log / f"{name}.log"
-    text = kbuild.resolve(shop.tree, kconfig.render(wanted), shop.store, log.with_suffix(".config.log"), say)
-
-    def building() -> None:
-        say(f"kernel with {shown(options)}")
-
-    folder, _ = kbuild.build(shop.tree, text, shop.store, log=log, say=say, building=building)
-    return folder
+    text = kbuild.resolve(shop.tree, kconfig.render(wanted), shop.store, shop.log / f"{name}.config.log", say)
+    return build(shop, text, name, f"kernel with {shown(options)}", say)
 
 
 class Without(msgspec.Struct, frozen=True):
@@ -52,9 +46,10 @@ class Without(msgspec.Struct, frozen=True):
     """Other options that are asked for, and that it takes along."""
 
 
-def requested(shop: Workshop) -> dict[str, kconfig.Option]:
-    """All that the guest asks for, by option."""
-    return kconfig.merge(kconfig.read(shop.fragments, shop.root), shop.options)
+def requested(shop: Workshop, options: Mapping[str, str | int | bool] | None = None) -> dict[str, kconfig.Option]:
+    """All that the guest asks for, by option; `options` win."""
+    overrides = {**shop.options, **(options or {})}
+    return kconfig.merge(kconfig.read(shop.fragments, shop.root), overrides, "[[inject]] of a pit")
 
 
 def without(shop: Workshop, name: str, say: Callable[[str], None]) -> Without:
@@ -62,7 +57,7 @@ def without(shop: Workshop, name: str, say: Callable[[str], None]) -> Without:
     cannot be configured so."""
     wanted = requested(shop)
     option = wanted.pop(name)
-    opposite = {name: option_off(option)} if option.value in ("y", "m") else {}
+    opposite = {name: dataclasses.replace(option, value="n")} if option.value in ("y", "m") else {}
     log = shop.log / f"without-{name}.config.log"
     text = kbuild.resolve(shop.tree, kconfig.render({**wanted, **opposite}), shop.store, log, say)
     config = kconfig.parse_config(text)
@@ -70,14 +65,11 @@ def without(shop: Workshop, name: str, say: Callable[[str], None]) -> Without:
     return Without(text, config.get(name, "n"), gone)
 
 
-def option_off(option: kconfig.Option) -> kconfig.Option:
-    return dataclasses.replace(option, value="n")
-
-
-def kernel_of(shop: Workshop, text: str, name: str, say: Callable[[str], None]) -> Path:
-    """The folder of the kernel with this .config. ToolError if it cannot be built."""
+def build(shop: Workshop, text: str, name: str, what: str, say: Callable[[str], None]) -> Path:
+    """The folder of the kernel with this .config; `name` is its log's, `what` is said before it is built. ToolError if
+    it cannot be built."""
     log = shop.log / f"{name}.log"
-    folder, _ = kbuild.build(shop.tree, text, shop.store, log=log, say=say, building=lambda: say(f"kernel {name}"))
+    folder, _ = kbuild.build(shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what))
     return folder
 
 

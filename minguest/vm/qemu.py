@@ -22,8 +22,8 @@ from minguest.vm.report import BEGIN, END, IN_USE, READY
 
 # Seconds between two looks at the report file and at QEMU.
 LOOK = 0.02
-# And for the console.
-LISTEN = 0.1
+# And for the console, and how often 64 KiB are then read: else a guest that floods it would never be judged.
+LISTEN, DRAIN = 0.1, 64
 # Seconds that a guest has to power off after the end of its report. Without ACPI it cannot, and halts.
 POWER_OFF = 10.0
 # Bytes of console after which the guest counts as lost: it repeats itself. Judging so much takes some seconds.
@@ -186,10 +186,8 @@ async def _boot(
         process = asyncio.subprocess.Process(transport, protocol, loop)
         assert process.stderr is not None
         console = bytearray()
-        readers = [
-            asyncio.create_task(_tee(ear, console, sink)),
-            asyncio.create_task(_keep(process.stderr, log)),
-        ]
+        kept = asyncio.create_task(_keep(process.stderr, log))
+        readers = [asyncio.create_task(_tee(ear, console, sink)), kept]
         watch = _Watch(process, folder, start, timeout, console, report, readers, deeds, linger, look)
         status = None
         try:
@@ -201,7 +199,7 @@ async def _boot(
             await process.wait()
             await watch.qmp.hang_up()
             # Another process may have its outputs open: do not wait for that one.
-            await asyncio.wait(readers[1:], timeout=GRACE)
+            await asyncio.wait([kept], timeout=GRACE)
             for reader in readers:
                 reader.cancel()
             written = await asyncio.gather(*readers, return_exceptions=True)
@@ -237,7 +235,8 @@ async def _tee(ear: int, console: bytearray, sink: IO[bytes]) -> None:
 
 def _drain(ear: int, console: bytearray, sink: IO[bytes]) -> None:
     with contextlib.suppress(BlockingIOError):
-        while chunk := os.read(ear, 1 << 16):
+        for _ in range(DRAIN):
+            chunk = os.read(ear, 1 << 16)
             if len(console) <= CONSOLE_MAX:
                 console += chunk
                 sink.write(chunk)

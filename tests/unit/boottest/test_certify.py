@@ -22,7 +22,7 @@ from minguest.kernel.variants import Without
 from minguest.model import Launch
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import report
-from tests import ROOT, workshop
+from tests import workshop
 from tests.unit.boottest.test_inject import KNOWN, trial
 
 BASE = Whole("CONFIG_ALL=y\n", 10000, 100.0, frozenset({"epoll", "futex"}))
@@ -53,15 +53,17 @@ class Bench:
         program.write_bytes(b"a program")
         bench = runner.Bench("it", self.at.bundle, folder / "boot", folder / "kvm.json")
         matrix = inject.Site(bench, Launch(), KNOWN, folder / "certify", folder / "deb", lambda _: self.kernel)
-        self.site = certify.Site(matrix, None, "gcc 12", program)  # type: ignore[arg-type]
+        shop = variants.Workshop(None, (), {}, None, folder, folder / "log")  # type: ignore[arg-type]
+        (folder / "log").mkdir()
+        self.site = certify.Site(matrix, shop, "gcc 12", program)
 
-        def kernel_of(*_: Any) -> Path:
+        def build(*_: Any) -> Path:
             if self.refused:
                 raise self.refused
             return self.kernel
 
         monkeypatch.setattr(variants, "without", lambda *_: self.without)
-        monkeypatch.setattr(variants, "kernel_of", kernel_of)
+        monkeypatch.setattr(variants, "build", build)
         monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: OPTION})
         monkeypatch.setattr(inject, "attempt", self.attempt)
 
@@ -74,10 +76,10 @@ class Bench:
         (folder / "console.log").write_text(self.userland)
         return self.trials.get(each.name, passed()), ""
 
-    def row(self, reason: str = OPTION.reason, before: Row | None = None) -> Row:
+    def row(self, reason: str = OPTION.reason) -> Row:
         option = Option(OPTION.name, OPTION.value, OPTION.fragment, OPTION.line, reason)
         manifest = manifests.load(self.at.bundle)
-        return certify.left_out(self.site, manifest, option, BASE, before, lambda _: None)
+        return certify.left_out(self.site, manifest, option, BASE, lambda _: None)
 
 
 @pytest.fixture
@@ -142,28 +144,48 @@ def test_the_same_config_is_not_booted(bench: Bench) -> None:
     assert (bench.row().kind, bench.probes) == ("unchanged", [])
 
 
-def test_a_kernel_that_does_not_build_is_a_row(bench: Bench) -> None:
+def test_only_what_the_compiler_refuses_is_not_built(bench: Bench) -> None:
     bench.refused = ToolError("make: it stopped\nmore", "read the log")
-    row = bench.row()
-    assert (row.kind, row.seen, bench.probes) == ("not built", "make: it stopped", [])
+    log = bench.site.shop.log / "without-EPOLL.log"
+    for text, kind, seen in (
+        (None, "NOT RUN", "make: it stopped"),
+        ("as: No space left on device\n", "NOT RUN", "make: it stopped"),
+        ("  CC a.o\nfs/a.c:7:3: error: unknown type name\n", "not built", "fs/a.c:7:3: error: unknown type name"),
+        ("ld: a.o: undefined reference to `b'\n", "not built", "ld: a.o: undefined reference to `b'"),
+    ):
+        if text is not None:
+            log.write_text(text)
+        row = bench.row()
+        assert (row.kind, row.seen, bench.probes) == (kind, seen, [])
 
 
 def test_a_row_stays_while_all_that_it_depends_on_is_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.trials["own"] = trial("failed", ("CPUs",))
-    first = bench.row()
-    bench.probes.clear()
-    assert bench.row("Another reason.", first) == msgspec.structs.replace(first, reason="Another reason.")
-    assert bench.probes == []
-    # Other bytes of the kernel, another program, another launch.
-    (bench.kernel / "bzImage").write_bytes(b"1" * 10000)
-    assert bench.row(before=first).key != first.key and bench.probes == ["own"]
-    bench.site.program.write_bytes(b"another")
-    bench.row(before=first)
-    assert bench.probes == ["own"] * 2
+    whole = len(certify.PROBES)
+
+    def boots() -> int:
+        """How many boots a run took beyond those of the kernel with all options."""
+        bench.probes.clear()
+        assert certify.run(bench.site, (), lambda _: None).whole
+        return len(bench.probes) - whole
+
+    assert boots() == whole
+    assert boots() == 0
+    # Another comment, which may say what no test shows.
+    other = Option(OPTION.name, "y", OPTION.fragment, 7, "Not tested here: this.")
+    monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: other})
+    assert boots() == whole
     # What could not be tried is tried again.
-    again = bench.row()
-    assert bench.row(before=msgspec.structs.replace(again, kind="NOT RUN")).kind == "row"
-    assert bench.probes == ["own"] * 4
+    bench.refused = ToolError("make: no room")
+    bench.site.program.write_bytes(b"another program")
+    assert boots() == 0
+    bench.refused = None
+    assert boots() == whole
+    # A row of other bytes is not this bundle's, though only another option is asked for.
+    second = Option("FUTEX", "y", OPTION.fragment, 9, "Locks.")
+    monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: other, second.name: second})
+    bench.site.program.write_bytes(b"a third program")
+    made = certify.run(bench.site, ["FUTEX"], lambda _: None)
+    assert [row.option for row in made.rows] == ["FUTEX"] and not made.whole
 
 
 def test_a_guest_that_is_not_healthy_is_no_measure(bench: Bench) -> None:
@@ -195,7 +217,7 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
     )
     swap = Row("SWAP", "configs/kernel/10-base.config", "n", "No swap.", "size", seen="larger", bytes=900)
     made = [
-        Certificate(1, series, f"{series}.1", {}, "gcc 12", series == "6.12", 1000, None, rows)
+        Certificate(1, series, f"{series}.1", {}, "gcc 12", "", series == "6.12", 1000, None, rows)
         for series, rows in (("4.12", (efi,)), ("6.12", (swap, efi)))
     ]
     text = necessity.page(made)
@@ -225,11 +247,6 @@ def test_what_is_there_is_read_from_the_console(tmp_path: Path) -> None:
         b"[ 0.1] x\r\nuserland: epoll: ok\r\nuserland: TCP socket: Address\r\n\xff\n"
     )
     assert userland.found(tmp_path) == {"epoll"}
-
-
-def test_every_line_of_the_program_can_be_read_back() -> None:
-    source = (ROOT / "initd/userland/userland.c").read_text(encoding="utf-8")
-    assert 'printf("userland: %s: %s\\n", name,' in source
 
 
 def _argv(changes: Sequence[Callable[[Parts], None]], folder: Path) -> list[str]:
