@@ -3,13 +3,14 @@
 
 A kernel is built from scratch, in a new O= folder that is never used again: for kbuild, whatever is newer than its
 source is complete, so a folder cannot be trusted after make was killed in it or the tree changed. It is still fast: a
-kernel is kept by the hash of all its inputs, and ccache keeps its objects by theirs.
+kernel is kept by the hash of all its inputs, and ccache keeps its objects by theirs. Only kernels that differ in an
+option or two, and that no bundle gets, are built in one folder, one after the other (`Objects`).
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -230,22 +231,26 @@ def build(
     building: Callable[[], None] = lambda: None,
     with_devel: bool = False,
     certificate: str = "",
+    objects: "Objects | None" = None,
 ) -> tuple[Path, Inspected]:
     """The folder with the kernel (KEPT) from `tree` and the config `text`; builds it if it does not exist.
 
     `with_devel`: also if its kernel-devel does not exist (`devel_folder`). `certificate`: what modules must be signed
-    for, if the config has signing.OPTIONS. `building` is called before a build. Raises ToolError if make fails, and if
-    an object that was linked is incomplete.
+    for, if the config has signing.OPTIONS. `objects`: where it is built; such a kernel is kept apart from those that
+    were built from scratch. `building` is called before a build. Raises ToolError if make fails, and if an object that
+    was linked is incomplete.
     """
-    recipe = make_argv(Path("tree"), Path("out"), 1, "bzImage")
-    kept = store.kernels / _key(tree, text, source.compiler_tools(), _with(recipe, certificate))
+    recipe, tools = make_argv(Path("tree"), Path("out"), 1, "bzImage"), source.compiler_tools()
+    kept = store.kernels / _key(tree, text, tools, _with(recipe, certificate))
+    if objects and not whole(kept):
+        kept = store.kernels / _key(tree, text, tools, [*_with(recipe, certificate), "after another one"])
     beside = devel_folder(tree, text, store, certificate) if with_devel else None
     config = kconfig.parse_config(text)
     names = WITH_MODULES if devel.has_modules(config) else DEVEL
     with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this kernel")):
         if not whole(kept) or (beside and not _belongs(beside, kept, names)):
             building()
-            with slot(store, say) as (work, held):
+            with objects.of(tree) if objects else slot(store, say) as (work, held):
                 if certificate:
                     files.write(work / signing.CERTIFICATE, certificate)
                 _compile(tree, text, work, store, held, log)
@@ -317,7 +322,8 @@ def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: i
     dot_config = work / ".config"
     dot_config.write_text(text, encoding="utf-8")
     config = kconfig.parse_config(text)
-    objects = expected.objects(store, tree.tree.series, config)
+    first = not (work / IMAGE).exists()
+    objects = expected.objects(store, tree.tree.series, config) if first else None
     with Counted(f"linux {tree.tree.version}", "objects", objects) as progress:
 
         def compiled(line: str) -> None:
@@ -325,7 +331,8 @@ def _compile(tree: source.Prepared, text: str, work: Path, store: Store, held: i
                 progress.step(line.strip())
 
         _make(tree, work, store, held, log, "bzImage", compiled)
-    expected.record(store, tree.tree.series, config, progress.count)
+    if first:
+        expected.record(store, tree.tree.series, config, progress.count)
     files.used(store.objects)
     if dot_config.read_text(encoding="utf-8") != text:
         raise ToolError(f"make changed the verified config of linux {tree.tree.version}", f"read {log}")
@@ -360,13 +367,52 @@ def slot(store: Store, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]
     locks = [store.making / f".{number}.lock" for number in range(SLOTS)]
     with files.first_free(locks, lambda: say(f"waiting: {SLOTS} kernels are being built")) as (path, held):
         work = path.with_name(path.name.strip(".").removesuffix(".lock"))
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        _empty(work)
         try:
             with files.disk_errors(work):
                 yield work, held
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+class Objects:
+    """One O= folder in which a run builds kernels that differ little: make compiles what a changed option reaches.
+
+    It is emptied for another tree, and after a build that failed; it is removed when the run ends or is killed. The
+    kernel is the same as from scratch (tests/slow/test_objects.py).
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
+        self._store, self._say = store, say
+        self._ends = ExitStack()
+        self._slot: tuple[Path, int] | None = None
+        self._identity: bytes | None = None
+        """Of the tree whose objects are in the folder, all of them complete."""
+
+    def __enter__(self) -> "Objects":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._slot = None
+        self._ends.close()
+
+    @contextmanager
+    def of(self, tree: source.Prepared) -> Iterator[tuple[Path, int]]:
+        """What `slot` gives, with the objects of the last kernel."""
+        if self._slot is None:
+            self._slot = self._ends.enter_context(slot(self._store, self._say))
+        work, held = self._slot
+        if self._identity != tree.tree.identity:
+            _empty(work)
+        self._identity = None
+        with files.disk_errors(work):
+            yield work, held
+        self._identity = tree.tree.identity
 
 
 def _key(tree: source.Prepared, text: str, tools: Mapping[str, str], recipe: Sequence[str]) -> str:

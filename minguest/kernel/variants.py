@@ -22,6 +22,8 @@ class Workshop(msgspec.Struct, frozen=True):
     root: Path
     log: Path
     """A folder."""
+    objects: kbuild.Objects | None = None
+    """Where the kernels are built, one after the other; None: each from scratch."""
 
 
 def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Callable[[str], None]) -> Path:
@@ -69,7 +71,9 @@ def build(shop: Workshop, text: str, name: str, what: str, say: Callable[[str], 
     """The folder of the kernel with this .config; `name` is its log's, `what` is said before it is built. ToolError if
     it cannot be built."""
     log = shop.log / f"{name}.log"
-    folder, _ = kbuild.build(shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what))
+    folder, _ = kbuild.build(
+        shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what), objects=shop.objects
+    )
     return folder
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks that start what was built, and judge it."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import msgspec
 from minguest.boottest import certify, hostmatrix, inject, necessity, records, rehearse, runner
 from minguest.bundle import initrd, manifests
 from minguest.diagnose import cases, page
-from minguest.kernel import source, variants
+from minguest.kernel import kbuild, source, variants
 from minguest.release import evidence
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
@@ -127,9 +129,8 @@ def pits_step(project: Project) -> Task:
     folder = project.at.matrix
 
     def make() -> None:
-        _, site = _injected(project, folder)
-        only = _only(project)
-        made = inject.run(site, only, say)
+        with _injected(project, folder) as (_, site):
+            made = inject.run(site, _only(project), say)
         say(f"linux {made.version}: {inject.summary(made.cells)}; {_matrix_page(project)}")
         if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
             raise GuestFailed(f"not what must follow: {', '.join(wrong)}", f"their consoles: {folder}/runs")
@@ -172,12 +173,12 @@ def certify_step(project: Project) -> Task:
     folder = project.at.certified
 
     def make() -> None:
-        shop, matrix = _injected(project, folder)
         tools = source.compiler_tools()
         program = folder / "userland"
         initrd.compile_initd(project.root / "initd/userland", program, folder / "log/userland.log")
-        site = certify.Site(matrix, shop, f"gcc {tools['gcc']}, binutils {tools['binutils']}", program)
-        made = certify.run(site, _only(project), say)
+        with _injected(project, folder) as (shop, matrix):
+            site = certify.Site(matrix, shop, f"gcc {tools['gcc']}, binutils {tools['binutils']}", program)
+            made = certify.run(site, _only(project), say)
         say(f"linux {made.version}: {certify.summary(made)}; {project.shown(certify.place(folder))}")
         if wrong := [row.option for row in made.rows if row.kind == "unseen"]:
             raise GuestFailed(
@@ -213,28 +214,31 @@ def necessity_page_step(project: Project) -> Task:
     )
 
 
-def _injected(project: Project, folder: Path) -> tuple[variants.Workshop, inject.Site]:
+@contextlib.contextmanager
+def _injected(project: Project, folder: Path) -> Iterator[tuple[variants.Workshop, inject.Site]]:
     """What makes kernels with other options, and where they are started."""
     from minguest.util import fetch  # noqa: PLC0415 - see SLOW
 
-    shop = variants.Workshop(
-        tree=project.prepared(),
-        fragments=tuple(project.fragments),
-        options=project.guest.options,
-        store=project.store,
-        root=project.root,
-        log=folder / "log",
-    )
     debian = project.sources.firmware["ovmf"]
-    site = inject.Site(
-        bench=project.bench,
-        launch=project.guest.launch,
-        known=project.pits,
-        folder=folder,
-        package=fetch.fetch(debian, f"OVMF {debian.version}", project.cache, say),
-        kernels=lambda options: variants.kernel_with(shop, options, say),
-    )
-    return shop, site
+    with kbuild.Objects(project.store, say) as objects:
+        shop = variants.Workshop(
+            tree=project.prepared(),
+            fragments=tuple(project.fragments),
+            options=project.guest.options,
+            store=project.store,
+            root=project.root,
+            log=folder / "log",
+            objects=objects,
+        )
+        site = inject.Site(
+            bench=project.bench,
+            launch=project.guest.launch,
+            known=project.pits,
+            folder=folder,
+            package=fetch.fetch(debian, f"OVMF {debian.version}", project.cache, say),
+            kernels=lambda options: variants.kernel_with(shop, options, say),
+        )
+        yield shop, site
 
 
 def _only(project: Project) -> list[str]:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels that differ in options: one build a config, of the toy tree."""
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from minguest.kernel import source, variants
+from minguest.kernel import kbuild, source, variants
 from minguest.paths import Store
-from minguest.util.errors import UserError
+from minguest.util.errors import ToolError, UserError
 from tests import ROOT
 
 TREE = ROOT / "tests/data/fakelinux"
@@ -39,6 +41,49 @@ def test_a_kernel_is_built_once_for_all_who_want_its_config(shop: variants.Works
     assert said == ["kernel with PACKET=n"]
     assert variants.kernel_with(shop, {}, said.append) != one
     assert "packet_init" not in (one / "System.map").read_text()
+
+
+def test_kernels_of_a_run_are_built_in_one_folder(shop: variants.Workshop) -> None:
+    scratch = variants.kernel_with(shop, {"PACKET": False}, lambda _: None)
+    main = shop.store.making / "0/init/main.o"
+    with kbuild.Objects(shop.store, lambda _: None) as objects:
+        series = msgspec.structs.replace(shop, objects=objects)
+        assert variants.kernel_with(series, {"PACKET": False}, lambda _: None) == scratch
+        assert not shop.store.making.joinpath("0").exists()  # nothing had to be built
+        other = variants.kernel_with(series, {}, lambda _: None)
+        compiled = main.stat().st_mtime_ns
+        shutil.rmtree(scratch)
+        again = variants.kernel_with(series, {"PACKET": False}, lambda _: None)
+        assert main.stat().st_mtime_ns == compiled
+    assert not main.exists()
+    # A bundle's kernel is never one of these.
+    assert variants.kernel_with(shop, {"PACKET": False}, lambda _: None) == scratch != again
+    for name in kbuild.KEPT:
+        assert (again / name).read_bytes() == (scratch / name).read_bytes(), name
+    assert "packet_init" in (other / "System.map").read_text()
+
+
+def test_a_folder_is_emptied_after_a_failure_and_for_another_tree(shop: variants.Workshop, tmp_path: Path) -> None:
+    copy = tmp_path / "tree"
+    shutil.copytree(TREE, copy)
+    main = shop.store.making / "0/init/main.o"
+    with kbuild.Objects(shop.store, lambda _: None) as objects:
+        series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
+        variants.kernel_with(series, {"PACKET": False}, lambda _: None)
+        packet = copy / "net/packet/af_packet.c"
+        good = packet.read_text()
+        packet.write_text("not C")
+        with pytest.raises(ToolError):
+            variants.kernel_with(series, {}, lambda _: None)
+        packet.write_text(good)
+        left = main.stat().st_mtime_ns
+        variants.kernel_with(series, {}, lambda _: None)
+        compiled = main.stat().st_mtime_ns
+        assert left != compiled
+        other = msgspec.structs.replace(shop.tree.tree, version="6.12.2")
+        series = msgspec.structs.replace(series, tree=source.Prepared(str(copy), other))
+        variants.kernel_with(series, {}, lambda _: None)
+        assert main.stat().st_mtime_ns != compiled
 
 
 def test_options_win_over_the_guests_own(shop: variants.Workshop) -> None:
