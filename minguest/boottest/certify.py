@@ -108,6 +108,8 @@ class Site(msgspec.Struct, frozen=True):
     compiler: str
     program: Path
     """userland.py's program."""
+    published: Path
+    """docs/necessity.json: its rows count too, if their key is the same."""
 
 
 class Whole(msgspec.Struct, frozen=True):
@@ -131,7 +133,7 @@ def options(shop: variants.Workshop, only: Sequence[str]) -> list[kconfig.Option
 
 
 def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
-    """Leave out each option, and write certificate.json after every one. Rows of a run with the same key stay."""
+    """Leave out each option, and write certificate.json after every one. Rows with the same key stay."""
     with files.lock(site.matrix.folder / ".run", lambda: say("waiting for another certificate")):
         return _run(site, only, say)
 
@@ -141,8 +143,8 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certifi
     chosen = options(site.shop, only)
     order = [each.name for each in options(site.shop, ())]
     key = key_of(site, manifest)
-    kept = load(site.matrix.folder)
-    rows = {row.option: row for row in kept.rows} if kept and kept.key == key else {}
+    known = [each for each in (*published(site.published), load(site.matrix.folder)) if each and each.key == key]
+    rows = {row.option: row for each in known for row in each.rows}
     base = _base(site, manifest, say)
 
     def keep() -> Certificate:
@@ -176,6 +178,14 @@ def load(folder: Path) -> Certificate | None:
         return msgspec.json.decode(place(folder).read_bytes(), type=Certificate)
     except (OSError, ValueError):
         return None
+
+
+def published(path: Path) -> tuple[Certificate, ...]:
+    """The certificates in docs/necessity.json; none if there is no such file, or it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[Certificate, ...])
+    except (OSError, ValueError):
+        return ()
 
 
 def shown(row: Row) -> str:

@@ -14,7 +14,8 @@ HEAD = """\
 missing: by the guest's own launch, with one CPU and counted instructions, on pc with 8 CPUs, with CPUs and memory that
 are plugged in, with the power button, with two NUMA nodes, with eight cards of 128 GiB, and with a root whose init
 ([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel. `doit necessity-page` generates this
-page from `out/certify/`.
+page and [necessity.json](necessity.json) from `out/certify/`. The next `doit certify` takes the rows of that file which
+are of the same bundle, compiler, pits and code.
 
 An option that is asked for is left out by its opposite; one that is switched off, by not naming it. **With it** names
 the other options that then went too. Bytes are of the compressed kernel, instructions those of its boot with one CPU.

@@ -177,7 +177,8 @@ def certify_step(project: Project) -> Task:
         program = folder / "userland"
         initrd.compile_initd(project.root / "initd/userland", program, folder / "log/userland.log")
         with _injected(project, folder) as (shop, matrix):
-            site = certify.Site(matrix, shop, f"gcc {tools['gcc']}, binutils {tools['binutils']}", program)
+            compiler = f"gcc {tools['gcc']}, binutils {tools['binutils']}"
+            site = certify.Site(matrix, shop, compiler, program, project.root / "docs/necessity.json")
             made = certify.run(site, _only(project), say)
         say(f"linux {made.version}: {certify.summary(made)}; {project.shown(certify.place(folder))}")
         if wrong := [row.option for row in made.rows if row.kind == "unseen"]:
@@ -196,7 +197,7 @@ def certify_step(project: Project) -> Task:
 
 
 def necessity_page_step(project: Project) -> Task:
-    target = project.root / "docs/necessity.md"
+    target, data = project.root / "docs/necessity.md", project.root / "docs/necessity.json"
 
     def make() -> None:
         folders = [project.at.certified.parent / f"{project.guest.name}-{series}" for series in project.sources.kernel]
@@ -204,13 +205,14 @@ def necessity_page_step(project: Project) -> Task:
         if not found:
             raise UserError(f"{project.at.certified.parent}: no certificate of {project.guest.name}", "doit certify")
         files.write(target, necessity.page(found))
+        files.write(data, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
 
     return step(
         make,
         basename="necessity-page",
-        doc="docs/necessity.md, made from the certificates of all series",
+        doc="docs/necessity.md and necessity.json, made from the certificates of all series",
         facts=always,
-        targets=[target],
+        targets=[target, data],
     )
 
 

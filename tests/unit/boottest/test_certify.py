@@ -55,7 +55,7 @@ class Bench:
         matrix = inject.Site(bench, Launch(), KNOWN, folder / "certify", folder / "deb", lambda _: self.kernel)
         shop = variants.Workshop(None, (), {}, None, folder, folder / "log")  # type: ignore[arg-type]
         (folder / "log").mkdir()
-        self.site = certify.Site(matrix, shop, "gcc 12", program)
+        self.site = certify.Site(matrix, shop, "gcc 12", program, folder / "necessity.json")
 
         def build(*_: Any) -> Path:
             if self.refused:
@@ -186,6 +186,18 @@ def test_a_row_stays_while_all_that_it_depends_on_is_the_same(bench: Bench, monk
     bench.site.program.write_bytes(b"a third program")
     made = certify.run(bench.site, ["FUTEX"], lambda _: None)
     assert [row.option for row in made.rows] == ["FUTEX"] and not made.whole
+
+
+def test_rows_of_the_checkout_count_where_all_that_they_depend_on_is_the_same(bench: Bench) -> None:
+    made = certify.run(bench.site, (), lambda _: None)
+    shutil.rmtree(bench.site.matrix.folder)
+    other = msgspec.structs.replace(made, key="another", rows=())
+    for kept, boots in (((other, made), 0), ((other,), len(certify.PROBES)), ("damaged", len(certify.PROBES))):
+        bench.site.published.write_bytes(msgspec.json.encode(kept))
+        bench.probes.clear()
+        assert certify.run(bench.site, (), lambda _: None).rows == made.rows
+        assert len(bench.probes) == len(certify.PROBES) + boots
+        shutil.rmtree(bench.site.matrix.folder)
 
 
 def test_a_guest_that_is_not_healthy_is_no_measure(bench: Bench) -> None:
