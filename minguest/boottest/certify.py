@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate that each option is needed: each is left out, and what is missing then is seen.
 
+So are the options that Kconfig switches on where nobody asks: what each costs is known then.
+
 A kernel is built without the option, and started in the launches that the fragments are for, until one of them shows
 something. Where none does, its size and the instructions of its boot say what the option costs.
 """
@@ -10,19 +12,18 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from minguest import paths
 from minguest.boottest import inject, runner, userland
+from minguest.boottest.records import CERTIFICATE_SCHEMA, Certificate, Kind, Row
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
 from minguest.kernel import kconfig, variants
 from minguest.util import files
 from minguest.util.errors import ToolError, UserError
 
-SCHEMA = 1
 # In an option's comment: what it is for, where no test here can show it.
 UNTESTED = "Not tested here: "
 # Instructions of a boot are the same within 0.3 %: less than this is no difference.
@@ -44,7 +45,6 @@ PROBES = (
 )
 # The modules that judge, beside inject.CODE: when they change, kept rows are dropped.
 CODE = ("boottest/certify", "boottest/userland")
-Kind = Literal["not built", "not booted", "row", "pit", "size", "time", "unchanged", "stated", "unseen", "NOT RUN"]
 MEANING: Mapping[Kind, str] = {
     "not built": "without it the kernel does not build",
     "not booted": "without it a guest is lost",
@@ -55,48 +55,9 @@ MEANING: Mapping[Kind, str] = {
     "unchanged": "Kconfig gives the same config without it: another option selects it, or it is the default",
     "stated": "no test here shows it; its comment says what it is for",
     "unseen": "no test here shows it, and its comment does not say so",
+    "unasked": "nobody asks for it, and no test here shows what it is for",
     "NOT RUN": "it could not be tried",
 }
-
-
-class Row(msgspec.Struct, frozen=True):
-    """What is missing without one option."""
-
-    option: str
-    fragment: str
-    value: str
-    reason: str
-    kind: Kind
-    instead: str = ""
-    """Its value then."""
-    gone: tuple[str, ...] = ()
-    """Other options that are asked for, and that went with it."""
-    probe: str = ""
-    """The first launch that showed it."""
-    seen: str = ""
-    bytes: int | None = None
-    """How much larger the kernel's image is without it."""
-    instructions: float | None = None
-    """In millions, how many more the kernel takes to initd's start without it."""
-
-
-class Certificate(msgspec.Struct, frozen=True):
-    """certificate.json: the rows of one guest and series."""
-
-    schema: int
-    series: str
-    version: str
-    """The kernel's."""
-    bundle: dict[str, manifests.File]
-    compiler: str
-    key: str
-    """A hash of all that a row depends on: the kernel with all options, launch, pits, and this program's code."""
-    whole: bool
-    """Whether all options are there."""
-    bytes: int
-    """Of the kernel's image with all options."""
-    instructions: float | None
-    rows: tuple[Row, ...]
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -122,14 +83,19 @@ class Whole(msgspec.Struct, frozen=True):
     """What userland.py's program found."""
 
 
-def options(shop: variants.Workshop, only: Sequence[str]) -> list[kconfig.Option]:
-    """What is left out, in the fragments' order; UserError for an option that nobody asks for."""
-    asked = [each for each in variants.requested(shop).values() if each.line]
-    names = [each.name for each in asked]
+def options(shop: variants.Workshop, only: Sequence[str], say: Callable[[str], None]) -> list[kconfig.Option]:
+    """What is left out: first what the fragments ask for, in their order, then what nobody asks for. UserError for
+    another option."""
+    known = [each for each in variants.requested(shop).values() if each.line]
+    known += [kconfig.Option(name, "y", "", 0, "") for name in variants.unasked(shop, say)]
+    names = [each.name for each in known]
     for name in only:
         if name not in names:
-            raise UserError(f"only={name}: no fragment of this guest asks for it", "an option without CONFIG_, as EFI")
-    return [each for each in asked if not only or each.name in only]
+            raise UserError(
+                f"only={name}: no fragment of this guest asks for it, and it cannot be switched off by itself",
+                "an option without CONFIG_, as EFI",
+            )
+    return [each for each in known if not only or each.name in only]
 
 
 def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
@@ -140,8 +106,8 @@ def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certific
 
 def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
     manifest = manifests.load(site.matrix.bench.bundle)
-    chosen = options(site.shop, only)
-    order = [each.name for each in options(site.shop, ())]
+    chosen = options(site.shop, only, say)
+    order = [each.name for each in options(site.shop, (), say)]
     key = key_of(site, manifest)
     known = [each for each in (*published(site.published), load(site.matrix.folder)) if each and each.key == key]
     rows = {row.option: row for each in known for row in each.rows}
@@ -150,7 +116,7 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certifi
     def keep() -> Certificate:
         done = tuple(rows[name] for name in order if name in rows)
         certificate = Certificate(
-            SCHEMA, manifest.kernel.series, manifest.kernel.version, manifest.files, site.compiler,
+            CERTIFICATE_SCHEMA, manifest.kernel.series, manifest.kernel.version, manifest.files, site.compiler,
             key, len(done) == len(order), base.bytes, base.instructions, done,
         )  # fmt: skip
         files.write(place(site.matrix.folder), msgspec.json.format(msgspec.json.encode(certificate)))
@@ -230,7 +196,7 @@ def key_of(site: Site, manifest: manifests.Manifest) -> str:
     code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in names]
     judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in site.matrix.known.items()]
     program = files.sha256(site.program)
-    parts = [SCHEMA, manifest.files, site.compiler, site.matrix.launch, PROBES, program, judged, code]
+    parts = [CERTIFICATE_SCHEMA, manifest.files, site.compiler, site.matrix.launch, PROBES, program, judged, code]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -301,7 +267,7 @@ def _judged(row: Row, base: Whole) -> Row:
         return msgspec.structs.replace(row, kind="time", seen=f"{row.instructions:+.1f} M instructions")
     if UNTESTED in row.reason:
         return msgspec.structs.replace(row, kind="stated", seen=row.reason.partition(UNTESTED)[2])
-    return msgspec.structs.replace(row, kind="unseen")
+    return msgspec.structs.replace(row, kind="unseen" if row.fragment else "unasked")
 
 
 def summary(certificate: Certificate) -> str:

@@ -4,7 +4,8 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from minguest.boottest.certify import MEANING, Certificate, Row, summary
+from minguest.boottest.certify import MEANING, summary
+from minguest.boottest.records import Certificate, Row
 from minguest.util import templates
 
 HEAD = """\
@@ -17,8 +18,13 @@ are plugged in, with the power button, with two NUMA nodes, with eight cards of 
 page and [necessity.json](necessity.json) from `out/certify/`. The next `doit certify` takes the rows of that file which
 are of the same bundle, compiler, pits and code.
 
-An option that is asked for is left out by its opposite; one that is switched off, by not naming it. **With it** names
+An option that is on is left out by switching it off; one that is switched off, by not naming it. **With it** names
 the other options that then went too. Bytes are of the compressed kernel, instructions those of its boot with one CPU.
+"""
+UNASKED = """\
+Kconfig switches these on by itself, and each can be switched off alone; what costs most comes first. What guards the
+guest against others stays on, though no test here attacks it: mitigations, page-table isolation, stacks with guard
+pages, random addresses, cleared stacks.
 """
 
 
@@ -31,9 +37,19 @@ def page(certificates: Sequence[Certificate]) -> str:
     rows = {each.series: {row.option: row for row in each.rows} for each in certificates}
     named = dict.fromkeys((row.fragment, row.option) for each in certificates for row in each.rows)
     ordered = sorted(named, key=lambda pair: pair[0])
-    for fragment, options in itertools.groupby(ordered, key=lambda pair: pair[0]):
+    for fragment, options in itertools.groupby(filter(all, ordered), key=lambda pair: pair[0]):
         parts.append(_table(fragment, [option for _, option in options], rows))
+    asked = {option for fragment, option in named if fragment}
+    free = [option for fragment, option in named if not fragment and option not in asked]
+    if free:
+        costly = sorted(free, key=lambda option: _bytes(option, rows))
+        parts += [_table("On where nobody asks", costly, rows), UNASKED]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _bytes(option: str, rows: Mapping[str, Mapping[str, Row]]) -> int:
+    """How much larger the kernel is without it, where that is least."""
+    return min(each[option].bytes or 0 for each in rows.values() if option in each)
 
 
 def _about(certificate: Certificate) -> str:
@@ -50,7 +66,8 @@ def _table(fragment: str, options: Sequence[str], rows: Mapping[str, Mapping[str
     lines.append("| --- " * (len(rows) + 2) + "|")
     for option in options:
         found = [each.get(option) for each in rows.values()]
-        first = next(row for row in found if row is not None)
+        # Another series may have it on where nobody asks.
+        first = min((row for row in found if row is not None), key=lambda row: not row.fragment)
         cells = " | ".join(_cell(row) if row is not None else "" for row in found)
         lines.append(f"| `{option}={first.value}` | {cells} | {templates.cell(first.reason)} |")
     return "\n".join(lines)

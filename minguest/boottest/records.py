@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records of the fault matrix and of the rehearsal. Evidence reads them."""
+"""The records of the fault matrix, of the certificate and of the rehearsal. Evidence reads them."""
 
 from typing import Literal
 
@@ -10,6 +10,10 @@ from minguest.bundle.manifests import File
 
 MATRIX_SCHEMA = 1
 REHEARSAL_SCHEMA = 2
+CERTIFICATE_SCHEMA = 2
+Kind = Literal[
+    "not built", "not booted", "row", "pit", "size", "time", "unchanged", "stated", "unseen", "unasked", "NOT RUN"
+]
 Result = Literal["right", "wrong", "NOT RUN"]
 HEALTHY = "healthy"
 
@@ -51,6 +55,47 @@ class Matrix(msgspec.Struct, frozen=True):
     whole: bool
     """Whether all cells are there: of every pit, and of every control."""
     cells: tuple[Cell, ...]
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What is missing without one option."""
+
+    option: str
+    fragment: str
+    """Empty: nobody asks for it."""
+    value: str
+    reason: str
+    kind: Kind
+    instead: str = ""
+    """Its value then."""
+    gone: tuple[str, ...] = ()
+    """Other options that are asked for, and that went with it."""
+    probe: str = ""
+    """The first launch that showed it."""
+    seen: str = ""
+    bytes: int | None = None
+    """How much larger the kernel's image is without it."""
+    instructions: float | None = None
+    """In millions, how many more the kernel takes to initd's start without it."""
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """certificate.json: the rows of one guest and series."""
+
+    schema: int
+    series: str
+    version: str
+    """The kernel's."""
+    bundle: dict[str, File]
+    compiler: str
+    key: str
+    """A hash of all that a row depends on: the kernel with all options, launch, pits, and this program's code."""
+    whole: bool
+    """Whether all options are there, those that nobody asks for too."""
+    bytes: int
+    """Of the kernel's image with all options."""
+    instructions: float | None
+    rows: tuple[Row, ...]
 
 
 class Options(msgspec.Struct, frozen=True):

@@ -55,16 +55,29 @@ def requested(shop: Workshop, options: Mapping[str, str | int | bool] | None = N
 
 
 def without(shop: Workshop, name: str, say: Callable[[str], None]) -> Without:
-    """The config with the opposite of a request for on, and with nothing in place of any other. ToolError if the tree
-    cannot be configured so."""
+    """The config with the opposite of a request for on, and with nothing in place of any other; an option that nobody
+    asks for is switched off. ToolError if the tree cannot be configured so."""
     wanted = requested(shop)
-    option = wanted.pop(name)
+    option = wanted.pop(name, None) or kconfig.Option(name, "y", "", 0, "")
     opposite = {name: dataclasses.replace(option, value="n")} if option.value in ("y", "m") else {}
     log = shop.log / f"without-{name}.config.log"
     text = kbuild.resolve(shop.tree, kconfig.render({**wanted, **opposite}), shop.store, log, say)
     config = kconfig.parse_config(text)
     gone = tuple(each.option.name for each in kconfig.unmet(wanted, config))
     return Without(text, config.get(name, "n"), gone)
+
+
+def unasked(shop: Workshop, say: Callable[[str], None]) -> list[str]:
+    """The options that are on, that nobody asks for, and that are off if a config says so."""
+    wanted = requested(shop)
+
+    def resolved(more: Mapping[str, kconfig.Option], name: str) -> dict[str, str]:
+        log = shop.log / f"{name}.config.log"
+        return kconfig.parse_config(kbuild.resolve(shop.tree, kconfig.render({**wanted, **more}), shop.store, log, say))
+
+    on = [name for name, value in resolved({}, "asked").items() if value in ("y", "m") and name not in wanted]
+    off = resolved({name: kconfig.Option(name, "n", "", 0, "") for name in on}, "unasked")
+    return [name for name in on if off.get(name, "n") == "n"]
 
 
 def build(shop: Workshop, text: str, name: str, what: str, say: Callable[[str], None]) -> Path:

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from minguest.boottest import certify, inject, necessity, runner, userland
-from minguest.boottest.certify import Certificate, Row, Whole
+from minguest.boottest.certify import Whole
 from minguest.boottest.faults import Parts
+from minguest.boottest.records import CERTIFICATE_SCHEMA, Certificate, Row
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
 from minguest.kernel import variants
@@ -49,6 +50,7 @@ class Bench:
         self.without = Without("CONFIG_OTHER=y\n", "n", ("EVENTFD",))
         self.refused: ToolError | None = None
         self.probes: list[str] = []
+        self.unasked: list[str] = []
         program = folder / "userland"
         program.write_bytes(b"a program")
         bench = runner.Bench("it", self.at.bundle, folder / "boot", folder / "kvm.json")
@@ -65,6 +67,7 @@ class Bench:
         monkeypatch.setattr(variants, "without", lambda *_: self.without)
         monkeypatch.setattr(variants, "build", build)
         monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: OPTION})
+        monkeypatch.setattr(variants, "unasked", lambda *_: self.unasked)
         monkeypatch.setattr(inject, "attempt", self.attempt)
 
     def attempt(
@@ -217,10 +220,22 @@ def test_the_certificate_is_whole_when_every_option_was_tried(bench: Bench) -> N
         certify.run(bench.site, ["EFI"], said.append)
 
 
+def test_what_nobody_asks_for_comes_last_and_is_not_unseen(bench: Bench) -> None:
+    bench.unasked = ["HZ_250"]
+    shutil.copy(bench.at.bundle / "bzImage", bench.kernel)
+    made = certify.run(bench.site, (), lambda _: None)
+    assert [(row.option, row.fragment, row.kind) for row in made.rows] == [
+        ("EPOLL", OPTION.fragment, "unseen"),
+        ("HZ_250", "", "unasked"),
+    ]
+    bench.site.program.write_bytes(b"another program")
+    assert [row.option for row in certify.run(bench.site, ["HZ_250"], lambda _: None).rows] == ["HZ_250"]
+
+
 def test_an_option_of_the_guests_own_file_is_not_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Option("NR_CPUS", "8", "guest.toml", 0, "override")
     monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: OPTION, own.name: own})
-    assert [each.name for each in certify.options(bench.site.shop, ())] == ["EPOLL"]
+    assert [each.name for each in certify.options(bench.site.shop, (), print)] == ["EPOLL"]
 
 
 def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -> None:
@@ -228,16 +243,23 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
         "EFI", "configs/kernel/20-efi.config", "y", "A | reason", "row", "n", ("EFI_STUB",), "own", "CPUs", -49152
     )
     swap = Row("SWAP", "configs/kernel/10-base.config", "n", "No swap.", "size", seen="larger", bytes=900)
+    cheap = Row("BQL", "", "y", "", "unasked", "n", bytes=-300)
+    dear = Row("VMAP_STACK", "", "y", "", "unasked", "n", bytes=-2000)
+    # Another series' fragments ask for this one.
+    other = Row("SWAP", "", "y", "", "unasked", "n", bytes=-9000)
     made = [
-        Certificate(1, series, f"{series}.1", {}, "gcc 12", "", series == "6.12", 1000, None, rows)
-        for series, rows in (("4.12", (efi,)), ("6.12", (swap, efi)))
+        Certificate(CERTIFICATE_SCHEMA, series, f"{series}.1", {}, "gcc 12", "", series == "6.12", 1000, None, rows)
+        for series, rows in (("4.12", (efi, cheap, other)), ("6.12", (swap, efi, cheap, dear)))
     ]
     text = necessity.page(made)
     assert text.index("## configs/kernel/10-base.config") < text.index("## configs/kernel/20-efi.config")
     assert "| option | without it, 4.12 | without it, 6.12 | what for |\n" in text
     cell = r"row: CPUs (own); with it EFI\_STUB; -49,152 bytes"
     assert f"| `EFI=y` | {cell} | {cell} | A \\| reason |\n" in text
-    assert "| `SWAP=n` |  | size: larger; +900 bytes | No swap. |\n" in text
+    assert "| `SWAP=n` | unasked; -9,000 bytes | size: larger; +900 bytes | No swap. |\n" in text
+    rest = text.partition("## On where nobody asks\n")[2]
+    assert rest.index("| `VMAP_STACK=y` |  | unasked; -2,000 bytes |  |") < rest.index("| `BQL=y` |")
+    assert "SWAP" not in rest
     assert text.count("**Not every option was tried yet.**") == 1
 
 

@@ -86,6 +86,33 @@ def test_a_folder_is_emptied_after_a_failure_and_for_another_tree(shop: variants
         assert main.stat().st_mtime_ns != compiled
 
 
+def test_what_nobody_asks_for_is_what_can_be_switched_off(
+    shop: variants.Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kconfig in miniature: A is on by itself, PACKET selects B, and C is on where A is."""
+
+    def resolve(_: object, requested: str, *rest: object) -> str:
+        asked = "CONFIG_PACKET=y\nCONFIG_B=y\n" if "CONFIG_PACKET=y" in requested else ""
+        return asked + ("" if "# CONFIG_A is not set" in requested else "CONFIG_A=y\nCONFIG_C=m\n")
+
+    monkeypatch.setattr(kbuild, "resolve", resolve)
+    assert variants.unasked(shop, print) == ["A", "C"]
+
+
+def test_an_option_that_nobody_asks_for_is_switched_off(
+    shop: variants.Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def resolve(_: object, requested: str, *rest: object) -> str:
+        asked.append(requested)
+        return ""
+
+    monkeypatch.setattr(kbuild, "resolve", resolve)
+    variants.without(shop, "A", print)
+    assert "# CONFIG_A is not set" in asked[0].splitlines() and "CONFIG_PACKET=y" in asked[0].splitlines()
+
+
 def test_options_win_over_the_guests_own(shop: variants.Workshop) -> None:
     made = variants.kernel_with(shop, {"NUMBER": 2}, lambda _: None)
     assert "CONFIG_NUMBER=2" in (made / "kernel.config").read_text()
