@@ -25,7 +25,8 @@ def faults(tree: Path, out: Path, image: Path, config: Mapping[str, str]) -> lis
     """What is wrong with a build in the folder `out`; empty if there is nothing. Reads, never writes.
 
     Every object and archive is complete; for each option that is `y` and has an object, System.map has that object's
-    symbols; System.map belongs to vmlinux; and the image unpacks to the code of this vmlinux.
+    symbols; System.map belongs to vmlinux; and the image unpacks to the code of this vmlinux. An object that is older
+    than `out`/.config is left from another config, and need not be linked.
     """
     if cut := sorted(str(path.relative_to(out)) for path in _objects(out) if not whole(path)):
         return [f"cut short: {', '.join(cut[:5])}" + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")]
@@ -69,13 +70,14 @@ def _objects(out: Path) -> Iterator[Path]:
 def _claimed(tree: Path, out: Path, config: Mapping[str, str]) -> list[tuple[str, str, set[str]]]:
     """Options that are `y`, an object that kbuild makes for each, and the global symbols of that object."""
     wanted: dict[str, str] = {}
+    since = (out / ".config").stat().st_mtime_ns
     for folder in sorted({path.parent for path in out.rglob("*.o")}):
         name = str(folder.relative_to(out))
         if name.startswith(BESIDE):
             continue
         for option, built in _rules(tree / name):
             path = f"{name}/{built}"
-            if config.get(option) == "y" and (out / path).is_file():
+            if config.get(option) == "y" and (out / path).is_file() and (out / path).stat().st_mtime_ns >= since:
                 wanted.setdefault(path, option)
     symbols: dict[str, set[str]] = {}
     if wanted:

@@ -86,6 +86,20 @@ def test_a_folder_is_emptied_after_a_failure_and_for_another_tree(shop: variants
         assert main.stat().st_mtime_ns != compiled
 
 
+def test_an_object_of_an_earlier_kernel_need_not_be_linked(shop: variants.Workshop, tmp_path: Path) -> None:
+    """As in a folder that kbuild does not enter, for an option that stays on."""
+    copy = tmp_path / "tree"
+    shutil.copytree(TREE, copy)
+    with kbuild.Objects(shop.store, lambda _: None) as objects:
+        series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
+        variants.kernel_with(series, {}, lambda _: None)
+        makefile = copy / "Makefile"
+        makefile.write_text(makefile.read_text().replace("OBJECTS += $(O)/net/packet/af_packet.o\n", ""))
+        later = variants.kernel_with(series, {"NUMBER": 2}, lambda _: None)
+    assert "CONFIG_PACKET=y" in (later / "kernel.config").read_text()
+    assert "packet_init" not in (later / "System.map").read_text()
+
+
 def test_what_nobody_asks_for_is_what_can_be_switched_off(
     shop: variants.Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
