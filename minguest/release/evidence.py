@@ -3,12 +3,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 
 from minguest.boottest import runner
-from minguest.boottest.records import MATRIX_SCHEMA, REHEARSAL_SCHEMA, Matrix, Rehearsal
+from minguest.boottest.records import (
+    CERTIFICATE_SCHEMA,
+    MATRIX_SCHEMA,
+    REHEARSAL_SCHEMA,
+    Certificate,
+    Kind,
+    Matrix,
+    Rehearsal,
+)
 from minguest.bundle import manifests
 from minguest.bundle.reproduction import Reproduction
 from minguest.model import Launch
@@ -28,9 +36,11 @@ Result = Literal["PASS", "FAIL", "NOT RUN"]
 REPRODUCED = "reproduce.json"
 # of the fault matrix,
 MATRIX = "pits.json"
-# and of a rehearsal.
+# of a rehearsal,
 REHEARSED = "rehearsal.json"
-RECORDS = (REPRODUCED, MATRIX, REHEARSED)
+# and of the certificate that each option is needed.
+NECESSITY = "necessity.json"
+RECORDS = (REPRODUCED, MATRIX, REHEARSED, NECESSITY)
 
 
 class Seconds(msgspec.Struct, frozen=True):
@@ -66,7 +76,12 @@ class Predicate(msgspec.Struct, frozen=True):
 
 def sources(at: Layout) -> dict[str, Path]:
     """The paths of all records except those of boot tests, by their names in the packed evidence."""
-    return {REPRODUCED: at.reproduced, MATRIX: at.matrix / "matrix.json", REHEARSED: at.rehearsed}
+    return {
+        REPRODUCED: at.reproduced,
+        MATRIX: at.matrix / "matrix.json",
+        REHEARSED: at.rehearsed,
+        NECESSITY: at.certified / "certificate.json",
+    }
 
 
 def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, key: str) -> list[Check]:
@@ -79,6 +94,7 @@ def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, key: str) -> 
     found.append(of_reproduction(places[REPRODUCED], manifest))
     found.append(of_matrix(places[MATRIX], manifest, key))
     found.append(of_rehearsal(places[REHEARSED], manifest))
+    found.append(of_certificate(places[NECESSITY], manifest))
     return [*found, Check("real-card", "a card of the host, passed through", "NOT RUN", "no such card was available")]
 
 
@@ -169,6 +185,25 @@ def of_matrix(place: Path, manifest: manifests.Manifest, key: str | None = None)
     if not matrix.whole or "right" not in results:
         return Check(name, title, "NOT RUN", f"not every pit was brought about: {reason or 'none'}")
     return Check(name, title, "PASS", reason, files, versions)
+
+
+def of_certificate(place: Path, manifest: manifests.Manifest) -> Check:
+    """The result of certificate.json for the bundle of `manifest`."""
+    name, title = "necessity", "each option of the kernel left out: what is missing then was seen, or is stated"
+    try:
+        certificate = _load(place, Certificate)
+    except (OSError, ValueError):
+        return Check(name, title, "NOT RUN", "nobody ran it")
+    if certificate.bundle != manifest.files or certificate.schema != CERTIFICATE_SCHEMA:
+        return Check(name, title, "NOT RUN", "its last run used other bytes")
+    kinds = [row.kind for row in certificate.rows]
+    reason = ", ".join(f"{kinds.count(each)} {each}" for each in get_args(Kind) if each in kinds)
+    files = {NECESSITY: manifests.describe(place).sha256}
+    if "unseen" in kinds:
+        return Check(name, title, "FAIL", reason, files)
+    if not certificate.whole or "NOT RUN" in kinds:
+        return Check(name, title, "NOT RUN", f"not every option was left out: {reason or 'none'}")
+    return Check(name, title, "PASS", reason, files)
 
 
 def of_rehearsal(place: Path, manifest: manifests.Manifest) -> Check:

@@ -314,6 +314,8 @@ def _agree(checks: tuple[evidence.Check, ...], folder: Path, manifest: manifests
             again = evidence.of_matrix(folder / evidence.MATRIX, manifest)
         elif check.name == "rehearsal":
             again = evidence.of_rehearsal(folder / evidence.REHEARSED, manifest)
+        elif check.name == "necessity":
+            again = evidence.of_certificate(folder / evidence.NECESSITY, manifest)
         elif check.result == "NOT RUN" and not check.files:
             continue
         else:

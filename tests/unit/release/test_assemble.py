@@ -165,7 +165,7 @@ def test_every_check_is_listed(at: Layout, key: Path) -> None:
         "boot-test-pc-1": "NOT RUN", "boot-test-pc-4": "NOT RUN", "boot-test-pc-8": "FAIL",
         "reproduce": "NOT RUN", "rehearsal": "NOT RUN",
         "hotplug": "NOT RUN", "power-button": "NOT RUN", "large-bars": "NOT RUN",
-        "pits": "NOT RUN", "real-card": "NOT RUN",
+        "pits": "NOT RUN", "necessity": "NOT RUN", "real-card": "NOT RUN",
     }  # fmt: skip
     for name in (layout.NOTES, layout.PAGE):
         text = (at.release / name).read_text()
@@ -457,6 +457,50 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run used other pits")
 
 
+def certificate(at: Layout, *kinds: records.Kind, whole: bool = True, **changes: Any) -> evidence.Check:
+    """What a certificate with rows of these kinds comes to as evidence."""
+    manifest = manifests.load(at.bundle)
+    rows = tuple(records.Row("EFI", "20-efi.config", "y", "", kind) for kind in kinds)
+    made = records.Certificate(
+        records.CERTIFICATE_SCHEMA, "6.12", "6.12.94", manifest.files, "gcc 12", "key", whole, 1000, None, rows
+    )
+    at.certified.mkdir(parents=True, exist_ok=True)
+    place = at.certified / "certificate.json"
+    place.write_bytes(msgspec.json.encode(msgspec.structs.replace(made, **changes)))
+    (check,) = [each for each in evidence.checks(at, manifest, 64, key_of(at)) if each.name == "necessity"]
+    return check
+
+
+@pytest.mark.parametrize(
+    ("kinds", "whole", "result", "reason"),
+    [
+        (("row", "row", "stated", "unasked"), True, "PASS", "2 row, 1 stated, 1 unasked"),
+        (("row", "unseen"), True, "FAIL", "1 row, 1 unseen"),
+        (("unseen",), False, "FAIL", "1 unseen"),
+        (("row",), False, "NOT RUN", "not every option was left out: 1 row"),
+        (("row", "NOT RUN"), True, "NOT RUN", "not every option was left out: 1 row, 1 NOT RUN"),
+    ],
+)
+def test_the_certificate_is_evidence(
+    at: Layout, key: Path, kinds: tuple[records.Kind, ...], whole: bool, result: str, reason: str
+) -> None:
+    check = certificate(at, *kinds, whole=whole)
+    assert (check.result, check.reason) == (result, reason)
+    if result != "FAIL":
+        workshop.make(at, key)
+        with sshsig.trusting(Path(f"{key}.pub"), Path("nowhere"), unsigned=False) as trusted:
+            found = verify.verify(at.release, trusted)
+        assert found.holds
+        assert {check.name: check.result for check in found.checks}["necessity"] == result
+
+
+def test_a_certificate_of_other_bytes_or_of_another_schema_is_none(at: Layout) -> None:
+    others: tuple[dict[str, object], ...] = ({"bundle": {}}, {"schema": 1})
+    for changes in others:
+        check = certificate(at, "row", **changes)
+        assert (check.result, check.reason) == ("NOT RUN", "its last run used other bytes")
+
+
 def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     """What a rehearsal comes to as evidence; `changes` to one that passed."""
     files = manifests.load(at.bundle).files
@@ -500,7 +544,7 @@ def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout)
 @each_way
 def test_a_damaged_record_is_no_evidence(damage: Damage, at: Layout) -> None:
     manifest = manifests.load(at.bundle)
-    assert rehearsed(at).result == "PASS"
+    assert rehearsed(at).result == certificate(at, "row").result == "PASS"
     matrix(at, "right")
     made = reproduction.Reproduction(1, "same", manifest.files, (), {"umask": ("022", "077")}, {}, "0.1.0")
     at.reproduced.write_bytes(msgspec.json.encode(made))
@@ -519,6 +563,7 @@ def test_a_damaged_record_is_no_evidence(damage: Damage, at: Layout) -> None:
         "rehearsal": at.rehearsed,
         "pits": at.matrix / "matrix.json",
         "reproduce": at.reproduced,
+        "necessity": at.certified / "certificate.json",
         own.name: own / "verdict.json",
         empty.name: empty / runner.NO_ROOM,
     }
