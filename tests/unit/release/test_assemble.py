@@ -495,7 +495,7 @@ def test_the_certificate_is_evidence(
 
 
 def test_a_certificate_of_other_bytes_or_of_another_schema_is_none(at: Layout) -> None:
-    others: tuple[dict[str, object], ...] = ({"bundle": {}}, {"schema": 1})
+    others: tuple[dict[str, Any], ...] = ({"bundle": {}}, {"schema": 1})
     for changes in others:
         check = certificate(at, "row", **changes)
         assert (check.result, check.reason) == ("NOT RUN", "its last run used other bytes")
