@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real GPU drivers on a disk of drivers: one of the kernel's own source, whose card QEMU has (bochs-drm), and NVIDIA's
-open modules, whose card it has not. One kernel for both: its build is most of the time. The guests nvidia (both
-versions), amdgpu, i915 and xe as they are shipped: tests/slow.
+open modules, whose card it has not. One kernel for both: its build is most of the time, eight minutes.
 """
 
 import msgspec
@@ -11,7 +10,7 @@ from minguest import paths
 from minguest.bundle import manifests
 from minguest.vm import report
 from tests import ROOT
-from tests.integration.conftest import SERIES, Doit
+from tests.integration.conftest import SERIES, run_doit
 from tests.integration.test_cards import checks
 
 GUEST = f"""
@@ -38,12 +37,12 @@ NO_CARD = "NVRM: No NVIDIA GPU found."
 
 
 @pytest.fixture(scope="module")
-def at(doit: Doit, tmp_path_factory: pytest.TempPathFactory) -> paths.Layout:
+def at(tmp_path_factory: pytest.TempPathFactory) -> paths.Layout:
     """The bundle of GUEST, booted."""
     file = tmp_path_factory.mktemp("gpu-drivers") / "guest.toml"
     file.write_text(GUEST)
     for arguments in (("modules", "src=nvidia-open-kernel-source", "name=nvidia"), ("boot-test", "--accel", "tcg")):
-        done = doit(*arguments, f"guest={file}", f"kernel={SERIES}")
+        done = run_doit(*arguments, f"guest={file}", f"kernel={SERIES}")
         assert done.returncode == 0, done.stdout
     return paths.Layout(ROOT, "it-gpu-drivers", SERIES)
 
