@@ -18,7 +18,7 @@ def test_a_guest_passes_with_all_cpus_and_the_card(built: paths.Layout, doit: Do
     found = json.loads((built.boot_test / "verdict.json").read_bytes())
     checks = {check["name"]: check for check in found["verdict"]["checks"]}
     assert (checks["CPUs"]["guest"], checks["CPUs"]["ok"]) == ("16", True)
-    assert "minguest1" in checks["firmware"]["guest"]
+    assert "minguest2" in checks["firmware"]["guest"]
     assert all(check["ok"] for check in checks.values())
 
 
