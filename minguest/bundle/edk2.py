@@ -31,6 +31,9 @@ RESULT = f"Build/Minguest/{TARGET}_{TOOLCHAIN}/FV"
 # The programs of BaseTools that a platform without VFR forms needs: the others take a C++ compiler, and longer.
 BASETOOLS = ("GenFfs", "GenFv", "GenFw", "GenSec")
 KEPT = ("OVMF_CODE.fd", "OVMF_VARS.fd", "firmware.json")
+# Below configs/firmware/, and only for a firmware that is measured: what writes edk2's performance records to the debug
+# port. The names of the modules in them are in NAMES, which such a build keeps too.
+MEASURED, NAMES = "measured", "Guid.xref"
 # Where Debian's changes are unpacked, beside the tree.
 DEBIAN = "debian"
 # Not unpacked: it has a link to /opt.
@@ -77,9 +80,11 @@ def tools() -> dict[str, str]:
     return {**source.compiler_tools(), "nasm": version[1] if version else nasm.strip()}
 
 
-def inputs(folder: Path) -> dict[str, Path]:
-    """The files of configs/firmware that a build uses, by their names in it: the platform and the patches."""
+def inputs(folder: Path, *, measured: bool = False) -> dict[str, Path]:
+    """The files of configs/firmware that a build uses, by their names in it: the platform and the patches; also what
+    measures it."""
     found = [*folder.glob("*.dsc"), *folder.glob("*.fdf"), *folder.glob("patches/*.patch")]
+    found += folder.glob(f"{MEASURED}/*") if measured else ()
     if folder / PLATFORM not in found:
         raise UserError(f"{folder / PLATFORM}: missing", "the firmware's platform is a part of the checkout")
     return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
@@ -139,10 +144,11 @@ def check_debian(changelog: str, wanted: Firmware) -> None:
         )
 
 
-def build_argv(version: str, jobs: int) -> list[str]:
+def build_argv(version: str, jobs: int, *, measured: bool = False) -> list[str]:
     """edk2's build command: https://tianocore-docs.github.io/edk2-BuildSpecification"""
     return [
         "build", "-q", "-n", str(jobs), "-a", "X64", "-t", TOOLCHAIN, "-b", TARGET, "-p", f"{FOLDER}/{PLATFORM}",
+        *(("-D", "MEASURED=TRUE") if measured else ()),
         "--pcd", "PcdFirmwareVendor=Lminguest\\0", "--pcd", f"PcdFirmwareVersionString=L{version}\\0",
     ]  # fmt: skip
 
@@ -170,35 +176,40 @@ def build(
     *,
     log: Path,
     say: Callable[[str], None],
+    measured: bool = False,
 ) -> Path:
     """The folder with the firmware (KEPT) that `wanted` and configs/firmware, `folder`, describe; built if missing.
 
-    `fetch` gets a source by a name for messages. Raises UserError for sources of another version, ToolError if a
+    `fetch` gets a source by a name for messages. `measured`: the same, but it writes performance records to the debug
+    port; with NAMES. Raises UserError for sources of another version, ToolError if a
     program is missing or fails, or if a patch does not apply.
     """
-    used, with_tools = inputs(folder), tools()
-    kept = store.firmware / key(wanted, used, with_tools)
+    used, with_tools = inputs(folder, measured=measured), tools()
+    kept = store.firmware / key(wanted, used, with_tools, measured=measured)
+    names = (*KEPT, NAMES) if measured else KEPT
     with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this firmware")):
-        if not kbuild.whole(kept, KEPT):
+        if not kbuild.whole(kept, names):
             tarball = fetch(wanted, f"edk2 {wanted.version}")
             debian = fetch(_changes(wanted), f"Debian's changes to edk2 {wanted.version}")
             check_tarball(tarball, wanted)
             with kbuild.slot(store, say) as (work, held):
                 tree = work / "edk2"
                 applied = _prepare(tree, tarball, debian, wanted, used, log.with_suffix(".patch.log"), say)
-                _compile(tree, wanted.version, held, log)
+                _compile(tree, build_argv(wanted.version, settings.jobs(), measured=measured), held, log)
                 with files.replacing_tree(kept) as new:
                     made = {name: (tree / RESULT / name).read_bytes() for name in KEPT[:2]}
                     sums = firmware.write(new, made["OVMF_CODE.fd"], made["OVMF_VARS.fd"], f"edk2 {wanted.version}")
-                    hashes = {name: files.sha256(path) for name, path in used.items() if "/" not in name}
+                    if measured:
+                        files.copy(tree / RESULT / NAMES, new / NAMES)
+                    hashes = {name: files.sha256(path) for name, path in used.items() if not name.endswith(".patch")}
                     facts = Built(wanted.version, *sums, tuple(applied), hashes, with_tools)
                     (new / "firmware.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
-                    kbuild.seal(new, KEPT)
+                    kbuild.seal(new, names)
         files.used(kept)
     return kept
 
 
-def key(wanted: Firmware, used: Mapping[str, Path], with_tools: Mapping[str, str]) -> str:
+def key(wanted: Firmware, used: Mapping[str, Path], with_tools: Mapping[str, str], *, measured: bool = False) -> str:
     """What a built firmware is kept by."""
     parts = [
         wanted.version,
@@ -206,7 +217,7 @@ def key(wanted: Firmware, used: Mapping[str, Path], with_tools: Mapping[str, str
         _changes(wanted).sha256,
         sorted((name, files.sha256(path)) for name, path in used.items()),
         sorted(with_tools.items()),
-        build_argv("version", 1),
+        build_argv("version", 1, measured=measured),
     ]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
@@ -240,7 +251,7 @@ def _prepare(
     for _, path in patches:
         _patch(tree, path, log)
     for name, path in used.items():
-        if "/" not in name:
+        if not name.endswith(".patch"):
             files.copy(path, tree / FOLDER / name)
     return [Applied(name, files.sha256(path), reason(_read(path, debian))) for name, path in patches]
 
@@ -263,14 +274,17 @@ def _patch(tree: Path, patch: Path, log: Path) -> None:
         ) from error
 
 
-def _compile(tree: Path, version: str, held: int, log: Path) -> None:
+def _compile(tree: Path, argv: Sequence[str], held: int, log: Path) -> None:
     """edk2's own tools, then the firmware."""
     for name in ("target", "tools_def", "build_rule"):
         shutil.copyfile(tree / f"BaseTools/Conf/{name}.template", tree / f"Conf/{name}.txt")
-    jobs, env = settings.jobs(), environment(tree)
+    env = environment(tree)
 
     def make(argv: Sequence[str], place: Path) -> None:
         run.run(argv, cwd=tree, env=env, log=place, bare=True, pass_fds=(held,))
 
-    make(["make", "-C", "BaseTools/Source/C", f"-j{jobs}", "ARCH=X64", *BASETOOLS], log.with_suffix(".tools.log"))
-    make(build_argv(version, jobs), log)
+    make(
+        ["make", "-C", "BaseTools/Source/C", f"-j{settings.jobs()}", "ARCH=X64", *BASETOOLS],
+        log.with_suffix(".tools.log"),
+    )
+    make(argv, log)

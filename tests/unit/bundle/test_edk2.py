@@ -41,6 +41,9 @@ echo built >>"{count}"
 for name in CODE VARS; do
     { head -c 40 /dev/zero; printf _FVH; echo $name; cat lines; } >$folder/OVMF_$name.fd
 done
+case $* in *"-D MEASURED=TRUE"*)
+    { echo 1-2 Pei; printf 'with measured/Performance.c: '; cat OvmfPkg/Minguest/measured/*.c; } >$folder/Guid.xref ;;
+*) test ! -e OvmfPkg/Minguest/measured ;; esac
 """
 TREE = {
     "lines": "one\ntwo\n",
@@ -95,7 +98,7 @@ class Toy:
                 tar.addfile(member, io.BytesIO(text.encode()))
         return path
 
-    def build(self) -> Path:
+    def build(self, *, measured: bool = False) -> Path:
         orig = self.archive("orig.tar.xz", self.top, self.tree)
         changes = self.archive("debian.tar.xz", "debian", self.debian)
         found = {files.sha256(path): path for path in (orig, changes)}
@@ -106,7 +109,7 @@ class Toy:
             return found[source.sha256]
 
         log = self.folder / "log/edk2.log"
-        return edk2.build(wanted, self.platform, self.store, fetch, log=log, say=self.said.append)
+        return edk2.build(wanted, self.platform, self.store, fetch, log=log, say=self.said.append, measured=measured)
 
     @property
     def builds(self) -> int:
@@ -241,3 +244,21 @@ def test_the_platform_names_every_module_once_in_both_files() -> None:
 def test_the_release_of_sources_toml_belongs_to_debians() -> None:
     found = settings.sources(ROOT / "configs/sources.toml").firmware
     edk2.check_debian(f"edk2 ({found['ovmf'].version}) trixie", found["ovmf-minimal"])
+
+
+def test_a_measured_firmware_is_another_build_with_the_names_of_its_modules(toy: Toy) -> None:
+    (toy.platform / "measured").mkdir()
+    (toy.platform / "measured/Performance.c").write_text("first")
+    shipped = toy.build()
+    kept = toy.build(measured=True)
+    assert (kept / "Guid.xref").read_text() == "1-2 Pei\nwith measured/Performance.c: first"
+    assert (kept / "OVMF_CODE.fd").read_bytes() == (shipped / "OVMF_CODE.fd").read_bytes()  # of the toy
+    assert not (shipped / "Guid.xref").exists()
+    built = msgspec.json.decode((kept / "firmware.json").read_bytes(), type=edk2.Built)
+    assert set(built.platform) == {"minguest.dsc", "measured/Performance.c"}
+    # What measures is no input of what ships.
+    (toy.platform / "measured/Performance.c").write_text("second")
+    assert toy.build() == shipped and toy.builds == 2
+    assert toy.build(measured=True) != kept and toy.builds == 3
+    (kept / "Guid.xref").unlink()
+    assert not kbuild.whole(kept, (*edk2.KEPT, edk2.NAMES))
