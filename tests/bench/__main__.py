@@ -3,14 +3,14 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from minguest import settings
 from minguest.util import files
 from minguest.util.errors import MinguestError, UserError
 from tests import ROOT
-from tests.bench import boot, build, check, growth, guests, page, record, size, timeline, tools
+from tests.bench import boot, build, check, firmware, growth, guests, page, record, size, timeline, tools
 
 BUNDLE = "out/default-6.12/bundle"
 
@@ -31,12 +31,22 @@ def _finish(part: record.Part, tables: dict[str, record.Rows], folder: Path) -> 
 
 
 def _asked(options: argparse.Namespace) -> tuple[guests.Guest, ...]:
-    firmware = options.firmware or (guests.debians_ovmf(_say) if options.peer else Path())
-    return boot.subjects(options.bundle or [BUNDLE], options.peer, firmware, options.base)
+    ovmf = options.firmware or (guests.debians_ovmf(_say) if options.peer else Path())
+    return boot.subjects(options.bundle or [BUNDLE], options.peer, ovmf, options.base)
+
+
+def _variants(options: argparse.Namespace, asked: Sequence[guests.Guest]) -> Iterator[guests.Guest]:
+    """What each of ours is also started as, after it."""
+    for guest in asked:
+        yield guest
+        if options.phases and not guest.peer:
+            yield firmware.measured(guest, _say)
+        if options.quiet and not guest.peer:
+            yield guests.quiet(guest)
 
 
 def _boot(options: argparse.Namespace, part: record.Part) -> int:
-    asked = _asked(options)
+    asked = tuple(_variants(options, _asked(options)))
     wanted = boot.Wanted(asked, options.base, options.times, options.deadline, options.spread, not options.uncounted)
     done = boot.run(part, wanted, _say)
     # First: what reads boot.json takes the drawing beside it for the same boots.
@@ -138,7 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--out", type=Path, default=record.OUT, metavar="FOLDER", help="where PART.json is")
         return part
 
-    _boots(add("boot", "from QEMU's start to the whole report, phase by phase", _boot), 9)
+    part = add("boot", "from QEMU's start to the whole report, phase by phase", _boot)
+    _boots(part, 9)
+    part.add_argument(
+        "--phases", action="store_true",
+        help="each of ours also with its firmware measured: SEC and PEI, DXE, BDS; it is built first (a minute)",
+    )  # fmt: skip
+    part.add_argument("--quiet", action="store_true", help="each of ours also with a quiet console")
     part = add("build", "a kernel from nothing, and what is built again after a change", _build)
     _subjects(part, "NAME=CONFIG")
     part.add_argument("--times", type=_times, default=5, help="runs of what compiles nothing (default %(default)s)")

@@ -14,20 +14,23 @@ import msgspec
 from minguest.bundle import manifests
 from minguest.util.errors import UserError
 from minguest.vm import report
-from tests.bench import consoles, guests, record
+from tests.bench import consoles, firmware, guests, record
 from tests.bench.guests import Boot, Change, Guest
 from tests.bench.record import Part, Subject, Value
 
 # Phases of the wall time, in their order; OVMF's own are there where it says them.
-FIRMWARE = ("SEC, PEI", "DXE", "BDS")
+FIRMWARE = (firmware.QEMU, *firmware.PHASES)
 PHASES = ("firmware", "stub", "kernel", "initd", "report's port")
 WHOLE = ("first line", "report", "CPU")
-COUNTED = ("instructions", "before the kernel", "kernel's", "initd's")
+FIRMWARE_COUNTED = {"SEC, PEI": "SEC's, PEI's", "DXE": "DXE's", "BDS": "BDS'"}
+COUNTED = ("instructions", "before the kernel", *FIRMWARE_COUNTED.values(), "stub's", "kernel's", "initd's")
 MEASURES = (*WHOLE, *FIRMWARE, *PHASES, *COUNTED)
 # What is the same in each boot of a machine with nothing else to do, and how far it may lie apart.
 STEADY = {"CPU": "CPU seconds", "report": "times to the report"}
 SPREAD = 0.10
 DEADLINE, COUNTED_DEADLINE = 60.0, 300.0
+# How many modules of a firmware are shown.
+MODULES = 12
 INITCALLS = "initcall_debug ignore_loglevel log_buf_len=1M"
 
 NOTES = (
@@ -39,6 +42,13 @@ NOTES = (
     "Instructions: one boot with one CPU and -icount shift=0,sleep=off, in which virtual time is the instructions that "
     "ran, one a nanosecond, and the waits of an idle CPU; it does not depend on the machine's load. before the kernel: "
     "the TSC at initd's start less the kernel's own time, so the firmware, the stub and decompression.",
+)
+PHASES_NOTE = (
+    f"A guest with {firmware.SUFFIX} has the firmware that ships, with edk2's performance records, which it writes to "
+    "QEMU's debug port: what that costs is the difference to the guest without. QEMU: until the machine runs. SEC, PEI:"
+    " from its reset. BDS: until the kernel's image starts. There firmware ends and stub begins in such a row; without "
+    "records the first mark is the stub's first line, which 6.12 prints after its decompression. A module's time is its"
+    " own: what it calls is counted there. stub's: from the image's start to the start of the kernel's clock."
 )
 
 
@@ -61,17 +71,17 @@ def pair(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
-def subjects(bundles: Sequence[str], peers: Sequence[str], firmware: Path, base: str) -> tuple[Guest, ...]:
+def subjects(bundles: Sequence[str], peers: Sequence[str], ovmf: Path, base: str) -> tuple[Guest, ...]:
     """The guests of a run, ours first; UserError for two of one name, or a base that is not among them.
 
-    `firmware`: a folder, for the peers.
+    `ovmf`: a folder, for the peers.
     """
     mine = []
     for text in bundles:
         name, _, folder = text.rpartition("=")
         mine.append(guests.ours(Path(folder), name))
     theirs = [pair(text, "--peer") for text in peers]
-    made = (*mine, *(guests.peer(mine[0], name, Path(kernel), firmware) for name, kernel in theirs))
+    made = (*mine, *(guests.peer(mine[0], name, Path(kernel), ovmf) for name, kernel in theirs))
     names = [each.name for each in made]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two subjects are named {', '.join(twice)}", "--bundle NAME=FOLDER, --peer NAME=BZIMAGE")
@@ -95,10 +105,12 @@ def about(guest: Guest) -> Subject:
     }
     described = {name: manifests.describe(path) for name, path in names.items()}
     whose = f"started as {guest.bundle.parent.name}" if guest.peer else "as it ships"
-    firmware = (
-        manifests.load(guest.firmware).firmware.version if (guest.firmware / manifests.NAME).exists() else "given"
-    )
-    return Subject("peer" if guest.peer else "ours", f"{whose}, {guest.cpus} CPUs, OVMF {firmware}", described)
+    if guest.like:
+        whose = f"as {guest.like}" + f" with {guest.append}" * bool(guest.append)
+    ovmf = manifests.load(guest.firmware).firmware.version if (guest.firmware / manifests.NAME).exists() else "given"
+    if guest.like and guest.firmware != guest.bundle:
+        ovmf = f"{manifests.load(guest.bundle).firmware.version}, measured"
+    return Subject("peer" if guest.peer else "ours", f"{whose}, {guest.cpus} CPUs, OVMF {ovmf}", described)
 
 
 def phases(seen: Boot) -> dict[str, Value]:
@@ -110,16 +122,18 @@ def phases(seen: Boot) -> dict[str, Value]:
     assert end is not None
     # The host's clock: that of an emulated guest runs slow on a loaded machine, while it has no clock but its ticks.
     stub, first = consoles.at(seen.console, consoles.STUB), consoles.at(seen.console, consoles.FIRST)
-    firmware = stub if stub is not None else first
+    marks = firmware.marks(seen.debug)
+    starts = between[3].when if (between := firmware.bounds(marks)) else stub
+    over = starts if starts is not None else first
     up = first if first is not None else stub
     found = {
         "first line": first,
         "report": end,
         "CPU": seen.cpu,
-        **consoles.firmware(seen.debug, firmware),
-        "firmware": firmware,
-        "stub": first - stub if first is not None and stub is not None else None,
-        "kernel": begin - (made - start) - (up or 0.0),
+        **(firmware.phases(marks) or consoles.firmware(seen.debug, over)),
+        "firmware": over,
+        "stub": first - starts if first is not None and starts is not None else None,
+        "kernel": begin - (made - start) - up if up is not None else None,
         "initd": made - start,
         "report's port": end - begin,
     }
@@ -134,13 +148,34 @@ def instructions(seen: Boot) -> dict[str, Value]:
     if tsc is None:
         return {}
     start, made = float(times["start"]) * 1e9, float(times["report"]) * 1e9
+    inside = firmware.counted(firmware.marks(seen.debug))
     found = {
         "instructions": tsc + made - start,
         "before the kernel": tsc - start,
+        **{FIRMWARE_COUNTED[name]: ticks for name, ticks in inside.items()},
+        **({"stub's": tsc - start - sum(inside.values())} if inside else {}),
         "kernel's": start,
         "initd's": made - start,
     }
     return {name: Value("M", (round(each / 1e6, 3),)) for name, each in found.items()}
+
+
+def modules(seen: Boot, guest: Guest) -> dict[str, Value]:
+    """Seconds of the modules of a measured firmware; empty for another one."""
+    marks = firmware.marks(seen.debug)
+    own = firmware.modules(marks, firmware.xref(guest.firmware))
+    took = firmware.phases(marks)
+    if not own or not took:
+        return {}
+    counts = sum(own.values())
+    whole = sum(took[name] for name in firmware.PHASES)
+    return {name: Value("s", (round(ticks / counts * whole, 6),)) for name, ticks in own.items()}
+
+
+def counted_modules(seen: Boot, guest: Guest) -> dict[str, Value]:
+    """The same in millions of instructions, of a boot that counted them."""
+    own = firmware.modules(firmware.marks(seen.debug), firmware.xref(guest.firmware))
+    return {name: Value("M", (round(ticks / 1e6, 3),)) for name, ticks in own.items()}
 
 
 def added(to: Mapping[str, Value], more: Mapping[str, Value]) -> dict[str, Value]:
@@ -188,7 +223,11 @@ def run(part: Part, wanted: Wanted, say: Callable[[str], None]) -> Part:
         for guest in random.sample(alive, len(alive)):
             if seen := once(guest, Change(), wanted.deadline):
                 subject = found[guest.name]
-                found[guest.name] = msgspec.structs.replace(subject, values=added(subject.values, phases(seen)))
+                found[guest.name] = msgspec.structs.replace(
+                    subject,
+                    values=added(subject.values, phases(seen)),
+                    modules=added(subject.modules, modules(seen, guest)),
+                )
         say(f"round {number + 1} of {wanted.times}")
     for guest in wanted.subjects:
         subject = found[guest.name]
@@ -196,12 +235,15 @@ def run(part: Part, wanted: Wanted, say: Callable[[str], None]) -> Part:
         if wanted.counted and not subject.problem and (seen := once(guest, Change(counted=True), COUNTED_DEADLINE)):
             say(f"{guest.name}: instructions counted")
             counted = added(found[guest.name].values, instructions(seen))
-            found[guest.name] = msgspec.structs.replace(found[guest.name], values=counted)
+            found[guest.name] = msgspec.structs.replace(
+                found[guest.name], values=counted, counted_modules=counted_modules(seen, guest)
+            )
             if traced := once(guest, Change(counted=True, append=INITCALLS), COUNTED_DEADLINE):
                 text = consoles.whole(traced.console).decode(errors="replace")
                 into = consoles.inside(text, consoles.levels(symbols(guest.kernel)))
                 found[guest.name] = msgspec.structs.replace(found[guest.name], inside=into)
-    return msgspec.structs.replace(part, base=wanted.base, subjects=found, notes=NOTES)
+    notes = (*NOTES, PHASES_NOTE) if any(each.modules for each in found.values()) else NOTES
+    return msgspec.structs.replace(part, base=wanted.base, subjects=found, notes=notes)
 
 
 def tables(part: Part) -> dict[str, record.Rows]:
@@ -210,10 +252,22 @@ def tables(part: Part) -> dict[str, record.Rows]:
         "From QEMU's start to the report": record.table(part, (*WHOLE, *FIRMWARE, *PHASES)),
         "Instructions of one CPU": record.table(part, COUNTED),
         "Spread": record.spreads(part, WHOLE),
+        "The firmware's modules that take longest": of_firmware(part),
         "The kernel by initcalls, milliseconds": groups(part),
         "The longest initcalls": longest(part),
         "Where nothing was printed for long": quiet(part),
     }
+
+
+def of_firmware(part: Part) -> record.Rows:
+    rows = []
+    for name, each in part.subjects.items():
+        order = sorted(each.modules, key=lambda module: -each.modules[module].median)
+        for module in order[:MODULES]:
+            counts = each.counted_modules.get(module)
+            took = each.modules[module].median * 1000
+            rows.append([name, module, f"{took:.1f}", f"{counts.median:.1f}" if counts else "-"])
+    return [["", "module", "ms", "M instructions"], *rows] if rows else []
 
 
 def groups(part: Part) -> record.Rows:

@@ -49,6 +49,10 @@ class Guest(msgspec.Struct, frozen=True):
     most: int
     """CPUs that there may be, plugged in ones included."""
     peer: bool = False
+    like: str = ""
+    """The guest that this one is a variant of, by its name; empty: it is none."""
+    append: str = ""
+    """More kernel parameters."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -87,6 +91,11 @@ def ours(bundle: Path, name: str = "") -> Guest:
     launch = manifest.guest.launch
     own = name or f"{manifest.guest.name}-{manifest.kernel.series}"
     return Guest(own, bundle.resolve(), bundle.resolve() / "bzImage", bundle.resolve(), launch.cpus, launch.max_cpus)
+
+
+def quiet(guest: Guest) -> Guest:
+    """The same guest with a quiet console; what comes last on a command line wins."""
+    return msgspec.structs.replace(guest, name=f"{guest.name}+quiet", like=guest.name, append=" ".join(arguments.QUIET))
 
 
 def debians_ovmf(say: Callable[[str], None]) -> Path:
@@ -137,7 +146,8 @@ def boot(guest: Guest, change: Change, deadline: float) -> Boot:
     with tempfile.TemporaryDirectory(prefix="minguest-bench-") as name:
         folder = Path(name)
         (folder / arguments.LINK).symlink_to(guest.bundle)
-        script = [f"{arguments.LINK}/{paths.RUN_GUEST}", "--accel", "tcg", "--append", change.append, "--show"]
+        append = " ".join(filter(None, (guest.append, change.append)))
+        script = [f"{arguments.LINK}/{paths.RUN_GUEST}", "--accel", "tcg", "--append", append, "--show"]
         _, shown = run(["sh", *script], cwd=folder, deadline=SHOW, merge=False)
         files.copy(guest.firmware / "OVMF_VARS.fd", folder / "OVMF_VARS.fd")
         (folder / "OVMF_VARS.fd").chmod(0o600)

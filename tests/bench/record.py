@@ -76,6 +76,10 @@ class Subject(msgspec.Struct, frozen=True):
     noisy: str = ""
     """Why its figures say nothing: the machine had other work."""
     inside: Inside | None = None
+    modules: dict[str, Value] = {}
+    """Seconds of each module of a measured firmware."""
+    counted_modules: dict[str, Value] = {}
+    """Its instructions, likewise."""
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -5,21 +5,22 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from tests.bench import boot
+from tests.bench import boot, firmware
 from tests.bench.record import Part, Subject
 
 # Of middle brightness, to be read on white and on black: an SVG in a page does not know which theme GitHub shows.
 FIRMWARE = ("#b36ae2", "#9552c4", "#7d3fab")
+GREY = "#848d97"
 COLOURS = {
     "firmware": FIRMWARE[0],
-    **dict(zip(boot.FIRMWARE, FIRMWARE, strict=True)),
+    "QEMU": GREY,
+    **dict(zip(firmware.PHASES, FIRMWARE, strict=True)),
     "stub": "#e0752d",
     "kernel": "#3b8eea",
     "initd": "#2da44e",
     "report's port": "#bf8700",
 }
 LEVELS = ("#3b8eea", "#2f9c95")
-GREY = "#848d97"
 LEFT, WIDTH, ROW, BAR, HEAD = 170, 800, 26, 18, 44
 # A bar that is narrower than this has no text, and a letter of it is about so wide.
 TEXT, LETTER = 26, 6.6
@@ -31,8 +32,8 @@ Bar = tuple[str, float, str]
 def wall(subject: Subject) -> list[Bar]:
     """The phases of the median boot, in seconds."""
     values = subject.values
-    firmware = boot.FIRMWARE if all(name in values for name in boot.FIRMWARE) else ("firmware",)
-    return [(n, values[n].median, COLOURS[n]) for n in (*firmware, *boot.PHASES[1:]) if n in values]
+    before = boot.FIRMWARE if all(name in values for name in firmware.PHASES) else ("firmware",)
+    return [(n, values[n].median, COLOURS[n]) for n in (*before, *boot.PHASES[1:]) if n in values]
 
 
 def counted(subject: Subject) -> list[Bar]:
@@ -45,8 +46,11 @@ def counted(subject: Subject) -> list[Bar]:
     parts = dict(subject.inside.groups) if subject.inside else {"kernel": 1.0}
     total = sum(parts.values()) or 1.0
     inside = [(name, kernel * took / total, LEVELS[n % 2]) for n, (name, took) in enumerate(parts.items())]
-    before = ("firmware, stub", values["before the kernel"].median, FIRMWARE[0])
-    return [before, *inside, ("initd", values["initd's"].median, COLOURS["initd"])]
+    before = [("firmware, stub", values["before the kernel"].median, FIRMWARE[0])]
+    if "stub's" in values:
+        own = [(name, values[boot.FIRMWARE_COUNTED[name]].median) for name in firmware.PHASES]
+        before = [(name, count, COLOURS[name]) for name, count in (*own, ("stub", values["stub's"].median))]
+    return [*before, *inside, ("initd", values["initd's"].median, COLOURS["initd"])]
 
 
 def step(most: float) -> float:

@@ -147,3 +147,17 @@ def test_another_run_guest_is_refused(guest: Guest) -> None:
 def test_a_peer_that_is_missing_is_named(guest: Guest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="/none: no such file, for the peer cloud"):
         guests.peer(guest, "cloud", tmp_path / "none", guest.bundle)
+
+
+def test_a_quiet_variant_is_the_same_guest_with_more_parameters(guest: Guest) -> None:
+    variant = guests.quiet(guest)
+    assert (variant.name, variant.like, variant.append) == ("it+quiet", "it", "loglevel=5 initd.report-log=kernel")
+    (guest.bundle / "run-guest").write_text('printf %s "$4" >asked; printf %s "$(cat bundle/shown)"; cp asked "$ASKED"')
+    place = guest.bundle.parent / "asked"
+    os.environ["ASKED"] = str(place)
+    try:
+        qemu(guest, GOOD)
+        guests.boot(variant, Change(append="initcall_debug"), 20)
+    finally:
+        del os.environ["ASKED"]
+    assert place.read_text() == "loglevel=5 initd.report-log=kernel initcall_debug"
