@@ -78,6 +78,8 @@ int main(int argc, char **argv)
 	mount_filesystems();
 	take_orders();
 	read_options(&options);
+	if (options.report_log)
+		log_from_start();
 	/* Listen first: what is plugged in meanwhile waits in the socket. */
 	uevents = hotplug_listen();
 	hotplug_all_online(NO_HURRY);
@@ -85,6 +87,7 @@ int main(int argc, char **argv)
 	load_modules(&options);
 	wait_if_requested(&options, &port, uevents);
 	root = report_and_root(&options, &port, uevents, &started);
+	report_log(&port);
 	if (options.then == INIT && !order_waits())
 		hand_over(root, &port, uevents, argv);
 	ending = do_as_requested(&options, &port, uevents);

@@ -80,7 +80,9 @@ struct blocks {
 
 bool count_blocks(struct blocks *blocks);
 
-/* kmsg.c: the kernel's messages between two moments */
+/* kmsg.c: the kernel's messages, and those between two moments */
+#define KMSG_MAX	8192	/* bytes of a record. 4.12: CONSOLE_EXT_LOG_MAX; later kernels write less */
+#define KMSG_COUNT_MAX	8192	/* a driver may print faster than this reads */
 #define MESSAGES_MAX	10
 #define MESSAGE_MAX	200	/* bytes; the rest of a longer one is dropped */
 
@@ -89,7 +91,9 @@ struct messages {
 	char text[MESSAGES_MAX][MESSAGE_MAX + 1];
 };
 
+int kmsg_open(void);
 int kmsg_from_now(void);
+bool kmsg_next(int fd, char record[KMSG_MAX + 1]);
 void kmsg_read(int fd, struct messages *messages);
 void keep_message(struct messages *messages, const char *text, size_t len);
 
@@ -119,6 +123,10 @@ void port_first(struct port *port, const struct json *j);
 void port_more(struct port *port, const struct json *j);
 void port_close_file(struct port *port);
 void port_drain(struct port *port);
+
+/* log.c: the kernel's log beside the report */
+void log_from_start(void);
+void report_log(struct port *port);
 
 /* orders.c: how the guest ends, and who ordered it */
 struct ending {
@@ -184,6 +192,7 @@ struct options {
 	enum then onfail;	/* initd.onfail=, without that root */
 	long long root_seconds;	/* initd.root-seconds= */
 	bool report_after_root;	/* initd.report-after=root */
+	bool report_log;	/* initd.report-log=kernel */
 	bool read_only;		/* ro: the root too */
 	const char *share;	/* initd.share=, a 9p share, or NULL */
 	struct wait wait;	/* initd.wait-...= */

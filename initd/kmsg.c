@@ -8,14 +8,19 @@
 
 #include "initd.h"
 
-#define RECORD_MAX	8192	/* 4.12: CONSOLE_EXT_LOG_MAX; later kernels write less */
-#define RECORDS_MAX	8192	/* a driver may print faster than this reads */
+#define TRIES		100	/* likewise */
 #define FIRST		4	/* an oops says first what happened */
 
-/* A descriptor for what is printed from now on; -1 in a kernel without printk. */
+/* A descriptor for all that the kernel still has; -1 in a kernel without printk. */
+int kmsg_open(void)
+{
+	return open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+}
+
+/* And for what is printed from now on. */
 int kmsg_from_now(void)
 {
-	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	int fd = kmsg_open();
 
 	if (fd >= 0)
 		lseek(fd, 0, SEEK_END);
@@ -54,24 +59,29 @@ static void keep_record(struct messages *messages, const char *record)
 		keep_message(messages, text + 1, strcspn(text + 1, "\n"));
 }
 
+/* The next record; false if there is none yet. */
+bool kmsg_next(int fd, char record[KMSG_MAX + 1])
+{
+	int tries = TRIES;
+	ssize_t n;
+
+	/* EPIPE: some were overwritten; the next read gives what is left. */
+	do
+		n = read(fd, record, KMSG_MAX);
+	while (n < 0 && (errno == EPIPE || errno == EINTR) && --tries);
+	record[n > 0 ? n : 0] = '\0';
+	return n > 0;
+}
+
 /* The first and the last of what was printed since; closes the descriptor. */
 void kmsg_read(int fd, struct messages *messages)
 {
-	char record[RECORD_MAX + 1];
-	ssize_t n;
+	char record[KMSG_MAX + 1];
 	int i;
 
 	if (fd < 0)
 		return;
-	for (i = 0; i < RECORDS_MAX; i++) {
-		n = read(fd, record, RECORD_MAX);
-		/* EPIPE: some were overwritten; the next read gives what is left. */
-		if (n < 0 && (errno == EPIPE || errno == EINTR))
-			continue;
-		if (n <= 0)
-			break;
-		record[n] = '\0';
+	for (i = 0; i < KMSG_COUNT_MAX && kmsg_next(fd, record); i++)
 		keep_record(messages, record);
-	}
 	close(fd);
 }

@@ -104,6 +104,13 @@ static void read_report_after(struct options *options, const char *value)
 		say("initd.report-after=%.80s: not known; known: root; ignored", value);
 }
 
+static void read_report_log(struct options *options, const char *value)
+{
+	options->report_log = !strcmp(value, "kernel");
+	if (!options->report_log)
+		say("initd.report-log=%.80s: not known; known: kernel; ignored", value);
+}
+
 static void read_count(long long *count, const char *option, const char *value, long long most)
 {
 	long long number;
@@ -140,7 +147,7 @@ static void not_known(const char *option, bool first)
 	say("%.80s: not known; ignored", option);
 	if (first)
 		say("known: initd.report=, initd.then=, initd.root=, initd.init=, initd.root-seconds=, "
-		    "initd.onfail=, initd.report-after=, initd.share=, initd.wait-cpus=, "
+		    "initd.onfail=, initd.report-after=, initd.report-log=, initd.share=, initd.wait-cpus=, "
 		    "initd.wait-cpus-left=, initd.wait-memory=, initd.wait-seconds=, initd.modules=, "
 		    "initd.modules-seconds=, initd.drivers=");
 }
@@ -174,6 +181,8 @@ void read_options(struct options *options)
 			read_count(&options->root_seconds, option, value, WAIT_MAX_S);
 		else if ((value = after(option, "initd.report-after=")))
 			read_report_after(options, value);
+		else if ((value = after(option, "initd.report-log=")))
+			read_report_log(options, value);
 		else if (!strcmp(option, "ro") || !strcmp(option, "rw"))
 			options->read_only = option[1] == 'o';
 		else if ((value = after(option, "initd.share=")))

@@ -38,6 +38,7 @@ int as_program(int argc, char **argv, const struct moment *started)
 		"  initd.onfail=WHAT     without the root: poweroff (the default), shell,\n"
 		"                        reboot, halt or wait\n"
 		"  initd.report-after=root  look for the root before the report\n"
+		"  initd.report-log=kernel  the kernel's log after the report\n"
 		"  initd.share=TAG       a program's /run/share: a 9p share, writable\n"
 		"Kernel modules, loaded before the report, each with what it needs:\n"
 		"  initd.modules=NAME,...      these (a name, or a .ko's /PATH); those\n"

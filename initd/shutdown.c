@@ -308,6 +308,7 @@ void shut_down(struct port *port, const struct ending *ending)
 	outcome.synced = !within(SYNC_S, NULL, sync_all, NULL);
 	port_close_file(port);
 	outcome.busy = within(UNMOUNT_S, NULL, unmount_all, NULL);
+	report_log(port);
 	report_shutdown(port, &outcome);
 	port_drain(port);
 	leave(ending->how);
