@@ -53,6 +53,7 @@ METAVARS = {
     "driver": "NAME",
     "machine": "MACHINE",
     "accel": "ACCEL",
+    "console": "full|quiet",
     "timeout": "SECONDS",
     "plug-cpus": "N",
     "unplug-cpus": "N",

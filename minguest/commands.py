@@ -115,16 +115,26 @@ def boot_test(options: argparse.Namespace, say: Say) -> Answer:
 
 def diagnose(options: argparse.Namespace, say: Say) -> Answer:
     """What the logs of one boot show: a known pit, lines that look like trouble, or what is seen to be well."""
-    if not options.log and not options.libvirt:
+    given = options.report
+    names = list(dict.fromkeys(options.log))
+    if not given and (reports := [name for name in names if matching.is_report(name)]):
+        given = Path(reports[0])
+        names.remove(reports[0])
+    report = matching.read_report(given) if given else None
+    if not names and not options.libvirt and not (report and report.log):
+        if report:
+            raise UserError(
+                f"{given}: a report without the kernel's log: its console was not quiet",
+                f"minguest diagnose CONSOLE --report {given}",
+            )
         raise UserError("no log", "minguest diagnose LOG…; - is standard input: dmesg | minguest diagnose -")
     if options.log.count(logs.STDIN) > 1:
         raise UserError("standard input can be read only once", "pass - once")
     pits = catalogue.load(paths.known_pits())
     subsystems = answer.load(paths.known_subsystems())
-    read = [logs.read(log) for log in dict.fromkeys(options.log)]
+    read = [logs.read(log) for log in names]
     if options.libvirt:
         read += libvirt.collect(options.libvirt, say)
-    report = matching.read_report(options.report) if options.report else None
     diagnosis, seen = matching.diagnose_logs(pits, read, report)
     found = answer.answer(diagnosis, seen, subsystems)
     heads = [f"{each.name}: {', '.join(each.kinds)}" for each in seen] if len(seen) > 1 else []

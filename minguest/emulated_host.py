@@ -15,7 +15,7 @@ from pathlib import Path
 SYSFS = Path("/sys/bus/pci/devices")
 # A socket cannot be on a 9p share, so boot-test's folder is in memory.
 WORK = Path("/run/work/test")
-KEPT = ("console.log", "report.json", "verdict.json", "qemu.sh", "qemu.log")
+KEPT = ("console.log", "report.json", "verdict.json", "kernel.log", "qemu.sh", "qemu.log")
 
 
 def main(share: Path, gpus: str, functions: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 Machine = Literal["q35", "pc"]
 Accel = Literal["auto", "kvm", "tcg"]
+Console = Literal["full", "quiet"]
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -252,6 +253,8 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The size of the 64-bit window for BARs, passed to OVMF; empty: as large as the cards need."""
     cmdline: tuple[str, ...] = ()
     """Kernel options in addition to those that boot-test adds."""
+    console: Console = "full"
+    """What the kernel prints on the console: everything; or warnings and worse, and its log comes after the report."""
     accel: Accel = "auto"
     root: Root | None = None
     """The guest's own [root]: it is written at the top of the guest's file."""

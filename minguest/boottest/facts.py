@@ -5,7 +5,7 @@ from minguest.diagnose.facts import Fact, of_report
 from minguest.vm.launch import Spec
 from minguest.vm.qemu import Run
 from minguest.vm.qmp import functions
-from minguest.vm.report import Report
+from minguest.vm.report import Report, kernel_log
 
 
 def of_launch(spec: Spec) -> dict[str, Fact]:
@@ -27,7 +27,8 @@ def of_boot(spec: Spec, run: Run, report: Report) -> dict[str, Fact]:
     """All that is known about one boot, by the names in facts.NAMES."""
     found = {**of_launch(spec), **of_report(report), "ending": run.ending}
     found["qemu.ready"] = "yes" if run.ready else "no"
-    found["kernel.speaks"] = "yes" if b"Linux version" in run.console else "no"
+    spoken = b"Linux version" in run.console + kernel_log(report.log)
+    found["kernel.speaks"] = "yes" if spoken else "unseen" if spec.console == "quiet" and not report.log else "no"
     found["console.lines"] = sum(bool(line.strip()) for line in run.console.splitlines())
     if "cpus" in run.views:
         found["cpus.made"] = len(run.views["cpus"])

@@ -51,10 +51,12 @@ EXTRA = [
 WIDENED = r",phys-bits=\d+$"
 # A boot test's files that are kept as evidence.
 KEPT = ("console.log", "report.json", "verdict.json")
+# And of a quiet console.
+KERNEL_LOG = logs.KERNEL
 # The file that is kept instead for a test that this machine has no room for.
 NO_ROOM = "no-room.json"
 # All files that a boot test writes to its folder.
-OUTPUT = (*KEPT, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
+OUTPUT = (*KEPT, KERNEL_LOG, "OVMF_VARS.fd", arguments.LINK, "qemu.log", "qemu.sh", "qmp.sock", "report.jsonl")
 
 # The options of a boot test: the fields of Options.
 OPTIONS = {
@@ -68,6 +70,7 @@ OPTIONS = {
     "plug-cpus": "plug CPUs in while the guest runs, until there are so many",
     "unplug-cpus": "then unplug CPUs again, until so many are left",
     "plug-memory": "plug memory in while the guest runs, until there is so much, such as 3G",
+    "console": "full or quiet: the kernel prints warnings and worse, and its log comes after the report",
 }
 # And those without a value.
 FLAGS = {"power-button": "press the power button after the report: the guest must shut down in order"}
@@ -252,9 +255,14 @@ def _boot(bench: Bench, options: Options, wanted: Launch, say: Callable[[str], N
     hopeless = test is not None and test.options.gpu and plan is not None and not plan.fits
     if bench.evidence is not None and test is not None and not hopeless:
         with files.replacing_tree(bench.evidence / test.name) as kept:
-            for name in KEPT:
+            for name in kept_of(spec):
                 shutil.copyfile(folder / name, kept / name)
     return trial
+
+
+def kept_of(spec: launch.Spec) -> tuple[str, ...]:
+    """The files of a boot test that passed, which are kept as evidence."""
+    return (*KEPT, KERNEL_LOG) if spec.console == "quiet" else KEPT
 
 
 def make_empty(folder: Path, of: Path) -> None:
@@ -321,6 +329,8 @@ def attempt(
         return Trial(None, report.Report(False, (), ()), found, found, tuple(started), str(error))
     seen = report.parse(result.report)
     files.write(folder / "report.json", msgspec.json.format(msgspec.json.encode(seen)))
+    if seen.log:
+        files.write(folder / KERNEL_LOG, report.kernel_log(seen.log))
     # QEMU's own output too: some pits are the host's.
     text = logs.Log("console.log", result.console + b"\n" + (folder / "qemu.log").read_bytes())
     found = matching.diagnose(known, matching.see(text, seen, facts.of_boot(spec, result, seen), breaches))
@@ -372,6 +382,7 @@ def is_of(spec: launch.Spec, wanted: Launch, test: Test) -> bool:
         and spec.memory == settings.size(memory, "launch.memory")
         and (spec.plug_cpus, spec.unplug_cpus) == (int(options.plug_cpus or 0), int(options.unplug_cpus or 0))
         and spec.plug_memory == (settings.size(options.plug_memory, "--plug-memory") if options.plug_memory else 0)
+        and spec.console == wanted.console
         and (spec.power_button, spec.driver) == (options.power_button, "" if options.gpu else wanted.driver)
         and (spec.cmdline, spec.root, spec.drivers) == (wanted.cmdline, wanted.root, wanted.drivers)
         and [_short(gpu.name) for gpu in spec.gpus] == [_short(name) for name in cards]

@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares three views of one guest: what was requested, what QEMU has, what the guest reports. Pure."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from minguest.boottest import drivers
+from minguest.boottest import drivers, lost
 from minguest.model import Root
 from minguest.util import units
 from minguest.vm import bar_window, cards, console
 from minguest.vm.cards import Gpu
 from minguest.vm.launch import Spec
-from minguest.vm.qemu import DEAD_ENDS, Run
+from minguest.vm.qemu import Run
 from minguest.vm.qmp import functions
-from minguest.vm.report import ROM, FoundRoot, Module, PciDevice, Report, Shutdown, cpu_count, cpu_list
+from minguest.vm.report import (
+    ROM,
+    FoundRoot,
+    LogPart,
+    Module,
+    PciDevice,
+    Report,
+    Shutdown,
+    cpu_count,
+    cpu_list,
+    kernel_log,
+)
 
 # A guest never has all of its memory as RAM: OVMF keeps its runtime data and ACPI's tables, the first MiB has holes.
 # Measured with OVMF 2025.02: 1.5 to 4 MiB on both series.
@@ -27,8 +37,6 @@ BOUNCE = 64 << 20
 UNMAPPED = -1
 # File systems that can be written to: the others are always mounted read-only.
 WRITABLE = ("ext4", "xfs", "btrfs")
-# What initd prints on the console when its report went nowhere.
-NO_PORT = re.compile(r"initd: .* bytes, to no port")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -71,6 +79,8 @@ class Verdict(msgspec.Struct, frozen=True):
     ending: str
     telling: tuple[console.Line, ...] = ()
     """Console lines that name trouble, for anything but a pass."""
+    logged: tuple[console.Line, ...] = ()
+    """Lines of the kernel's log that do, of a quiet console."""
     tail: tuple[console.Line, ...] = ()
     """The last lines of the console, for a lost guest."""
 
@@ -87,15 +97,17 @@ def judge(
     where the plan has the cards' large BARs; `shipped` is what the guest's kernel and firmware must be."""
     screen = console.lines(run.console)
     phases = _phases(run, report)
+    logged = tuple(console.trouble(console.lines(kernel_log(report.log))))
     # Without QEMU's answers there is nothing to compare the report with.
     if not report.complete or run.ending in ("qemu died", "no answer"):
         return Verdict(
             result="lost",
-            reason=_lost(run, report, screen),
+            reason=lost.reason(spec, run, report, screen),
             checks=(),
             phases=phases,
             ending=run.ending,
             telling=tuple(console.trouble(screen)),
+            logged=logged,
             tail=tuple(console.tail(screen, 12)),
         )
     checks = tuple(_checks(spec, run, report, window, shipped))
@@ -110,6 +122,7 @@ def judge(
         phases=phases,
         ending=run.ending,
         telling=tuple(console.trouble(screen)),
+        logged=logged,
     )
 
 
@@ -123,42 +136,6 @@ def with_pits(judged: Verdict, roots: Mapping[str, str]) -> Verdict:
     if roots:
         return msgspec.structs.replace(judged, result="failed", reason=f"three views agree, but {why}")
     return judged
-
-
-def _lost(run: Run, report: Report, screen: Sequence[console.Line]) -> str:
-    panic = _panic(screen)
-    spoken = any(line.text for line in screen) or bool(report.records)
-    if run.ending == "deadline" and not run.ready and not spoken:
-        return f"QEMU did not start the guest, {run.detail}: it still opens its disks or other devices"
-    dead_end = next((why for text, why in DEAD_ENDS.items() if text in run.console), None)
-    if dead_end:
-        what = dead_end
-    elif panic:
-        what = f"the kernel panicked (console line {panic.number})"
-    else:
-        what = {
-            "power-off": "it powered off before its report was whole",
-            "reset": f"it reset ({run.detail})",
-            "dead end": run.detail,
-            "deadline": f"it hung: no whole report, {run.detail}",
-            "no power-off": "its report is damaged",
-            "panic": "it panicked",
-            "internal error": run.detail,
-            "qemu died": f"QEMU died ({run.detail})",
-            "no answer": f"QEMU did not answer what it has ({run.detail})",
-            "console flood": run.detail,
-            "report flood": run.detail,
-        }[run.ending]
-    if not spoken:
-        what += "; it never spoke, neither on the console nor on the report's port"
-    elif not report.records:
-        spoke = next((line for line in screen if NO_PORT.match(line.text)), None)
-        what += f"; initd could not write its report (console line {spoke.number})" if spoke else "; initd never spoke"
-    return what + (f"; report: {report.damage}" if report.damage else "")
-
-
-def _panic(screen: Sequence[console.Line]) -> console.Line | None:
-    return next((line for line in screen if "Kernel panic - not syncing" in line.text), None)
 
 
 def _phases(run: Run, report: Report) -> Phases:
@@ -208,8 +185,10 @@ def _checks(
         yield _root(spec.root, report.root)
     if spec.power_button:
         yield _button(report.shutdown)
+    if spec.console == "quiet":
+        yield _log(report.log)
     off = run.ending == "power-off"
-    panic = _panic(console.lines(run.console))
+    panic = lost.panic(console.lines(run.console))
     why = f"the kernel panicked after its report (console line {panic.number})" if panic else run.detail or run.ending
     last = report.shutdown.how if report.shutdown else ""
     yield Check("power-off", "yes", run.ending, last, off, "" if off else why)
@@ -361,6 +340,14 @@ def _button(shutdown: Shutdown | None) -> Check:
     return Check(name, requested, "", f"{shutdown.why}, {shutdown.how}", not wrong, "; ".join(wrong))
 
 
+def _log(log: Sequence[LogPart]) -> Check:
+    """Whether the kernel's log came: without it nobody knows what a quiet kernel complained about."""
+    lines, left_out = sum(len(part.lines) for part in log), sum(part.left_out for part in log)
+    guest = f"{lines} messages" + f", {left_out} left out" * bool(left_out)
+    why = "" if log else "it did not come after the report, and the console was quiet"
+    return Check("kernel's log", "after the report", "", guest, bool(log), why)
+
+
 def _root(wanted: Root, found: FoundRoot | None) -> Check:
     """Whether the guest has mounted its root, and its init can start."""
     requested = f"{wanted.disk}, {wanted.filesystem}"
@@ -437,6 +424,11 @@ def table(verdict: Verdict) -> str:
         text += [
             "  console lines that name trouble:",
             *(f"  {line.number:5} | {line.text}" for line in verdict.telling),
+        ]
+    if verdict.logged:
+        text += [
+            "  lines of the kernel's log that name trouble:",
+            *(f"  {line.number:5} | {line.text}" for line in verdict.logged),
         ]
     if verdict.tail:
         text += ["  the console's last lines:", *(f"  {line.number:5} | {line.text}" for line in verdict.tail)]

@@ -48,7 +48,7 @@ NAMES: Mapping[str, str] = {
     "ending": "how the run ended: power-off, reset, deadline, …; refused: QEMU did not start it",
     "qemu.ready": "yes or no: QEMU had opened all that the guest is made of, and answered on QMP",
     "console.lines": "console lines that are not empty",
-    "kernel.speaks": "yes or no: its version is on the console",
+    "kernel.speaks": "yes or no: its version is on the console; unseen: the console is quiet, and no log came",
 }
 # What the facts that are text can be; the others are numbers. None: any text.
 VALUES: Mapping[str, set[str] | None] = {
@@ -58,7 +58,7 @@ VALUES: Mapping[str, set[str] | None] = {
     "report": {"whole", "damaged", "none"},
     "ending": None,
     "qemu.ready": {"yes", "no"},
-    "kernel.speaks": {"yes", "no"},
+    "kernel.speaks": {"yes", "no", "unseen"},
 }
 OPERATORS = {"==": eq, "!=": ne, "<=": le, ">=": ge, "<": lt, ">": gt}
 FORM = re.compile(r"(?P<name>[a-z_.]+) (?P<operator>==|!=|<=|>=|<|>) (?P<other>\S+)")

@@ -30,6 +30,8 @@ Kind = Literal[
 LOG_MAX = 64 << 20
 # Bytes whose characters are looked at.
 SAMPLE = 1 << 20
+# The kernel's log of a guest whose console is quiet: initd sends it after the report.
+KERNEL = "kernel.log"
 # Standard input as a log.
 STDIN = "-"
 # Bytes that a console does not send: ASCII's control characters, except those that move the cursor or ring.
@@ -105,6 +107,24 @@ class Log(msgspec.Struct, frozen=True):
     """Who wrote lines of it; `text` where nobody is recognized."""
     breaks: tuple[tuple[int, int], ...] = ()
     """(N, M): from line N of the text on, the numbers in the file count from M. Only where they are not the same."""
+    names: tuple[tuple[int, str], ...] = ()
+    """(N, NAME): from line N of the text on, the lines are of the log NAME. Only where several were joined."""
+
+
+def joined(kernel: bytes, console: Log) -> Log:
+    """The kernel's log of a quiet console, and then that console, as one log: what a full console would have.
+
+    Lines of the console that the kernel's log has too are empty here.
+    """
+    lines = kernel.splitlines()
+    known = set(lines)
+    shown = [b"" if line.rstrip(b"\r") in known else line for line in console.text.split(b"\n")]
+    before = len(lines)
+    breaks = [(before + line, number) for line, number in console.breaks]
+    if not console.breaks or console.breaks[0][0] > 1:
+        breaks.insert(0, (before + 1, 1))
+    text = b"\n".join([*lines, *shown])
+    return Log(console.name, text, kinds(text), tuple(breaks), ((1, KERNEL), (before + 1, console.name)))
 
 
 def number_in_file(breaks: Sequence[tuple[int, int]], line: int) -> int:

@@ -15,7 +15,7 @@ from minguest.diagnose.facts import Fact, condition, of_command, of_report
 from minguest.kernel import contract
 from minguest.util.errors import UserError
 from minguest.vm import console
-from minguest.vm.report import Report, parse
+from minguest.vm.report import BEGIN, Report, kernel_log, parse
 
 # printk's time, which may be switched off, with its caller (CONFIG_PRINTK_CALLER), and what a log collector puts
 # before it.
@@ -37,6 +37,8 @@ BANNER = re.compile(rb"^.*Linux version \d+\.\d+.*#\d+", re.MULTILINE)
 SILENCING = re.compile(r"quiet|loglevel=[0-6]")
 # The end of the kernel's boot: what it has not printed by then, it does not print.
 BOOTED = re.compile(rb"Run \S+ as init process|Freeing unused kernel|initd: |Kernel panic - not syncing")
+# Bytes of a file in which a report has begun.
+HEAD = 4 << 10
 # Lines that are quoted for one pit.
 QUOTED = 4
 # Characters that are quoted of a line.
@@ -66,6 +68,12 @@ class Seen(msgspec.Struct, frozen=True):
     kinds: tuple[logs.Kind, ...] = ()
     breaks: tuple[tuple[int, int], ...] = ()
     """As in logs.Log."""
+    names: tuple[tuple[int, str], ...] = ()
+    """Likewise."""
+
+    def log_of(self, line: int) -> str:
+        """The name of the log that has a line of the screen, which counts from 1."""
+        return next((name for first, name in reversed(self.names) if line >= first), self.name)
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -105,6 +113,19 @@ class Diagnosis(msgspec.Struct, frozen=True):
     """Pits that share an effect with a root, and what rules each of them out."""
 
 
+def is_report(name: str) -> bool:
+    """Whether a file that was given as a log is a report. A report begins after what a firmware wrote to its port."""
+    try:
+        path = Path(name)
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            begin = file.read(HEAD)
+    except (OSError, ValueError):
+        return False
+    return BEGIN in begin or begin.lstrip().startswith((b'{"complete"', b'{\n  "complete"'))
+
+
 def read_report(path: Path) -> Report:
     """initd's report as a file: its lines, or the report.json of a boot test."""
     remedy = "pass initd's report, or the report.json of a boot test"
@@ -129,11 +150,15 @@ def see(
     facts: Mapping[str, Fact] | None = None,
     breaches: Sequence[contract.Breach] | None = None,
 ) -> Seen:
-    """What is known of a boot. Printk's times, escapes and carriage returns in the log do not matter.
+    """What is known of a boot. Printk's times, escapes and carriage returns in the log do not matter. A report may have
+    the kernel's log, which belongs to a quiet console.
 
     `facts` are those of the whole boot; left out, those of the report.
     """
     log = log if isinstance(log, logs.Log) else logs.Log("console", log)
+    sent = report.log if report else ()
+    if sent:
+        log = logs.joined(kernel_log(sent), log)
     screen = _last(BANNER, _last(STARTED, _cleaned(log.text)))
     reported = str(report.record("begin").get("cmdline") or "") if report else ""
     printed = CMDLINE.search(screen)
@@ -141,14 +166,20 @@ def see(
     options = (reported or (_unquoted(printed[1]) if printed else "")).partition(" -- ")[0].split()
     if facts is None:
         facts = of_report(report) if report else {}
-    complete = BANNER.search(screen) and BOOTED.search(screen) and not any(map(SILENCING.fullmatch, options))
-    booted = facts.get("report") == "whole" or bool(complete)
+    # What the kernel logged and did not print is missing, unless its log came whole.
+    silent = any(map(SILENCING.fullmatch, options)) and (not sent or any(part.left_out for part in sent))
+    complete = facts.get("report") == "whole" or (BANNER.search(screen) and BOOTED.search(screen))
     known = None if breaches is None else tuple(breaches)
-    return Seen(screen, tuple(options), booted, facts, known, log.name, log.kinds, log.breaks)
+    return Seen(
+        screen, tuple(options), bool(complete) and not silent, facts, known, log.name, log.kinds, log.breaks, log.names
+    )
 
 
 def boot(read: Sequence[logs.Log], report: Report | None = None) -> list[Seen]:
-    """What several logs of one boot show. The report belongs to the guest's console; what QEMU was given, to all."""
+    """What several logs of one boot show. The report belongs to the guest's console; what QEMU was given, to all. A
+    report with the kernel's log needs no other one."""
+    if not read and report and report.log:
+        read = [logs.Log(logs.KERNEL, b"")]
     consoles = [each for each in read if CONSOLES & set(each.kinds)] or list(read)
     given = {name: fact for each in read for name, fact in of_command(each.text).items()}
     seen = []
@@ -219,7 +250,7 @@ def diagnose(pits: Mapping[str, Pit], *seen: Seen) -> Diagnosis:
         if found or broken:
             lines = tuple(dict.fromkeys(line for match in found for line in match.lines))
             proof = dict.fromkeys(broken + [each for match in found for each in match.proof])
-            order = [each.name for each in seen]
+            order = [name for each in seen for name in (*(name for _, name in each.names), each.name)]
             lines = tuple(sorted(lines, key=lambda line: (order.index(line.log), line.number))[:QUOTED])
             hits[name] = Found(name, pit, lines, tuple(proof))
     led_to = {name: below(pits, name) for name in hits}
@@ -384,8 +415,9 @@ def quote(seen: Seen, place: int, end: int) -> Quote:
     screen = seen.screen
     begin, over = screen.rfind(b"\n", 0, place) + 1, screen.find(b"\n", place)
     over = over if over >= 0 else len(screen)
-    number = logs.number_in_file(seen.breaks, screen.count(b"\n", 0, begin) + 1)
+    line = screen.count(b"\n", 0, begin) + 1
+    number = logs.number_in_file(seen.breaks, line)
     if over - begin > WIDTH:
         begin = max(begin, min(place, end - WIDTH))
         over = min(over, begin + WIDTH)
-    return Quote(seen.name, number, screen[begin:over].decode("utf-8", "replace").replace("\t", " ").rstrip())
+    return Quote(seen.log_of(line), number, screen[begin:over].decode("utf-8", "replace").replace("\t", " ").rstrip())

@@ -118,7 +118,9 @@ def of_boot(folder: Path, test: runner.Test, manifest: manifests.Manifest, nr_cp
         return Check(name, title, "NOT RUN", why)
     try:
         outcome = _load(folder / name / "verdict.json", runner.Outcome)
-        files = {f"{name}/{kept}": manifests.describe(folder / name / kept).sha256 for kept in runner.KEPT}
+        files = {
+            f"{name}/{kept}": manifests.describe(folder / name / kept).sha256 for kept in runner.kept_of(outcome.spec)
+        }
         _load(folder / name / "report.json", Report)
     except (OSError, ValueError):
         return Check(name, title, "NOT RUN", _no_room(folder / name, manifest) or "nobody ran it")

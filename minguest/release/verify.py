@@ -32,9 +32,8 @@ MEMBERS_MAX = 1000
 # Most characters of a row, and most names in it.
 SHOWN = 2000
 NAMES = 20
-EVIDENCE_NAME = re.compile(
-    rf"[a-z0-9-]+/({'|'.join(map(re.escape, runner.KEPT))})|{'|'.join(map(re.escape, evidence.RECORDS))}"
-)
+_OF_BOOTS = "|".join(map(re.escape, (*runner.KEPT, runner.KERNEL_LOG)))
+EVIDENCE_NAME = re.compile(rf"[a-z0-9-]+/({_OF_BOOTS})|{'|'.join(map(re.escape, evidence.RECORDS))}")
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 FORMATS = ("1.6",)
 

@@ -31,6 +31,10 @@ REPORT_INDEX = 3
 # (APIC_BUS_CYCLE_NS_DEFAULT). The kernel measures it for 0.1 s, unless the CPU has a TSC deadline timer or, by a patch
 # of ours, this parameter says it. Another kernel takes no notice.
 LAPIC_KHZ = 1000000
+# A quiet console: the kernel prints what is below level 5, so warnings and worse. `quiet` would drop warnings too, and
+# silence the EFI stub. An oops and a panic print all of theirs at any level (the kernel's console_verbose). All that
+# the kernel logged comes after the report.
+QUIET = ("loglevel=5", "initd.report-log=kernel")
 # Seconds that initd waits for CPUs and memory that are plugged in.
 PLUG_SECONDS = 20
 
@@ -161,6 +165,7 @@ def cmdline(spec: Spec) -> list[str]:
     if spec.drivers:
         parameters.append(f"initd.drivers=SERIAL={disks.DRIVERS.serial}")
         parameters += [f"initd.modules={','.join(spec.drivers.load)}"] * bool(spec.drivers.load)
+    parameters += QUIET if spec.console == "quiet" else ()
     parameters += [*spec.series_options, *spec.cmdline]
     if spec.plug_cpus or spec.plug_memory:
         parameters += [f"initd.wait-cpus={spec.plug_cpus}"] * bool(spec.plug_cpus)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 
 from minguest import model, settings
-from minguest.model import Accel, Launch, Machine
+from minguest.model import Accel, Console, Launch, Machine
 from minguest.util import pci, units
 from minguest.util.errors import ToolError, UserError
 from minguest.vm import bar_window, bar_window_text, cards, disks, emulator
@@ -69,6 +69,8 @@ class Spec(msgspec.Struct, frozen=True):
     """Kernel parameters that the series needs."""
     driver: str = ""
     """The driver that each card must have in the guest; empty: it is not checked."""
+    console: Console = "full"
+    """`quiet`: the kernel prints warnings and worse, and initd sends its log after the report."""
     window: int = 0
     """MiB of the 64-bit window for BARs, as X-PciMmio64Mb; 0: OVMF decides."""
 
@@ -91,6 +93,7 @@ class Options(msgspec.Struct, frozen=True):
     plug_cpus: str = ""
     unplug_cpus: str = ""
     plug_memory: str = ""
+    console: str = ""
     power_button: bool = False
 
 
@@ -177,6 +180,7 @@ def settle(
         series_options=SERIES_OPTIONS.get(series, ()),
         # The launch's driver is for its own cards.
         driver=options.driver or ("" if options.gpu else launch.driver),
+        console=one_of("--console", options.console, Console) if options.console else launch.console,
         window=settings.size(launch.window, "launch.window") >> 20 if launch.window else 0,
     )
 

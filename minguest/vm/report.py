@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads initd's report: JSON lines, protocol 1 (docs/report.md)."""
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,9 +16,13 @@ CPUS_MAX = 1 << 16
 READY = b'{"record":"ready"'
 # initd has them in use, and waits for the host to unplug CPUs again.
 IN_USE = b'{"record":"in-use"'
-# What initd writes after the end: later hotplug events and their modules, what became of the root, the hand-over to its
-# init, how its program ended, and last how the guest shut down.
-AFTER_END = ("event", "module", "root", "handover", "exit", "shutdown")
+# What initd writes after the end: later hotplug events and their modules, what became of the root, the kernel's log,
+# the hand-over to the root's init, how its program ended, and last how the guest shut down.
+AFTER_END = ("event", "module", "root", "log", "handover", "exit", "shutdown")
+# What the kernel escapes in /dev/kmsg: Documentation/ABI/testing/dev-kmsg.
+ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+# The time before a message.
+TIME = re.compile(r"\[ *\d+\.\d{6}\] ")
 # The index of an expansion ROM among the BARs.
 ROM = 6
 # How deep a record may be nested: initd's deepest is a list of objects in an object.
@@ -162,6 +168,14 @@ class FoundRoot(msgspec.Struct, frozen=True):
     mounting: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
+class LogPart(msgspec.Struct, frozen=True):
+    """Some of the kernel's messages, in their order: docs/report.md has the fields and the bounds."""
+
+    left_out: _Count
+    """Messages before these that did not come: the kernel or initd had no room for them."""
+    lines: tuple[Annotated[str, msgspec.Meta(max_length=8300)], ...]
+
+
 class Report(msgspec.Struct, frozen=True):
     """initd's report, as far as it came. Without `complete` the rest was lost."""
 
@@ -176,6 +190,8 @@ class Report(msgspec.Struct, frozen=True):
     """None: the guest looked for no root, or has not found out yet."""
     modules: tuple[Module, ...] = ()
     """Also those that were loaded after the end, for devices that were plugged in."""
+    log: tuple[LogPart, ...] = ()
+    """The kernel's log, if it was requested and came."""
 
     def all(self, name: str) -> list[dict[str, Any]]:
         """Every record of that name."""
@@ -196,6 +212,7 @@ def parse(text: bytes) -> Report:
     records: list[dict[str, Any]] = []
     devices: list[PciDevice] = []
     modules: list[Module] = []
+    log: list[LogPart] = []
     damage = None
     shutdown = None
     root = None
@@ -215,6 +232,8 @@ def parse(text: bytes) -> Report:
                 root = msgspec.convert(record, FoundRoot)
             if record["record"] == "module":
                 modules.append(msgspec.convert(record, Module))
+            if record["record"] == "log":
+                log.append(msgspec.convert(record, LogPart))
             if not ended and (device := _device(record, number)):
                 devices.append(device)
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -227,7 +246,21 @@ def parse(text: bytes) -> Report:
         damage = f"{sent} records were sent, {len(records) - 1} came"
     complete = ended and damage is None
     last = shutdown if complete else None
-    return Report(complete, tuple(records), tuple(devices), damage, last, root, tuple(modules))
+    return Report(complete, tuple(records), tuple(devices), damage, last, root, tuple(modules), tuple(log))
+
+
+def kernel_log(log: Sequence[LogPart]) -> bytes:
+    """The kernel's log as a console has it, a line a message or more; where messages are left out, a line says so."""
+    found: list[str] = []
+    for part in log:
+        if part.left_out:
+            found.append(f"-- {part.left_out} messages left out --")
+        for line in part.lines:
+            time = match[0] if (match := TIME.match(line)) else ""
+            # Bytes that are no ASCII, as Latin-1 here: together they may be UTF-8.
+            plain = ESCAPED.sub(lambda code: chr(int(code[1], 16)), line[len(time) :])
+            found += [time + each for each in plain.split("\n")]
+    return "".join(f"{line}\n" for line in found).encode("latin-1", "replace")
 
 
 def _record(line: bytes) -> dict[str, Any]:

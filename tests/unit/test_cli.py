@@ -67,6 +67,15 @@ def test_diagnose_reads_initds_report_too(tmp_path: Path, capsys: pytest.Capture
     assert "acpi-off-cmdline: " not in capsys.readouterr().out
     assert cli.main(["diagnose", str(log), "--report", str(report)]) == 0
     assert "acpi-off-cmdline: " in capsys.readouterr().out
+    # A report among the logs is the report; of a quiet console it is enough, else the console is missing.
+    assert cli.main(["diagnose", str(log), str(report)]) == 0
+    assert "acpi-off-cmdline: " in capsys.readouterr().out
+    assert cli.main(["diagnose", str(report)]) == 1
+    assert "a report without the kernel's log: its console was not quiet" in capsys.readouterr().err
+    with report.open("a") as file:
+        file.write('{"record":"log","left_out":0,"lines":["[    0.1] Linux version 6.12.0 (a@b) #1"]}\n')
+    assert cli.main(["diagnose", str(report)]) == 0
+    assert "acpi-off-cmdline: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

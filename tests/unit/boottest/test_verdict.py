@@ -747,3 +747,46 @@ def test_what_a_root_is_shown_as(wanted: Root, change: dict[str, Any], shown: st
 
 def test_a_root_that_was_not_requested_has_no_row() -> None:
     assert "root" not in [check.name for check in judge([*RECORDS, ROOT_RECORD]).checks]
+
+
+QUIET = msgspec.structs.replace(SPEC, console="quiet")
+
+
+def logged(*records: dict[str, Any], ending: Ending = "power-off", whole: bool = True) -> verdict.Verdict:
+    """The verdict of a quiet guest that wrote these records after its report."""
+    lines = [*END_TOO, *records] if whole else RECORDS
+    text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in lines).encode()
+    run = Run((), ending, "a detail", b"EFI stub: x\n", text, VIEWS, 2.0, 2.1, 3.0)
+    return verdict.judge(QUIET, run, report.parse(text))
+
+
+def test_a_quiet_guest_passes_only_with_its_kernels_log() -> None:
+    sent = {"record": "log", "left_out": 3, "lines": ["[    0.1] Linux version", "[    0.2] no space for 1"]}
+    found = logged(sent)
+    (row,) = [check for check in found.checks if check.name == "kernel's log"]
+    assert (found.result, row.guest, row.ok) == ("pass", "2 messages, 3 left out", True)
+    without = logged()
+    assert without.result == "failed"
+    assert without.reason == "kernel's log: it did not come after the report, and the console was quiet"
+    assert "kernel's log" not in [check.name for check in judge().checks]
+
+
+def test_a_quiet_guest_that_is_lost_says_that_nobody_saw_its_kernel() -> None:
+    found = logged(whole=False, ending="deadline")
+    assert found.result == "lost"
+    assert "its console was quiet" in found.reason and "boot-test --console full" in found.reason
+    assert "quiet" not in judge(ending="deadline", end=False).reason
+    # It ended in another way, but its log came.
+    sent = {"record": "log", "left_out": 0, "lines": ["[    0.1] Linux version", "[    0.2] no space for 1"]}
+    late = logged(sent, ending="no answer")
+    assert late.result == "lost" and "quiet" not in late.reason
+    assert [line.text for line in late.logged] == ["[    0.2] no space for 1"]
+    assert "      2 | [    0.2] no space for 1" in verdict.table(late)
+
+
+def test_a_quiet_kernel_that_was_not_seen_is_not_silent() -> None:
+    run = Run((), "deadline", "", b"", b"", {}, None, None, 3.0)
+    none, came = report.parse(b""), report.Report(False, (), (), log=(report.LogPart(0, ("[ 0.1] Linux version 6",)),))
+    assert facts.of_boot(QUIET, run, none)["kernel.speaks"] == "unseen"
+    assert facts.of_boot(SPEC, run, none)["kernel.speaks"] == "no"
+    assert facts.of_boot(QUIET, run, came)["kernel.speaks"] == "yes"

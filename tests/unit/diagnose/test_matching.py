@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest.diagnose import answer, catalogue, matching
+from minguest.diagnose import answer, catalogue, logs, matching
 from minguest.util.errors import UserError
 from minguest.vm import report
 from tests import ROOT
@@ -368,3 +368,56 @@ def test_a_symptom_can_ask_for_several_lines(count: int, named: bool) -> None:
     pit = catalogue.Pit("t", "host", (catalogue.Symptom(("this",), times=2),), cause="c", fix="f")
     found = matching.diagnose({"x": pit}, matching.see(b"this\n" * count))
     assert bool(found.roots) == named
+
+
+def quiet(raw: bytes, left_out: int = 0) -> tuple[bytes, report.Report]:
+    """A full console as a quiet one, and the report that has the kernel's log. The last line with a time is on both."""
+    stamped = re.compile(rb"\[ *\d+\.\d{6}\] ")
+    lines = [line.rstrip(b"\r") for line in raw.split(b"\n")]
+    kernel = [line for line in lines if stamped.match(line)]
+    console = [line for line in lines if not stamped.match(line) or line == kernel[-1]]
+    part = report.LogPart(left_out, tuple(line.decode("latin-1") for line in kernel))
+    return b"\r\n".join(console), report.Report(False, (), (), log=(part,))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_quiet_console_and_the_log_show_what_a_full_console_does(known: dict[str, catalogue.Pit], path: Path) -> None:
+    raw = path.read_bytes()
+    if not re.search(rb"(?m)^\[ *\d+\.\d{6}\] Linux version", raw):
+        return
+    found = matching.diagnose(known, matching.see(raw, facts={}))
+    console, sent = quiet(raw)
+    joined = matching.diagnose(known, matching.see(logs.Log("console.log", console), sent, facts={}))
+    assert {hit.id for hit in joined.roots} == {hit.id for hit in found.roots}
+    for quoted in (line for hit in joined.roots for line in hit.lines):
+        of = report.kernel_log(sent.log) if quoted.log == "kernel.log" else console
+        assert quoted.text.split()[-1].encode() in of.split(b"\n")[quoted.number - 1]
+
+
+def test_what_a_quiet_kernel_did_not_print_is_not_missing(known: dict[str, catalogue.Pit]) -> None:
+    """efi-off is seen by a line that is missing: that says something only of a whole log."""
+    raw = (CONSOLES / "6.12-efi-off.log").read_bytes()
+    shorter = b"\n".join(line for line in raw.split(b"\n") if b"MADT" not in line and b"SMP motherb" not in line)
+    shorter = shorter.replace(b"Command line: ", b"Command line: loglevel=5 ")
+    for left_out, names in ((0, ["efi-off"]), (5, [])):
+        console, sent = quiet(shorter, left_out)
+        found = matching.diagnose(known, matching.see(logs.Log("console.log", console), sent))
+        assert [hit.id for hit in found.roots] == names
+    console, _ = quiet(shorter)
+    whole = {"report": "whole"}
+    silent = matching.see(logs.Log("c", console + b"\nCommand line: loglevel=5\n"), facts=whole)
+    assert not silent.booted and matching.see(b"Command line: a=b\n", facts=whole).booted
+
+
+def test_a_report_is_known_by_how_it_begins(tmp_path: Path) -> None:
+    lines = b'\x1b[2J\n{"record":"begin","protocol":1}\n{"record":"end","records":1}\n'
+    for name, raw, is_one in (
+        ("a", lines, True),
+        ("b", msgspec.json.format(msgspec.json.encode(report.parse(lines))), True),
+        ("c", msgspec.json.encode(report.parse(lines)), True),
+        ("d", HEALTHY, False),
+        ("e", b"", False),
+    ):
+        (tmp_path / name).write_bytes(raw)
+        assert matching.is_report(str(tmp_path / name)) is is_one, name
+    assert not matching.is_report("-") and not matching.is_report(str(tmp_path))

@@ -61,3 +61,12 @@ def test_a_guest_without_a_root_powers_off() -> None:
     given = options()
     assert "initd.then=poweroff" in given and "rw" not in given and "ro" not in given
     assert [each for each in given if each.startswith("initd.")] == ["initd.report=/dev/ttyS3", "initd.then=poweroff"]
+
+
+def test_a_quiet_console_prints_warnings_and_the_log_comes_later() -> None:
+    """`quiet` would drop warnings too. What the user writes comes last, and wins."""
+    given = options(console="quiet", cmdline=("loglevel=7",))
+    assert [each for each in given if "log" in each or each == "quiet"] == [
+        "loglevel=5", "initd.report-log=kernel", "loglevel=7",
+    ]  # fmt: skip
+    assert not any("log" in each for each in options())

@@ -53,6 +53,16 @@ def test_options_win_over_the_launch(sysfs: Path) -> None:
     assert value(command, "-device") == [SERIAL, "virtio-gpu-pci,id=gpu0"]
 
 
+def test_a_console_is_full_or_quiet(sysfs: Path) -> None:
+    def console(wanted: str, options: Options) -> str:
+        return launch.settle(Launch(console=wanted), options, 64, MODELS, sysfs).console  # type: ignore[arg-type]
+
+    assert console("quiet", Options()) == console("full", Options(console="quiet")) == "quiet"
+    assert console("quiet", Options(console="full")) == launch.settle(Launch(), Options(), 64, MODELS, sysfs).console
+    with pytest.raises(UserError, match="--console loud: not known"):
+        console("full", Options(console="loud"))
+
+
 def test_the_launch_stays_without_options(sysfs: Path) -> None:
     spec = settle(Launch(cmdline=("a=b",)), Options(), 64, MODELS, sysfs)
     assert (spec.cpus, spec.max_cpus, spec.machine) == (4, 64, "q35")

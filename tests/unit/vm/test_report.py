@@ -248,3 +248,26 @@ def test_a_real_card_with_its_driver() -> None:
     assert driver["address"] == card.address
     assert (driver["name"], driver["version"], driver["firmware"]) == ("nvidia", "580.159.04", "580.159.04")
     assert driver["nodes"] == ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"]
+
+
+LOG = {"record": "log", "left_out": 0, "lines": ["[    0.000000] Linux version 6.12", "[    0.100000] caf\\xc3\\xa9"]}
+MORE = {"record": "log", "left_out": 7, "lines": ["[    1.000000] two\\x0alines, and \\x5cx41"]}
+
+
+def test_the_kernels_log_comes_after_the_report_and_becomes_text() -> None:
+    after = "".join(json.dumps(each) + "\n" for each in (LOG, {"record": "event"}, MORE)).encode()
+    found = report.parse(WHOLE + after)
+    assert found.complete and [part.left_out for part in found.log] == [0, 7]
+    assert report.kernel_log(found.log).decode() == (
+        "[    0.000000] Linux version 6.12\n[    0.100000] café\n-- 7 messages left out --\n"
+        "[    1.000000] two\n[    1.000000] lines, and \\x41\n"
+    )
+    # A part that QEMU's end cut does not count; the parts before it do.
+    assert len(report.parse(WHOLE + after[:-5]).log) == 1
+    assert report.parse(WHOLE).log == () and report.kernel_log(()) == b""
+    assert report.parse(WHOLE + json.dumps({**LOG, "lines": [1]}).encode() + b"\n").damage
+
+
+def test_the_report_of_a_boot_test_keeps_the_log() -> None:
+    found = report.parse(WHOLE + json.dumps(MORE).encode() + b"\n")
+    assert msgspec.json.decode(msgspec.json.encode(found), type=report.Report).log == found.log
