@@ -27,8 +27,8 @@ QEMU, SEC, PHASES = "QEMU", "SEC", ("SEC, PEI", "DXE", "BDS")
 BEGINS = {0x02: 0x01, 0x04: 0x03, 0x06: 0x05, 0x31: 0x30, 0x41: 0x40, 0x51: 0x50}
 START_IMAGE, LOAD_IMAGE, START_DEVICE, PHASE = 0x01, 0x03, 0x05, 0x50
 NOBODY = "0" * 32
-# A module that has no file in a volume: the kernel.
-KERNEL = "the kernel's image"
+# What has no file in a volume: the kernel, and a second driver in one module.
+KERNEL, OTHER = "the kernel's image", "another driver"
 
 _LINE = re.compile(rb"^perf ([0-9a-f]{2}) ([0-9a-f]{16}) ([0-9a-f]{32}) ([ -~]*)$")
 _NAME = re.compile(r"^([0-9A-Fa-f-]{36}) (\S+)", re.MULTILINE)
@@ -106,8 +106,11 @@ def modules(found: Sequence[Mark], name_of: Mapping[str, str]) -> dict[str, floa
 
     def name(mark: Mark) -> str:
         if mark.kind in (START_IMAGE, START_IMAGE + 1, LOAD_IMAGE + 1, START_DEVICE):
-            module = KERNEL if mark.module == NOBODY else name_of.get(mark.module, mark.module)
-            return module + ", devices" * (mark.kind == START_DEVICE)
+            device = mark.kind == START_DEVICE
+            # A driver may have handles of its own for more of its kind: they have no file.
+            nobody = OTHER if device else KERNEL
+            module = nobody if mark.module == NOBODY else name_of.get(mark.module, mark.module)
+            return module + ", devices" * device
         return mark.text
 
     for mark in found:

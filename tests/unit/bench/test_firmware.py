@@ -38,6 +38,8 @@ RECORDS = [
     (0x40, 130, BDS, "BeforeConsole"),
     (0x05, 140, PCI, ""),
     (0x06, 170, PCI, ""),
+    (0x05, 170, NOBODY, ""),
+    (0x06, 175, NOBODY, ""),
     (0x41, 180, BDS, "BeforeConsole"),
     (0x01, 200, NOBODY, ""),
     (0x41, 230, BDS, "the kernel's own end is none of the firmware's"),
@@ -77,7 +79,8 @@ def test_a_modules_time_is_its_own() -> None:
     found = firmware.modules(firmware.marks(debug()), NAMES)
     assert {name: ticks / MS for name, ticks in found.items()} == {
         "SEC": 10, "PEI": 10 + 10, "PeiCore": 30, "DXE": 10 + 10, "CoreDispatcher": 5 + 5, "PciBusDxe": 20 + 10,
-        "BDS": 10 + 20, "BeforeConsole": 10 + 10, "PciBusDxe, devices": 30,
+        "BDS": 10 + 20, "BeforeConsole": 10 + 5, "PciBusDxe, devices": 30,
+        "another driver, devices": 5,
     }  # fmt: skip
     assert sum(found.values()) == 200 * MS
     # A module that the build does not name is its GUID.
