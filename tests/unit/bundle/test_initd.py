@@ -61,7 +61,7 @@ def test_two_builds_are_the_same(program: Path, tmp_path: Path) -> None:
 def test_its_help_names_every_option_of_the_docs(program: Path) -> None:
     usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     parameters = re.findall(r"^\| `(initd\.[a-z-]+=)", (ROOT / "docs/report.md").read_text(), re.MULTILINE)
-    assert len(parameters) == 15
+    assert len(parameters) == 16
     assert [each for each in parameters if each not in usage] == []
 
 
