@@ -8,7 +8,7 @@
 
 #include "initd.h"
 
-#define TRIES		100	/* likewise */
+#define TRIES		100	/* a driver may print faster than this reads */
 #define FIRST		4	/* an oops says first what happened */
 
 /* A descriptor for all that the kernel still has; -1 in a kernel without printk. */
