@@ -10,8 +10,9 @@ something. Where none does, its size and the instructions of its boot say what t
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -83,6 +84,47 @@ class Whole(msgspec.Struct, frozen=True):
     """What userland.py's program found."""
 
 
+Begin = Callable[[str], None]
+"""Called with an option before its files are replaced: what was known of it is dropped."""
+
+
+class Doer(Protocol):
+    """Makes rows, in any order: here, or on other machines (minguest/scale)."""
+
+    def base(self, site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
+        """`with_all`, of which the rows are."""
+
+    def rows(
+        self,
+        site: Site,
+        manifest: manifests.Manifest,
+        options: Sequence[kconfig.Option],
+        begin: Begin,
+        say: Callable[[str], None],
+    ) -> Iterator[Row]:
+        """A row for each option; `base` was called before."""
+
+
+class OneByOne:
+    """The Doer of this process."""
+
+    def base(self, site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
+        self._base = with_all(site, manifest, say)
+        return self._base
+
+    def rows(
+        self,
+        site: Site,
+        manifest: manifests.Manifest,
+        options: Sequence[kconfig.Option],
+        begin: Begin,
+        say: Callable[[str], None],
+    ) -> Iterator[Row]:
+        for option in options:
+            begin(option.name)
+            yield left_out(site, manifest, option, self._base, say)
+
+
 def options(shop: variants.Workshop, only: Sequence[str], say: Callable[[str], None]) -> list[kconfig.Option]:
     """What is left out: first what the fragments ask for, in their order, then what nobody asks for. UserError for
     another option."""
@@ -98,20 +140,23 @@ def options(shop: variants.Workshop, only: Sequence[str], say: Callable[[str], N
     return [each for each in known if not only or each.name in only]
 
 
-def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
-    """Leave out each option, and write certificate.json after every one. Rows with the same key stay."""
+def run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer | None = None) -> Certificate:
+    """Leave out each option, and write certificate.json after every one. Rows with the same key stay.
+
+    `doer`: what does it; None: this process.
+    """
     with files.lock(site.matrix.folder / ".run", lambda: say("waiting for another certificate")):
-        return _run(site, only, say)
+        return _run(site, only, say, doer or OneByOne())
 
 
-def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certificate:
+def _run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer) -> Certificate:
     manifest = manifests.load(site.matrix.bench.bundle)
     chosen = options(site.shop, only, say)
     order = [each.name for each in options(site.shop, (), say)]
     key = key_of(site, manifest)
     known = [each for each in (*published(site.published), load(site.matrix.folder)) if each and each.key == key]
     rows = {row.option: row for each in known for row in each.rows}
-    base = _base(site, manifest, say)
+    base = doer.base(site, manifest, say)
 
     def keep() -> Certificate:
         done = tuple(rows[name] for name in order if name in rows)
@@ -122,14 +167,22 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Certifi
         files.write(place(site.matrix.folder), msgspec.json.format(msgspec.json.encode(certificate)))
         return certificate
 
+    def begin(name: str) -> None:
+        rows.pop(name, None)
+        keep()
+
+    def kept_row(option: kconfig.Option) -> bool:
+        row = rows.get(option.name)
+        return row is not None and row.kind != "NOT RUN" and row.reason == reason_of(option)
+
+    missing = [option for option in chosen if not kept_row(option)]
     for option in chosen:
-        before = rows.get(option.name)
-        if before is None or before.kind == "NOT RUN" or before.reason != reason_of(option):
-            rows.pop(option.name, None)
-            keep()
-            rows[option.name] = left_out(site, manifest, option, base, say)
-            keep()
-        say(shown(rows[option.name]))
+        if option not in missing:
+            say(shown(rows[option.name]))
+    for row in doer.rows(site, manifest, missing, begin, say):
+        rows[row.option] = row
+        keep()
+        say(shown(row))
     return keep()
 
 
@@ -200,7 +253,7 @@ def key_of(site: Site, manifest: manifests.Manifest) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-def _base(site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
+def with_all(site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
     """The kernel with all options. It must pass every probe: else what is seen without an option says nothing."""
     kernel = site.matrix.bench.bundle
     row = _booted(site, manifest, kernel, Row("with all options", "", "", "", "NOT RUN"), None)

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -68,6 +68,21 @@ class Site(msgspec.Struct, frozen=True):
     kernels: Kernels
 
 
+Begin = Callable[[str], None]
+"""Called with a cell's id before its files are replaced: what was known of it is dropped."""
+Doer = Callable[[Site, manifests.Manifest, Sequence[tuple[str, catalogue.Injection]], Begin], Iterator[Cell]]
+"""Injects each of some faults, in any order: here, or on other machines (minguest/scale)."""
+
+
+def one_by_one(
+    site: Site, manifest: manifests.Manifest, chosen: Sequence[tuple[str, catalogue.Injection]], begin: Begin
+) -> Iterator[Cell]:
+    """The Doer of this process."""
+    for name, each in chosen:
+        begin(planned(site, name, each).id)
+        yield injected(site, name, each, manifest)
+
+
 def verify(known: Mapping[str, catalogue.Pit]) -> None:
     """Check every injection; UserError names pit and value."""
     for name, pit in known.items():
@@ -109,13 +124,13 @@ def plan(known: Mapping[str, catalogue.Pit], series: str, only: Sequence[str]) -
     return sorted(chosen, key=lambda pair: bool(pair[1].options))
 
 
-def run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
+def run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer = one_by_one) -> Matrix:
     """Inject, and write matrix.json after every cell. Cells of an earlier run with the same bytes and pits stay."""
     with files.lock(site.folder / ".run", lambda: say("waiting for another matrix")):
-        return _run(site, only, say)
+        return _run(site, only, say, doer)
 
 
-def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
+def _run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer) -> Matrix:
     verify(site.known)
     manifest = manifests.load(site.bench.bundle)
     series = manifest.kernel.series
@@ -123,7 +138,7 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
     key = key_of(manifest, site.launch, site.known)
     kept = load(site.folder)
     cells = {cell.id: cell for cell in kept.cells} if kept and kept.key == key else {}
-    order = [_cell(site, name, each).id for name, each in plan(site.known, series, ())]
+    order = [planned(site, name, each).id for name, each in plan(site.known, series, ())]
 
     def keep() -> Matrix:
         done = tuple(cells[each] for each in order if each in cells)
@@ -132,13 +147,15 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None]) -> Matrix:
         files.write(site.folder / "matrix.json", msgspec.json.format(msgspec.json.encode(matrix)))
         return matrix
 
-    for name, each in chosen:
+    def begin(name: str) -> None:
         # Removed first: its console is about to be overwritten.
-        cells.pop(_cell(site, name, each).id, None)
+        cells.pop(name, None)
         keep()
-        cell = _inject(site, name, each, manifest)
+
+    for cell in doer(site, manifest, chosen, begin):
         say(row(cell))
         cells[cell.id] = cell
+        keep()
     return keep()
 
 
@@ -200,7 +217,8 @@ def _launch(base: Launch, each: catalogue.Injection) -> Launch:
     return msgspec.convert({**changed, "cmdline": [*base.cmdline, *each.cmdline]}, Launch)
 
 
-def _cell(site: Site, name: str, each: catalogue.Injection) -> Cell:
+def planned(site: Site, name: str, each: catalogue.Injection) -> Cell:
+    """The cell of an injection that was not tried yet."""
     title = site.known[name].title if name in site.known else "a guest with nothing wrong"
     done = [f"CONFIG_{option}={kconfig.spell(value)}" for option, value in each.options.items()]
     done += [*each.cmdline, *each.fault]
@@ -213,9 +231,9 @@ def _cell(site: Site, name: str, each: catalogue.Injection) -> Cell:
     return Cell(name, each.name, title, ", ".join(done) or "nothing", wanted, "", "NOT RUN", each.cannot)
 
 
-def _inject(site: Site, name: str, each: catalogue.Injection, manifest: manifests.Manifest) -> Cell:
+def injected(site: Site, name: str, each: catalogue.Injection, manifest: manifests.Manifest) -> Cell:
     """Inject one fault and see what is named. An error makes the cell wrong, and is not raised."""
-    cell = _cell(site, name, each)
+    cell = planned(site, name, each)
     folder = site.folder / "runs" / cell.id
     shutil.rmtree(folder, ignore_errors=True)
     if each.cannot:

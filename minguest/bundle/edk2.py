@@ -16,7 +16,7 @@ import msgspec
 
 from minguest import settings
 from minguest.bundle import firmware
-from minguest.kernel import kbuild, source
+from minguest.kernel import folders, kbuild, source
 from minguest.model import Firmware, Source
 from minguest.paths import Store
 from minguest.util import archive, files, run
@@ -192,7 +192,7 @@ def build(
             tarball = fetch(wanted, f"edk2 {wanted.version}")
             debian = fetch(_changes(wanted), f"Debian's changes to edk2 {wanted.version}")
             check_tarball(tarball, wanted)
-            with kbuild.slot(store, say) as (work, held):
+            with folders.slot(store, say) as (work, held):
                 tree = work / "edk2"
                 applied = _prepare(tree, tarball, debian, wanted, used, log.with_suffix(".patch.log"), say)
                 _compile(tree, build_argv(wanted.version, settings.jobs(), measured=measured), held, log)

@@ -17,7 +17,7 @@ import msgspec
 
 from minguest import settings
 from minguest.bundle import kmodule
-from minguest.kernel import devel, kbuild, signing, source, symvers
+from minguest.kernel import devel, folders, kbuild, signing, source, symvers
 from minguest.model import Devel
 from minguest.paths import Store
 from minguest.util import archive, files, run, scratch
@@ -98,7 +98,7 @@ def build(
     `beside_in_tree`: the guest has the kernel's own modules too, which these may need. UserError for a source that is
     none, and for modules that this kernel would refuse; ToolError if make fails.
     """
-    with kbuild.slot(store, say) as (work, held):
+    with folders.slot(store, say) as (work, held):
         tree, copy = work / "kernel-devel", work / "src"
         for folder in (tree, copy):
             folder.mkdir()

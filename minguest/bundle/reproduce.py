@@ -23,6 +23,8 @@ from minguest.util.errors import ToolError
 COMMAND = (sys.executable, "-m", "doit", "build")
 # Where a build puts its bundle, from the copy of the checkout: out/NAME-SERIES/bundle.
 BUNDLE = "out/*/bundle"
+# Diffoscope's, beside the two builds.
+REPORT = "diffoscope.txt"
 # What a checkout without git has, but is not a part of it.
 GENERATED = {"out", ".venv", ".git", ".doit.db"}
 
@@ -80,30 +82,51 @@ def builds(
     first.
     """
     both = (first, second)
+    refusal = next(filter(None, (refusal_of(each) for each in both)), "")
     shutil.rmtree(store, ignore_errors=True)
-    for each in both:
-        shutil.rmtree(work / each.name, ignore_errors=True)
-    report = work / "diffoscope.txt"
-    report.unlink(missing_ok=True)
-    refusal = next(filter(None, (_refusal(each) for each in both)), "")
+    begin(work, both)
     names = [*checkout(root), *(path.relative_to(root).as_posix() for path in inputs)]
-    line = [*command, *(_absolute(each, root) for each in arguments)]
+    line = [*command, *(absolute(each, root) for each in arguments)]
     try:
-        one, two = (_build(each, root, names, work, line, say, store, namespace=not refusal) for each in both)
+        one, two = (build(each, root, names, work, line, say, store, namespace=not refusal) for each in both)
     finally:
         shutil.rmtree(store, ignore_errors=True)
+    return compared(work, one, two, bundle, varied(first, second, refusal), say, both)
+
+
+Varied = tuple[dict[str, tuple[str, str]], dict[str, str]]
+"""What was varied between two builds, and how; what was not, and why."""
+
+
+def begin(work: Path, both: Sequence[Surroundings] = (FIRST, SECOND)) -> None:
+    """Remove what an earlier run left in `work`."""
+    for each in both:
+        shutil.rmtree(work / each.name, ignore_errors=True)
+    (work / REPORT).unlink(missing_ok=True)
+
+
+def compared(
+    work: Path,
+    one: Path,
+    two: Path,
+    bundle: Path | None,
+    about: Varied,
+    say: Callable[[str], None],
+    both: Sequence[Surroundings] = (FIRST, SECOND),
+) -> Reproduction:
+    """The record of two bundles in `work` that were built, and of `bundle`, which was there before."""
+    report = work / REPORT
     differences = compare.folders(one, two)
     if bundle is not None:
         rows = compare.folders(one, bundle)
         differences += [msgspec.structs.replace(row, file=f"{row.file} (bundle)") for row in rows]
-    varied, not_varied = _varied(first, second, refusal)
     record = Reproduction(
         schema=SCHEMA,
         result="different" if differences else "same",
         files={} if differences else _described(two),
         differences=tuple(differences),
-        varied=varied,
-        not_varied=not_varied,
+        varied=about[0],
+        not_varied=about[1],
         minguest=VERSION,
     )
     if differences:
@@ -115,7 +138,7 @@ def builds(
     return record
 
 
-def _build(
+def build(
     surroundings: Surroundings,
     root: Path,
     names: Sequence[str],
@@ -224,7 +247,7 @@ def _copy(root: Path, names: Sequence[str], target: Path) -> None:
             path.chmod(path.stat().st_mode | (path.stat().st_mode & 0o444) >> 2)
 
 
-def _absolute(argument: str, root: Path) -> str:
+def absolute(argument: str, root: Path) -> str:
     """`source=` and `guest=` may name a file; the copies and their $HOME are elsewhere."""
     name, equals, value = argument.partition("=")
     path = root / Path(value).expanduser()
@@ -241,7 +264,7 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-def _refusal(surroundings: Surroundings) -> str:
+def refusal_of(surroundings: Surroundings) -> str:
     """Why these surroundings' user is not possible here; empty if it is."""
     try:
         status, output = run.run(argv(surroundings, ["true"], namespace=True), check=False)
@@ -255,9 +278,7 @@ def _described(folder: Path) -> dict[str, manifests.File]:
     return {path.relative_to(folder).as_posix(): manifests.describe(path) for path in paths}
 
 
-def _varied(
-    first: Surroundings, second: Surroundings, refusal: str
-) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+def varied(first: Surroundings, second: Surroundings, refusal: str) -> Varied:
     """What was varied, and what was not and why."""
     sides = [_facts(each, namespace=not refusal) for each in (first, second)]
     varied = {name: (value, sides[1][name]) for name, value in sides[0].items() if value != sides[1][name]}

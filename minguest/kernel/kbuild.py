@@ -4,19 +4,19 @@
 A kernel is built from scratch, in a new O= folder that is never used again: for kbuild, whatever is newer than its
 source is complete, so a folder cannot be trusted after make was killed in it or the tree changed. It is still fast: a
 kernel is kept by the hash of all its inputs, and ccache keeps its objects by theirs. Only kernels that differ in an
-option or two, and that no bundle gets, are built in one folder, one after the other (`Objects`).
+option or two, and that no bundle gets, are built in one folder, one after the other (`folders.Objects`).
 """
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from minguest import settings
 from minguest.kernel import binary, contract, devel, expected, kconfig, linked, signing, source
+from minguest.kernel.folders import Objects, slot
 from minguest.model import Launch
 from minguest.paths import Store
 from minguest.util import files, run
@@ -44,8 +44,6 @@ STRINGS = "-mstringop-strategy=libcall"
 
 # Where make leaves the image in its O= folder.
 IMAGE = Path("arch/x86/boot/bzImage")
-# How many kernels can be built at once: each has a folder with a fixed name, because ccache sees it in some commands.
-SLOTS = 16
 # The files of a kernel that are kept: its objects take a hundred times the space.
 KEPT = ("bzImage", "System.map", "kernel.config", "kernel.json")
 SUMS = "sums.json"
@@ -231,7 +229,7 @@ def build(
     building: Callable[[], None] = lambda: None,
     with_devel: bool = False,
     certificate: str = "",
-    objects: "Objects | None" = None,
+    objects: Objects | None = None,
 ) -> tuple[Path, Inspected]:
     """The folder with the kernel (KEPT) from `tree` and the config `text`; builds it if it does not exist.
 
@@ -240,10 +238,7 @@ def build(
     were built from scratch. `building` is called before a build. Raises ToolError if make fails, and if an object that
     was linked is incomplete.
     """
-    recipe, tools = make_argv(Path("tree"), Path("out"), 1, "bzImage"), source.compiler_tools()
-    kept = store.kernels / _key(tree, text, tools, _with(recipe, certificate))
-    if objects and not whole(kept):
-        kept = store.kernels / _key(tree, text, tools, [*_with(recipe, certificate), "after another one"])
+    kept = place(tree, text, store, certificate, after_another=objects is not None)
     beside = devel_folder(tree, text, store, certificate) if with_devel else None
     config = kconfig.parse_config(text)
     names = WITH_MODULES if devel.has_modules(config) else DEVEL
@@ -273,6 +268,18 @@ def build(
         if beside:
             files.used(beside)
         return kept, msgspec.json.decode((kept / "kernel.json").read_bytes(), type=Inspected)
+
+
+def place(
+    tree: source.Prepared, text: str, store: Store, certificate: str = "", *, after_another: bool = False
+) -> Path:
+    """Where `build` keeps the kernel from `tree` and the config `text`; `after_another`: with `objects`, one that was
+    built from scratch is taken too. The folder's name is a hash of all that the kernel depends on."""
+    recipe, tools = make_argv(Path("tree"), Path("out"), 1, "bzImage"), source.compiler_tools()
+    kept = store.kernels / _key(tree, text, tools, _with(recipe, certificate))
+    if not after_another or whole(kept):
+        return kept
+    return store.kernels / _key(tree, text, tools, [*_with(recipe, certificate), "after another one"])
 
 
 def devel_folder(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> Path | None:
@@ -356,63 +363,6 @@ def whole(kept: Path, names: Sequence[str] = KEPT) -> bool:
         return set(sums) == set(names) and all(files.sha256(kept / name) == digest for name, digest in sums.items())
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def slot(store: Store, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
-    """An empty O= folder that is removed afterwards, and the descriptor of its lock, which make keeps a copy of.
-
-    If this process is killed, no other run uses the folder until make and its children are gone too.
-    """
-    locks = [store.making / f".{number}.lock" for number in range(SLOTS)]
-    with files.first_free(locks, lambda: say(f"waiting: {SLOTS} kernels are being built")) as (path, held):
-        work = path.with_name(path.name.strip(".").removesuffix(".lock"))
-        _empty(work)
-        try:
-            with files.disk_errors(work):
-                yield work, held
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-
-
-class Objects:
-    """One O= folder in which a run builds kernels that differ little: make compiles what a changed option reaches.
-
-    It is emptied for another tree, and after a build that failed; it is removed when the run ends or is killed. The
-    kernel is the same as from scratch (tests/slow/test_objects.py).
-    """
-
-    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
-        self._store, self._say = store, say
-        self._ends = ExitStack()
-        self._slot: tuple[Path, int] | None = None
-        self._identity: bytes | None = None
-        """Of the tree whose objects are in the folder, all of them complete."""
-
-    def __enter__(self) -> "Objects":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._slot = None
-        self._ends.close()
-
-    @contextmanager
-    def of(self, tree: source.Prepared) -> Iterator[tuple[Path, int]]:
-        """What `slot` gives, with the objects of the last kernel."""
-        if self._slot is None:
-            self._slot = self._ends.enter_context(slot(self._store, self._say))
-        work, held = self._slot
-        if self._identity != tree.tree.identity:
-            _empty(work)
-        self._identity = None
-        with files.disk_errors(work):
-            yield work, held
-        self._identity = tree.tree.identity
 
 
 def _key(tree: source.Prepared, text: str, tools: Mapping[str, str], recipe: Sequence[str]) -> str:

@@ -4,11 +4,22 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from minguest.kernel import kbuild, kconfig, source
+from minguest.kernel import folders, kbuild, kconfig, source
 from minguest.paths import Store
+
+
+class Shared(Protocol):
+    """Kernels that several machines share, by the name of their folder (kbuild.place)."""
+
+    def fetch(self, folder: Path) -> None:
+        """Make this folder, if the kernel is there."""
+
+    def keep(self, folder: Path) -> None:
+        """Put this folder's kernel there, if it is not."""
 
 
 class Workshop(msgspec.Struct, frozen=True):
@@ -22,8 +33,9 @@ class Workshop(msgspec.Struct, frozen=True):
     root: Path
     log: Path
     """A folder."""
-    objects: kbuild.Objects | None = None
+    objects: folders.Objects | None = None
     """Where the kernels are built, one after the other; None: each from scratch."""
+    shared: Shared | None = None
 
 
 def kernel_with(shop: Workshop, options: Mapping[str, str | int | bool], say: Callable[[str], None]) -> Path:
@@ -84,9 +96,15 @@ def build(shop: Workshop, text: str, name: str, what: str, say: Callable[[str], 
     """The folder of the kernel with this .config; `name` is its log's, `what` is said before it is built. ToolError if
     it cannot be built."""
     log = shop.log / f"{name}.log"
+    if shop.shared:
+        folder = kbuild.place(shop.tree, text, shop.store, after_another=shop.objects is not None)
+        if not kbuild.whole(folder):
+            shop.shared.fetch(folder)
     folder, _ = kbuild.build(
         shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what), objects=shop.objects
     )
+    if shop.shared:
+        shop.shared.keep(folder)
     return folder
 
 

@@ -55,8 +55,8 @@ class Place(msgspec.Struct, frozen=True):
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-class _File(msgspec.Struct, frozen=True):
-    """One object to be published; `key` is below the place's prefix."""
+class File(msgspec.Struct, frozen=True):
+    """One object to be written; `key` is below the place's prefix."""
 
     key: str
     sha256: str
@@ -84,8 +84,8 @@ def publish(
     """
     name, version = release.facts.name, release.facts.version
     where = f"{place}{name}/{version}"
-    with _errors(place):
-        store = _Store(_client(endpoint), place, say)
+    with errors(place):
+        store = Bucket(client(endpoint), place, say)
         files = _files(release)
         there = store.sizes(f"{name}/{version}/")
         if _published(store, release, where):
@@ -105,7 +105,7 @@ def publish(
     return layout.Published(where, store.sent, store.sent_bytes, store.kept)
 
 
-class _Store:
+class Bucket:
     """A bucket below a prefix, and counts of what was sent to it."""
 
     def __init__(self, client: Any, place: Place, say: Callable[[str], None]) -> None:
@@ -147,7 +147,7 @@ class _Store:
             return kept
         return hashlib.sha256(self._client.get_object(**self._at(key))["Body"].read()).hexdigest()
 
-    def put(self, file: _File, size: int | None) -> None:
+    def put(self, file: File, size: int | None) -> None:
         """Write an object unless it is already right; `size` is its size in a listing, None if it is not there."""
         if size == file.size and self.digest(file.key) == file.sha256:
             self.kept += 1
@@ -166,6 +166,21 @@ class _Store:
         self.sent_bytes += file.size
         self._say(f"{self._place}{file.key}: {file.size} bytes")
 
+    def get(self, key: str, target: Path) -> bool:
+        """Write an object's bytes to a file; False if there is no such object. Nothing is checked."""
+        import botocore.exceptions  # noqa: PLC0415
+
+        try:
+            body = self._client.get_object(**self._at(key))["Body"]
+        except botocore.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise
+        with target.open("wb") as file:
+            for chunk in body.iter_chunks(1 << 20):
+                file.write(chunk)
+        return True
+
     def remove(self, key: str) -> None:
         """Delete an object, if it is there."""
         self._client.delete_object(**self._at(key))
@@ -174,16 +189,16 @@ class _Store:
         return {"Bucket": self._place.bucket, "Key": self._place.prefix + key}
 
 
-def _files(release: layout.Release) -> list[_File]:
+def _files(release: layout.Release) -> list[File]:
     """The release's files in the order of upload: the signature and then the sums are the last."""
     home = f"{release.facts.name}/{release.facts.version}/"
     return [
-        _File(home + item.name, item.sha256, item.size, item.media_type, release.folder / item.name)
+        File(home + item.name, item.sha256, item.size, item.media_type, release.folder / item.name)
         for item in sorted(release.items, key=lambda item: (item.name == layout.SUMS, item.name == layout.SIGNATURE))
     ]
 
 
-def _published(store: "_Store", release: layout.Release, where: str) -> bool:
+def _published(store: "Bucket", release: layout.Release, where: str) -> bool:
     """Whether the version is already published; UserError if its sums or their signature differ."""
     home = f"{release.facts.name}/{release.facts.version}/"
     # By name, because a listing may be late.
@@ -198,7 +213,7 @@ def _published(store: "_Store", release: layout.Release, where: str) -> bool:
     return True
 
 
-def _pointers(name: str, whole: list[str]) -> list[_File]:
+def _pointers(name: str, whole: list[str]) -> list[File]:
     """latest.json and index.json for the complete versions."""
     index = versions.index(name, whole)
     contents = {versions.LATEST: versions.Latest(index.latest), versions.INDEX: index}
@@ -206,11 +221,11 @@ def _pointers(name: str, whole: list[str]) -> list[_File]:
     for file, content in contents.items():
         text = msgspec.json.encode(content) + b"\n"
         digest = hashlib.sha256(text).hexdigest()
-        files.append(_File(f"{name}/{file}", digest, len(text), "application/json", text, "no-cache"))
+        files.append(File(f"{name}/{file}", digest, len(text), "application/json", text, "no-cache"))
     return files
 
 
-def _client(endpoint: str | None) -> Any:
+def client(endpoint: str | None) -> Any:
     try:
         import boto3  # type: ignore[import-untyped] # noqa: PLC0415
         from botocore.config import Config  # type: ignore[import-untyped] # noqa: PLC0415
@@ -228,7 +243,7 @@ def _client(endpoint: str | None) -> Any:
 
 
 @contextmanager
-def _errors(place: Place) -> Iterator[None]:
+def errors(place: Place) -> Iterator[None]:
     """Turn boto3's errors into this project's. Neither contains a key."""
     try:
         yield

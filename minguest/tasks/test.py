@@ -8,16 +8,16 @@ from typing import Any
 
 import msgspec
 
-from minguest.boottest import certify, hostmatrix, inject, necessity, records, rehearse, runner
+from minguest.boottest import certify, hostmatrix, inject, listed, necessity, records, rehearse, runner
 from minguest.bundle import initrd, manifests
 from minguest.diagnose import cases, page
-from minguest.kernel import kbuild, source, variants
+from minguest.kernel import folders, source, variants
 from minguest.release import evidence
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, flags, params, step
 from minguest.util import files
-from minguest.util.errors import GuestError, GuestFailed, ToolError, UserError
+from minguest.util.errors import GuestFailed, ToolError, UserError
 from minguest.vm.launch import Options
 
 
@@ -41,27 +41,19 @@ def evidence_step(project: Project) -> Task:
         key = inject.key_of(manifest, manifest.guest.launch, project.pits)
         nr_cpus = runner.nr_cpus_of(project.at.bundle)
         checks = evidence.checks(project.at, manifest, nr_cpus, key)
-        failed, refused, ran = [], [], 0
-        for test in evidence.missing(checks, manifest.guest.launch, nr_cpus):
-            try:
-                if why := runner.without_room(project.bench, test, project.guest.launch):
-                    say(f"{test.name} is not run: {why}")
-                    continue
-                runner.run(project.bench, test.options, project.guest.launch, say)
-                ran += 1
-            except GuestError as error:
-                say(str(error))
-                failed.append(test.name)
-            except UserError as error:
-                say(f"{test.name} cannot be run: {error}")
-                refused.append(test.name)
+        tests = evidence.missing(checks, manifest.guest.launch, nr_cpus)
+        ended: dict[str, list[str]] = {}
+        for each in listed.one_by_one(say)(project.bench, tests, project.guest.launch):
+            if said := listed.line(each):
+                say(said)
+            ended.setdefault(each.ending, []).append(each.test)
         checks = evidence.checks(project.at, manifest, nr_cpus, key)
         say(evidence.table(checks))
-        if failed:
+        if failed := ended.get("failed"):
             raise GuestFailed(
                 f"FAIL: {', '.join(failed)}", f"their consoles are in {project.shown(project.at.evidence)}"
             )
-        if refused and not ran:
+        if (refused := ended.get("refused")) and not {"passed", "failed"} & ended.keys():
             raise UserError(f"no boot test could be run: {', '.join(refused)}", "the reasons are above")
 
     return step(
@@ -222,7 +214,7 @@ def _injected(project: Project, folder: Path) -> Iterator[tuple[variants.Worksho
     from minguest.util import fetch  # noqa: PLC0415 - see SLOW
 
     debian = project.sources.firmware["ovmf"]
-    with kbuild.Objects(project.store, say) as objects:
+    with folders.Objects(project.store, say) as objects:
         shop = variants.Workshop(
             tree=project.prepared(),
             fragments=tuple(project.fragments),

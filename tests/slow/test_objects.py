@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from minguest.kernel import kbuild, variants
+from minguest.kernel import folders, kbuild, variants
 from minguest.paths import Store
 from minguest.tasks.project import VARIABLES, Project
 from tests import ROOT
@@ -28,7 +28,7 @@ def test_they_are_the_same_bytes(tmp_path: Path) -> None:
     own = Store(tmp_path / "store")
     own.folder.mkdir()
     own.objects.symlink_to(project.store.objects)
-    with kbuild.Objects(own, print) as objects:
+    with folders.Objects(own, print) as objects:
         for options in ONE_BY_ONE:
             scratch = variants.kernel_with(shop, options, print)
             after = variants.kernel_with(msgspec.structs.replace(shop, store=own, objects=objects), options, print)

@@ -223,7 +223,7 @@ def test_arguments_that_name_a_file_name_the_same_one(root: Path, monkeypatch: p
     ]
     # Both builds get the same arguments, although the copies and their $HOME differ.
     assert builds(root, "arguments", *arguments)[0].result == "same"
-    assert [reproduce._absolute(each, root) for each in arguments] == [
+    assert [reproduce.absolute(each, root) for each in arguments] == [
         "kernel=6.12", f"source={root}/../linux", f"guest={root}/own.toml", "guest=efi-off", "source=pinned",
         "source=/home/x/l", "clean",
     ]  # fmt: skip

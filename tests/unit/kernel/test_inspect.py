@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from minguest import settings
-from minguest.kernel import binary, contract, kbuild, kconfig, source
+from minguest.kernel import binary, contract, folders, kbuild, kconfig, source
 from minguest.model import Launch
 from minguest.paths import Store
 from minguest.util import files, progress
@@ -111,21 +111,21 @@ def test_nothing_of_the_users_environment_gets_to_make(
 
 def test_a_slot_is_an_empty_folder_with_a_name_that_stays(store: Store) -> None:
     for _ in range(2):
-        with kbuild.slot(store, lambda _: None) as (work, held):
+        with folders.slot(store, lambda _: None) as (work, held):
             assert work == store.making / "0"
             assert list(work.iterdir()) == []
             assert os.fstat(held).st_ino == (store.making / ".0.lock").stat().st_ino
             (work / "left").write_text("")
-            with kbuild.slot(store, lambda _: None) as (other, _):
+            with folders.slot(store, lambda _: None) as (other, _):
                 assert other == store.making / "1"
         assert not work.exists()
     (store.making / "0/left").mkdir(parents=True)  # a build that was killed leaves its folder
-    with kbuild.slot(store, lambda _: None) as (work, _):
+    with folders.slot(store, lambda _: None) as (work, _):
         assert list(work.iterdir()) == []
 
 
 def test_a_build_waits_where_all_slots_are_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kbuild, "SLOTS", 1)
+    monkeypatch.setattr(folders, "SLOTS", 1)
     said: list[str] = []
     waits, done = threading.Event(), threading.Event()
 
@@ -134,10 +134,10 @@ def test_a_build_waits_where_all_slots_are_taken(store: Store, monkeypatch: pyte
         waits.set()
 
     def second() -> None:
-        with kbuild.slot(store, say):
+        with folders.slot(store, say):
             done.set()
 
-    with kbuild.slot(store, lambda _: None):
+    with folders.slot(store, lambda _: None):
         thread = threading.Thread(target=second)
         thread.start()
         assert waits.wait(30) and not done.is_set()

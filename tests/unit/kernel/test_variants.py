@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest.kernel import kbuild, source, variants
+from minguest.kernel import folders, kbuild, source, variants
 from minguest.paths import Store
 from minguest.util.errors import ToolError, UserError
 from tests import ROOT
@@ -46,7 +46,7 @@ def test_a_kernel_is_built_once_for_all_who_want_its_config(shop: variants.Works
 def test_kernels_of_a_run_are_built_in_one_folder(shop: variants.Workshop) -> None:
     scratch = variants.kernel_with(shop, {"PACKET": False}, lambda _: None)
     main = shop.store.making / "0/init/main.o"
-    with kbuild.Objects(shop.store, lambda _: None) as objects:
+    with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects)
         assert variants.kernel_with(series, {"PACKET": False}, lambda _: None) == scratch
         assert not shop.store.making.joinpath("0").exists()  # nothing had to be built
@@ -67,7 +67,7 @@ def test_a_folder_is_emptied_after_a_failure_and_for_another_tree(shop: variants
     copy = tmp_path / "tree"
     shutil.copytree(TREE, copy)
     main = shop.store.making / "0/init/main.o"
-    with kbuild.Objects(shop.store, lambda _: None) as objects:
+    with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
         variants.kernel_with(series, {"PACKET": False}, lambda _: None)
         packet = copy / "net/packet/af_packet.c"
