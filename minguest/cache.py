@@ -23,6 +23,8 @@ KINDS = {
     "kernel": "built kernels",
     "firmware": "built firmware",
     "object": "ccache's objects",
+    "cell": "kernels, inputs and records of cells that were run with scheduler=local:N",
+    "desk": "inputs of cells, where workers ran them",
     "leftover": "left by killed builds and downloads",
 }
 
@@ -68,9 +70,11 @@ def _entries(cache: Path, store: Store) -> Iterator[Entry]:
                 yield _entry("leftover", path, lock=path.with_suffix(".lock"))
     for path in filter(Path.is_dir, _listed(store.making)):
         yield _entry("leftover", path, lock=path.with_name(f".{path.name}.lock"))
-    for kind, folder in (("leftover", store.reproduce), ("object", store.objects)):
+    for kind, folder in (("leftover", store.reproduce), ("object", store.objects), ("cell", store.cells)):
         if folder.is_dir():
             yield _entry(kind, folder)
+    if store.desks.is_dir():
+        yield _entry("desk", store.desks, lock=store.desks.with_name(".desks.busy"))
 
 
 def forget_pulled(cache: Path, now: float) -> None:

@@ -93,6 +93,16 @@ class Store:
         return self.folder / "reproduce"
 
     @property
+    def cells(self) -> Path:
+        """What runs with `scheduler=local:N` share: inputs, kernels, and a record of every cell."""
+        return self.folder / "cells"
+
+    @property
+    def desks(self) -> Path:
+        """Where workers of minguest/scale put a run's inputs, and work."""
+        return self.folder / "desks"
+
+    @property
     def objects_compiled(self) -> Path:
         """How many objects earlier builds compiled."""
         return self.folder / "objects.json"

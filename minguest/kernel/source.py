@@ -324,9 +324,9 @@ def prepare(
     ):
         kept = stamp(target)
         if kept and kept.identity == tree.identity and intact(target):
-            files.used(_made(target))
+            files.used(made(target))
             return Prepared(str(target), kept)
-        _made(target).unlink(missing_ok=True)
+        made(target).unlink(missing_ok=True)
         signed = "not verified: your own tree"
         if source:
             from minguest.util import fetch  # noqa: PLC0415 - see SLOW
@@ -344,7 +344,7 @@ def prepare(
                 _copy(Path(choice.source), new, log)
             _patch(new, [patches / each.file for each in wanted], log)
             (new / STAMP).write_bytes(msgspec.json.encode(tree))
-        files.write(_made(target), fingerprint(target))
+        files.write(made(target), fingerprint(target))
     return Prepared(str(target), tree)
 
 
@@ -359,12 +359,12 @@ def stamp(tree: Path) -> Tree | None:
 def intact(tree: Path) -> bool:
     """Whether a prepared tree is unchanged since it was made."""
     try:
-        return _made(tree).read_text() == fingerprint(tree)
+        return made(tree).read_text() == fingerprint(tree)
     except OSError:
         return False
 
 
-def _made(tree: Path) -> Path:
+def made(tree: Path) -> Path:
     """The file beside a prepared tree with its first fingerprint. Written last."""
     return tree.with_name(f".{tree.name}.made")
 

@@ -24,29 +24,15 @@ from minguest.diagnose import catalogue
 from minguest.kernel import contract, kconfig, signing, source
 from minguest.model import Choice, Firmware, Guest, Package, Source, Sources
 from minguest.paths import Layout, Store
-from minguest.tasks import reporter
+from minguest.tasks import reporter, scaled
 from minguest.tasks.reporter import say
 from minguest.util import files
 from minguest.util.errors import MinguestError, UserError
 from minguest.vm import launch, scripts
 
 # What a run takes as NAME=VALUE, before or after the tasks.
-VARIABLES = (
-    "guest",
-    "kernel",
-    "source",
-    "contract",
-    "version",
-    "key",
-    "unsigned",
-    "since",
-    "to",
-    "only",
-    "src",
-    "name",
-    "make",
-    "redistribute",
-)
+VARIABLES = ("guest", "kernel", "source", "contract", "version", "key", "unsigned", "since", "to", "only", "src",
+             "name", "make", "redistribute", "scheduler", "store")  # fmt: skip
 # Commands of doit that run no task.
 SHOWS = {"list", "help", "info", "clean", "forget", "ignore", "dumpdb", "tabcompletion", "reset-dep"}
 # Those of them that change something.
@@ -325,6 +311,7 @@ def project(root: Path) -> Project:
         variables = {name: get_var(name) for name in VARIABLES}
         packages = settings.sources(root / "configs/sources.toml").package if variables["src"] else {}
         check_what_ships(tasks_of(arguments), variables, packages)
+        scaled.check(tasks_of(arguments), variables)
         guest, chooses = settings.guest_file(root, variables["guest"]), needs_kernel(arguments)
         made = Project(root, guest, variables, chooses=chooses)
         if not chooses and "host" in tasks_of(arguments) and made.host.at == made.at:

@@ -13,6 +13,7 @@ from minguest.bundle import initrd, manifests
 from minguest.diagnose import cases, page
 from minguest.kernel import folders, source, variants
 from minguest.release import evidence
+from minguest.tasks import scaled
 from minguest.tasks.project import Project
 from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, flags, params, step
@@ -43,10 +44,12 @@ def evidence_step(project: Project) -> Task:
         checks = evidence.checks(project.at, manifest, nr_cpus, key)
         tests = evidence.missing(checks, manifest.guest.launch, nr_cpus)
         ended: dict[str, list[str]] = {}
-        for each in listed.one_by_one(say)(project.bench, tests, project.guest.launch):
-            if said := listed.line(each):
-                say(said)
-            ended.setdefault(each.ending, []).append(each.test)
+        with scaled.engine(project) as engine:
+            doer = scaled.prover(engine, project) if engine else listed.one_by_one(say)
+            for each in doer(project.bench, tests, project.guest.launch):
+                if said := listed.line(each):
+                    say(said)
+                ended.setdefault(each.ending, []).append(each.test)
         checks = evidence.checks(project.at, manifest, nr_cpus, key)
         say(evidence.table(checks))
         if failed := ended.get("failed"):
@@ -55,6 +58,7 @@ def evidence_step(project: Project) -> Task:
             )
         if (refused := ended.get("refused")) and not {"passed", "failed"} & ended.keys():
             raise UserError(f"no boot test could be run: {', '.join(refused)}", "the reasons are above")
+        scaled.end(engine)
 
     return step(
         make,
@@ -70,20 +74,25 @@ def reproduce_step(project: Project) -> Task:
         from minguest.bundle import reproduce  # noqa: PLC0415 - see SLOW
 
         variables = [f"guest={project.guest_file}", *(["contract=ignore"] if project.ignore else [])]
-        # The choice goes along, as the manifest says how it came about: series, source and reason.
-        record = reproduce.builds(
-            project.root,
-            project.at.work / "reproduce",
-            variables,
-            say,
-            store=project.store.reproduce,
-            bundle=project.at.bundle,
-            inputs=[project.at.choice],
-        )
+        with scaled.engine(project) as engine:
+            if engine:
+                record = scaled.reproducer(engine, project, variables)
+            else:
+                # The choice goes along, as the manifest says how it came about: series, source and reason.
+                record = reproduce.builds(
+                    project.root,
+                    project.at.work / "reproduce",
+                    variables,
+                    say,
+                    store=project.store.reproduce,
+                    bundle=project.at.bundle,
+                    inputs=[project.at.choice],
+                )
         files.write(project.at.reproduced, msgspec.json.format(msgspec.json.encode(record)))
         say(reproduce.table(record))
         if record.result != "same":
             raise ToolError(reproduce.cause(record), f"both are kept in {project.shown(project.at.work)}/reproduce")
+        scaled.end(engine)
 
     return step(
         make,
@@ -121,11 +130,13 @@ def pits_step(project: Project) -> Task:
     folder = project.at.matrix
 
     def make() -> None:
-        with _injected(project, folder) as (_, site):
-            made = inject.run(site, _only(project), say)
+        with scaled.engine(project) as engine, _injected(project, folder) as (shop, site):
+            far = [scaled.injector(engine, project, site, shop)] if engine else []
+            made = inject.run(site, _only(project), say, *far)
         say(f"linux {made.version}: {inject.summary(made.cells)}; {_matrix_page(project)}")
         if wrong := [cell.id for cell in made.cells if cell.result == "wrong"]:
             raise GuestFailed(f"not what must follow: {', '.join(wrong)}", f"their consoles: {folder}/runs")
+        scaled.end(engine)
 
     return step(
         make,
@@ -168,16 +179,20 @@ def certify_step(project: Project) -> Task:
         tools = source.compiler_tools()
         program = folder / "userland"
         initrd.compile_initd(project.root / "initd/userland", program, folder / "log/userland.log")
-        with _injected(project, folder) as (shop, matrix):
-            compiler = f"gcc {tools['gcc']}, binutils {tools['binutils']}"
-            site = certify.Site(matrix, shop, compiler, program, project.root / "docs/necessity.json")
-            made = certify.run(site, _only(project), say)
+        compiler = f"gcc {tools['gcc']}, binutils {tools['binutils']}"
+        with scaled.engine(project) as engine, _injected(project, folder) as (shop, matrix):
+            site = certify.Site(
+                matrix, shop, engine.made.compiler if engine else compiler, program, project.root / "docs/necessity.json"
+            )
+            far = [scaled.certifier(engine, project, site)] if engine else []
+            made = certify.run(site, _only(project), say, *far)
         say(f"linux {made.version}: {certify.summary(made)}; {project.shown(certify.place(folder))}")
         if wrong := [row.option for row in made.rows if row.kind == "unseen"]:
             raise GuestFailed(
                 f"no test shows what these are for: {', '.join(wrong)}",
                 f"leave them out, or say in their comments what for: {certify.UNTESTED}…",
             )
+        scaled.end(engine)
 
     return step(
         make,
