@@ -40,6 +40,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "verify": "check signature, sums, SBOM, provenance and evidence of a release",
         "boot-test": "start a release or a bundle in QEMU, and judge it",
     },
+    "Results": {
+        "history": "list the cells that changed their result, and with which QEMU, OVMF, kernel or compiler",
+    },
     "This command": {
         "cache": "show how much space downloads, trees and kernels use, and prune them",
         "completion": "print the script for tab completion in bash, zsh or fish",
@@ -166,7 +169,7 @@ def _accelerators(**_: Any) -> tuple[str, ...]:
 
 COMPLETERS: Mapping[str, Callable[..., Sequence[str]]] = {
     **dict.fromkeys(("N", "SIZE", "SECONDS", "DAYS", "BDF,…", "MODEL,…", "CARD,…", "DOMAIN", "SOURCE"), _nothing),
-    **dict.fromkeys(("DIR", "FOLDER", "RELEASE"), _folders),
+    **dict.fromkeys(("DIR", "FOLDER", "RELEASE", "STORE"), _folders),
     "NAME,…": _known_cards,
     "NAME|FILE.toml": _known_guests,
     "MACHINE": _machines,
@@ -323,6 +326,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     if "boot-test" in argv or settings.completing():
         _boot_test(each)
+
+    each = command(
+        "history",
+        commands.history,
+        "Cells are those of doit pits, certify and evidence with scheduler=. Exit status 1 for a poisoned record.",
+    )
+    each.add_argument("store", metavar="STORE", help="the store= of those runs: a folder, or s3://BUCKET/PREFIX")
 
     each = command(
         "cache", commands.cache, "Removes only with --prune. What is needed again is fetched or built again."

@@ -377,6 +377,19 @@ def cache(options: argparse.Namespace, say: Say) -> Answer:
     return Answer("\n".join(text), {"entries": rows(found), "removed": rows(removed)})
 
 
+def history(options: argparse.Namespace, say: Say) -> Answer:
+    """Which cells of a store changed their result."""
+    from minguest.scale import history as made  # noqa: PLC0415 - see SLOW
+    from minguest.scale import store as shared  # noqa: PLC0415 - see SLOW
+
+    name = shared.check(options.store)
+    if not name.startswith("s3:") and not Path(name).is_dir():
+        raise UserError(f"{options.store}: no such folder", "name the store= of a run with scheduler=")
+    found = made.read(shared.opened(name))
+    wrong = "; ".join(found.poisoned)
+    return Answer(made.table(found), msgspec.structs.asdict(found), wrong)
+
+
 def completion(options: argparse.Namespace, say: Say) -> Answer:
     """The script that makes a shell complete this command's arguments."""
     from argcomplete import shell_integration  # noqa: PLC0415 - see SLOW

@@ -46,7 +46,8 @@ def keep(
 ) -> list[str]:  # fmt: skip
     """Record a result; gives a line for each other result that these inputs gave before. ToolError: it is not kept."""
     folder = f"cells/{key(order, made)}"
-    facts = {**setting.facts, "QEMU": made.qemu.split(" ")[0], "compiler": made.compiler}
+    about = {"QEMU": made.qemu.split(" ")[0], "compiler": made.compiler}
+    facts = {**setting.facts, **about, "code": code()[:12], "inputs": setting.key[:12]}
     record = Record(f"{order.kind} {order.id}", result, facts, worker, round(seconds, 2), time.time(), files)
     name = f"{folder}/{hashlib.sha256(result.encode()).hexdigest()[:16]}"
     others, said = [each for each in store.records(f"{folder}/") if each != name], []

@@ -173,7 +173,9 @@ class Engine:
                     yield from self._given_up([*(each.order for each in flights.values()), *waiting], flights)
                     return
                 for done in [*self._late(flights), *self._next(flights)]:
-                    order = flights.pop(done.order).order
+                    if (flight := flights.pop(done.order, None)) is None:
+                        continue  # it was late, and came at last
+                    order = flight.order
                     if done.poisoned and tries.get(order.id, 0) < AGAIN and all(map(self.repair, done.poisoned)):
                         tries[order.id] = tries.get(order.id, 0) + 1
                         self._tell(done)
