@@ -169,8 +169,7 @@ def configure(
 
 def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say: Callable[[str], None]) -> str:
     """The whole .config that Kconfig makes from the options in `requested`; all others are as in tinyconfig."""
-    tools, recipe = source.compiler_tools(), make_argv(Path("tree"), Path("out"), 1, "tinyconfig", "olddefconfig")
-    kept = store.configs / f"{_key(tree, requested, tools, recipe)}.json"
+    kept = _config_place(tree, requested, store)
     if (text := _kept_text(kept)) is not None:
         files.used(kept)
         return text
@@ -193,9 +192,19 @@ def resolve(tree: source.Prepared, requested: str, store: Store, log: Path, say:
         )
         make("olddefconfig", log)
         text = (work / ".config").read_text(encoding="utf-8")
-    _check_tools(text, tools)
+    _check_tools(text, source.compiler_tools())
     files.write(kept, msgspec.json.encode((_sha256(text), text)))
     return text
+
+
+def resolved(tree: source.Prepared, requested: str, store: Store) -> str | None:
+    """What `resolve` gives, if an earlier run kept it; nothing is run."""
+    return _kept_text(_config_place(tree, requested, store))
+
+
+def _config_place(tree: source.Prepared, requested: str, store: Store) -> Path:
+    recipe = make_argv(Path("tree"), Path("out"), 1, "tinyconfig", "olddefconfig")
+    return store.configs / f"{_key(tree, requested, source.compiler_tools(), recipe)}.json"
 
 
 def _kept_text(path: Path) -> str | None:
@@ -238,7 +247,9 @@ def build(
     were built from scratch. `building` is called before a build. Raises ToolError if make fails, and if an object that
     was linked is incomplete.
     """
-    kept = place(tree, text, store, certificate, after_another=objects is not None)
+    kept, after_another = places(tree, text, store, certificate)
+    if objects and not whole(kept):
+        kept = after_another
     beside = devel_folder(tree, text, store, certificate) if with_devel else None
     config = kconfig.parse_config(text)
     names = WITH_MODULES if devel.has_modules(config) else DEVEL
@@ -270,16 +281,12 @@ def build(
         return kept, msgspec.json.decode((kept / "kernel.json").read_bytes(), type=Inspected)
 
 
-def place(
-    tree: source.Prepared, text: str, store: Store, certificate: str = "", *, after_another: bool = False
-) -> Path:
-    """Where `build` keeps the kernel from `tree` and the config `text`; `after_another`: with `objects`, one that was
-    built from scratch is taken too. The folder's name is a hash of all that the kernel depends on."""
+def places(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> tuple[Path, Path]:
+    """Where `build` keeps the kernel from `tree` and the config `text`: one that was built from scratch, and one that
+    was built with `objects`. A folder's name is a hash of all that the kernel depends on."""
     recipe, tools = make_argv(Path("tree"), Path("out"), 1, "bzImage"), source.compiler_tools()
-    kept = store.kernels / _key(tree, text, tools, _with(recipe, certificate))
-    if not after_another or whole(kept):
-        return kept
-    return store.kernels / _key(tree, text, tools, [*_with(recipe, certificate), "after another one"])
+    first = store.kernels / _key(tree, text, tools, _with(recipe, certificate))
+    return first, store.kernels / _key(tree, text, tools, [*_with(recipe, certificate), "after another one"])
 
 
 def devel_folder(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> Path | None:

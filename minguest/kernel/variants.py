@@ -69,9 +69,7 @@ def requested(shop: Workshop, options: Mapping[str, str | int | bool] | None = N
 def without(shop: Workshop, name: str, say: Callable[[str], None]) -> Without:
     """The config with the opposite of a request for on, and with nothing in place of any other; an option that nobody
     asks for is switched off. ToolError if the tree cannot be configured so."""
-    wanted = requested(shop)
-    option = wanted.pop(name, None) or kconfig.Option(name, "y", "", 0, "")
-    opposite = {name: dataclasses.replace(option, value="n")} if option.value in ("y", "m") else {}
+    wanted, opposite = _but(shop, name)
     log = shop.log / f"without-{name}.config.log"
     text = kbuild.resolve(shop.tree, kconfig.render({**wanted, **opposite}), shop.store, log, say)
     config = kconfig.parse_config(text)
@@ -92,14 +90,33 @@ def unasked(shop: Workshop, say: Callable[[str], None]) -> list[str]:
     return [name for name in on if off.get(name, "n") == "n"]
 
 
+def _but(shop: Workshop, name: str) -> tuple[dict[str, kconfig.Option], dict[str, kconfig.Option]]:
+    """All that the guest asks for but one option, and what is asked for in its place."""
+    wanted = requested(shop)
+    option = wanted.pop(name, None) or kconfig.Option(name, "y", "", 0, "")
+    return wanted, {name: dataclasses.replace(option, value="n")} if option.value in ("y", "m") else {}
+
+
+def there(shop: Workshop, options: Mapping[str, str | int | bool] | None = None, but: str = "") -> Path | None:
+    """The folder of the kernel with `options`, or without the option `but`, if this machine has it; runs nothing."""
+    wanted = requested(shop, options)
+    if but:
+        less, opposite = _but(shop, but)
+        wanted = {**less, **opposite}
+    text = kbuild.resolved(shop.tree, kconfig.render(wanted), shop.store)
+    return next(filter(kbuild.whole, kbuild.places(shop.tree, text, shop.store) if text is not None else ()), None)
+
+
 def build(shop: Workshop, text: str, name: str, what: str, say: Callable[[str], None]) -> Path:
     """The folder of the kernel with this .config; `name` is its log's, `what` is said before it is built. ToolError if
     it cannot be built."""
     log = shop.log / f"{name}.log"
     if shop.shared:
-        folder = kbuild.place(shop.tree, text, shop.store, after_another=shop.objects is not None)
-        if not kbuild.whole(folder):
-            shop.shared.fetch(folder)
+        for folder in kbuild.places(shop.tree, text, shop.store)[: 2 if shop.objects else 1]:
+            if not kbuild.whole(folder):
+                shop.shared.fetch(folder)
+            if kbuild.whole(folder):
+                break
     folder, _ = kbuild.build(
         shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what), objects=shop.objects
     )

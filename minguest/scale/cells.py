@@ -48,6 +48,8 @@ class Desk(msgspec.Struct):
     made: Made
     objects: folders.Objects
     kernels: Kernels
+    alone: bool = False
+    """The store is of this machine: its workers share kernels without it."""
 
     def bench(self, evidence: Path | None = None) -> runner.Bench:
         pits = self.inputs / "pits"
@@ -69,7 +71,7 @@ class Desk(msgspec.Struct):
             root=root,
             log=self.work / "log",
             objects=self.objects,
-            shared=self.kernels,
+            shared=None if self.alone else self.kernels,
         )
 
     def site(self) -> inject.Site:

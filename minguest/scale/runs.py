@@ -14,14 +14,15 @@ from minguest.boottest.records import Cell
 from minguest.bundle import manifests, reproduce
 from minguest.bundle.reproduction import Reproduction
 from minguest.diagnose import catalogue
-from minguest.kernel import source
+from minguest.kernel import source, variants
 from minguest.kernel.kconfig import Option
 from minguest.model import Launch
 from minguest.scale import cells, settings
+from minguest.scale.kernels import Kernels
 from minguest.scale.orders import Done, Kind, Order, Setting
 from minguest.scale.scheduler import Engine
 from minguest.scale.settings import Inputs
-from minguest.scale.store import Missing, Poisoned
+from minguest.scale.store import Folder, Missing, Poisoned
 from minguest.util import files
 from minguest.util.errors import MinguestError, ToolError, UserError
 
@@ -111,6 +112,20 @@ def prepare(engine: Engine, given: Inputs, say: Say, *, building: bool) -> None:
     engine.repair = repair
 
 
+def seed(engine: Engine, shop: variants.Workshop, wanted: Iterable[Mapping[str, str | int | bool] | str]) -> None:
+    """Put kernels into the store that this machine has: with options, or without one. The workers of this machine
+    alone share them without it."""
+    if isinstance(engine.store.place, Folder) and engine.store.place.root == shop.store.cells:
+        return
+    kernels = Kernels(engine.store, "the submitter", str(engine.made))
+    for each in wanted:
+        folder = variants.there(shop, but=each) if isinstance(each, str) else variants.there(shop, each)
+        if folder is not None:
+            kernels.keep(folder)
+    for line in kernels.problems:
+        engine.problem(line)
+
+
 def order(name: str, kind: Kind, given: Inputs, what: object, folder: Path | None = None) -> Order:
     return Order(name, kind, given.setting.key, msgspec.Raw(msgspec.json.encode(what)), str(folder or ""))
 
@@ -129,8 +144,8 @@ def fetch(engine: Engine, done: Done, folder: Path) -> None:
             engine.problem(f"{done.order}: {name} is not kept: {error.message}")
 
 
-def pits(engine: Engine, given: Inputs) -> inject.Doer:
-    """Injects faults on the workers; one kernel for all cells that need it."""
+def pits(engine: Engine, given: Inputs, shop: variants.Workshop) -> inject.Doer:
+    """Injects faults on the workers; one kernel for all cells that need it. `shop`: this machine's."""
 
     def does(
         site: inject.Site,
@@ -153,6 +168,7 @@ def pits(engine: Engine, given: Inputs) -> inject.Doer:
             for name in by_kernel
         ]
         failed: list[Done] = []
+        seed(engine, shop, [each.options for _, each in planned.values() if each.options])
 
         def then(done: Done) -> Sequence[Order]:
             after = by_kernel.get(done.order, [])
@@ -213,6 +229,7 @@ class Certificate:
         say: Say,
     ) -> Iterator[certify.Row]:
         by_name = {each.name: each for each in options}
+        seed(self._engine, site.shop, by_name)
         for name in by_name:
             begin(name)
         orders = [order(each.name, "certify", self._given, cells.Left(each, self._whole)) for each in by_name.values()]

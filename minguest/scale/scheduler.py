@@ -34,6 +34,8 @@ PATIENCE = 60.0
 AGAIN = 2
 # How often a cell's worker may die, with the cell at fault: as Dask's own allowed-failures.
 DEATHS = 3
+# Kinds that take minutes: a line says where they are done.
+SLOW = ("kernel", "base", "reproduce")
 DIED = "each worker that ran it died"
 ADDRESS = re.compile(r"(tcp|tls)://([^\s/:]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
 LOCAL = re.compile(r"local:([0-9]{1,4})")
@@ -219,6 +221,8 @@ class Engine:
             if (flight := flights.get(what["order"])) is not None:
                 if flight.worker:
                     self._say(f"{flight.order.id}: its worker is gone; {what['name']} runs it again")
+                elif flight.order.kind in SLOW:
+                    self._say(f"{flight.order.id}: on {what['name']}")
                 flight.worker, flight.began = what["worker"], time.monotonic()
             return []
         if event == "died":

@@ -126,7 +126,8 @@ def run(order: Order, shared: store.Store, bench: Bench, name: str) -> Done:
     except (MinguestError, OSError) as error:
         return Done(order.id, name, error=str(error))
     shared_kernels = Kernels(shared, name, str(bench.made))
-    desk = cells.Desk(setting, inputs, work, shared, bench.local, bench.made, bench.objects, shared_kernels)
+    own = isinstance(shared.place, store.Folder) and shared.place.root == bench.local.cells
+    desk = cells.Desk(setting, inputs, work, shared, bench.local, bench.made, bench.objects, shared_kernels, own)
     start = time.monotonic()
     try:
         produced = cells.KINDS[order.kind](desk, order)

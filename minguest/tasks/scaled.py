@@ -76,7 +76,7 @@ def injector(engine: "Engine", project: "Project", site: inject.Site, shop: vari
 
     given = runs.inputs(_guest(project, shop, {"ovmf.deb": site.package}))
     runs.prepare(engine, given, say, building=True)
-    return runs.pits(engine, given)
+    return runs.pits(engine, given, shop)
 
 
 def certifier(engine: "Engine", project: "Project", site: certify.Site) -> certify.Doer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minguest.kernel import kbuild, source, variants
+from minguest.kernel import folders, kbuild, source, variants
 from minguest.model import Launch
 from minguest.paths import Store as Local
 from minguest.scale import settings
@@ -134,6 +134,18 @@ def test_a_kernel_is_built_on_one_machine_alone(tmp_path: Path, store: Store) ->
     assert first.name == second.name and first != second and kbuild.whole(second)
     assert (one.said, two.said) == (["kernel with PACKET=n"], [])
     assert one.kernels.problems == two.kernels.problems == []
+
+
+def test_one_that_was_built_from_scratch_serves_those_who_build_in_one_folder(tmp_path: Path, store: Store) -> None:
+    one, two = Machine(tmp_path, store, "one"), Machine(tmp_path, store, "two")
+    assert variants.there(one.shop, {"PACKET": False}) is None
+    first = one.kernel()
+    assert variants.there(one.shop, {"PACKET": False}) == first
+    assert variants.there(one.shop) is variants.there(one.shop, but="PACKET") is None
+    with folders.Objects(two.local, quiet) as objects:
+        two.shop = msgspec.structs.replace(two.shop, objects=objects)
+        assert two.kernel().name == first.name
+    assert two.said == []
 
 
 def test_a_poisoned_kernel_is_named_and_built_again_and_replaced(tmp_path: Path, store: Store) -> None:
