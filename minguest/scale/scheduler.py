@@ -73,7 +73,10 @@ class Flight(msgspec.Struct):
 class Engine:
     """Workers that were checked, and the cells that they run."""
 
-    def __init__(self, client: Any, store: Store, memory: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, client: Any, store: Store, memory: int, say: Callable[[str], None], *, hushed: bool = False
+    ) -> None:
+        self._hushed = hushed
         self._client, self.store, self._memory, self._say = client, store, memory, say
         self.problems: list[str] = []
         """What went wrong beside the cells' own results: the exit status tells of it."""
@@ -98,7 +101,7 @@ class Engine:
         self.made = chosen.made
         self._choose()
         with_kvm = sum(not each.kvm for each in self.workers.values())
-        self._say(f"{len(self.workers)} workers, {chosen.made}, {with_kvm} with KVM; store {self.store}")
+        self._say(f"{len(self.workers)} workers, {chosen.made}, /dev/kvm opens for {with_kvm}; store {self.store}")
         return chosen.made
 
     def _choose(self) -> None:
@@ -130,7 +133,12 @@ class Engine:
         self.facts = {address: each for address, each in self.facts.items() if address in there}
         for address in there - self.facts.keys() - self._probes.keys():
             future = self._client.submit(
-                worker.probe, address, workers=[address], allow_other_workers=False, pure=False, priority=10, retries=0
+                worker.probe,
+                hushed=self._hushed,
+                workers=[address],
+                allow_other_workers=False,
+                pure=False,
+                priority=10,
             )
             self._probes[address] = (self._looked, future)
         for address, (since, future) in list(self._probes.items()):
@@ -335,7 +343,7 @@ def engine(scheduler: str, store: Store, memory: int, say: Callable[[str], None]
                 f"scheduler={scheduler}: no scheduler answers: {error or type(error).__name__}",
                 "start one: dask scheduler --port 8786 (docs/scale.md)",
             ) from error
-        made = Engine(client, store, memory, say)
+        made = Engine(client, store, memory, say, hushed=bool(count))
         try:
             yield made
         finally:
@@ -350,7 +358,7 @@ def _cluster(distributed: Any, count: int) -> Any:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address="127.0.0.1:0" if util.find_spec("bokeh") else None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=0,
         silence_logs=logging.CRITICAL,
         env={

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,8 +64,11 @@ def made() -> Made:
         return Made(compiler, "none")
 
 
-def probe(_: str = "") -> bytes:
-    """This worker's Facts, as JSON."""
+def probe(*, hushed: bool = False) -> bytes:
+    """This worker's Facts, as JSON. `hushed`: it is of a local cluster, and must not draw on the submitter's terminal
+    how far its builds are."""
+    if hushed:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     bench = _bench()
     local, bench.made = bench.local, made()
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="utf-8").splitlines())

@@ -154,7 +154,7 @@ def client() -> Iterator[Any]:
     scheduler._silence()
     with (
         distributed.LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as made,  # type: ignore[no-untyped-call]
     ):

@@ -265,7 +265,7 @@ def test_a_command_after_options_is_started_again_with_it_first(line: Line) -> N
 def test_variables_are_read_by_name(line: Line) -> None:
     given = ["kernel=6.12", "contract=ignore", "version=1", "key=k", "unsigned=yes", "since=s", "to=t", "only=o"]
     made = line.read("initd", *given)
-    others = dict.fromkeys(("guest", "source", "src", "name", "make", "redistribute"))
+    others = dict.fromkeys(("guest", "source", "src", "name", "make", "redistribute", "scheduler", "store"))
     assert made.variables == {**dict(each.split("=") for each in given), **others}
     assert (made.guest.name, made.at.series) == ("toy", "6.12")
     own = line.toy.guest("own.toml", 'name = "own"\nkernel = ["6.12"]\n')
