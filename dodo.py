@@ -9,6 +9,7 @@ That text is the docstring of the task here, or of a single step the `doc` in mi
 
 Variables: guest=NAME|FILE.toml  kernel=SERIES|auto  source=DIR|TARBALL|pinned  contract=ignore
            version=X  key=FILE  unsigned=yes  since=DIR  to=DIR|oci://…|github:OWNER/REPO|s3://BUCKET/PREFIX
+           scheduler=local:N|tcp://HOST:PORT  store=DIR|s3://BUCKET/PREFIX
            only=PIT|OPTION,…  redistribute=NAME,…  src=DIR|TARBALL|.deb|PACKAGE  name=NAME  make='K=V …'
 
 The command `minguest` has what needs no build: diagnose, doctor, plan, host-check, verify and more.

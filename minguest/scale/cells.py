@@ -48,6 +48,8 @@ class Desk(msgspec.Struct):
     made: Made
     objects: folders.Objects
     kernels: Kernels
+    trees: dict[bytes, source.Prepared]
+    """Sources that this process has looked at."""
     alone: bool = False
     """The store is of this machine: its workers share kernels without it."""
 
@@ -59,7 +61,10 @@ class Desk(msgspec.Struct):
     def tree(self) -> source.Prepared:
         if self.setting.tree is None:
             raise ToolError("this setting has no kernel's source", "a bug of minguest: please report it")
-        return settings.get_tree(self.setting.tree, self.store, self.local)
+        name = self.setting.tree.identity
+        if name not in self.trees:  # to look at all of its files takes a second
+            self.trees[name] = settings.get_tree(self.setting.tree, self.store, self.local)
+        return self.trees[name]
 
     def shop(self) -> variants.Workshop:
         root = self.inputs / "root"
@@ -116,7 +121,7 @@ class Left(msgspec.Struct, frozen=True):
 
 
 def _certificate(desk: Desk) -> certify.Site:
-    return certify.Site(desk.site(), desk.shop(), desk.made.compiler, desk.inputs / "userland")
+    return certify.Site(desk.site(), desk.shop(), desk.made.compiler, desk.inputs / "userland", desk.work / "none.json")
 
 
 def base(desk: Desk, order: Order) -> Produced:

@@ -72,8 +72,8 @@ class Order(msgspec.Struct, frozen=True):
     """Its key: it is in the store as settings/KEY."""
     what: msgspec.Raw
     """JSON; each kind has its own."""
-    folder: str = ""
-    """Where the submitter puts its files; empty: nowhere."""
+    builds: bool = False
+    """It may build a kernel: the worker needs the source."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -87,8 +87,6 @@ class Done(msgspec.Struct, frozen=True):
     """In the store: SHA-256 by name."""
     inline: Mapping[str, bytes] = {}
     """Files that could not be put there."""
-    notes: tuple[str, ...] = ()
-    """Lines to be said."""
     problems: tuple[str, ...] = ()
     """Lines to be said, of which the exit status tells too."""
     poisoned: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import msgspec
 
 from minguest import VERSION
 from minguest.boottest import certify, inject, listed, runner
-from minguest.boottest.records import Cell
+from minguest.boottest.records import Cell, Row
 from minguest.bundle import manifests, reproduce
 from minguest.bundle.reproduction import Reproduction
 from minguest.diagnose import catalogue
@@ -126,8 +126,9 @@ def seed(engine: Engine, shop: variants.Workshop, wanted: Iterable[Mapping[str, 
         engine.problem(line)
 
 
-def order(name: str, kind: Kind, given: Inputs, what: object, folder: Path | None = None) -> Order:
-    return Order(name, kind, given.setting.key, msgspec.Raw(msgspec.json.encode(what)), str(folder or ""))
+def order(name: str, kind: Kind, given: Inputs, what: object, *, builds: bool = False) -> Order:
+    """One cell of a setting."""
+    return Order(name, kind, given.setting.key, msgspec.Raw(msgspec.json.encode(what)), builds)
 
 
 def fetch(engine: Engine, done: Done, folder: Path) -> None:
@@ -157,14 +158,15 @@ def pits(engine: Engine, given: Inputs, shop: variants.Workshop) -> inject.Doer:
         by_kernel: dict[str, list[Order]] = {}
         ready = []
         for cell, (name, each) in planned.items():
-            ordered = order(cell, "pits", given, cells.Injected(name, each))
-            if each.options and not each.cannot:
+            builds = bool(each.options and not each.cannot)
+            ordered = order(cell, "pits", given, cells.Injected(name, each), builds=builds)
+            if builds:
                 wanted = msgspec.json.encode(each.options, order="sorted").decode()
                 by_kernel.setdefault(f"kernel {wanted}", []).append(ordered)
             else:
                 ready.append(ordered)
         kernels = [
-            Order(name, "kernel", given.setting.key, msgspec.Raw(name.removeprefix("kernel ").encode()))
+            Order(name, "kernel", given.setting.key, msgspec.Raw(name.removeprefix("kernel ").encode()), builds=True)
             for name in by_kernel
         ]
         failed: list[Done] = []
@@ -208,7 +210,7 @@ class Certificate:
         self._whole: certify.Whole | None = None
 
     def base(self, site: certify.Site, manifest: manifests.Manifest, say: Say) -> certify.Whole:
-        for done in self._engine.run([order("with all options", "base", self._given, None)]):
+        for done in self._engine.run([order("with all options", "base", self._given, None, builds=True)]):
             if done.error:
                 raise UserError(done.error, "doit boot-test; a certificate needs a healthy guest")
             made = msgspec.json.decode(done.result, type=Base)
@@ -227,23 +229,26 @@ class Certificate:
         options: Sequence[Option],
         begin: certify.Begin,
         say: Say,
-    ) -> Iterator[certify.Row]:
+    ) -> Iterator[Row]:
         by_name = {each.name: each for each in options}
         seed(self._engine, site.shop, by_name)
         for name in by_name:
             begin(name)
-        orders = [order(each.name, "certify", self._given, cells.Left(each, self._whole)) for each in by_name.values()]
+        orders = [
+            order(each.name, "certify", self._given, cells.Left(each, self._whole), builds=True)
+            for each in by_name.values()
+        ]
         for done in self._engine.run(orders):
             option = by_name[done.order]
             if done.error:
                 self._engine.problem(f"{option.name}: NOT RUN: {done.error}")
-                yield certify.Row(
+                yield Row(
                     option.name, option.fragment, option.value, certify.reason_of(option), "NOT RUN", seen=done.error
                 )
                 continue
             for run, some in _by_folder(done).items():
                 fetch(self._engine, some, site.matrix.folder / "runs" / run)
-            yield msgspec.json.decode(done.result, type=certify.Row)
+            yield msgspec.json.decode(done.result, type=Row)
 
 
 class Base(msgspec.Struct, frozen=True):

@@ -180,7 +180,7 @@ class Engine:
                     flights[order.id] = self._send(order)
                 nobody = None if self.workers else nobody or time.monotonic()
                 if nobody is not None and time.monotonic() - nobody > PATIENCE:
-                    yield from self._given_up([*(each.order for each in flights.values()), *waiting], flights)
+                    yield from self._given_up([*(each.order for each in flights.values()), *waiting])
                     return
                 for done in [*self._late(flights), *self._next(flights)]:
                     if (flight := flights.pop(done.order, None)) is None:
@@ -204,8 +204,6 @@ class Engine:
                     each.future.cancel()
 
     def _tell(self, done: Done) -> None:
-        for line in done.notes:
-            self._say(line)
         for line in done.problems:
             self.problem(line)
 
@@ -292,7 +290,7 @@ class Engine:
             again.worker, again.deaths = each.worker, each.deaths + bool(each.worker)
             flights[name] = again
 
-    def _given_up(self, orders: Sequence[Order], flights: dict[str, Flight]) -> Iterator[Done]:
+    def _given_up(self, orders: Sequence[Order]) -> Iterator[Done]:
         why = f"no worker for {PATIENCE:g} s"
         self.problem(f"{why}: {len(orders)} cells are not run; start workers, and run the same command again")
         for order in orders:
@@ -344,11 +342,10 @@ def engine(scheduler: str, store: Store, memory: int, say: Callable[[str], None]
                 "start one: dask scheduler --port 8786 (docs/scale.md)",
             ) from error
         made = Engine(client, store, memory, say, hushed=bool(count))
-        try:
-            yield made
-        finally:
-            with contextlib.suppress(Exception):
-                made.tidy()
+        yield made
+        # Not after an interrupt: the user waits.
+        with contextlib.suppress(Exception):
+            made.tidy()
 
 
 def _cluster(distributed: Any, count: int) -> Any:

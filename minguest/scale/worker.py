@@ -43,6 +43,7 @@ class Bench:
         self.objects = folders.Objects(self.local, cells.quiet)
         self.settings: dict[str, tuple[Setting, Path]] = {}
         self.stores: dict[str, store.Store] = {}
+        self.trees: dict[bytes, source.Prepared] = {}
         self.made = made()
 
     def store(self, place: str) -> store.Store:
@@ -131,9 +132,13 @@ def run(order: Order, shared: store.Store, bench: Bench, name: str) -> Done:
         return Done(order.id, name, error=str(error))
     shared_kernels = Kernels(shared, name, str(bench.made))
     own = isinstance(shared.place, store.Folder) and shared.place.root == bench.local.cells
-    desk = cells.Desk(setting, inputs, work, shared, bench.local, bench.made, bench.objects, shared_kernels, own)
+    desk = cells.Desk(
+        setting, inputs, work, shared, bench.local, bench.made, bench.objects, shared_kernels, bench.trees, own
+    )
     start = time.monotonic()
     try:
+        if order.builds:
+            desk.tree()  # what is wrong with the store is not the cell's result
         produced = cells.KINDS[order.kind](desk, order)
     except store.Poisoned as error:
         return Done(order.id, name, problems=(str(error),), poisoned=(error.name,))

@@ -182,7 +182,11 @@ def certify_step(project: Project) -> Task:
         compiler = f"gcc {tools['gcc']}, binutils {tools['binutils']}"
         with scaled.engine(project) as engine, _injected(project, folder) as (shop, matrix):
             site = certify.Site(
-                matrix, shop, engine.made.compiler if engine else compiler, program, project.root / "docs/necessity.json"
+                matrix,
+                shop,
+                engine.made.compiler if engine else compiler,
+                program,
+                project.root / "docs/necessity.json",
             )
             far = [scaled.certifier(engine, project, site)] if engine else []
             made = certify.run(site, _only(project), say, *far)

@@ -90,7 +90,7 @@ def test_an_object_of_an_earlier_kernel_need_not_be_linked(shop: variants.Worksh
     """As in a folder that kbuild does not enter, for an option that stays on."""
     copy = tmp_path / "tree"
     shutil.copytree(TREE, copy)
-    with kbuild.Objects(shop.store, lambda _: None) as objects:
+    with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
         variants.kernel_with(series, {}, lambda _: None)
         makefile = copy / "Makefile"

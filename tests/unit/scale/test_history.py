@@ -68,6 +68,13 @@ def test_what_changed_is_listed_with_what_differs(store: Store) -> None:
     )
 
 
+def test_versions_are_in_the_order_of_their_numbers(store: Store) -> None:
+    for qemu, result in (("10.0.2", "wrong"), ("7.2.22", "right"), ("9.1", "right")):
+        keep(store, result, Made(MADE.compiler, qemu))
+    line = history.table(history.read(store)).splitlines()[0]
+    assert line == "default pits efi-off: right with QEMU 9.1 → wrong with QEMU 10.0.2"
+
+
 def test_two_series_are_compared(store: Store) -> None:
     keep(store, "right", series="6.12", kernel="6.12.94")
     keep(store, "wrong", series="4.12", kernel="4.12.14")

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from minguest.boottest import certify, inject, listed, runner
-from minguest.boottest.certify import Row, Whole
+from minguest.boottest.certify import Whole
+from minguest.boottest.records import Row
 from minguest.bundle import manifests, reproduce
 from minguest.diagnose.catalogue import Injection
 from minguest.kernel import variants
@@ -84,6 +85,7 @@ def test_a_matrix_has_each_kernel_once_and_its_consoles(farm: Farm, monkeypatch:
     known = {name: KNOWN[name] for name in ("efi-off", "msi-off-cmdline")}
     known["efi-too"] = KNOWN["efi-off"]
     site = msgspec.structs.replace(farm.site, known=known)
+    monkeypatch.setattr(cells.Desk, "tree", lambda _: None)
     made = inject.run(site, ["efi-off", "efi-too", "msi-off-cmdline"], farm.said.append, runs.pits(
         farm.engine, farm.given, farm.shop
     ))  # fmt: skip
@@ -126,9 +128,13 @@ def test_a_certificate_is_of_one_base(farm: Farm, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(certify, "with_all", with_all)
     monkeypatch.setattr(certify, "left_out", left_out)
     monkeypatch.setattr(cells.Desk, "shop", lambda _: None)
+    monkeypatch.setattr(cells.Desk, "tree", lambda _: None)
     asked = {name: Option(name, "y", "10.config", 1, "Why.") for name in ("EPOLL", "FUTEX")}
     monkeypatch.setattr(variants, "requested", lambda *_: asked)
-    site = certify.Site(farm.site, farm.shop, farm.engine.made.compiler, farm.at.bundle / "initrd.img")
+    monkeypatch.setattr(variants, "unasked", lambda *_: [])
+    site = certify.Site(
+        farm.site, farm.shop, farm.engine.made.compiler, farm.at.bundle / "initrd.img", tmp_path / "none.json"
+    )
     made = certify.run(site, (), farm.said.append, runs.Certificate(farm.engine, farm.given))
     assert [(row.option, row.kind) for row in made.rows] == [("EPOLL", "row"), ("FUTEX", "row")] and made.whole
     assert bases == [whole, whole] and "with all options: 10 bytes" in farm.said

@@ -21,6 +21,7 @@ from minguest.scale.settings import Inputs
 from minguest.scale.store import Folder, Store
 from minguest.tasks import scaled
 from minguest.util.errors import ToolError, UserError
+from tests.unit.scale.test_settings import toy
 
 MADE, OTHER = Made("gcc 12.2.0", "7.2.22"), Made("gcc 13.1.0", "7.2.22")
 GIB = 1 << 30
@@ -142,7 +143,7 @@ class Rig:
 
     def engine(self) -> Engine:
         made = Engine(self.client, self.store, 1 << 20, self.said.append)
-        runs.prepare(made, self.given, self.said.append, building=False)
+        runs.prepare(made, self.given, self.said.append, building=True)
         return made
 
     def order(self, name: str) -> Order:
@@ -203,6 +204,21 @@ def test_a_poisoned_input_is_put_again_and_the_cell_is_run(rig: Rig, tmp_path: P
     assert rig.blob.read_text() == "an input"
     assert engine.problems[0].partition(" is poisoned")[0].endswith(rig.blob.name)
     assert engine.problems[-1].endswith("put there again")
+
+
+def test_a_source_that_is_not_there_is_put_there_and_not_a_result(rig: Rig, tmp_path: Path) -> None:
+    rig.given.tree = toy(tmp_path)
+    rig.given.setting = msgspec.structs.replace(rig.given.setting, tree=rig.given.tree.tree)
+    engine = rig.engine()
+    assert [line for line in rig.said if "packing" in line] == ["packing linux 6.12.1 for the store"]
+    (record,) = rig.store.records("trees/")
+    packed = rig.store.record(record, str) or ""
+    place = tmp_path / f"shared/blobs/{packed[:2]}/{packed}"
+    place.write_bytes(b"poison")
+    (done,) = engine.run([runs.order("a", "pits", rig.given, None, builds=True)])
+    assert (done.error, rig.ran) == ("", ["a"])
+    assert any(f"{packed} is poisoned" in line for line in engine.problems)
+    assert [path.name for path in (tmp_path / "local/trees").glob("linux-*")]
 
 
 def test_one_that_cannot_be_put_again_is_the_cells_error(rig: Rig) -> None:
