@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minguest.kernel import source
 from minguest.paths import Store
-from minguest.util import files
+from minguest.util import files, run
 
 # How many kernels can be built at once: each has a folder with a fixed name, because ccache sees it in some commands.
 SLOTS = 16
@@ -37,35 +37,49 @@ def _empty(folder: Path) -> None:
 
 
 class Objects:
-    """One O= folder in which a run builds kernels that differ little: make compiles what a changed option reaches.
+    """O= folders for kernels that differ little from one: each begins with a copy of that one's objects, and make
+    compiles what the options that differ reach.
 
-    It is emptied for another tree, and after a build that failed; it is removed when the run ends or is killed. The
-    kernel is the same as from scratch (tests/slow/test_objects.py).
+    make always works in the same folder. Both are removed when the run ends or is killed. A kernel is the same as from
+    scratch (tests/slow/test_objects.py).
     """
 
     def __init__(self, store: Store, say: Callable[[str], None]) -> None:
         self._store, self._say = store, say
         self._ends = ExitStack()
-        self._slot: tuple[Path, int] | None = None
-        self._identity: bytes | None = None
-        """Of the tree whose objects are in the folder, all of them complete."""
+        self._slots: tuple[tuple[Path, int], Path] | None = None
+        """make's folder, with its lock, and the one with the first kernel's objects."""
+        self._first: tuple[bytes, str] | None = None
+        """The tree and the config of the first kernel, whose objects are complete."""
 
     def __enter__(self) -> "Objects":
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._slot = None
+        self._slots = self._first = None
         self._ends.close()
 
     @contextmanager
-    def of(self, tree: source.Prepared) -> Iterator[tuple[Path, int]]:
-        """What `slot` gives, with the objects of the last kernel."""
-        if self._slot is None:
-            self._slot = self._ends.enter_context(slot(self._store, self._say))
-        work, held = self._slot
-        if self._identity != tree.tree.identity:
-            _empty(work)
-        self._identity = None
+    def of(self, tree: source.Prepared, text: str, first: Callable[[Path, int], None]) -> Iterator[tuple[Path, int]]:
+        """What `slot` gives, with the objects of the kernel from `tree` and the config `text`. `first` builds that one
+        in a folder, with its lock's descriptor, if it is not there yet."""
+        if self._slots is None:
+            mine = self._ends.enter_context(slot(self._store, self._say))
+            self._slots = mine, self._ends.enter_context(slot(self._store, self._say))[0]
+        (work, held), kept = self._slots
         with files.disk_errors(work):
+            if self._first == (tree.tree.identity, text):
+                _copy(kept, work)
+            else:
+                self._first = None
+                _empty(work)
+                first(work, held)
+                _copy(work, kept)
+                self._first = tree.tree.identity, text
             yield work, held
-        self._identity = tree.tree.identity
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copy a folder with all times: make goes by them."""
+    shutil.rmtree(to, ignore_errors=True)
+    run.run(["cp", "-a", "--reflink=auto", folder, to], bare=True)

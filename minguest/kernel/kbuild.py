@@ -4,7 +4,7 @@
 A kernel is built from scratch, in a new O= folder that is never used again: for kbuild, whatever is newer than its
 source is complete, so a folder cannot be trusted after make was killed in it or the tree changed. It is still fast: a
 kernel is kept by the hash of all its inputs, and ccache keeps its objects by theirs. Only kernels that differ in an
-option or two, and that no bundle gets, are built in one folder, one after the other (`folders.Objects`).
+option or two, and that no bundle gets, begin with the objects of another one (`folders.Objects`).
 """
 
 import hashlib
@@ -239,13 +239,14 @@ def build(
     with_devel: bool = False,
     certificate: str = "",
     objects: Objects | None = None,
+    base: str = "",
 ) -> tuple[Path, Inspected]:
     """The folder with the kernel (KEPT) from `tree` and the config `text`; builds it if it does not exist.
 
     `with_devel`: also if its kernel-devel does not exist (`devel_folder`). `certificate`: what modules must be signed
-    for, if the config has signing.OPTIONS. `objects`: where it is built; such a kernel is kept apart from those that
-    were built from scratch. `building` is called before a build. Raises ToolError if make fails, and if an object that
-    was linked is incomplete.
+    for, if the config has signing.OPTIONS. `objects`: where it is built, from the objects of the kernel with the config
+    `base`; it is kept apart from those that were built from scratch. `building` is called before a build. Raises
+    ToolError if make fails, and if an object that was linked is incomplete.
     """
     kept, after_another = places(tree, text, store, certificate)
     if objects and not whole(kept):
@@ -253,10 +254,16 @@ def build(
     beside = devel_folder(tree, text, store, certificate) if with_devel else None
     config = kconfig.parse_config(text)
     names = WITH_MODULES if devel.has_modules(config) else DEVEL
+
+    def first(work: Path, held: int) -> None:
+        say(f"linux {tree.tree.version}: the objects that the next kernels begin with")
+        _compile(tree, base, work, store, held, log.with_name("base.log"))
+        inspect(work, kconfig.parse_config(base), Path(tree.path))
+
     with files.lock(kept.with_name(f".{kept.name}.busy"), lambda: say("waiting for another build of this kernel")):
         if not whole(kept) or (beside and not _belongs(beside, kept, names)):
             building()
-            with objects.of(tree) if objects else slot(store, say) as (work, held):
+            with objects.of(tree, base, first) if objects else slot(store, say) as (work, held):
                 if certificate:
                     files.write(work / signing.CERTIFICATE, certificate)
                 _compile(tree, text, work, store, held, log)
@@ -283,10 +290,12 @@ def build(
 
 def places(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> tuple[Path, Path]:
     """Where `build` keeps the kernel from `tree` and the config `text`: one that was built from scratch, and one that
-    was built with `objects`. A folder's name is a hash of all that the kernel depends on."""
+    began with `objects`. A folder's name is a hash of all that the kernel depends on."""
     recipe, tools = make_argv(Path("tree"), Path("out"), 1, "bzImage"), source.compiler_tools()
     first = store.kernels / _key(tree, text, tools, _with(recipe, certificate))
-    return first, store.kernels / _key(tree, text, tools, [*_with(recipe, certificate), "after another one"])
+    return first, store.kernels / _key(
+        tree, text, tools, [*_with(recipe, certificate), "from the objects of another one"]
+    )
 
 
 def devel_folder(tree: source.Prepared, text: str, store: Store, certificate: str = "") -> Path | None:

@@ -34,7 +34,7 @@ class Workshop(msgspec.Struct, frozen=True):
     log: Path
     """A folder."""
     objects: folders.Objects | None = None
-    """Where the kernels are built, one after the other; None: each from scratch."""
+    """Where the kernels are built, from the objects of the guest's own; None: each from scratch."""
     shared: Shared | None = None
 
 
@@ -117,8 +117,9 @@ def build(shop: Workshop, text: str, name: str, what: str, say: Callable[[str], 
                 shop.shared.fetch(folder)
             if kbuild.whole(folder):
                 break
+    own = kbuild.resolve(shop.tree, kconfig.render(requested(shop)), shop.store, shop.log / "own.config.log", say)
     folder, _ = kbuild.build(
-        shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what), objects=shop.objects
+        shop.tree, text, shop.store, log=log, say=say, building=lambda: say(what), objects=shop.objects, base=own
     )
     if shop.shared:
         shop.shared.keep(folder)

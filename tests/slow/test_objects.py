@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels that a run builds one after the other are the same as from scratch. Ten minutes of CPU time."""
+"""Kernels that begin with the objects of another one are the same as from scratch. Twenty minutes of CPU time."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from minguest.paths import Store
 from minguest.tasks.project import VARIABLES, Project
 from tests import ROOT
 
-# Options that reach far and near, and the first one again.
-ONE_BY_ONE: tuple[dict[str, bool], ...] = ({}, {"EFI": False}, {"SMP": False}, {"PCI": False}, {"ACPI": False}, {})
+# Options that reach far and near, and none.
+ONE_BY_ONE: tuple[dict[str, bool], ...] = ({"EFI": False}, {"SMP": False}, {"PCI": False}, {"ACPI": False}, {})
 
 
 def test_they_are_the_same_bytes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels that differ in options: one build a config, of the toy tree."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -43,43 +44,51 @@ def test_a_kernel_is_built_once_for_all_who_want_its_config(shop: variants.Works
     assert "packet_init" not in (one / "System.map").read_text()
 
 
-def test_kernels_of_a_run_are_built_in_one_folder(shop: variants.Workshop) -> None:
+def test_kernels_of_a_run_begin_with_the_objects_of_the_guests_own(shop: variants.Workshop) -> None:
     scratch = variants.kernel_with(shop, {"PACKET": False}, lambda _: None)
-    main = shop.store.making / "0/init/main.o"
+    main, packet = (shop.store.making / f"0/{name}.o" for name in ("init/main", "net/packet/af_packet"))
+    said: list[str] = []
     with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects)
-        assert variants.kernel_with(series, {"PACKET": False}, lambda _: None) == scratch
-        assert not shop.store.making.joinpath("0").exists()  # nothing had to be built
-        other = variants.kernel_with(series, {}, lambda _: None)
+        assert variants.kernel_with(series, {"PACKET": False}, said.append) == scratch
+        assert said == [] and not shop.store.making.joinpath("0").exists()  # nothing had to be built
+        variants.kernel_with(series, {"NUMBER": 2}, said.append)
         compiled = main.stat().st_mtime_ns
+        assert said == ["kernel with NUMBER=2", "linux 6.12.1: the objects that the next kernels begin with"]
+        # What the last kernel left does not count.
+        packet.write_bytes(b"")
         shutil.rmtree(scratch)
-        again = variants.kernel_with(series, {"PACKET": False}, lambda _: None)
-        assert main.stat().st_mtime_ns == compiled
-    assert not main.exists()
+        again = variants.kernel_with(series, {"PACKET": False}, said.append)
+        assert main.stat().st_mtime_ns == compiled and packet.stat().st_size
+        assert said[2:] == ["kernel with PACKET=n"]
+    assert not main.exists() and list(shop.store.making.glob("[0-9]*")) == []
     # A bundle's kernel is never one of these.
     assert variants.kernel_with(shop, {"PACKET": False}, lambda _: None) == scratch != again
     for name in kbuild.KEPT:
         assert (again / name).read_bytes() == (scratch / name).read_bytes(), name
-    assert "packet_init" in (other / "System.map").read_text()
 
 
-def test_a_folder_is_emptied_after_a_failure_and_for_another_tree(shop: variants.Workshop, tmp_path: Path) -> None:
+def test_a_failure_leaves_the_objects_and_another_tree_does_not(shop: variants.Workshop, tmp_path: Path) -> None:
     copy = tmp_path / "tree"
     shutil.copytree(TREE, copy)
     main = shop.store.making / "0/init/main.o"
     with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
-        variants.kernel_with(series, {"PACKET": False}, lambda _: None)
-        packet = copy / "net/packet/af_packet.c"
-        good = packet.read_text()
-        packet.write_text("not C")
+        source_file = copy / "init/main.c"
+        good = source_file.read_text()
+        source_file.write_text("not C")
         with pytest.raises(ToolError):
-            variants.kernel_with(series, {}, lambda _: None)
-        packet.write_text(good)
-        left = main.stat().st_mtime_ns
-        variants.kernel_with(series, {}, lambda _: None)
+            variants.kernel_with(series, {"NUMBER": 2}, lambda _: None)
+        source_file.write_text(good)
+        variants.kernel_with(series, {"NUMBER": 2}, lambda _: None)
         compiled = main.stat().st_mtime_ns
-        assert left != compiled
+        source_file.write_text("not C")  # now newer than its object
+        with pytest.raises(ToolError):
+            variants.kernel_with(series, {"NUMBER": 3}, lambda _: None)
+        source_file.write_text(good)
+        os.utime(source_file, (0, 0))
+        variants.kernel_with(series, {"NUMBER": 3}, lambda _: None)
+        assert main.stat().st_mtime_ns == compiled
         other = msgspec.structs.replace(shop.tree.tree, version="6.12.2")
         series = msgspec.structs.replace(series, tree=source.Prepared(str(copy), other))
         variants.kernel_with(series, {}, lambda _: None)
@@ -92,7 +101,7 @@ def test_an_object_of_an_earlier_kernel_need_not_be_linked(shop: variants.Worksh
     shutil.copytree(TREE, copy)
     with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
-        variants.kernel_with(series, {}, lambda _: None)
+        variants.kernel_with(series, {"NUMBER": 3}, lambda _: None)
         makefile = copy / "Makefile"
         makefile.write_text(makefile.read_text().replace("OBJECTS += $(O)/net/packet/af_packet.o\n", ""))
         later = variants.kernel_with(series, {"NUMBER": 2}, lambda _: None)
