@@ -194,7 +194,8 @@ def _cell(engine: Engine, site: inject.Site, of: tuple[str, catalogue.Injection]
     planned = inject.planned(site, *of)
     if done.error:
         result = "wrong" if done.hung else "NOT RUN"
-        engine.problem(f"{planned.id}: {result}: {done.error}")
+        if not any(done.error in each for each in engine.problems):
+            engine.problem(f"{planned.id}: {result}: {done.error}")
         return msgspec.structs.replace(planned, result=result, why=done.error)
     cell = msgspec.json.decode(done.result, type=Cell)
     if done.files or done.inline:
