@@ -470,7 +470,7 @@ def test_evidence_goes_on_after_what_fails_or_cannot_be_run(
         "it has no CPU\n  remedy: read the console\nboot-test-pc-1 cannot be run: more memory than there is\n"
         "power-button is not run: too small\nit has no BAR\n"
     )
-    assert re.findall(r"^ +NOT RUN +(\S+)", said, re.MULTILINE)[-3:] == ["pits", "rehearsal", "real-card"]
+    assert re.findall(r"^ +NOT RUN +(\S+)", said, re.MULTILINE)[-4:] == ["pits", "rehearsal", "necessity", "real-card"]
     monkeypatch.setattr(runner, "run", lambda *_: None)
     assert test.evidence_step(there.project(chooses=False))["actions"][0]() is None
 
