@@ -120,13 +120,7 @@ def diagnose(options: argparse.Namespace, say: Say) -> Answer:
     if not given and (reports := [name for name in names if matching.is_report(name)]):
         given = Path(reports[0])
         names.remove(reports[0])
-    report = matching.read_report(given) if given else None
-    if not names and not options.libvirt and not (report and report.log):
-        if report:
-            raise UserError(
-                f"{given}: a report without the kernel's log: its console was not quiet",
-                f"minguest diagnose CONSOLE --report {given}",
-            )
+    if not names and not options.libvirt and not given:
         raise UserError("no log", "minguest diagnose LOG…; - is standard input: dmesg | minguest diagnose -")
     if options.log.count(logs.STDIN) > 1:
         raise UserError("standard input can be read only once", "pass - once")
@@ -135,6 +129,12 @@ def diagnose(options: argparse.Namespace, say: Say) -> Answer:
     read = [logs.read(log) for log in names]
     if options.libvirt:
         read += libvirt.collect(options.libvirt, say)
+    report = matching.read_report(given) if given else None
+    if report and not read and not report.log:
+        raise UserError(
+            f"{given}: a report without the kernel's log: its console was not quiet",
+            f"minguest diagnose CONSOLE --report {given}",
+        )
     diagnosis, seen = matching.diagnose_logs(pits, read, report)
     found = answer.answer(diagnosis, seen, subsystems)
     heads = [f"{each.name}: {', '.join(each.kinds)}" for each in seen] if len(seen) > 1 else []
