@@ -131,8 +131,10 @@ def test_the_kernels_own_modules_are_kept_with_it(tmp_path: Path, store: Store) 
     with tarfile.open(packed) as tar:
         (member,) = tar.getmembers()
         assert (member.name, member.mode, member.mtime, member.uid) == ("drivers/toy/toy.ko", 0o644, devel.TIME, 0)
-        tar.extract(member, tmp_path, filter="data")
-    sections = output("readelf", "-SW", tmp_path / member.name)
+        module = tar.extractfile(member)
+        assert module is not None
+        (tmp_path / "toy.ko").write_bytes(module.read())
+    sections = output("readelf", "-SW", tmp_path / "toy.ko")
     assert ".modinfo" in sections and ".debug" not in sections
     # It is as damaged as any other file, and the same bytes in every store.
     packed.write_bytes(first[:-2])
