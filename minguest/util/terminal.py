@@ -9,12 +9,15 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
 # A shell's status for a program that SIGINT ended, and for one that SIGPIPE ended.
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+# Seconds after which a signal that was lost is sent again.
+AGAIN = 0.01
 
 
 class Output(io.TextIOBase):
@@ -139,3 +142,20 @@ def end_on_interrupt(
         raise SystemExit(INTERRUPTED)  # works in a hook too: pythonrun.c, _PyErr_PrintEx
 
     sys.excepthook = uncaught
+    sys.unraisablehook = _send_again
+
+
+def _send_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Python drops an exception of a __del__ or of a weak reference's callback. That of a signal must not be lost."""
+    match lost.exc_value:
+        case KeyboardInterrupt():
+            number = int(signal.SIGINT)
+        case SystemExit(code=int(status)) if status > 128:
+            number = status - 128
+        case _:
+            sys.__unraisablehook__(lost)
+            return
+    # Later: what this function raises is dropped too. A daemon: a process that is just ending has done its work.
+    again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()

@@ -81,7 +81,7 @@ def test_ctrl_c_in_a_boot_test(built: paths.Layout, doit: Doit, moment: str) -> 
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said == "interrupted: what is complete is kept; run the same command again to continue\n"
     assert gone(built.boot_test)
 

@@ -109,6 +109,29 @@ def test_ctrl_c_while_doit_reads_its_tasks(at: Layout) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", INTERRUPTED)
 
 
+# Its last object is dropped, and the signal comes while Python drops it.
+DROPPING = """
+import os, time
+from minguest.util import terminal
+terminal.end_on_interrupt()
+terminal.end_on_signals()
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        time.sleep({pause})
+it = Dropped()
+del it
+time.sleep({pause})
+"""
+
+
+@pytest.mark.parametrize(("number", "status", "said"), [(2, 130, INTERRUPTED), (15, 143, ""), (1, 129, "")])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(number: int, status: int, said: str) -> None:
+    program = DROPPING.format(number=number, pause=SAYS_S)
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
 @pytest.mark.parametrize(
     ("number", "ignored", "status", "error"),
     [
