@@ -28,6 +28,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     of: str = ""
     """Of `against`; empty: the same measure."""
     cores: int = 0
+    limit: str = ""
 
 
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +82,8 @@ def _held(budget: Budget, part: Part | None) -> Found:
 def _judged(budget: Budget, figure: float) -> Found:
     if figure <= budget.most:
         return Found(budget, "reached", figure, "")
-    return Found(budget, "missed", figure, f"by {figure - budget.most:.2g}, {figure / budget.most - 1:.1%}")
+    by = f"by {figure - budget.most:.2g}, {figure / budget.most - 1:.1%}"
+    return Found(budget, "missed", figure, f"{by}: {budget.limit}" if budget.limit else by)
 
 
 def _figure(budget: Budget, part: Part | None) -> float:

@@ -35,6 +35,8 @@ def test_the_most_is_reached_and_a_little_more_is_missed() -> None:
     assert state() == ("reached", "")
     assert state(changed(most=0.4999)) == ("missed", "by 0.0001, 0.0%")
     assert state(changed(most=0.4)) == ("missed", "by 0.1, 25.0%")
+    assert state(changed(most=0.4, limit="light")) == ("missed", "by 0.1, 25.0%: light")
+    assert state(changed(limit="light")) == ("reached", "")
     assert state(changed(measure="cold", against="ours", of="report", most=4.0)) == ("missed", "by 0.5, 12.5%")
     assert state(changed(against="", most=2.0)) == ("reached", "")
     assert state(changed(against="", most=1.9))[0] == "missed"
