@@ -58,7 +58,7 @@ def _boot(options: argparse.Namespace, part: record.Part) -> int:
 def _build(options: argparse.Namespace, part: record.Part) -> int:
     bundle = (options.bundle or [BUNDLE])[0]
     how = (options.times, options.change, options.cold, options.rehearsal)
-    done = build.run(part, bundle, options.peer, options.base, *how, _say)
+    done = build.run(part, bundle, options.peer, options.base, *how, options.out, _say)
     return _finish(done, build.tables(done), options.out)
 
 

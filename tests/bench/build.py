@@ -18,8 +18,9 @@ import msgspec
 
 from minguest import settings
 from minguest.bundle import manifests
-from minguest.kernel import kbuild
+from minguest.kernel import kbuild, kconfig
 from minguest.paths import Layout, Store
+from minguest.util import files
 from minguest.util.errors import UserError
 from minguest.util.run import run as run_tool
 from tests import ROOT
@@ -66,15 +67,18 @@ def guest(folder: Path, name: str, series: str, options: str = "") -> Iterator[l
         clear()
 
 
-def compiled(tree: Path, config: Path) -> float:
-    """Wall time of compiling `config` from nothing, olddefconfig included."""
+def compiled(tree: Path, config: Path, image: Path | None = None) -> float:
+    """Wall time of compiling `config` from nothing, olddefconfig included. `image` gets its bzImage."""
     with tempfile.TemporaryDirectory(prefix="minguest-bench-") as name:
         out = Path(name)
         shutil.copyfile(config, out / ".config")
         start = time.monotonic()
         for target in ("olddefconfig", "bzImage"):
             run_tool(kbuild.make_argv(tree, out, settings.jobs(), target), bare=True)
-        return time.monotonic() - start
+        took = time.monotonic() - start
+        if image is not None:
+            files.copy(out / kbuild.IMAGE, image)
+        return took
 
 
 def rebuilt(series: str, change: str) -> dict[str, Value]:
@@ -103,15 +107,23 @@ def run(
     change: str,
     cold: bool,
     rehearsal: bool,
+    out: Path,
     say: Callable[[str], None],
 ) -> Part:
-    """Measure; `peers` are NAME=CONFIG. ToolError if a build fails, UserError for a config that is missing."""
+    """Measure; `peers` are NAME=CONFIG, and each one's kernel is left as `out`/NAME.bzImage. ToolError if a build
+    fails, UserError for a config that is missing, or that of a 32-bit kernel."""
     folder = Path(bundle.rpartition("=")[2])
     manifest = manifests.load(folder)
     series, name = manifest.kernel.series, manifest.guest.name
     configs = dict(boot.pair(each, "--peer") for each in peers)
     if missing := [path for path in configs.values() if not Path(path).is_file()]:
         raise UserError(f"{missing[0]}: no such file", "--peer NAME=CONFIG")
+    for path in configs.values():
+        if kconfig.parse_config(Path(path).read_text(encoding="utf-8")).get("64BIT") != "y":
+            raise UserError(
+                f"{path}: CONFIG_64BIT is not on: a 32-bit kernel is no peer",
+                "make the config with ARCH=x86_64; ARCH=x86 starts from 32 bits",
+            )
     ours = bundle.rpartition("=")[0] or f"{name}-{series}"
     boot.one_of(base, [ours, *configs])
     values: dict[str, Value] = {}
@@ -136,13 +148,13 @@ def run(
         say(CHANGED)
         values[COLD] = Value("s", (compiled(tree, folder / "kernel.config"),))
         for each, config in configs.items():
-            theirs[each] = Value("s", (compiled(tree, Path(config)),))
+            theirs[each] = Value("s", (compiled(tree, Path(config), out / f"{each}.bzImage"),))
             say(f"{each}, {COLD}")
     subjects = {ours: Subject("ours", f"linux {manifest.kernel.version}", manifest.files, values)}
     for each, config in configs.items():
-        files = {Path(config).name: manifests.describe(Path(config))}
+        made_of = {Path(config).name: manifests.describe(Path(config))}
         problem = "" if cold else "not compiled: that needs --cold"
-        subjects[each] = Subject("peer", config, files, {COLD: theirs[each]} if cold else {}, problem)
+        subjects[each] = Subject("peer", config, made_of, {COLD: theirs[each]} if cold else {}, problem)
     return msgspec.structs.replace(part, base=base, subjects=subjects, notes=NOTES)
 
 

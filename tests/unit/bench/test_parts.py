@@ -102,7 +102,8 @@ def test_a_variant_of_the_default_guest_has_another_name_and_option() -> None:
 
 def test_builds_that_compile_need_to_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = workshop.build(tmp_path / "root").bundle
-    config = bundle / "kernel.config"
+    config = tmp_path / "kata.config"
+    config.write_text("CONFIG_64BIT=y\n")
     (bundle.parent / "tree.json").write_text('{"path": "/tree"}')
     ran: list[str] = []
 
@@ -111,12 +112,12 @@ def test_builds_that_compile_need_to_be_asked_for(tmp_path: Path, monkeypatch: p
         return float(len(ran))
 
     monkeypatch.setattr(build, "seconds", took)
-    monkeypatch.setattr(build, "compiled", lambda tree, config: 200.0)
+    monkeypatch.setattr(build, "compiled", lambda tree, config, image=None: 200.0)
     monkeypatch.setattr(build, "ROOT", tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/guest.toml").write_text((ROOT / "configs/guest.toml").read_text())
     given = (str(bundle), [f"kata={config}"], "kata", 2, "LOG_BUF_SHIFT = 16")
-    quick = build.run(part("build"), *given, False, False, lambda _: None)
+    quick = build.run(part("build"), *given, False, False, tmp_path, lambda _: None)
     assert ran == ["doit build"] * 5
     # The first run of "nothing to do" may have had something to do.
     assert quick.subjects["default-4.12"].values == {
@@ -124,12 +125,15 @@ def test_builds_that_compile_need_to_be_asked_for(tmp_path: Path, monkeypatch: p
         "a second guest": Value("s", (4.0, 5.0)),
     }
     assert quick.faults == ["kata: not compiled: that needs --cold"]
-    cold = build.run(part("build"), *given, True, False, lambda _: None)
+    cold = build.run(part("build"), *given, True, False, tmp_path, lambda _: None)
     assert set(cold.subjects["default-4.12"].values) == {*build.MEASURES} - {"rehearsal"}
     assert cold.faults == []
     assert build.tables(cold)["Builds"][1][1] == "200.00 (1.00)"
     with pytest.raises(UserError, match="/none: no such file"):
-        build.run(part("build"), str(bundle), ["kata=/none"], "", 1, "", False, False, lambda _: None)
+        build.run(part("build"), str(bundle), ["kata=/none"], "", 1, "", False, False, tmp_path, lambda _: None)
+    config.write_text("CONFIG_X86_32=y\n# CONFIG_64BIT is not set\n")
+    with pytest.raises(UserError, match="CONFIG_64BIT is not on: a 32-bit kernel is no peer"):
+        build.run(part("build"), *given, True, False, tmp_path, lambda _: None)
 
 
 def test_a_guest_for_a_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,11 +160,11 @@ def test_the_rehearsal_is_timed_when_its_host_is_built(tmp_path: Path, monkeypat
         return float(len(ran))
 
     monkeypatch.setattr(build, "seconds", took)
-    made = build.run(part("build"), str(bundle), [], "", 1, "", False, True, lambda _: None)
+    made = build.run(part("build"), str(bundle), [], "", 1, "", False, True, tmp_path, lambda _: None)
     assert ran[-2:] == [("doit", "build", "host", "kernel=4.12"), ("doit", "rehearse", "kernel=4.12")]
     assert made.subjects["default-4.12"].values["rehearsal"] == Value("s", (float(len(ran)),))
     with pytest.raises(UserError, match="--base kata: no such subject"):
-        build.run(part("build"), str(bundle), [], "kata", 1, "", False, False, lambda _: None)
+        build.run(part("build"), str(bundle), [], "kata", 1, "", False, False, tmp_path, lambda _: None)
 
 
 def test_a_command_that_fails_is_no_time() -> None:
