@@ -44,8 +44,8 @@ PROBES = (
     catalogue.Injection("large-bars", launch={"gpus": ["bar:128G"] * 8}),
     catalogue.Injection("userland", launch={"root": {"disk": "/dev/vda"}}),
 )
-# The modules that judge, beside inject.CODE: when they change, kept rows are dropped.
-CODE = ("boottest/certify", "boottest/userland")
+# The modules that make rows, beside inject.CODE: when they change, kept rows are dropped.
+CODE = ("boottest/certify", "boottest/userland", "kernel/variants")
 MEANING: Mapping[Kind, str] = {
     "not built": "without it the kernel does not build",
     "not booted": "without it a guest is lost",
@@ -171,11 +171,9 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer
         rows.pop(name, None)
         keep()
 
-    def kept_row(option: kconfig.Option) -> bool:
-        row = rows.get(option.name)
-        return row is not None and row.kind != "NOT RUN" and row.reason == reason_of(option)
-
-    missing = [option for option in chosen if not kept_row(option)]
+    # What an option's comment says changes no kernel.
+    rows |= {each.name: commented(rows[each.name], each) for each in chosen if each.name in rows}
+    missing = [each for each in chosen if each.name not in rows or rows[each.name].kind == "NOT RUN"]
     for option in chosen:
         if option not in missing:
             say(shown(rows[option.name]))
@@ -221,6 +219,14 @@ def reason_of(option: kconfig.Option) -> str:
     return " ".join(option.reason.split())
 
 
+def commented(row: Row, option: kconfig.Option) -> Row:
+    """An earlier row with the option's present place and comment."""
+    row = msgspec.structs.replace(row, fragment=option.fragment, reason=reason_of(option))
+    if row.kind not in ("stated", "unseen", "unasked"):
+        return row
+    return _without_sign(msgspec.structs.replace(row, seen=""))
+
+
 def left_out(
     site: Site, manifest: manifests.Manifest, option: kconfig.Option, base: Whole, say: Callable[[str], None]
 ) -> Row:
@@ -245,7 +251,7 @@ def left_out(
 
 def key_of(site: Site, manifest: manifests.Manifest) -> str:
     """The key that a certificate must have to be valid for this bundle, this launch and these pits."""
-    names = (*inject.CODE, "boottest/certify", "boottest/userland", "kernel/variants")
+    names = (*inject.CODE, *CODE)
     code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in names]
     judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in site.matrix.known.items()]
     program = files.sha256(site.program)
@@ -318,6 +324,11 @@ def _judged(row: Row, base: Whole) -> Row:
         return msgspec.structs.replace(row, kind="size", seen=f"larger by {row.bytes:,} bytes")
     if row.instructions is not None and base.instructions and row.instructions >= COUNTED * base.instructions:
         return msgspec.structs.replace(row, kind="time", seen=f"{row.instructions:+.1f} M instructions")
+    return _without_sign(row)
+
+
+def _without_sign(row: Row) -> Row:
+    """The row of an option that no test here shows anything of."""
     if UNTESTED in row.reason:
         return msgspec.structs.replace(row, kind="stated", seen=row.reason.partition(UNTESTED)[2])
     return msgspec.structs.replace(row, kind="unseen" if row.fragment else "unasked")
