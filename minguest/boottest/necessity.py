@@ -28,6 +28,12 @@ pages, random addresses, cleared stacks.
 """
 
 
+def together(made: Sequence[Certificate], published: Sequence[Certificate], order: Sequence[str]) -> list[Certificate]:
+    """The certificates that were made here, and what was published of other series, in this order of series."""
+    by_series = {each.series: each for each in (*published, *made)}
+    return [by_series[series] for series in order if series in by_series]
+
+
 def page(certificates: Sequence[Certificate]) -> str:
     """The page; a column for each series, a table for each fragment."""
     parts = [HEAD, *(_about(each) for each in certificates)]

@@ -212,7 +212,8 @@ def necessity_page_step(project: Project) -> Task:
 
     def make() -> None:
         folders = [project.at.certified.parent / f"{project.guest.name}-{series}" for series in project.sources.kernel]
-        found = [each for folder in folders if (each := certify.load(folder)) is not None]
+        made = [each for folder in folders if (each := certify.load(folder)) is not None]
+        found = necessity.together(made, certify.published(data), list(project.sources.kernel))
         if not found:
             raise UserError(f"{project.at.certified.parent}: no certificate of {project.guest.name}", "doit certify")
         files.write(target, necessity.page(found))

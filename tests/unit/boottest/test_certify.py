@@ -267,6 +267,16 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
     assert text.count("**Not every option was tried yet.**") == 1
 
 
+def test_a_series_that_was_not_tried_here_stays_on_the_page() -> None:
+    def made(series: str, version: str) -> Certificate:
+        return Certificate(CERTIFICATE_SCHEMA, series, version, {}, "gcc 12", "", True, 1000, None, ())
+
+    old, new, other = made("6.12", "6.12.1"), made("6.12", "6.12.2"), made("4.12", "4.12.1")
+    order = ["4.12", "6.12", "6.6"]
+    assert necessity.together([new], [old, other], order) == [other, new]
+    assert necessity.together([], [old], order) == [old]
+
+
 def test_disks_have_one_partition(tmp_path: Path) -> None:
     assert struct.unpack("<II", userland.mbr()[446 + 8 : 446 + 16]) == (2048, 2048)
     disk = userland.gpt()
