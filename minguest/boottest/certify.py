@@ -238,6 +238,8 @@ def left_out(
         row = msgspec.structs.replace(row, instead=made.value, gone=made.gone)
         if made.text == base.text:
             return msgspec.structs.replace(row, kind="unchanged")
+        if kconfig.parse_config(made.text).get("64BIT") != "y":
+            return msgspec.structs.replace(row, kind="not built", seen="the kernel would be one of 32 bits")
         kernel = variants.build(site.shop, made.text, name, f"kernel without {option.name}", say)
     except ToolError as error:
         # Only what compiler or linker refuse is the option's doing: not a full disk, or a machine without memory.

@@ -47,7 +47,7 @@ class Bench:
         (self.kernel / "bzImage").write_bytes(bytes(10000))
         self.trials: dict[str, runner.Trial] = {}
         self.userland = "userland: epoll: ok\nuserland: futex: ok\n"
-        self.without = Without("CONFIG_OTHER=y\n", "n", ("EVENTFD",))
+        self.without = Without("CONFIG_64BIT=y\nCONFIG_OTHER=y\n", "n", ("EVENTFD",))
         self.refused: ToolError | None = None
         self.probes: list[str] = []
         self.unasked: list[str] = []
@@ -145,6 +145,12 @@ def test_where_no_boot_shows_it_its_cost_does_or_its_comment(
 def test_the_same_config_is_not_booted(bench: Bench) -> None:
     bench.without = Without(BASE.text, "y", ())
     assert (bench.row().kind, bench.probes) == ("unchanged", [])
+
+
+def test_a_kernel_of_32_bits_is_not_built(bench: Bench) -> None:
+    bench.without = Without("# CONFIG_64BIT is not set\n", "n", ())
+    row = bench.row()
+    assert (row.kind, row.seen, bench.probes) == ("not built", "the kernel would be one of 32 bits", [])
 
 
 def test_only_what_the_compiler_refuses_is_not_built(bench: Bench) -> None:
