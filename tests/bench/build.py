@@ -154,7 +154,7 @@ def run(
     for each, config in configs.items():
         made_of = {Path(config).name: manifests.describe(Path(config))}
         problem = "" if cold else "not compiled: that needs --cold"
-        subjects[each] = Subject("peer", config, made_of, {COLD: theirs[each]} if cold else {}, problem)
+        subjects[each] = Subject("peer", Path(config).name, made_of, {COLD: theirs[each]} if cold else {}, problem)
     return msgspec.structs.replace(part, base=base, subjects=subjects, notes=NOTES)
 
 

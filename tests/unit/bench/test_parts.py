@@ -125,6 +125,8 @@ def test_builds_that_compile_need_to_be_asked_for(tmp_path: Path, monkeypatch: p
         "a second guest": Value("s", (4.0, 5.0)),
     }
     assert quick.faults == ["kata: not compiled: that needs --cold"]
+    # Not its folder, which is this machine's.
+    assert quick.subjects["kata"].about == "kata.config"
     cold = build.run(part("build"), *given, True, False, tmp_path, lambda _: None)
     assert set(cold.subjects["default-4.12"].values) == {*build.MEASURES} - {"rehearsal"}
     assert cold.faults == []
