@@ -21,8 +21,8 @@ T = TypeVar("T")
 # initd's own limit of initd.root-seconds= (initd/options.c).
 ROOT_SECONDS_MAX = 600
 # Of ccache(1), and of distcc(1), which CCACHE_PREFIX=distcc has compile what ccache has not.
-PASSED = ("CCACHE_DIR", "CCACHE_MAXSIZE", "CCACHE_REMOTE_STORAGE", "CCACHE_REMOTE_ONLY", "CCACHE_RESHARE",
-          "CCACHE_PREFIX", "DISTCC_HOSTS", "DISTCC_DIR")  # fmt: skip
+PASSED = ("CCACHE_DIR", "CCACHE_DISABLE", "CCACHE_MAXSIZE", "CCACHE_REMOTE_STORAGE", "CCACHE_REMOTE_ONLY",
+          "CCACHE_RESHARE", "CCACHE_PREFIX", "DISTCC_HOSTS", "DISTCC_DIR")  # fmt: skip
 # Former names of keys, and what they are called now.
 RENAMED = {"mend": "fix", "dig": "inject", "sabotage": "fault", "line": "series", "lines": "series"}
 # What other programs call a key, and what it is called here: QEMU, libvirt, Ceph, Proxmox.

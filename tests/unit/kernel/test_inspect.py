@@ -76,7 +76,7 @@ def test_make_and_ccache_write_where_they_are_meant_to(store: Store, monkeypatch
     }
     # What the user has set for ccache wins, and nothing else of it gets there.
     own = {"CCACHE_DIR": "/mine", "CCACHE_REMOTE_STORAGE": "http://127.0.0.1:9", "CCACHE_PREFIX": "distcc",
-           "DISTCC_HOSTS": "127.0.0.1"}  # fmt: skip
+           "DISTCC_HOSTS": "127.0.0.1", "CCACHE_DISABLE": "1"}  # fmt: skip
     for name, value in {**own, "CCACHE_COMPILERCHECK": "none", "CCACHE_SLOPPINESS": "time_macros"}.items():
         monkeypatch.setenv(name, value)
     found = kbuild.make_environment(store, Path("/out"))
