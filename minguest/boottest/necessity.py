@@ -63,7 +63,7 @@ def _about(certificate: Certificate) -> str:
     count = "" if certificate.instructions is None else f", {certificate.instructions:.1f} million instructions"
     return (
         f"**{certificate.series}**: linux {certificate.version}, {certificate.compiler}; with all options "
-        f"{certificate.bytes:,} bytes{count}. {len(certificate.rows)} options: {summary(certificate)}.{left}"
+        f"{certificate.bytes:,} bytes compressed{count}. {len(certificate.rows)} options: {summary(certificate)}.{left}"
     )
 
 

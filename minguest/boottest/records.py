@@ -10,7 +10,7 @@ from minguest.bundle.manifests import File
 
 MATRIX_SCHEMA = 1
 REHEARSAL_SCHEMA = 2
-CERTIFICATE_SCHEMA = 2
+CERTIFICATE_SCHEMA = 3
 Kind = Literal[
     "not built", "not booted", "row", "pit", "size", "time", "unchanged", "stated", "unseen", "unasked", "NOT RUN"
 ]
@@ -74,7 +74,7 @@ class Row(msgspec.Struct, frozen=True):
     """The first launch that showed it."""
     seen: str = ""
     bytes: int | None = None
-    """How much larger the kernel's image is without it."""
+    """How much larger the compressed kernel is without it."""
     instructions: float | None = None
     """In millions, how many more the kernel takes to initd's start without it."""
 
@@ -93,7 +93,7 @@ class Certificate(msgspec.Struct, frozen=True):
     whole: bool
     """Whether all options are there, those that nobody asks for too."""
     bytes: int
-    """Of the kernel's image with all options."""
+    """Of the compressed kernel with all options."""
     instructions: float | None
     rows: tuple[Row, ...]
 
