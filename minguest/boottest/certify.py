@@ -22,6 +22,7 @@ from minguest.boottest.records import CERTIFICATE_SCHEMA, Certificate, Kind, Row
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
 from minguest.kernel import binary, kconfig, variants
+from minguest.model import Launch
 from minguest.util import files
 from minguest.util.errors import ToolError, UserError
 
@@ -37,7 +38,7 @@ REFUSED = re.compile(r"^\S+:\d+:\d+: error: .*|^.*\bundefined reference to .*", 
 # The launches, in this order. `counted` is the one that instructions are counted in.
 PROBES = (
     catalogue.Injection("own"),
-    catalogue.Injection("counted", launch={"cpus": 1}, fault=("clock=instructions",)),
+    catalogue.Injection("counted", launch={"cpus": 1, "accel": "tcg"}, fault=("clock=instructions",)),
     catalogue.Injection("pc", launch={"machine": "pc", "cpus": 8}),
     catalogue.Injection("hotplug", launch={"cpus": 2, "memory": "1G"}, plug={"cpus": 8, "memory": "3G"}),
     catalogue.Injection("button"),
@@ -69,6 +70,7 @@ class Site(msgspec.Struct, frozen=True):
     """Its folder gets certificate.json and, in runs/, a folder for each boot."""
     shop: variants.Workshop
     compiler: str
+    qemu: str
     program: Path
     """userland.py's program."""
     published: Path
@@ -155,7 +157,7 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer
     manifest = manifests.load(site.matrix.bench.bundle)
     chosen = options(site.shop, only, say)
     order = [each.name for each in options(site.shop, (), say)]
-    key = key_of(site, manifest)
+    key, judge = key_of(site, manifest), judge_of(site.matrix.launch, site.matrix.known)
     known = [each for each in (*published(site.published), load(site.matrix.folder)) if each and each.key == key]
     rows = {row.option: row for each in known for row in each.rows}
     base = doer.base(site, manifest, say)
@@ -163,8 +165,9 @@ def _run(site: Site, only: Sequence[str], say: Callable[[str], None], doer: Doer
     def keep() -> Certificate:
         done = tuple(rows[name] for name in order if name in rows)
         certificate = Certificate(
-            CERTIFICATE_SCHEMA, manifest.kernel.series, manifest.kernel.version, manifest.files, site.compiler,
-            key, len(done) == len(order), base.bytes, base.instructions, done,
+            CERTIFICATE_SCHEMA, manifest.kernel.series, manifest.kernel.version, manifest.files,
+            manifest.config.fragments, site.compiler, site.qemu, judge, key, len(done) == len(order), base.bytes,
+            base.instructions, done,
         )  # fmt: skip
         files.write(place(site.matrix.folder), msgspec.json.format(msgspec.json.encode(certificate)))
         return certificate
@@ -253,13 +256,22 @@ def left_out(
     return _judged(_booted(site, manifest, kernel, row, base), base)
 
 
+def judge_of(launch: Launch, known: Mapping[str, catalogue.Pit]) -> str:
+    """A hash of what judges a boot: the probes, this launch, these pits, and this program's code."""
+    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in (*inject.CODE, *CODE)]
+    judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in known.items()]
+    return _hash(CERTIFICATE_SCHEMA, launch, PROBES, judged, code)
+
+
 def key_of(site: Site, manifest: manifests.Manifest) -> str:
-    """The key that a certificate must have to be valid for this bundle, this launch and these pits."""
-    names = (*inject.CODE, *CODE)
-    code = [files.sha256(paths.PACKAGE / f"{name}.py") for name in names]
-    judged = [(name, pit.symptom, pit.require, pit.leads_to) for name, pit in site.matrix.known.items()]
-    program = files.sha256(site.program)
-    parts = [CERTIFICATE_SCHEMA, manifest.files, site.compiler, site.matrix.launch, PROBES, program, judged, code]
+    """The key that a certificate must have for its rows to be taken: all that they depend on but their comments."""
+    asked = sorted((each.name, each.value) for each in variants.requested(site.shop).values())
+    judge = judge_of(site.matrix.launch, site.matrix.known)
+    tree, program = site.shop.tree.tree.identity, files.sha256(site.program)
+    return _hash(judge, manifest.files, site.compiler, site.qemu, tree, program, asked)
+
+
+def _hash(*parts: object) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

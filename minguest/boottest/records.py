@@ -87,9 +87,14 @@ class Certificate(msgspec.Struct, frozen=True):
     version: str
     """The kernel's."""
     bundle: dict[str, File]
+    fragments: dict[str, str]
+    """The bundle's, by path, with their SHA-256: their comments are the reasons."""
     compiler: str
+    qemu: str
+    judge: str
+    """A hash of what judges a boot: probes, launch, pits, and this program's code."""
     key: str
-    """A hash of all that a row depends on: the kernel with all options, launch, pits, and this program's code."""
+    """A hash of all that a row depends on but its comment: `judge`, the bundle, the requests, the tools."""
     whole: bool
     """Whether all options are there, those that nobody asks for too."""
     bytes: int

@@ -121,7 +121,10 @@ class Left(msgspec.Struct, frozen=True):
 
 
 def _certificate(desk: Desk) -> certify.Site:
-    return certify.Site(desk.site(), desk.shop(), desk.made.compiler, desk.inputs / "userland", desk.work / "none.json")
+    made = desk.made
+    return certify.Site(
+        desk.site(), desk.shop(), made.compiler, made.qemu, desk.inputs / "userland", desk.work / "none.json"
+    )
 
 
 def base(desk: Desk, order: Order) -> Produced:

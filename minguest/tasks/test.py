@@ -19,6 +19,7 @@ from minguest.tasks.reporter import say
 from minguest.tasks.step import Task, always, flags, params, step
 from minguest.util import files
 from minguest.util.errors import GuestFailed, ToolError, UserError
+from minguest.vm import emulator
 from minguest.vm.launch import Options
 
 
@@ -185,6 +186,7 @@ def certify_step(project: Project) -> Task:
                 matrix,
                 shop,
                 engine.made.compiler if engine else compiler,
+                engine.made.qemu if engine else emulator.version(),
                 program,
                 project.root / "docs/necessity.json",
             )

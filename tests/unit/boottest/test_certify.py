@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -66,9 +67,10 @@ class Bench:
         program.write_bytes(b"a program")
         bench = runner.Bench("it", self.at.bundle, folder / "boot", folder / "kvm.json")
         matrix = inject.Site(bench, Launch(), KNOWN, folder / "certify", folder / "deb", lambda _: self.kernel)
-        shop = variants.Workshop(None, (), {}, None, folder, folder / "log")  # type: ignore[arg-type]
+        tree: Any = SimpleNamespace(tree=SimpleNamespace(identity=b"a tree"))
+        shop = variants.Workshop(tree, (), {}, None, folder, folder / "log")  # type: ignore[arg-type]
         (folder / "log").mkdir()
-        self.site = certify.Site(matrix, shop, "gcc 12", program, folder / "necessity.json")
+        self.site = certify.Site(matrix, shop, "gcc 12", "7.2.22", program, folder / "necessity.json")
 
         def build(*_: Any) -> Path:
             if self.refused:
@@ -230,6 +232,22 @@ def test_rows_of_the_checkout_count_where_all_that_they_depend_on_is_the_same(be
         shutil.rmtree(bench.site.matrix.folder)
 
 
+def test_rows_are_of_these_tools_requests_and_tree(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = manifests.load(bench.at.bundle)
+    of = certify.key_of(bench.site, manifest)
+    other_tree: Any = SimpleNamespace(tree=SimpleNamespace(identity=b"another"))
+    shop = msgspec.structs.replace(bench.site.shop, tree=other_tree)
+    sites = [
+        msgspec.structs.replace(bench.site, **each) for each in ({"qemu": "8"}, {"compiler": "14"}, {"shop": shop})
+    ]
+    assert len({of, *(certify.key_of(site, manifest) for site in sites)}) == 4
+    comment = Option(OPTION.name, OPTION.value, "another.config", 1, "Another reason.")
+    monkeypatch.setattr(variants, "requested", lambda _: {OPTION.name: comment})
+    assert certify.key_of(bench.site, manifest) == of
+    monkeypatch.setattr(variants, "requested", lambda _: {})
+    assert certify.key_of(bench.site, manifest) != of
+
+
 def test_a_guest_that_is_not_healthy_is_no_measure(bench: Bench) -> None:
     bench.trials["nodes"] = trial("failed", ("NUMA",))
     with pytest.raises(UserError, match="with all options: nodes: row: NUMA"):
@@ -275,7 +293,21 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
     # Another series' fragments ask for this one.
     other = Row("SWAP", "", "y", "", "unasked", "n", bytes=-9000)
     made = [
-        Certificate(CERTIFICATE_SCHEMA, series, f"{series}.1", {}, "gcc 12", "", series == "6.12", 1000, None, rows)
+        Certificate(
+            CERTIFICATE_SCHEMA,
+            series,
+            f"{series}.1",
+            {},
+            {},
+            "gcc 12",
+            "7.2",
+            "",
+            "",
+            series == "6.12",
+            1000,
+            None,
+            rows,
+        )
         for series, rows in (("4.12", (efi, cheap, other)), ("6.12", (swap, efi, cheap, dear)))
     ]
     text = necessity.page(made)
@@ -292,7 +324,7 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
 
 def test_a_series_that_was_not_tried_here_stays_on_the_page() -> None:
     def made(series: str, version: str) -> Certificate:
-        return Certificate(CERTIFICATE_SCHEMA, series, version, {}, "gcc 12", "", True, 1000, None, ())
+        return Certificate(CERTIFICATE_SCHEMA, series, version, {}, {}, "gcc 12", "7.2", "", "", True, 1000, None, ())
 
     old, new, other = made("6.12", "6.12.1"), made("6.12", "6.12.2"), made("4.12", "4.12.1")
     order = ["4.12", "6.12", "6.6"]

@@ -462,8 +462,9 @@ def certificate(at: Layout, *kinds: records.Kind, whole: bool = True, **changes:
     manifest = manifests.load(at.bundle)
     rows = tuple(records.Row("EFI", "20-efi.config", "y", "", kind) for kind in kinds)
     made = records.Certificate(
-        records.CERTIFICATE_SCHEMA, "6.12", "6.12.94", manifest.files, "gcc 12", "key", whole, 1000, None, rows
-    )
+        records.CERTIFICATE_SCHEMA, "6.12", "6.12.94", manifest.files, manifest.config.fragments, "gcc 12", "7.2.22",
+        "judge", "key", whole, 1000, None, rows,
+    )  # fmt: skip
     at.certified.mkdir(parents=True, exist_ok=True)
     place = at.certified / "certificate.json"
     place.write_bytes(msgspec.json.encode(msgspec.structs.replace(made, **changes)))

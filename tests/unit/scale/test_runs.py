@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -49,7 +50,7 @@ class Farm:
         self.site = inject.Site(
             self.bench, Launch(), KNOWN, tmp_path / "pits", tmp_path / "deb", lambda _: self.at.bundle
         )
-        self.shop: Any = None
+        self.shop: Any = SimpleNamespace(tree=SimpleNamespace(tree=SimpleNamespace(identity=b"a tree")))
 
 
 @pytest.fixture
@@ -133,7 +134,12 @@ def test_a_certificate_is_of_one_base(farm: Farm, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(variants, "requested", lambda *_: asked)
     monkeypatch.setattr(variants, "unasked", lambda *_: [])
     site = certify.Site(
-        farm.site, farm.shop, farm.engine.made.compiler, farm.at.bundle / "initrd.img", tmp_path / "none.json"
+        farm.site,
+        farm.shop,
+        farm.engine.made.compiler,
+        farm.engine.made.qemu,
+        farm.at.bundle / "initrd.img",
+        tmp_path / "none.json",
     )
     made = certify.run(site, (), farm.said.append, runs.Certificate(farm.engine, farm.given))
     assert [(row.option, row.kind) for row in made.rows] == [("EPOLL", "row"), ("FUTEX", "row")] and made.whole
