@@ -70,11 +70,12 @@ def _entries(cache: Path, store: Store) -> Iterator[Entry]:
                 yield _entry("leftover", path, lock=path.with_suffix(".lock"))
     for path in filter(Path.is_dir, _listed(store.making)):
         yield _entry("leftover", path, lock=path.with_name(f".{path.name}.lock"))
-    for kind, folder in (("leftover", store.reproduce), ("object", store.objects), ("cell", store.cells)):
+    for kind, folder in (("leftover", store.reproduce), ("object", store.objects)):
         if folder.is_dir():
             yield _entry(kind, folder)
-    if store.desks.is_dir():
-        yield _entry("desk", store.desks, lock=store.desks.with_name(".desks.busy"))
+    for kind, folder in (("cell", store.cells), ("desk", store.desks)):
+        if folder.is_dir():
+            yield _entry(kind, folder, lock=store.desks.with_name(".desks.busy"))
 
 
 def forget_pulled(cache: Path, now: float) -> None:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from minguest.boottest.certify import MEANING, summary
-from minguest.boottest.records import Certificate, Row
+from minguest.boottest.records import CERTIFICATE_SCHEMA, Certificate, Row
 from minguest.util import templates
 
 HEAD = """\
@@ -16,7 +16,7 @@ missing: by the guest's own launch, with one CPU and counted instructions, on pc
 are plugged in, with the power button, with two NUMA nodes, with eight cards of 128 GiB, and with a root whose init
 ([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel. `doit necessity-page` generates this
 page and [necessity.json](necessity.json) from `out/certify/`. The next `doit certify` takes the rows of that file which
-are of the same bundle, compiler, pits and code.
+are of the same bundle, requests, tools, pits and code.
 
 An option that is on is left out by switching it off; one that is switched off, by not naming it. **With it** names
 the other options that then went too. Bytes are of the compressed kernel, instructions those of its boot with one CPU.
@@ -30,7 +30,7 @@ pages, random addresses, cleared stacks.
 
 def together(made: Sequence[Certificate], published: Sequence[Certificate], order: Sequence[str]) -> list[Certificate]:
     """The certificates that were made here, and what was published of other series, in this order of series."""
-    by_series = {each.series: each for each in (*published, *made)}
+    by_series = {each.series: each for each in (*published, *made) if each.schema == CERTIFICATE_SCHEMA}
     return [by_series[series] for series in order if series in by_series]
 
 

@@ -91,7 +91,7 @@ def builds(
         one, two = (build(each, root, names, work, line, say, store, namespace=not refusal) for each in both)
     finally:
         shutil.rmtree(store, ignore_errors=True)
-    return compared(work, one, two, bundle, varied(first, second, refusal), say, both)
+    return compared(work, one, two, bundle, varied(side(first, refusal), side(second, refusal)), say, both)
 
 
 Varied = tuple[dict[str, tuple[str, str]], dict[str, str]]
@@ -278,24 +278,20 @@ def _described(folder: Path) -> dict[str, manifests.File]:
     return {path.relative_to(folder).as_posix(): manifests.describe(path) for path in paths}
 
 
-def varied(first: Surroundings, second: Surroundings, refusal: str) -> Varied:
-    """What was varied, and what was not and why."""
-    sides = [_facts(each, namespace=not refusal) for each in (first, second)]
-    varied = {name: (value, sides[1][name]) for name, value in sides[0].items() if value != sides[1][name]}
-    not_varied = dict(SAME)
-    for name, value in sides[0].items():
-        if name not in varied:
-            not_varied[name] = refusal if name == "user's number" and refusal else f"{value} for both"
-    installed = _locales()
-    for each in (first, second):
-        if _spelled(each.locale) not in installed:
-            not_varied[f"rules of {each.locale}"] = "not installed here: programs saw its name, and used the locale C"
-    return varied, not_varied
+class Side(msgspec.Struct, frozen=True):
+    """One of two builds, as the machine that makes it sees its surroundings."""
+
+    facts: Mapping[str, str]
+    refusal: str
+    """Why it cannot have another user's number; empty: it has."""
+    without: str
+    """Its locale, if that is not installed there; else empty."""
 
 
-def _facts(surroundings: Surroundings, *, namespace: bool) -> Mapping[str, str]:
-    uid = surroundings.uid if namespace and surroundings.uid is not None else os.getuid()
-    return {
+def side(surroundings: Surroundings, refusal: str) -> Side:
+    """What a build in these surroundings gets on this machine."""
+    uid = surroundings.uid if not refusal and surroundings.uid is not None else os.getuid()
+    facts = {
         "folder": f"{surroundings.name}/{surroundings.folder}",
         "home": f"{surroundings.name}/{surroundings.user}",
         "umask": f"{surroundings.umask:04o}",
@@ -305,6 +301,21 @@ def _facts(surroundings: Surroundings, *, namespace: bool) -> Mapping[str, str]:
         "user's number": str(uid),
         "jobs": str(settings.jobs() + surroundings.more_jobs),
     }
+    there = _spelled(surroundings.locale) in _locales()
+    return Side(facts, refusal, "" if there else surroundings.locale)
+
+
+def varied(first: Side, second: Side) -> Varied:
+    """What was varied, and what was not and why."""
+    varied = {name: (value, second.facts[name]) for name, value in first.facts.items() if value != second.facts[name]}
+    not_varied = dict(SAME)
+    refusal = first.refusal or second.refusal
+    for name, value in first.facts.items():
+        if name not in varied:
+            not_varied[name] = refusal if name == "user's number" and refusal else f"{value} for both"
+    for locale in filter(None, (first.without, second.without)):
+        not_varied[f"rules of {locale}"] = "not installed here: programs saw its name, and used the locale C"
+    return varied, not_varied
 
 
 def _locales() -> set[str]:

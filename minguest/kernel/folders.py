@@ -12,16 +12,20 @@ from minguest.util import files, run
 
 # How many kernels can be built at once: each has a folder with a fixed name, because ccache sees it in some commands.
 SLOTS = 16
+# Objects keep theirs, so they have their own: else a few would leave none to configure a kernel in.
+KEPT_SLOTS = 1024
 
 
 @contextmanager
-def slot(store: Store, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
+def slot(store: Store, say: Callable[[str], None], *, kept: bool = False) -> Iterator[tuple[Path, int]]:
     """An empty O= folder that is removed afterwards, and the descriptor of its lock, which make keeps a copy of.
 
-    If this process is killed, no other run uses the folder until make and its children are gone too.
+    If this process is killed, no other run uses the folder until make and its children are gone too. `kept`: for as
+    long as a run.
     """
-    locks = [store.making / f".{number}.lock" for number in range(SLOTS)]
-    with files.first_free(locks, lambda: say(f"waiting: {SLOTS} kernels are being built")) as (path, held):
+    prefix, count = ("kept-", KEPT_SLOTS) if kept else ("", SLOTS)
+    locks = [store.making / f".{prefix}{number}.lock" for number in range(count)]
+    with files.first_free(locks, lambda: say(f"waiting: {count} kernels are being built")) as (path, held):
         work = path.with_name(path.name.strip(".").removesuffix(".lock"))
         _empty(work)
         try:
@@ -64,8 +68,8 @@ class Objects:
         """What `slot` gives, with the objects of the kernel from `tree` and the config `text`. `first` builds that one
         in a folder, with its lock's descriptor, if it is not there yet."""
         if self._slots is None:
-            mine = self._ends.enter_context(slot(self._store, self._say))
-            self._slots = mine, self._ends.enter_context(slot(self._store, self._say))[0]
+            mine = self._ends.enter_context(slot(self._store, self._say, kept=True))
+            self._slots = mine, self._ends.enter_context(slot(self._store, self._say, kept=True))[0]
         (work, held), kept = self._slots
         with files.disk_errors(work):
             if self._first == (tree.tree.identity, text):

@@ -297,6 +297,11 @@ def compiler_tools() -> dict[str, str]:
     return {"gcc": gcc.strip(), "binutils": binutils[1], "glibc": libc.strip().removeprefix("glibc ")}
 
 
+def compiler(tools: Mapping[str, str]) -> str:
+    """The compiler of `compiler_tools`, or of a manifest's tools, as records name it."""
+    return f"gcc {tools['gcc']}, binutils {tools['binutils']}"
+
+
 def prepare(
     choice: Choice,
     source: Source | None,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from minguest import VERSION, paths
-from minguest.boottest import inject, runner
+from minguest.boottest import runner
 from minguest.bundle import manifests
 from minguest.diagnose import catalogue
 from minguest.kernel import kconfig
@@ -64,7 +64,7 @@ def make(
         at,
         manifest,
         runner.nr_cpus_of(at.bundle),
-        inject.key_of(manifest, manifest.guest.launch, catalogue.load(at.pits)),
+        catalogue.load(at.pits),
     )
     _own_test(checks, manifest)
     before = _before(at, version, since)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence: the result of every check of this project on exactly these bytes, or NOT RUN. It runs nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import msgspec
 
-from minguest.boottest import runner
+from minguest.boottest import certify, inject, runner
 from minguest.boottest.records import (
     CERTIFICATE_SCHEMA,
     MATRIX_SCHEMA,
@@ -19,6 +19,7 @@ from minguest.boottest.records import (
 )
 from minguest.bundle import manifests
 from minguest.bundle.reproduction import Reproduction
+from minguest.diagnose import catalogue
 from minguest.model import Launch
 from minguest.paths import Layout
 from minguest.util import strictjson
@@ -84,17 +85,19 @@ def sources(at: Layout) -> dict[str, Path]:
     }
 
 
-def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, key: str) -> list[Check]:
+def checks(at: Layout, manifest: manifests.Manifest, nr_cpus: int, known: Mapping[str, catalogue.Pit]) -> list[Check]:
     """Every check's result for the bundle of `manifest`.
 
-    `nr_cpus` is the kernel's NR_CPUS; `key`, from inject.key_of, is the key that a matrix must have.
+    `nr_cpus` is the kernel's NR_CPUS; `known`: the pits that a matrix and a certificate must be judged by.
     """
+    key = inject.key_of(manifest, manifest.guest.launch, known)
     found = [of_boot(at.evidence, test, manifest, nr_cpus) for test in runner.tests(manifest.guest.launch)]
     places = sources(at)
     found.append(of_reproduction(places[REPRODUCED], manifest))
     found.append(of_matrix(places[MATRIX], manifest, key))
     found.append(of_rehearsal(places[REHEARSED], manifest))
-    found.append(of_certificate(places[NECESSITY], manifest))
+    judge = certify.judge_of(manifest.guest.launch, known)
+    found.append(of_certificate(places[NECESSITY], manifest, judge))
     return [*found, Check("real-card", "a card of the host, passed through", "NOT RUN", "no such card was available")]
 
 
@@ -189,8 +192,9 @@ def of_matrix(place: Path, manifest: manifests.Manifest, key: str | None = None)
     return Check(name, title, "PASS", reason, files, versions)
 
 
-def of_certificate(place: Path, manifest: manifests.Manifest) -> Check:
-    """The result of certificate.json for the bundle of `manifest`."""
+def of_certificate(place: Path, manifest: manifests.Manifest, judge: str | None = None) -> Check:
+    """The result of certificate.json for the bundle of `manifest`; `judge` is certify.judge_of, or None if it is
+    unknown."""
     name, title = "necessity", "each option of the kernel left out: what is missing then was seen, or is stated"
     try:
         certificate = _load(place, Certificate)
@@ -198,14 +202,20 @@ def of_certificate(place: Path, manifest: manifests.Manifest) -> Check:
         return Check(name, title, "NOT RUN", "nobody ran it")
     if certificate.bundle != manifest.files or certificate.schema != CERTIFICATE_SCHEMA:
         return Check(name, title, "NOT RUN", "its last run used other bytes")
+    if certificate.fragments != manifest.config.fragments:
+        return Check(
+            name, title, "NOT RUN", "its last run used other fragments: doit certify reads their comments again"
+        )
+    if judge is not None and certificate.judge != judge:
+        return Check(name, title, "NOT RUN", "its last run used other pits, another launch or another minguest")
     kinds = [row.kind for row in certificate.rows]
     reason = ", ".join(f"{kinds.count(each)} {each}" for each in get_args(Kind) if each in kinds)
     files = {NECESSITY: manifests.describe(place).sha256}
     if "unseen" in kinds:
-        return Check(name, title, "FAIL", reason, files)
+        return Check(name, title, "FAIL", reason, files, certificate.qemu)
     if not certificate.whole or "NOT RUN" in kinds:
         return Check(name, title, "NOT RUN", f"not every option was left out: {reason or 'none'}")
-    return Check(name, title, "PASS", reason, files)
+    return Check(name, title, "PASS", reason, files, certificate.qemu)
 
 
 def of_rehearsal(place: Path, manifest: manifests.Manifest) -> Check:

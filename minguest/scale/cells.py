@@ -22,7 +22,7 @@ from minguest.util import files
 from minguest.util.errors import ToolError
 
 # Files of a boot that go into the store.
-KEPT = (*runner.KEPT, runner.NO_ROOM, "qemu.log")
+KEPT = (*runner.KEPT, runner.KERNEL_LOG, runner.NO_ROOM, "qemu.log")
 
 
 class Produced(msgspec.Struct):
@@ -31,7 +31,7 @@ class Produced(msgspec.Struct):
     result: object
     """As JSON: the submitter knows what it is."""
     outcome: str
-    """In a word or two, for its record; empty: none is kept."""
+    """In a word or two, for its record; empty: none is kept, as of what only this machine could not do."""
     files: Mapping[str, Path] = {}
 
 
@@ -110,14 +110,9 @@ def pits(desk: Desk, order: Order) -> Produced:
     """A cell of the fault matrix."""
     what, site = msgspec.json.decode(order.what, type=Injected), desk.site()
     cell = inject.injected(site, what.pit, what.injection, manifests.load(site.bench.bundle))
-    return Produced(cell, cell.result, kept(site.folder / "runs" / cell.id))
-
-
-class Left(msgspec.Struct, frozen=True):
-    """`what` of a certificate's row."""
-
-    option: Option
-    base: certify.Whole | None = None
+    # An error of this machine, a full disk, has not booted anything.
+    outcome = cell.result if cell.qemu else ""
+    return Produced(cell, outcome, kept(site.folder / "runs" / cell.id))
 
 
 def _certificate(desk: Desk) -> certify.Site:
@@ -142,10 +137,10 @@ def _runs(folder: Path, option: str) -> dict[str, Path]:
 
 def certified(desk: Desk, order: Order) -> Produced:
     """A row of a certificate."""
-    what, site = msgspec.json.decode(order.what, type=Left), _certificate(desk)
-    assert what.base is not None
-    row = certify.left_out(site, manifests.load(site.matrix.bench.bundle), what.option, what.base, quiet)
-    return Produced(row, row.kind, _runs(site.matrix.folder, row.option))
+    option, site = msgspec.json.decode(order.what, type=Option), _certificate(desk)
+    whole = msgspec.json.decode(order.beside, type=certify.Whole)
+    row = certify.left_out(site, manifests.load(site.matrix.bench.bundle), option, whole, quiet)
+    return Produced(row, "" if row.kind == "NOT RUN" else row.kind, _runs(site.matrix.folder, row.option))
 
 
 def kernel(desk: Desk, order: Order) -> Produced:
@@ -167,9 +162,10 @@ def evidence(desk: Desk, order: Order) -> Produced:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         ended = listed.one(desk.bench(folder), test, desk.setting.launch, said.append)
+        outcome = ended.ending if ended.ending in ("passed", "failed") else ""
     except ToolError as error:
-        ended = listed.Ended(test.name, "failed", str(error))
-    return Produced({"ended": ended, "said": said}, ended.ending, kept(folder / test.name))
+        ended, outcome = listed.Ended(test.name, "failed", str(error)), ""
+    return Produced({"ended": ended, "said": said}, outcome, kept(folder / test.name))
 
 
 class Once(msgspec.Struct, frozen=True):
@@ -181,8 +177,7 @@ class Once(msgspec.Struct, frozen=True):
 class BuiltOnce(msgspec.Struct, frozen=True):
     """One of two builds."""
 
-    refusal: str
-    """Why it could not have another user's number."""
+    side: reproduce.Side
     executable: tuple[str, ...]
 
 
@@ -208,7 +203,7 @@ def reproduced(desk: Desk, order: Order) -> Produced:
         shutil.rmtree(store, ignore_errors=True)
     found = {path.relative_to(built).as_posix(): path for path in sorted(built.rglob("*")) if path.is_file()}
     executable = tuple(name for name, path in found.items() if path.stat().st_mode & 0o100)
-    return Produced(BuiltOnce(refusal, executable), "", found)
+    return Produced(BuiltOnce(reproduce.side(what.surroundings, refusal), executable), "", found)
 
 
 KINDS: Mapping[Kind, Callable[[Desk, Order], Produced]] = {

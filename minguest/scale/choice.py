@@ -24,9 +24,9 @@ class Chosen(msgspec.Struct, frozen=True):
     """A line for each."""
 
 
-def choose(found: Sequence[Facts], code: str, memory: int, made: Made | None = None) -> Chosen:
+def choose(found: Sequence[Facts], code: str, memory: int, made: Made | None = None, compiler: str = "") -> Chosen:
     """Those with this minguest and enough memory for a guest; of these the largest group that makes the same, or that
-    of `made`. UserError if there is none."""
+    of `made`. `compiler`: the one that they must have, if kernels are built. UserError if there is none."""
     refused = []
     able: list[Facts] = []
     on_host = Counter(each.host for each in found)
@@ -41,6 +41,8 @@ def choose(found: Sequence[Facts], code: str, memory: int, made: Made | None = N
             )
         elif each.made.qemu == "none":
             refused.append(f"{each.name}: has no QEMU: it gets no cell")
+        elif compiler and each.made.compiler != compiler:
+            refused.append(f"{each.name}: has {each.made.compiler}, the bundle is of {compiler}: it gets no cell")
         else:
             able.append(each)
     groups = Counter(each.made for each in able)

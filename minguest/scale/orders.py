@@ -74,6 +74,8 @@ class Order(msgspec.Struct, frozen=True):
     """JSON; each kind has its own."""
     builds: bool = False
     """It may build a kernel: the worker needs the source."""
+    beside: msgspec.Raw = msgspec.Raw(b"null")
+    """JSON that follows from the setting and was measured, so the cell's key has none of it."""
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -46,7 +46,7 @@ def keep(
 ) -> list[str]:  # fmt: skip
     """Record a result; gives a line for each other result that these inputs gave before. ToolError: it is not kept."""
     folder = f"cells/{key(order, made)}"
-    about = {"QEMU": made.qemu.split(" ")[0], "compiler": made.compiler}
+    about = {"QEMU": made.qemu, "compiler": made.compiler}
     facts = {**setting.facts, **about, "code": code()[:12], "inputs": setting.key[:12]}
     record = Record(f"{order.kind} {order.id}", result, facts, worker, round(seconds, 2), time.time(), files)
     name = f"{folder}/{hashlib.sha256(result.encode()).hexdigest()[:16]}"
@@ -60,7 +60,7 @@ def keep(
         if other is not None:
             said.append(
                 f"{order.id}: {worker} has {result}, but {other.worker} had {other.result} for the same inputs: "
-                "one of them is not to be trusted, or the cell is not steady"
+                f"one of them is not to be trusted, or the cell is not steady; both are in {store}/{folder}"
             )
     try:
         if store.record(name, Record) is not None:

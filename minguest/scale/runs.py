@@ -22,7 +22,7 @@ from minguest.scale.kernels import Kernels
 from minguest.scale.orders import Done, Kind, Order, Setting
 from minguest.scale.scheduler import Engine
 from minguest.scale.settings import Inputs
-from minguest.scale.store import Folder, Missing, Poisoned
+from minguest.scale.store import Folder
 from minguest.util import files
 from minguest.util.errors import MinguestError, ToolError, UserError
 
@@ -141,8 +141,8 @@ def fetch(engine: Engine, done: Done, folder: Path) -> None:
         try:
             (folder / name).parent.mkdir(exist_ok=True)
             engine.store.get(digest, folder / name)
-        except (Poisoned, Missing) as error:
-            engine.problem(f"{done.order}: {name} is not kept: {error.message}")
+        except (MinguestError, OSError) as error:
+            engine.problem(f"{done.order}: {name} is not kept: {getattr(error, 'message', error)}")
 
 
 def pits(engine: Engine, given: Inputs, shop: variants.Workshop) -> inject.Doer:
@@ -235,9 +235,10 @@ class Certificate:
         seed(self._engine, site.shop, by_name)
         for name in by_name:
             begin(name)
+        whole = msgspec.Raw(msgspec.json.encode(self._whole))
         orders = [
-            order(each.name, "certify", self._given, cells.Left(each, self._whole), builds=True)
-            for each in by_name.values()
+            msgspec.structs.replace(order(name, "certify", self._given, option, builds=True), beside=whole)
+            for name, option in by_name.items()
         ]
         for done in self._engine.run(orders):
             option = by_name[done.order]
@@ -330,7 +331,7 @@ def reproduction(
         built[done.order] = (made, place, done.worker)
         say(f"{done.order} build: done by {done.worker} in {done.seconds:.0f} s")
     (one, first, here), (two, second, there) = built[both[0].name], built[both[1].name]
-    about = reproduce.varied(*both, one.refusal or two.refusal)
+    about = reproduce.varied(one.side, two.side)
     if here.partition(" ")[0] != there.partition(" ")[0]:
         about[1].pop("machine", None)
         about[0]["machine"] = ("one", "another")

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import queue
 import re
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ SLOW = ("kernel", "base", "reproduce")
 DIED = "each worker that ran it died"
 ADDRESS = re.compile(r"(tcp|tls)://([^\s/:]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
 LOCAL = re.compile(r"local:([0-9]{1,4})")
-NAMES = "scheduler=tcp://HOST:PORT or scheduler=local:N"
+NAMES = "scheduler=tcp://HOST:PORT, scheduler=tls://HOST:PORT (with Dask's TLS settings) or scheduler=local:N"
 Then = Callable[[Done], Sequence[Order]]
 """What can be run now that a cell is done."""
 
@@ -67,16 +68,17 @@ class Flight(msgspec.Struct):
     worker: str = ""
     """The address of the worker that runs it."""
     deaths: int = 0
-    """How often the only worker that could run it died."""
+    """How often a worker that ran it died."""
 
 
 class Engine:
     """Workers that were checked, and the cells that they run."""
 
     def __init__(
-        self, client: Any, store: Store, memory: int, say: Callable[[str], None], *, hushed: bool = False
-    ) -> None:
-        self._hushed = hushed
+        self, client: Any, store: Store, memory: int, say: Callable[[str], None], *, hushed: bool = False,
+        compiler: str = "",
+    ) -> None:  # fmt: skip
+        self._hushed, self._compiler, self._run = hushed, compiler, secrets.token_hex(8)
         self._client, self.store, self._memory, self._say = client, store, memory, say
         self.problems: list[str] = []
         """What went wrong beside the cells' own results: the exit status tells of it."""
@@ -97,7 +99,12 @@ class Engine:
         while time.monotonic() < end and (self._probes or not self.facts):
             time.sleep(0.05)
             self._look()
-        chosen = choice.choose(list(self.facts.values()), code(), self._memory)
+        if self._probes and not self.facts:
+            raise UserError(
+                f"{len(self._probes)} workers are there, and none says in {PROBE:g} s what it is",
+                "they are busy with another run's cells: wait for it, or start more workers (docs/scale.md)",
+            )
+        chosen = choice.choose(list(self.facts.values()), code(), self._memory, compiler=self._compiler)
         self.made = chosen.made
         self._choose()
         with_kvm = sum(not each.kvm for each in self.workers.values())
@@ -106,7 +113,7 @@ class Engine:
 
     def _choose(self) -> None:
         try:
-            chosen = choice.choose(list(self.facts.values()), code(), self._memory, self.made)
+            chosen = choice.choose(list(self.facts.values()), code(), self._memory, self.made, self._compiler)
         except UserError:
             self.workers: dict[str, Facts] = {}
             return
@@ -180,7 +187,7 @@ class Engine:
                     flights[order.id] = self._send(order)
                 nobody = None if self.workers else nobody or time.monotonic()
                 if nobody is not None and time.monotonic() - nobody > PATIENCE:
-                    yield from self._given_up([*(each.order for each in flights.values()), *waiting])
+                    yield from self._given_up([*(each.order for each in flights.values()), *waiting], then)
                     return
                 for done in [*self._late(flights), *self._next(flights)]:
                     if (flight := flights.pop(done.order, None)) is None:
@@ -188,8 +195,9 @@ class Engine:
                     order = flight.order
                     if done.poisoned and tries.get(order.id, 0) < AGAIN and all(map(self.repair, done.poisoned)):
                         tries[order.id] = tries.get(order.id, 0) + 1
-                        self._tell(done)
-                        self.problem(f"{self.store}: {', '.join(done.poisoned)}: put there again")
+                        if done.poisoned != (worker.TREE,):
+                            self._tell(done)
+                            self.problem(f"{self.store}: {', '.join(done.poisoned)}: put there again")
                         waiting.appendleft(order)
                         continue
                     self._tell(done)
@@ -211,7 +219,7 @@ class Engine:
         allowed = frozenset(self.workers)
         # A new name each time: to Dask, a name is one computation.
         future = self._client.submit(
-            worker.cell, msgspec.json.encode(order), str(self.store), workers=sorted(allowed),
+            worker.cell, msgspec.json.encode(order), str(self.store), self._run, workers=sorted(allowed),
             allow_other_workers=False, pure=False, key=f"{order.kind} {order.id} {time.monotonic_ns()}",
         )  # fmt: skip
         future.add_done_callback(lambda _: self._events.put(("done", order.id)))
@@ -224,8 +232,8 @@ class Engine:
         except queue.Empty:
             return []
         if event == "began":
-            if (flight := flights.get(what["order"])) is not None:
-                if flight.worker:
+            if what["run"] == self._run and (flight := flights.get(what["order"])) is not None:
+                if flight.worker or flight.deaths:
                     self._say(f"{flight.order.id}: its worker is gone; {what['name']} runs it again")
                 elif flight.order.kind in SLOW:
                     self._say(f"{flight.order.id}: on {what['name']}")
@@ -265,7 +273,7 @@ class Engine:
                 self._client.restart_workers([each.worker], timeout=ANSWER, raise_for_error=False)
             self.facts.pop(each.worker, None)
             self.workers.pop(each.worker, None)
-            why = f"hangs: not done after {deadline:g} s on {name}, which was started again"
+            why = f"hangs: not done after {deadline:g} s on {name}, which was ended"
             self.problem(f"{each.order.id}: {why}")
             found.append(Done(each.order.id, name, error=why, hung=True))
         return found
@@ -280,21 +288,26 @@ class Engine:
             self._once(f"the scheduler does not answer: {type(error).__name__}: {error}")
             return
         for name, each in flights.items():
-            if each.future.done() or each.workers & self.workers.keys() or not self.workers:
+            # Its next worker may be one that is busy for long: any that is there now is as good.
+            gone = bool(each.worker) and each.worker not in self.facts
+            if each.future.done() or not self.workers or (each.workers & self.workers.keys() and not gone):
                 continue
             each.future.cancel(force=True)
             if each.worker and each.deaths == DEATHS:
                 self._events.put(("died", name))
                 continue
             again = self._send(each.order)
-            again.worker, again.deaths = each.worker, each.deaths + bool(each.worker)
+            again.deaths = each.deaths + bool(each.worker)
             flights[name] = again
 
-    def _given_up(self, orders: Sequence[Order]) -> Iterator[Done]:
+    def _given_up(self, orders: Sequence[Order], then: Then) -> Iterator[Done]:
         why = f"no worker for {PATIENCE:g} s"
-        self.problem(f"{why}: {len(orders)} cells are not run; start workers, and run the same command again")
-        for order in orders:
-            yield Done(order.id, error=why)
+        self.problem(f"{why}: what is left is not run; start workers, and run the same command again")
+        left = deque(orders)
+        while left:
+            done = Done(left.popleft().id, error=why)
+            left.extend(then(done))
+            yield done
 
     def tidy(self) -> None:
         """Let the workers remove what they need no more, and say what the engine cost."""
@@ -311,8 +324,11 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(scheduler: str, store: Store, memory: int, say: Callable[[str], None]) -> Iterator[Engine]:
-    """Connect, check the workers, and end what was started here. `memory`: what a guest has, in bytes.
+def engine(
+    scheduler: str, store: Store, memory: int, say: Callable[[str], None], compiler: str = ""
+) -> Iterator[Engine]:
+    """Connect, check the workers, and end what was started here. `memory`: what a guest has, in bytes. `compiler`: what
+    the workers must have, if they build kernels.
 
     UserError: no Dask, no usable worker. ToolError: the scheduler does not answer.
     """
@@ -336,12 +352,12 @@ def engine(scheduler: str, store: Store, memory: int, say: Callable[[str], None]
                     address, timeout=ANSWER, set_as_default=False, name="minguest"
                 )
             )
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, TypeError) as error:  # TypeError: tls:// without Dask's settings
             raise ToolError(
                 f"scheduler={scheduler}: no scheduler answers: {error or type(error).__name__}",
                 "start one: dask scheduler --port 8786 (docs/scale.md)",
             ) from error
-        made = Engine(client, store, memory, say, hushed=bool(count))
+        made = Engine(client, store, memory, say, hushed=bool(count), compiler=compiler)
         yield made
         # Not after an interrupt: the user waits.
         with contextlib.suppress(Exception):

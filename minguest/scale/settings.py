@@ -61,7 +61,8 @@ def put_tree(tree: source.Prepared, store: Store, say: Callable[[str], None]) ->
     name = _tree_record(tree.tree)
     try:
         digest = store.record(name, str)
-        if digest and store.place.digest(f"blobs/{digest[:2]}/{digest}") == digest:
+        blob = f"blobs/{digest[:2]}/{digest}" if digest else ""
+        if blob and blob not in store.distrusted and store.place.digest(blob) == digest:
             return
     except Poisoned:
         pass  # written again

@@ -30,6 +30,8 @@ from minguest.vm import emulator, kvm
 
 # Dask's topic for a cell's beginning.
 TOPIC = "minguest"
+# What a worker says is missing that needs the kernel's source, and has none: it came when the others had theirs.
+TREE = "tree"
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -55,8 +57,7 @@ class Bench:
 def made() -> Made:
     """What makes results here; `none` for a program that is missing."""
     try:
-        tools = source.compiler_tools()
-        compiler = f"gcc {tools['gcc']}, binutils {tools['binutils']}"
+        compiler = source.compiler(source.compiler_tools())
     except ToolError:
         compiler = "no compiler"
     try:
@@ -107,14 +108,14 @@ def tidy() -> None:
             bench.lock.release()
 
 
-def cell(message: bytes, place: str) -> bytes:
-    """Run an Order of JSON with the store at `place`; a Done as JSON."""
+def cell(message: bytes, place: str, run_id: str) -> bytes:
+    """Run an Order of JSON with the store at `place`; a Done as JSON. `run_id`: its engine's, for the event."""
     order = msgspec.json.decode(message, type=Order)
     bench = _bench()
     worker = _dask()
     with bench.lock, _in_use(bench.local):
         name = f"{socket.gethostname()} ({worker.address.rpartition('/')[2]})"
-        worker.log_event(TOPIC, {"order": order.id, "worker": worker.address, "name": name})
+        worker.log_event(TOPIC, {"run": run_id, "order": order.id, "worker": worker.address, "name": name})
         done = run(order, bench.store(place), bench, name)
     return msgspec.json.encode(done)
 
@@ -143,7 +144,7 @@ def run(order: Order, shared: store.Store, bench: Bench, name: str) -> Done:
     except store.Poisoned as error:
         return Done(order.id, name, problems=(str(error),), poisoned=(error.name,))
     except store.Missing as error:
-        return Done(order.id, name, problems=(str(error),), poisoned=("tree",))
+        return Done(order.id, name, problems=(str(error),), poisoned=(TREE,))
     except (MinguestError, OSError) as error:
         return Done(order.id, name, error=str(error), problems=tuple(shared_kernels.problems))
     seconds = time.monotonic() - start
@@ -162,20 +163,27 @@ def _delivered(order: Order, produced: cells.Produced, desk: cells.Desk, name: s
             if not inline:  # a store that is full stays so
                 kept[each] = desk.store.put(path)
                 continue
-        except ToolError as error:
-            problems.append(str(error))
+        except (MinguestError, OSError) as error:
+            problems.append(_refused(desk.store, error))
         inline[each] = path.read_bytes()
     if produced.outcome and not inline:
         try:
             problems += records.keep(
                 desk.store, order, desk.setting, desk.made, produced.outcome, name, seconds, kept
             )  # fmt: skip
-        except ToolError as error:
-            problems.append(str(error))
+        except (MinguestError, OSError) as error:
+            problems.append(_refused(desk.store, error))
     problems += [f"{desk.store}: {each} was poisoned, and was replaced" for each in desk.store.replaced]
     desk.store.replaced.clear()
     result = msgspec.Raw(msgspec.json.encode(produced.result))
     return Done(order.id, name, result, kept, inline, problems=tuple(problems), seconds=seconds)
+
+
+def _refused(place: store.Store, error: Exception) -> str:
+    """Why a store takes no files, in the same words for each file, so that it is said once."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    why = (cause.strerror if isinstance(cause, OSError) else "") or str(getattr(error, "message", error))
+    return f"{place}: the store takes no files: {why}; results come without it, and are kept where the run was started"
 
 
 def _setting(key: str, shared: store.Store, bench: Bench) -> tuple[Setting, Path]:
@@ -192,9 +200,10 @@ def _setting(key: str, shared: store.Store, bench: Bench) -> tuple[Setting, Path
 
 @contextmanager
 def _in_use(local: Local) -> Iterator[None]:
-    """Keep `minguest cache --prune` off the desks; several workers can hold this."""
+    """Keep `minguest cache --prune` off the desks and the local store; several workers can hold this."""
     local.desks.mkdir(parents=True, exist_ok=True)
     with local.desks.with_name(".desks.busy").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
         files.used(local.desks)
+        files.used(local.cells)

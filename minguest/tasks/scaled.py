@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from minguest import settings
 from minguest.boottest import certify, inject, listed
+from minguest.bundle import manifests
 from minguest.bundle.reproduction import Reproduction
-from minguest.kernel import variants
+from minguest.kernel import source, variants
 from minguest.tasks.reporter import say
 from minguest.util.errors import ToolError, UserError
 
@@ -48,8 +49,8 @@ def check(tasks: Collection[str], variables: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def engine(project: "Project") -> Iterator["Engine | None"]:
-    """The workers that scheduler= names; None without it."""
+def engine(project: "Project", *, builds: bool) -> Iterator["Engine | None"]:
+    """The workers that scheduler= names; None without it. `builds`: they build kernels, with the bundle's compiler."""
     scheduler = project.variables["scheduler"]
     if not scheduler:
         yield None
@@ -60,7 +61,8 @@ def engine(project: "Project") -> Iterator["Engine | None"]:
     place = project.variables["store"]
     memory = settings.size(project.guest.launch.memory, "launch.memory")
     store = shared.opened(shared.check(place) if place else str(project.store.cells))
-    with dask.engine(scheduler, store, memory, say) as made:
+    compiler = source.compiler(manifests.read(project.at.bundle).tools) if builds else ""
+    with dask.engine(scheduler, store, memory, say, compiler) as made:
         yield made
 
 

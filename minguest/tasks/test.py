@@ -40,18 +40,17 @@ def boot_test_step(project: Project) -> Task:
 def evidence_step(project: Project) -> Task:
     def make() -> None:
         manifest = manifests.load(project.at.bundle)
-        key = inject.key_of(manifest, manifest.guest.launch, project.pits)
         nr_cpus = runner.nr_cpus_of(project.at.bundle)
-        checks = evidence.checks(project.at, manifest, nr_cpus, key)
+        checks = evidence.checks(project.at, manifest, nr_cpus, project.pits)
         tests = evidence.missing(checks, manifest.guest.launch, nr_cpus)
         ended: dict[str, list[str]] = {}
-        with scaled.engine(project) as engine:
+        with scaled.engine(project, builds=False) as engine:
             doer = scaled.prover(engine, project) if engine else listed.one_by_one(say)
             for each in doer(project.bench, tests, project.guest.launch):
                 if said := listed.line(each):
                     say(said)
                 ended.setdefault(each.ending, []).append(each.test)
-        checks = evidence.checks(project.at, manifest, nr_cpus, key)
+        checks = evidence.checks(project.at, manifest, nr_cpus, project.pits)
         say(evidence.table(checks))
         if failed := ended.get("failed"):
             raise GuestFailed(
@@ -75,7 +74,7 @@ def reproduce_step(project: Project) -> Task:
         from minguest.bundle import reproduce  # noqa: PLC0415 - see SLOW
 
         variables = [f"guest={project.guest_file}", *(["contract=ignore"] if project.ignore else [])]
-        with scaled.engine(project) as engine:
+        with scaled.engine(project, builds=True) as engine:
             if engine:
                 record = scaled.reproducer(engine, project, variables)
             else:
@@ -131,7 +130,7 @@ def pits_step(project: Project) -> Task:
     folder = project.at.matrix
 
     def make() -> None:
-        with scaled.engine(project) as engine, _injected(project, folder) as (shop, site):
+        with scaled.engine(project, builds=True) as engine, _injected(project, folder) as (shop, site):
             far = [scaled.injector(engine, project, site, shop)] if engine else []
             made = inject.run(site, _only(project), say, *far)
         say(f"linux {made.version}: {inject.summary(made.cells)}; {_matrix_page(project)}")
@@ -177,11 +176,17 @@ def certify_step(project: Project) -> Task:
     folder = project.at.certified
 
     def make() -> None:
-        tools = source.compiler_tools()
+        compiler = source.compiler(source.compiler_tools())
         program = folder / "userland"
         initrd.compile_initd(project.root / "initd/userland", program, folder / "log/userland.log")
-        compiler = f"gcc {tools['gcc']}, binutils {tools['binutils']}"
-        with scaled.engine(project) as engine, _injected(project, folder) as (shop, matrix):
+        bundles = source.compiler(manifests.read(project.at.bundle).tools)
+        if compiler != bundles and not project.variables["scheduler"]:
+            raise UserError(
+                f"{project.at.bundle} is of {bundles}, and this machine has {compiler}: what an option costs would be "
+                "mixed up with what the compiler costs",
+                "doit build",
+            )
+        with scaled.engine(project, builds=True) as engine, _injected(project, folder) as (shop, matrix):
             site = certify.Site(
                 matrix,
                 shop,
@@ -191,7 +196,8 @@ def certify_step(project: Project) -> Task:
                 project.root / "docs/necessity.json",
             )
             far = [scaled.certifier(engine, project, site)] if engine else []
-            made = certify.run(site, _only(project), say, *far)
+            only = _only(project)
+            made = certify.run(site, only, say, *far)
         say(f"linux {made.version}: {certify.summary(made)}; {project.shown(certify.place(folder))}")
         if wrong := [row.option for row in made.rows if row.kind == "unseen"]:
             raise GuestFailed(
@@ -199,6 +205,8 @@ def certify_step(project: Project) -> Task:
                 f"leave them out, or say in their comments what for: {certify.UNTESTED}…",
             )
         scaled.end(engine)
+        if left := [row.option for row in made.rows if row.kind == "NOT RUN" and row.option in (only or [row.option])]:
+            raise ToolError(f"NOT RUN: {', '.join(left)}", "their lines say why; the same command tries them again")
 
     return step(
         make,

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,18 +170,22 @@ def if_free(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def first_free(paths: Sequence[Path], waiting: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, int]]:
-    """Hold the first free one of several lock files, with its descriptor; if none is free, wait for the first."""
+    """Hold the first free one of several lock files, with its descriptor; if none is free, wait until one is."""
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield path, file.fileno()
-            return
-    with lock(paths[0], waiting) as held:
-        yield paths[0], held
+    told = False
+    while True:
+        for path in paths:
+            with path.open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield path, file.fileno()
+                return
+        if not told:
+            waiting()
+            told = True
+        time.sleep(0.2)
 
 
 def used(path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels that are not what their config says, and configs that are not what was requested, are refused by name."""
 
+import contextlib
 import gzip
 import os
 import re
@@ -143,6 +144,38 @@ def test_a_build_waits_where_all_slots_are_taken(store: Store, monkeypatch: pyte
         assert waits.wait(30) and not done.is_set()
     thread.join(30)
     assert done.is_set() and said == ["waiting: 1 kernels are being built"]
+
+
+def test_a_build_takes_whichever_slot_becomes_free(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "SLOTS", 2)
+    waits, found = threading.Event(), list[str]()
+
+    def third() -> None:
+        with folders.slot(store, lambda _: waits.set()) as (work, _):
+            found.append(work.name)
+
+    with folders.slot(store, lambda _: None):
+        with folders.slot(store, lambda _: None):
+            thread = threading.Thread(target=third)
+            thread.start()
+            assert waits.wait(30)
+        thread.join(30)
+        assert found == ["1"]
+
+
+def test_objects_that_are_kept_leave_the_slots_free(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker of a run keeps two folders, and configures its next kernel in another one."""
+    monkeypatch.setattr(folders, "SLOTS", 1)
+    tree, said = prepared(tmp_path / "tree"), list[str]()
+    with contextlib.ExitStack() as ends:
+        for _ in range(3):
+            objects = ends.enter_context(folders.Objects(store, said.append))
+            ends.enter_context(objects.of(tree, "", lambda *_: None))
+        with folders.slot(store, said.append) as (work, _):
+            assert work.name == "0"
+    assert said == []
 
 
 # ── the build ──

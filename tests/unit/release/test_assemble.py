@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from minguest import paths
-from minguest.boottest import inject, records, runner, verdict
+from minguest.boottest import certify, inject, records, runner, verdict
 from minguest.bundle import manifests, reproduction
 from minguest.diagnose import catalogue
 from minguest.paths import Layout
@@ -433,7 +433,11 @@ def test_the_matrix_is_evidence(
     at: Layout, key: Path, results: tuple[str, ...], whole: bool, result: str, reason: str
 ) -> None:
     matrix(at, *results, whole=whole)
-    (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [
+        each
+        for each in evidence.checks(at, manifests.load(at.bundle), 64, catalogue.load(at.pits))
+        if each.name == "pits"
+    ]
     assert (check.result, check.reason) == (result, reason)
     if result != "FAIL":
         workshop.make(at, key)
@@ -445,7 +449,11 @@ def test_the_matrix_is_evidence(
 
 def test_a_matrix_of_other_bytes_is_none(at: Layout) -> None:
     matrix(at, "right", files={"bzImage": {"sha256": "a" * 64, "size": 1}})
-    (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [
+        each
+        for each in evidence.checks(at, manifests.load(at.bundle), 64, catalogue.load(at.pits))
+        if each.name == "pits"
+    ]
     assert (check.result, check.reason) == ("NOT RUN", "its last run used other bytes")
 
 
@@ -453,7 +461,11 @@ def test_a_matrix_of_other_pits_is_none(at: Layout) -> None:
     matrix(at, "right")
     place = at.matrix / "matrix.json"
     place.write_text(re.sub(r'"key":"[0-9a-f]+"', '"key":"00"', place.read_text()))
-    (check,) = [each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "pits"]
+    (check,) = [
+        each
+        for each in evidence.checks(at, manifests.load(at.bundle), 64, catalogue.load(at.pits))
+        if each.name == "pits"
+    ]
     assert (check.result, check.reason.split(",")[0]) == ("NOT RUN", "its last run used other pits")
 
 
@@ -463,12 +475,12 @@ def certificate(at: Layout, *kinds: records.Kind, whole: bool = True, **changes:
     rows = tuple(records.Row("EFI", "20-efi.config", "y", "", kind) for kind in kinds)
     made = records.Certificate(
         records.CERTIFICATE_SCHEMA, "6.12", "6.12.94", manifest.files, manifest.config.fragments, "gcc 12", "7.2.22",
-        "judge", "key", whole, 1000, None, rows,
+        certify.judge_of(manifest.guest.launch, catalogue.load(at.pits)), "key", whole, 1000, None, rows,
     )  # fmt: skip
     at.certified.mkdir(parents=True, exist_ok=True)
     place = at.certified / "certificate.json"
     place.write_bytes(msgspec.json.encode(msgspec.structs.replace(made, **changes)))
-    (check,) = [each for each in evidence.checks(at, manifest, 64, key_of(at)) if each.name == "necessity"]
+    (check,) = [each for each in evidence.checks(at, manifest, 64, catalogue.load(at.pits)) if each.name == "necessity"]
     return check
 
 
@@ -496,10 +508,10 @@ def test_the_certificate_is_evidence(
 
 
 def test_a_certificate_of_other_bytes_or_of_another_schema_is_none(at: Layout) -> None:
-    others: tuple[dict[str, Any], ...] = ({"bundle": {}}, {"schema": 1})
+    others: tuple[dict[str, Any], ...] = ({"bundle": {}}, {"schema": 1}, {"fragments": {}}, {"judge": "another"})
     for changes in others:
         check = certificate(at, "row", **changes)
-        assert (check.result, check.reason) == ("NOT RUN", "its last run used other bytes")
+        assert check.result == "NOT RUN" and check.reason.startswith("its last run used other ")
 
 
 def rehearsed(at: Layout, **changes: object) -> evidence.Check:
@@ -514,7 +526,9 @@ def rehearsed(at: Layout, **changes: object) -> evidence.Check:
     record = records.Rehearsal(2, files, {}, records.Options(), "7.2", "pass", checks, outcome, 30.0)
     at.rehearsed.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
     (check,) = [
-        each for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at)) if each.name == "rehearsal"
+        each
+        for each in evidence.checks(at, manifests.load(at.bundle), 64, catalogue.load(at.pits))
+        if each.name == "rehearsal"
     ]
     return check
 
@@ -538,7 +552,7 @@ def test_a_rehearsal_that_did_not_pass_or_was_of_other_bytes_is_none(at: Layout)
     assert rehearsed(at, inner="failed").result == "FAIL"
     assert rehearsed(at, bundle={}).result == "NOT RUN"
     at.rehearsed.write_text("{")
-    assert next(each.result for each in evidence.checks(at, manifests.load(at.bundle), 64, key_of(at))
+    assert next(each.result for each in evidence.checks(at, manifests.load(at.bundle), 64, catalogue.load(at.pits))
                 if each.name == "rehearsal") == "NOT RUN"  # fmt: skip
 
 
@@ -557,7 +571,9 @@ def test_a_damaged_record_is_no_evidence(damage: Damage, at: Layout) -> None:
     )
 
     def found() -> dict[str, tuple[str, str]]:
-        return {each.name: (each.result, each.reason) for each in evidence.checks(at, manifest, 64, key_of(at))}
+        return {
+            each.name: (each.result, each.reason) for each in evidence.checks(at, manifest, 64, catalogue.load(at.pits))
+        }
 
     before = found()
     places = {

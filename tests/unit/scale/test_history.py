@@ -41,7 +41,13 @@ def test_the_same_cell_twice_is_one_record(store: Store) -> None:
     assert keep(store, "right") == keep(store, "right", worker="two") == []
     (name,) = store.records("cells/")
     record = store.record(name, records.Record)
-    assert record is not None and (record.worker, record.facts["QEMU"]) == ("one", "7.2.22")
+    assert record is not None and (record.worker, record.facts["QEMU"]) == ("one", "7.2.22 (Debian)")
+
+
+def test_what_was_measured_beside_a_cell_is_not_in_its_key() -> None:
+    one = Order("EPOLL", "certify", "s", msgspec.Raw(b"{}"), True, msgspec.Raw(b"1"))
+    assert records.key(one, MADE) == records.key(msgspec.structs.replace(one, beside=msgspec.Raw(b"2")), MADE)
+    assert records.key(one, MADE) != records.key(msgspec.structs.replace(one, what=msgspec.Raw(b"[]")), MADE)
 
 
 def test_another_result_of_the_same_inputs_names_both_workers(store: Store) -> None:
@@ -95,7 +101,7 @@ def test_the_command(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
     keep(store, "right")
     keep(store, "wrong", Made(MADE.compiler, "8.0"))
     assert cli.main(["history", place]) == 0
-    assert "right with QEMU 7.2.22 → wrong with QEMU 8.0\n" in capsys.readouterr().out
+    assert "right with QEMU 7.2.22 (Debian) → wrong with QEMU 8.0\n" in capsys.readouterr().out
     (path, _) = sorted(Path(place, "cells").rglob("*.json"))
     path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 2.0'))
     assert cli.main(["history", place, "--json"]) == 1

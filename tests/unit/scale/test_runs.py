@@ -21,6 +21,7 @@ from minguest.kernel.kconfig import Option
 from minguest.model import Launch
 from minguest.scale import cells, runs
 from minguest.scale.orders import Done, Order
+from minguest.scale.records import Record
 from minguest.scale.scheduler import Engine
 from minguest.scale.store import Folder, Store
 from minguest.util.errors import GuestFailed, ToolError
@@ -153,6 +154,7 @@ def test_evidence_comes_back_and_says_how_it_ended(farm: Farm, monkeypatch: pyte
         folder = bench.evidence / f"boot-test-{options.machine}-{options.cpus}"
         folder.mkdir(parents=True)
         (folder / "verdict.json").write_text("{}")
+        (folder / runner.KERNEL_LOG).write_text("of a quiet console")
         say("a table")
         if options.machine == "pc":
             raise GuestFailed("FAIL: CPUs")
@@ -169,7 +171,15 @@ def test_evidence_comes_back_and_says_how_it_ended(farm: Farm, monkeypatch: pyte
         "failed",
     )
     assert farm.said.count("a table") == len(tests)
-    assert (farm.bench.evidence or Path()).joinpath("boot-test-pc-1/verdict.json").read_text() == "{}"
+    kept = (farm.bench.evidence or Path()) / "boot-test-pc-1"
+    assert (kept / "verdict.json").read_text() == "{}"
+    assert (kept / runner.KERNEL_LOG).read_text() == "of a quiet console"
+    # What only this machine could not do is no result of the cell.
+    store, names = farm.engine.store, farm.engine.store.records("cells/")
+    found = [each for name in names if (each := store.record(name, Record)) is not None]
+    assert {each.cell: each.result for each in found} == {
+        f"evidence {each.name}": ended[each.name] for each in tests if each.name != "boot-test-q35-8"
+    }
     assert listed.line(listed.Ended("one", "no room", "too large")) == "one is not run: too large"
 
 

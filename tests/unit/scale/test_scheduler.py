@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells on Dask's workers, two in this process: what is chosen, what is done again, and what is said."""
 
+import errno
 import json
+import os
 import socket
 import threading
 import time
@@ -45,6 +47,15 @@ def test_the_largest_group_gets_the_work_and_the_others_a_line() -> None:
 def test_a_worker_that_comes_later_must_be_of_the_group() -> None:
     late = [facts("1", OTHER), facts("2", OTHER), facts("3")]
     assert [each[-1] for each in choice.choose(late, "c", GIB, MADE).workers] == ["3"]
+
+
+def test_where_kernels_are_built_the_compiler_is_the_bundles() -> None:
+    some = [facts("1", OTHER), facts("2", OTHER), facts("3"), facts("4", Made("no compiler", "7.2.22"))]
+    chosen = choice.choose(some, "c", GIB, compiler=MADE.compiler)
+    assert [each[-1] for each in chosen.workers] == ["3"]
+    assert "has gcc 13.1.0, the bundle is of gcc 12.2.0: it gets no cell" in chosen.refused[0]
+    with pytest.raises(UserError, match=r"has no compiler, the bundle is of gcc 12\.2\.0"):
+        choice.choose(some[-1:], "c", GIB, compiler=MADE.compiler)
 
 
 def test_memory_is_for_all_workers_of_a_machine() -> None:
@@ -250,11 +261,21 @@ def test_two_results_of_the_same_inputs_are_a_problem(rig: Rig) -> None:
     assert line.startswith("a: ") and " has wrong, but " in line and " had right for the same inputs" in line
 
 
-def test_a_store_that_takes_nothing_loses_nothing(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        (ToolError("the store is full"), "the store is full"),
+        (UserError("s3://bucket: 403", "other keys"), "s3://bucket: 403"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+    ],
+)
+def test_a_store_that_takes_nothing_loses_nothing(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception, why: str
+) -> None:
     engine = rig.engine()
 
     def full(*_: Any) -> None:
-        raise ToolError("the store is full")
+        raise refusal
 
     monkeypatch.setattr(Folder, "put", full)
     done = list(engine.run([rig.order("a"), rig.order("b")]))
@@ -262,7 +283,40 @@ def test_a_store_that_takes_nothing_loses_nothing(rig: Rig, tmp_path: Path, monk
         assert (each.files, each.inline, each.error) == ({}, {"console.log": f"console of {each.order}\n".encode()}, "")
         runs.fetch(engine, each, tmp_path / each.order)
         assert (tmp_path / each.order / "console.log").is_file()
-    assert engine.problems == ["the store is full"]
+    ends = "results come without it, and are kept where the run was started"
+    assert engine.problems == [f"{rig.store}: the store takes no files: {why}; {ends}"]
+
+
+def test_another_runs_cells_are_not_this_ones(rig: Rig) -> None:
+    engine = rig.engine()
+    started, free = threading.Event(), threading.Event()
+
+    def cell(_: str) -> str:
+        started.set()
+        return str(free.wait(30))
+
+    rig.does = cell
+
+    def foreign() -> None:
+        started.wait(30)
+        rig.client.log_event(worker.TOPIC, {"run": "another", "order": "a", "worker": "tcp://x:1", "name": "x"})
+        time.sleep(1.5)
+        free.set()
+
+    thread = threading.Thread(target=foreign)
+    thread.start()
+    (done,) = engine.run([rig.order("a")])
+    thread.join()
+    assert not done.error and not [line for line in rig.said if "its worker is gone" in line]
+
+
+def test_workers_that_are_busy_are_not_called_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "PROBE", 0.3)
+    busy = [rig.client.submit(time.sleep, 1.5, pure=False, workers=[each]) for each in rig.client.nthreads()]
+    with pytest.raises(UserError, match=r"2 workers are there, and none says in 0.3 s what it is\n.*busy"):
+        rig.engine()
+    for each in busy:
+        each.result(timeout=30)
 
 
 def test_a_mistake_in_a_cell_is_its_error(rig: Rig) -> None:
@@ -283,10 +337,11 @@ def test_without_any_worker_the_rest_is_not_run(rig: Rig, monkeypatch: pytest.Mo
     monkeypatch.setattr(scheduler, "LOOK", 0.1)
     monkeypatch.setattr(rig.client, "nthreads", lambda: (_ for _ in ()).throw(OSError("gone")))
     engine._looked = 0.0
-    done = list(engine.run([rig.order("a"), rig.order("b")]))
-    assert {each.order: each.error for each in done} == dict.fromkeys("ab", "no worker for 0.2 s")
+    after = {"a": [rig.order("a1")]}  # a kernel's cells
+    done = list(engine.run([rig.order("a"), rig.order("b")], lambda each: after.get(each.order, [])))
+    assert {each.order: each.error for each in done} == dict.fromkeys(("a", "b", "a1"), "no worker for 0.2 s")
     assert "the scheduler does not answer: OSError: gone" in rig.said
     assert engine.problems == [
-        "no worker for 0.2 s: 2 cells are not run; start workers, and run the same command again"
+        "no worker for 0.2 s: what is left is not run; start workers, and run the same command again"
     ]
     assert isinstance(done[0], Done) and msgspec.json.encode(done[0])

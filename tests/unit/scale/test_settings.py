@@ -110,6 +110,12 @@ def test_a_tree_is_packed_once_and_is_the_same_elsewhere(tmp_path: Path, store: 
     assert not settings.tree_there(prepared.tree, local)
     settings.get_tree(prepared.tree, store, local)
     assert source.content(Path(made.path)) == source.content(Path(prepared.path))
+    # One that a bucket says is right, and that a worker found damaged, is packed again.
+    (record,) = store.records("trees/")
+    digest = store.record(record, str) or ""
+    store.distrusted.add(f"blobs/{digest[:2]}/{digest}")
+    settings.put_tree(prepared, store, said.append)
+    assert len(said) == 2 and store.distrusted == set()
 
 
 class Machine:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command line is read, and what the tasks that start a bundle do with the result."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import pytest
 from doit.exceptions import InvalidTask
 
 from minguest import VERSION
-from minguest.boottest import inject, records, rehearse, runner
+from minguest.boottest import certify, inject, records, rehearse, runner
 from minguest.bundle import initrd, manifests, reproduce
 from minguest.bundle.reproduction import SCHEMA, Difference, Reproduction
 from minguest.diagnose import page
@@ -486,7 +487,7 @@ def test_evidence_that_could_not_be_run_at_all_is_an_error(there: Toy, monkeypat
 
 
 def test_evidence_is_looked_at_again_after_the_tests(there: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of this bundle, with what its kernel was built for and with the key of its matrix."""
+    """Of this bundle, with what its kernel was built for and with the pits of this project."""
     of: list[tuple[Any, ...]] = []
     tables: list[Any] = []
     checks, table = evidence.checks, evidence.table
@@ -505,9 +506,40 @@ def test_evidence_is_looked_at_again_after_the_tests(there: Toy, monkeypatch: py
     monkeypatch.setattr(runner, "without_room", lambda *_: "")
     made = there.project(chooses=False)
     assert test.evidence_step(made)["actions"][0]() is None
-    manifest = manifests.load(made.at.bundle)
-    about = made.at, manifest, 1, inject.key_of(manifest, manifest.guest.launch, made.pits)
+    about = made.at, manifests.load(made.at.bundle), 1, made.pits
     assert of == [about, about] and len(tables) == 1
+
+
+# ── each option left out ──
+
+
+def certified(there: Toy, monkeypatch: pytest.MonkeyPatch, *rows: records.Row) -> Any:
+    """How `doit certify` ends with these rows; None: well."""
+    made = records.Certificate(
+        records.CERTIFICATE_SCHEMA, "6.12", "6.12.94", {}, {}, "gcc", "7.2", "", "", True, 1000, None, rows
+    )
+    monkeypatch.setattr(initrd, "compile_initd", lambda *_: None)
+    monkeypatch.setattr(test, "_injected", lambda *_: contextlib.nullcontext((None, None)))
+    monkeypatch.setattr(certify, "run", lambda *_: made)
+    return test.certify_step(there.project(chooses=False))["actions"][0]()
+
+
+def test_a_certificate_fails_where_an_option_has_no_reason_or_was_not_tried(
+    there: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = records.Row("EPOLL", "10-base.config", "y", "Loops.", "row")
+    unseen, not_run = (msgspec.structs.replace(one, option=kind, kind=kind) for kind in ("unseen", "NOT RUN"))
+    assert certified(there, monkeypatch, one) is None
+    assert certified(there, monkeypatch, one, unseen).get_msg().startswith("no test shows what these are for: unseen\n")
+    assert certified(there, monkeypatch, one, not_run).get_msg().startswith("NOT RUN: NOT RUN\n")
+
+
+def test_a_certificate_is_of_the_bundles_compiler(there: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "compiler_tools", lambda: {"gcc": "1.2", "binutils": "3.4"})
+    failed = certified(there, monkeypatch)
+    assert re.search(
+        r"out/toy-6\.12/bundle is of gcc .*, and this machine has gcc 1\.2, binutils 3\.4", failed.get_msg()
+    )
 
 
 # ── built twice ──
