@@ -62,8 +62,9 @@ def _about(certificate: Certificate) -> str:
     left = "" if certificate.whole else " **Not every option was tried yet.**"
     count = "" if certificate.instructions is None else f", {certificate.instructions:.1f} million instructions"
     return (
-        f"**{certificate.series}**: linux {certificate.version}, {certificate.compiler}; with all options "
-        f"{certificate.bytes:,} bytes compressed{count}. {len(certificate.rows)} options: {summary(certificate)}.{left}"
+        f"**{certificate.series}**: linux {certificate.version}, {certificate.compiler}, QEMU {certificate.qemu}; with "
+        f"all options {certificate.bytes:,} bytes compressed{count}. {len(certificate.rows)} options: "
+        f"{summary(certificate)}.{left}"
     )
 
 
@@ -80,7 +81,8 @@ def _table(fragment: str, options: Sequence[str], rows: Mapping[str, Mapping[str
 
 
 def _cell(row: Row) -> str:
-    what = f"{row.kind}: {row.seen}" if row.seen else row.kind
+    # What a comment states is in the column beside it.
+    what = f"{row.kind}: {row.seen}" if row.seen and row.kind != "stated" else row.kind
     parts = [f"{what} ({row.probe})" if row.probe and row.seen else what]
     if row.gone:
         parts.append(f"with it {', '.join(row.gone)}")

@@ -288,6 +288,9 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
         "EFI", "configs/kernel/20-efi.config", "y", "A | reason", "row", "n", ("EFI_STUB",), "own", "CPUs", -49152
     )
     swap = Row("SWAP", "configs/kernel/10-base.config", "n", "No swap.", "size", seen="larger", bytes=900)
+    bug = Row(
+        "BUG", "configs/kernel/10-base.config", "y", "Not tested here: it stops.", "stated", seen="it stops.", bytes=-10
+    )
     cheap = Row("BQL", "", "y", "", "unasked", "n", bytes=-300)
     dear = Row("VMAP_STACK", "", "y", "", "unasked", "n", bytes=-2000)
     # Another series' fragments ask for this one.
@@ -308,7 +311,7 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
             None,
             rows,
         )
-        for series, rows in (("4.12", (efi, cheap, other)), ("6.12", (swap, efi, cheap, dear)))
+        for series, rows in (("4.12", (efi, bug, cheap, other)), ("6.12", (swap, efi, cheap, dear)))
     ]
     text = necessity.page(made)
     assert text.index("## configs/kernel/10-base.config") < text.index("## configs/kernel/20-efi.config")
@@ -319,6 +322,8 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
     rest = text.partition("## On where nobody asks\n")[2]
     assert rest.index("| `VMAP_STACK=y` |  | unasked; -2,000 bytes |  |") < rest.index("| `BQL=y` |")
     assert "SWAP" not in rest
+    assert "gcc 12, QEMU 7.2; with all options 1,000 bytes compressed" in text
+    assert "| `BUG=y` | stated; -10 bytes |  | Not tested here: it stops. |" in text
     assert text.count("**Not every option was tried yet.**") == 1
 
 
