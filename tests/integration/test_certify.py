@@ -12,7 +12,7 @@ def test_without_efi_the_guest_has_one_cpu(built: paths.Layout, doit: Doit) -> N
     assert result.returncode == 0, result.stdout
     made = json.loads((built.certified / "certificate.json").read_bytes())
     (row,) = [row for row in made["rows"] if row["option"] == "EFI"]
-    assert (row["kind"], row["probe"], row["instead"], row["gone"]) == ("row", "own", "n", ["EFI_STUB"])
+    assert (row["kind"], row["probe"], row["instead"]) == ("row", "own", "n") and "EFI_STUB" in row["gone"]
     assert row["seen"].startswith("CPUs, ") and row["seen"].endswith("; pit efi-off")
     assert row["bytes"] < 0 and not made["whole"]
     # With all options, every call of a program is there.
