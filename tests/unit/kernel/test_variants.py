@@ -46,12 +46,12 @@ def test_a_kernel_is_built_once_for_all_who_want_its_config(shop: variants.Works
 
 def test_kernels_of_a_run_begin_with_the_objects_of_the_guests_own(shop: variants.Workshop) -> None:
     scratch = variants.kernel_with(shop, {"PACKET": False}, lambda _: None)
-    main, packet = (shop.store.making / f"0/{name}.o" for name in ("init/main", "net/packet/af_packet"))
+    main, packet = (shop.store.making / f"kept-0/{name}.o" for name in ("init/main", "net/packet/af_packet"))
     said: list[str] = []
     with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects)
         assert variants.kernel_with(series, {"PACKET": False}, said.append) == scratch
-        assert said == [] and not shop.store.making.joinpath("0").exists()  # nothing had to be built
+        assert said == [] and not shop.store.making.joinpath("kept-0").exists()  # nothing had to be built
         variants.kernel_with(series, {"NUMBER": 2}, said.append)
         compiled = main.stat().st_mtime_ns
         assert said == ["kernel with NUMBER=2", "linux 6.12.1: the objects that the next kernels begin with"]
@@ -61,7 +61,7 @@ def test_kernels_of_a_run_begin_with_the_objects_of_the_guests_own(shop: variant
         again = variants.kernel_with(series, {"PACKET": False}, said.append)
         assert main.stat().st_mtime_ns == compiled and packet.stat().st_size
         assert said[2:] == ["kernel with PACKET=n"]
-    assert not main.exists() and list(shop.store.making.glob("[0-9]*")) == []
+    assert not main.exists() and list(shop.store.making.glob("[0-9k]*")) == []
     # A bundle's kernel is never one of these.
     assert variants.kernel_with(shop, {"PACKET": False}, lambda _: None) == scratch != again
     for name in kbuild.KEPT:
@@ -71,7 +71,7 @@ def test_kernels_of_a_run_begin_with_the_objects_of_the_guests_own(shop: variant
 def test_a_failure_leaves_the_objects_and_another_tree_does_not(shop: variants.Workshop, tmp_path: Path) -> None:
     copy = tmp_path / "tree"
     shutil.copytree(TREE, copy)
-    main = shop.store.making / "0/init/main.o"
+    main = shop.store.making / "kept-0/init/main.o"
     with folders.Objects(shop.store, lambda _: None) as objects:
         series = msgspec.structs.replace(shop, objects=objects, tree=source.Prepared(str(copy), shop.tree.tree))
         source_file = copy / "init/main.c"
