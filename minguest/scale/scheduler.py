@@ -86,6 +86,8 @@ class Engine:
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._probes: dict[str, tuple[float, Any]] = {}
         self._looked = 0.0
+        self._there: set[str] = set()
+        """The workers that the scheduler has: one that is busy may not have said yet what it is."""
         self.facts: dict[str, Facts] = {}
         self.repair: Callable[[str], bool] = lambda _: False
         """Puts an entry of the store again, by name; False: it cannot."""
@@ -135,7 +137,7 @@ class Engine:
     def _look(self) -> None:
         """Find workers that came or went; one that came is asked what it is."""
         self._looked = time.monotonic()
-        there = set(self._client.nthreads())
+        there = self._there = set(self._client.nthreads())
         changed = bool(self.facts.keys() - there)
         self.facts = {address: each for address, each in self.facts.items() if address in there}
         for address in there - self.facts.keys() - self._probes.keys():
@@ -289,7 +291,7 @@ class Engine:
             return
         for name, each in flights.items():
             # Its next worker may be one that is busy for long: any that is there now is as good.
-            gone = bool(each.worker) and each.worker not in self.facts
+            gone = bool(each.worker) and each.worker not in self._there
             if each.future.done() or not self.workers or (each.workers & self.workers.keys() and not gone):
                 continue
             each.future.cancel(force=True)
