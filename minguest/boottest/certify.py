@@ -331,8 +331,9 @@ def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, ba
             count = instructions(trial)
             less = base.instructions if base is not None and base.instructions is not None else 0.0
             row = msgspec.structs.replace(row, instructions=None if count is None else round(count - less, 1))
-        if _programs(probe) and base is not None and (lost := base.userland[probe.name] - userland.found(folder)):
-            seen = f"a program's {', '.join(sorted(lost))}"
+        there = userland.found(folder) if _programs(probe) else frozenset()
+        if base is not None and (lost := base.userland.get(probe.name, frozenset()) - there):
+            seen = f"a program's {', '.join(sorted(lost)) if there else 'console'}"
             return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
         if base is not None:
             shutil.rmtree(folder)

@@ -131,6 +131,11 @@ def test_what_a_program_misses_is_a_row(bench: Bench) -> None:
     assert (row.kind, row.probe, row.seen) == ("row", "userland", "a program's epoll")
 
 
+def test_a_program_of_which_nothing_is_heard_has_no_console(bench: Bench) -> None:
+    bench.userland = "[ 0.1] a message\n"
+    assert bench.row().seen == "a program's console"
+
+
 def test_what_a_machine_does_not_have_is_not_missed_there(bench: Bench) -> None:
     bench.userlands = {"pc": "userland: futex: ok\n"}
     assert bench.row().kind == "unseen"
