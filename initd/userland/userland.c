@@ -230,6 +230,7 @@ static void file_systems(void)
 	say_if("SMBIOS", strstr(line_of("/sys/class/dmi/id/sys_vendor"), "QEMU") != 0);
 	say("pseudo-terminal", open("/dev/ptmx", O_RDWR));
 	say("/dev/hwrng", open("/dev/hwrng", O_RDONLY));
+	say_if("virtio's random numbers", strstr(line_of("/sys/class/misc/hw_random/rng_current"), "virtio") != 0);
 	say("/dev/vdb1", open("/dev/vdb1", O_RDONLY));
 	say("/dev/vdc1", open("/dev/vdc1", O_RDONLY));
 	say("/dev/hvc0", open("/dev/hvc0", O_RDWR | O_NONBLOCK));
