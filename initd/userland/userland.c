@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,6 +59,35 @@ static const char *line_of(const char *path)
 	return text;
 }
 
+/* Whether a file, which may have many lines, has this text. */
+static int has(const char *path, const char *text)
+{
+	char line[512];
+	FILE *file = fopen(path, "r");
+	int there = 0;
+
+	while (file && !there && fgets(line, sizeof(line), file))
+		there = strstr(line, text) != 0;
+	if (file)
+		fclose(file);
+	return there;
+}
+
+/* Whether a path of this pattern is there, and with a `size` one of so many bytes. */
+static int any(const char *pattern, off_t size)
+{
+	glob_t found;
+	struct stat about;
+	int there = 0;
+
+	if (glob(pattern, 0, 0, &found))
+		return 0;
+	for (size_t i = 0; i < found.gl_pathc && !there; i++)
+		there = !size || (!stat(found.gl_pathv[i], &about) && about.st_size == size);
+	globfree(&found);
+	return there;
+}
+
 static void sockets(void)
 {
 	say("unix socket", socket(AF_UNIX, SOCK_STREAM, 0));
@@ -90,6 +120,55 @@ static void waiting(void)
 		clock_getres(CLOCK_MONOTONIC, &resolution);
 	}
 	say_if("timers of 1 ns", resolution.tv_sec == 0 && resolution.tv_nsec == 1);
+}
+
+/* Interrupts of all CPUs' local timers. */
+static unsigned long timer_interrupts(void)
+{
+	char line[4096], *at;
+	unsigned long sum = 0;
+	FILE *file = fopen("/proc/interrupts", "r");
+
+	while (file && fgets(line, sizeof(line), file)) {
+		at = strstr(line, "LOC:");
+		if (!at)
+			continue;
+		at += 4;
+		for (char *end; ; at = end) {
+			unsigned long count = strtoul(at, &end, 10);
+
+			if (end == at)
+				break;
+			sum += count;
+		}
+	}
+	if (file)
+		fclose(file);
+	return sum;
+}
+
+/* A CPU with nothing to do has no tick: with one, it has 250 a second. */
+static void idle(void)
+{
+	unsigned long before = timer_interrupts();
+
+	usleep(1000000);
+	say_if("idle without ticks", before && timer_interrupts() - before < 125UL * sysconf(_SC_NPROCESSORS_ONLN));
+}
+
+static void cards(void)
+{
+	say_if("message-signalled interrupts", any("/sys/bus/pci/devices/*/msi_irqs/*", 0));
+	say_if("extended config space", any("/sys/bus/pci/devices/*/config", 4096));
+	/* A prefetchable BAR has this file only with PAT. */
+	say_if("write-combined BAR", any("/sys/bus/pci/devices/*/resource*_wc", 0));
+	say("/proc/mtrr", open("/proc/mtrr", O_RDONLY));
+	say("/dev/vga_arbiter", open("/dev/vga_arbiter", O_RDWR));
+	/* Power management of q35's chipset, which is at ports without a BAR (drivers/pci/quirks.c). */
+	say_if("ports of the chipset", has("/proc/ioports", " : 0000:00:1f.0"));
+	say_if("native hot-plug", any("/sys/bus/pci_express/drivers/pciehp/*:pcie*", 0));
+	say_if("slots of cards", any("/sys/bus/pci/slots/*", 0));
+	say_if("clock of ACPI", has("/sys/devices/system/clocksource/clocksource0/available_clocksource", "acpi_pm"));
 }
 
 static void memory(void)
@@ -151,6 +230,7 @@ static void file_systems(void)
 	say_if("SMBIOS", strstr(line_of("/sys/class/dmi/id/sys_vendor"), "QEMU") != 0);
 	say("pseudo-terminal", open("/dev/ptmx", O_RDWR));
 	say("/dev/hwrng", open("/dev/hwrng", O_RDONLY));
+	say_if("virtio's random numbers", strstr(line_of("/sys/class/misc/hw_random/rng_current"), "virtio") != 0);
 	say("/dev/vdb1", open("/dev/vdb1", O_RDONLY));
 	say("/dev/vdc1", open("/dev/vdc1", O_RDONLY));
 	say("/dev/hvc0", open("/dev/hvc0", O_RDWR | O_NONBLOCK));
@@ -194,6 +274,8 @@ int main(void)
 	script();
 	modules();
 	protection();
+	cards();
+	idle();
 	say("network card", access("/sys/class/net/eth0", F_OK));
 	printf("userland: end\n");
 	sync();

@@ -35,16 +35,18 @@ COUNTED = 0.1
 PACKED = 256
 # What gcc and ld say of code that they refuse.
 REFUSED = re.compile(r"^\S+:\d+:\d+: error: .*|^.*\bundefined reference to .*", re.MULTILINE)
-# The launches, in this order. `counted` is the one that instructions are counted in.
+ROOT = {"disk": "/dev/vda"}
+# The launches, in this order. `counted` is the one that instructions are counted in; those with a root have
+# userland.py's program as its init.
 PROBES = (
     catalogue.Injection("own"),
     catalogue.Injection("counted", launch={"cpus": 1, "accel": "tcg"}, fault=("clock=instructions",)),
-    catalogue.Injection("pc", launch={"machine": "pc", "cpus": 8}),
+    catalogue.Injection("userland", launch={"root": ROOT}),
+    catalogue.Injection("pc", launch={"machine": "pc", "cpus": 8, "root": ROOT}),
     catalogue.Injection("hotplug", launch={"cpus": 2, "memory": "1G"}, plug={"cpus": 8, "memory": "3G"}),
     catalogue.Injection("button"),
     catalogue.Injection("nodes", launch={"numa": inject.NODES}),
     catalogue.Injection("large-bars", launch={"gpus": ["bar:128G"] * 8}),
-    catalogue.Injection("userland", launch={"root": {"disk": "/dev/vda"}}),
 )
 # The modules that make rows, beside inject.CODE: when they change, kept rows are dropped.
 CODE = ("boottest/certify", "boottest/userland", "kernel/variants")
@@ -84,8 +86,8 @@ class Whole(msgspec.Struct, frozen=True):
     bytes: int
     """`packed`."""
     instructions: float | None
-    userland: frozenset[str]
-    """What userland.py's program found."""
+    userland: dict[str, frozenset[str]]
+    """By a probe that starts userland.py's program: what the program found."""
 
 
 Begin = Callable[[str], None]
@@ -287,7 +289,8 @@ def with_all(site: Site, manifest: manifests.Manifest, say: Callable[[str], None
     text = (kernel / "kernel.config").read_text(encoding="utf-8")
     size = packed(kernel)
     say(f"with all options: {size:,} bytes compressed, {row.instructions or 0:.1f} M instructions")
-    there = userland.found(site.matrix.folder / "runs" / "with-all-options.userland")
+    runs = site.matrix.folder / "runs"
+    there = {each.name: userland.found(runs / f"with-all-options.{each.name}") for each in PROBES if _programs(each)}
     return Whole(text, size, row.instructions, there)
 
 
@@ -309,7 +312,7 @@ def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, ba
         folder.mkdir(parents=True)
         # With options, so that this kernel is started, not the bundle's.
         each = msgspec.structs.replace(probe, options={row.option: False})
-        more = userland.devices(site.program) if probe.name == "userland" else ()
+        more = userland.devices(site.program, probe.launch) if _programs(probe) else ()
         trial, why = inject.attempt(matrix, each, manifest, folder, button=probe.name == "button", more=more)
         if trial is None or trial.verdict is None:
             return msgspec.structs.replace(row, probe=probe.name, seen=why or (trial.refusal if trial else ""))
@@ -328,12 +331,18 @@ def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, ba
             count = instructions(trial)
             less = base.instructions if base is not None and base.instructions is not None else 0.0
             row = msgspec.structs.replace(row, instructions=None if count is None else round(count - less, 1))
-        if probe.name == "userland" and base is not None and (lost := base.userland - userland.found(folder)):
-            seen = f"a program's {', '.join(sorted(lost))}"
+        there = userland.found(folder) if _programs(probe) else frozenset()
+        if base is not None and (lost := base.userland.get(probe.name, frozenset()) - there):
+            seen = f"a program's {', '.join(sorted(lost)) if there else 'console'}"
             return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
         if base is not None:
             shutil.rmtree(folder)
     return row
+
+
+def _programs(probe: catalogue.Injection) -> bool:
+    """Whether it starts userland.py's program."""
+    return "root" in probe.launch
 
 
 def instructions(trial: runner.Trial) -> float | None:

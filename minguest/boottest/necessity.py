@@ -19,7 +19,9 @@ page and [necessity.json](necessity.json) from `out/certify/`. The next `doit ce
 are of the same bundle, requests, tools, pits and code.
 
 An option that is on is left out by switching it off; one that is switched off, by not naming it. **With it** names
-the other options that then went too. Bytes are of the compressed kernel, instructions those of its boot with one CPU.
+the other options that then went too. Bytes are of the compressed kernel: neither the code that unpacks it nor the EFI
+stub, which is part of that code, is counted. Instructions are those from its first clock to the start of initd, with
+one CPU.
 """
 UNASKED = """\
 Kconfig switches these on by itself, and each can be switched off alone; what costs most comes first. What guards the

@@ -7,8 +7,9 @@ Each call is a line on the console, `userland: NAME: ok` or why not.
 import re
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from minguest.boottest import faults
 from minguest.boottest.faults import Parts
@@ -21,18 +22,25 @@ DEVICES = (
     "-device", "virtio-net-pci", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
     "-chardev", "null,id=hvc0", "-device", "virtconsole,chardev=hvc0",
 )  # fmt: skip
+# On q35, a slot that the kernel's own hot-plug serves; on pc, and on q35 by default, ACPI's does.
+NATIVE = (
+    "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    "-device", "pcie-root-port,id=native,chassis=77,slot=77",
+)  # fmt: skip
 # LINUX_FILESYSTEM (0FC63DAF-8483-4772-8E79-3D69D8477DE4) as GPT writes it, and GUIDs of this disk and its partition.
 LINUX = bytes.fromhex("af3dc60f838472478e793d69d8477de4")
 DISK, PARTITION = b"minguest disk 01", b"minguest part 01"
 
 
-def devices(program: Path) -> Sequence[Callable[[Parts], None]]:
-    """The root with the program, a disk with GPT, another with an MBR, a network card, random numbers and a console."""
+def devices(program: Path, launch: Mapping[str, Any]) -> Sequence[Callable[[Parts], None]]:
+    """The root with the program, a disk with GPT, another with an MBR, a network card, random numbers, a console, and
+    what the launch's machine can have."""
+    more = (*DEVICES, *(() if launch.get("machine") == "pc" else NATIVE))
     return (
         faults.disk({"sbin/init": program.read_bytes()}),
         _attach("gpt", gpt()),
         _attach("mbr", mbr()),
-        lambda parts: parts.edits.append(lambda argv: [*argv, *DEVICES]),
+        lambda parts: parts.edits.append(lambda argv: [*argv, *more]),
     )
 
 

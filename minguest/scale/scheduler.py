@@ -290,9 +290,9 @@ class Engine:
             self._once(f"the scheduler does not answer: {type(error).__name__}: {error}")
             return
         for name, each in flights.items():
-            # Its next worker may be one that is busy for long: any that is there now is as good.
-            gone = bool(each.worker) and each.worker not in self._there
-            if each.future.done() or not self.workers or (each.workers & self.workers.keys() and not gone):
+            # One whose worker went is not left to Dask: its next worker may be one that is busy for long.
+            held = each.worker in self._there if each.worker else bool(each.workers & self.workers.keys())
+            if each.future.done() or not self.workers or held:
                 continue
             each.future.cancel(force=True)
             if each.worker and each.deaths == DEATHS:

@@ -61,8 +61,7 @@ def put_tree(tree: source.Prepared, store: Store, say: Callable[[str], None]) ->
     name = _tree_record(tree.tree)
     try:
         digest = store.record(name, str)
-        blob = f"blobs/{digest[:2]}/{digest}" if digest else ""
-        if blob and blob not in store.distrusted and store.place.digest(blob) == digest:
+        if digest is not None and store.has(digest):
             return
     except Poisoned:
         pass  # written again

@@ -157,6 +157,11 @@ class Store:
         self._write(_blob(sha256), source, sha256)
         return sha256
 
+    def has(self, sha256: str) -> bool:
+        """Whether the bytes with this hash are there."""
+        name = _blob(sha256)
+        return name not in self.distrusted and self.place.digest(name) == sha256
+
     def get(self, sha256: str, target: Path) -> None:
         """Write the bytes with this hash to `target`; Missing, or Poisoned."""
         with files.replacing(target) as temporary:

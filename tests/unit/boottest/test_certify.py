@@ -27,7 +27,7 @@ from minguest.vm import report
 from tests import workshop
 from tests.unit.boottest.test_inject import KNOWN, trial
 
-BASE = Whole("CONFIG_ALL=y\n", 10000, 100.0, frozenset({"epoll", "futex"}))
+BASE = Whole("CONFIG_ALL=y\n", 10000, 100.0, {"userland": frozenset({"epoll", "futex"}), "pc": frozenset({"futex"})})
 OPTION = Option("EPOLL", "y", "configs/kernel/10-base.config", 7, "Event loops.")
 
 
@@ -59,6 +59,7 @@ class Bench:
         (self.kernel / "bzImage").write_bytes(image(10000))
         self.trials: dict[str, runner.Trial] = {}
         self.userland = "userland: epoll: ok\nuserland: futex: ok\n"
+        self.userlands: dict[str, str] = {}
         self.without = Without("CONFIG_64BIT=y\nCONFIG_OTHER=y\n", "n", ("EVENTFD",))
         self.refused: ToolError | None = None
         self.probes: list[str] = []
@@ -87,9 +88,9 @@ class Bench:
         self, site: inject.Site, each: catalogue.Injection, _: Any, folder: Path, **more: Any
     ) -> tuple[runner.Trial | None, str]:
         assert site.kernels({}) in (self.kernel, self.at.bundle)
-        assert more["button"] == (each.name == "button") and bool(more["more"]) == (each.name == "userland")
+        assert more["button"] == (each.name == "button") and bool(more["more"]) == (each.name in ("userland", "pc"))
         self.probes.append(each.name)
-        (folder / "console.log").write_text(self.userland)
+        (folder / "console.log").write_text(self.userlands.get(each.name, self.userland))
         return self.trials.get(each.name, passed()), ""
 
     def row(self, reason: str = OPTION.reason) -> Row:
@@ -128,6 +129,19 @@ def test_what_a_program_misses_is_a_row(bench: Bench) -> None:
     bench.userland = "userland: epoll: Function not implemented\nuserland: futex: ok\nuserland: more: ok\n"
     row = bench.row()
     assert (row.kind, row.probe, row.seen) == ("row", "userland", "a program's epoll")
+
+
+def test_a_program_of_which_nothing_is_heard_has_no_console(bench: Bench) -> None:
+    bench.userland = "[ 0.1] a message\n"
+    assert bench.row().seen == "a program's console"
+
+
+def test_what_a_machine_does_not_have_is_not_missed_there(bench: Bench) -> None:
+    bench.userlands = {"pc": "userland: futex: ok\n"}
+    assert bench.row().kind == "unseen"
+    bench.userlands = {"pc": "userland: epoll: ok\n"}
+    row = bench.row()
+    assert (row.kind, row.probe, row.seen) == ("row", "pc", "a program's futex")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +384,9 @@ def _argv(changes: Sequence[Callable[[Parts], None]], folder: Path) -> list[str]
 def test_the_root_is_the_first_disk(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(b"x")
-    argv = _argv(userland.devices(program), tmp_path)
+    argv = _argv(userland.devices(program, {"machine": "pc"}), tmp_path)
+    assert not [value for value in argv if "ICH9" in value or "root-port" in value]
+    assert [value for value in _argv(userland.devices(program, {}), tmp_path) if "ICH9" in value]
     drives = [value for value in argv if value.startswith("if=virtio")]
     assert [value.rpartition("=")[2] for value in drives] == ["gpt.disk", "mbr.disk"]
     assert (tmp_path / "gpt.disk").read_bytes() == userland.gpt()

@@ -113,7 +113,7 @@ def test_cells_of_a_kernel_that_hangs_are_wrong_and_say_why(farm: Farm, monkeypa
 
 
 def test_a_certificate_is_of_one_base(farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Whole("CONFIG_ALL=y\n", 10, 1.0, frozenset({"epoll"}))
+    whole = Whole("CONFIG_ALL=y\n", 10, 1.0, {"userland": frozenset({"epoll"})})
     bases: list[Whole] = []
 
     def with_all(site: certify.Site, manifest: manifests.Manifest, say: Any) -> Whole:

@@ -319,6 +319,27 @@ def test_workers_that_are_busy_are_not_called_away(rig: Rig, monkeypatch: pytest
         each.result(timeout=30)
 
 
+def test_a_cell_on_a_busy_worker_is_not_run_twice_after_a_silence(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = rig.engine()
+    monkeypatch.setattr(scheduler, "LOOK", 0.1)
+    silences, real, free = [OSError("gone")], rig.client.nthreads, threading.Event()
+
+    def nthreads() -> Any:
+        if silences and rig.ran:
+            raise silences.pop()
+        return real()
+
+    def cell(_: str) -> str:
+        threading.Timer(2, free.set).start()
+        return str(free.wait(30))
+
+    rig.does = cell
+    monkeypatch.setattr(rig.client, "nthreads", nthreads)
+    (done,) = engine.run([rig.order("a")])
+    assert (done.error, rig.ran, silences) == ("", ["a"], [])
+    assert len(engine.facts) == 1 and "the scheduler does not answer: OSError: gone" in rig.said
+
+
 def test_a_mistake_in_a_cell_is_its_error(rig: Rig) -> None:
     def wrong(_: str) -> str:
         raise UserError("it cannot be", "let it")
