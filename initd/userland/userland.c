@@ -247,12 +247,24 @@ static void modules(void)
 	say("finit_module", result < 0 && errno == EBADF ? 0 : result);
 }
 
+/* KASLR_FLAG in loadflags of the x86 boot protocol. The address of the kernel tells less: one boot in
+ * 490 draws the one that it has without KASLR. */
+static int randomized(void)
+{
+	unsigned char flags = 0;
+	int file = open("/sys/kernel/boot_params/data", O_RDONLY);
+
+	if (pread(file, &flags, 1, 0x211) != 1)
+		flags = 0;
+	close(file);
+	return (flags & 2) != 0;
+}
+
 static void protection(void)
 {
-	unsigned long long address = strtoull(line_of("/proc/kallsyms"), 0, 16);
 	const char *spectre;
 
-	say_if("KASLR", address && address != 0xffffffff81000000ULL);
+	say_if("KASLR", randomized());
 	spectre = line_of("/sys/devices/system/cpu/vulnerabilities/spectre_v1");
 	say_if("mitigations", strstr(spectre, "Mitigation") != 0);
 }
