@@ -231,8 +231,9 @@ static void file_systems(void)
 	say("pseudo-terminal", open("/dev/ptmx", O_RDWR));
 	say("/dev/hwrng", open("/dev/hwrng", O_RDONLY));
 	say_if("virtio's random numbers", strstr(line_of("/sys/class/misc/hw_random/rng_current"), "virtio") != 0);
-	say("/dev/vdb1", open("/dev/vdb1", O_RDONLY));
-	say("/dev/vdc1", open("/dev/vdc1", O_RDONLY));
+	/* Sectors: a kernel that does not know GPT takes the protective MBR's one partition, which is larger. */
+	say_if("partition of a GPT", atol(line_of("/sys/class/block/vdb1/size")) == 2048);
+	say_if("partition of an MBR", atol(line_of("/sys/class/block/vdc1/size")) == 2048);
 	say("/dev/hvc0", open("/dev/hvc0", O_RDWR | O_NONBLOCK));
 	say("loader of firmware", access("/sys/module/firmware_class", F_OK));
 }

@@ -214,11 +214,12 @@ def published(path: Path) -> tuple[Certificate, ...]:
 
 def shown(row: Row) -> str:
     """One row on the terminal."""
-    gone = f"; with it {', '.join(row.gone)}" if row.gone else ""
+    gone = f"with it {', '.join(row.gone)}" if row.gone else ""
     cost = "" if row.bytes is None else f"  {row.bytes:+,} bytes"
     count = "" if row.instructions is None else f"  {row.instructions:+.1f} M instructions"
-    at = f" ({row.probe})" if row.probe and row.seen else ""
-    return f"  {row.kind:<10}  {row.option:<28}{cost}{count}  {row.seen}{at}{gone}".rstrip()
+    seen = f"{row.seen} ({row.probe})" if row.probe and row.seen else row.seen
+    what = "; ".join(each for each in (seen, gone) if each)
+    return f"  {row.kind:<10}  {row.option:<28}{cost}{count}  {what}".rstrip()
 
 
 def reason_of(option: kconfig.Option) -> str:

@@ -411,9 +411,19 @@ def accelerator(bench: Bench, spec: launch.Spec, version: str, manifest: manifes
     return ("kvm", f"kvm ({proof.why})") if proof.works else ("tcg", f"software emulation ({proof.why})")
 
 
+def kept_accelerator(place: Path) -> Accel:
+    """What `auto` came to in the last boot with this Bench.kvm."""
+    kept = _read_proof(place)
+    return "kvm" if kept is not None and kept[1] and not kvm.closed() else "tcg"
+
+
 def _kept(place: Path, key: str) -> kvm.Proof | None:
+    kept = _read_proof(place)
+    return kvm.Proof(kept[1], kept[2], True) if kept is not None and kept[0] == key else None
+
+
+def _read_proof(place: Path) -> tuple[str, bool, str] | None:
     try:
-        kept, works, why = msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
+        return msgspec.json.decode(place.read_bytes(), type=tuple[str, bool, str])
     except (OSError, ValueError):
         return None
-    return kvm.Proof(works, why, True) if kept == key else None

@@ -13,6 +13,7 @@ from minguest.bundle import manifests, reproduce
 from minguest.diagnose import catalogue
 from minguest.kernel import folders, source, variants
 from minguest.kernel.kconfig import Option
+from minguest.model import Accel
 from minguest.paths import Store as Local
 from minguest.scale import settings
 from minguest.scale.kernels import Kernels
@@ -57,6 +58,12 @@ class Desk(msgspec.Struct):
         pits = self.inputs / "pits"
         kvm = self.local.desks / "kvm.json"
         return runner.Bench(self.setting.name, self.inputs / "bundle", self.work / "boot-test", kvm, pits, evidence)
+
+    @property
+    def accel(self) -> Accel:
+        """What the guests of its cells ran with."""
+        asked = self.setting.launch.accel
+        return runner.kept_accelerator(self.bench().kvm) if asked == "auto" else asked
 
     def tree(self) -> source.Prepared:
         if self.setting.tree is None:

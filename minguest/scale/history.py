@@ -12,7 +12,7 @@ from minguest.scale.store import Poisoned, Store
 from minguest.util.errors import ToolError, UserError
 
 # What differs between two records, in the order in which records are compared; minguest and the bundle change most.
-FACTS = ("series", "kernel", "OVMF", "QEMU", "compiler", "minguest", "bundle", "code", "inputs")
+FACTS = ("series", "kernel", "OVMF", "QEMU", "accelerator", "compiler", "minguest", "bundle", "code", "inputs")
 # Hashes that say little: they are shown only where no other fact differs.
 HASHES = ("code", "inputs")
 

@@ -25,7 +25,7 @@ class Record(msgspec.Struct, frozen=True):
     result: str
     """right, wrong, a kind of a certificate's row, …"""
     facts: Mapping[str, str]
-    """What a history compares: series, kernel, OVMF, QEMU, compiler, minguest, bundle."""
+    """What a history compares: series, kernel, OVMF, QEMU, accelerator, compiler, minguest, bundle."""
     worker: str
     seconds: float
     at: float
@@ -34,19 +34,19 @@ class Record(msgspec.Struct, frozen=True):
     """SHA-256 by name."""
 
 
-def key(order: Order, made: Made) -> str:
-    """Of all that a cell's result depends on."""
-    parts = [SCHEMA, order.setting, order.kind, order.id, bytes(order.what).decode(), code(), made]
+def key(order: Order, made: Made, accel: str) -> str:
+    """Of all that a cell's result depends on. `accel`: kvm or tcg."""
+    parts = [SCHEMA, order.setting, order.kind, order.id, bytes(order.what).decode(), code(), made, accel]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
 def keep(
-    store: Store, order: Order, setting: Setting, made: Made, result: str, worker: str, seconds: float,
+    store: Store, order: Order, setting: Setting, made: Made, accel: str, result: str, worker: str, seconds: float,
     files: Mapping[str, str],
 ) -> list[str]:  # fmt: skip
     """Record a result; gives a line for each other result that these inputs gave before. ToolError: it is not kept."""
-    folder = f"cells/{key(order, made)}"
-    about = {"QEMU": made.qemu, "compiler": made.compiler}
+    folder = f"cells/{key(order, made, accel)}"
+    about = {"QEMU": made.qemu, "accelerator": accel, "compiler": made.compiler}
     facts = {**setting.facts, **about, "code": code()[:12], "inputs": setting.key[:12]}
     record = Record(f"{order.kind} {order.id}", result, facts, worker, round(seconds, 2), time.time(), files)
     name = f"{folder}/{hashlib.sha256(result.encode()).hexdigest()[:16]}"

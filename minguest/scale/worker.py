@@ -169,7 +169,7 @@ def _delivered(order: Order, produced: cells.Produced, desk: cells.Desk, name: s
     if produced.outcome and not inline:
         try:
             problems += records.keep(
-                desk.store, order, desk.setting, desk.made, produced.outcome, name, seconds, kept
+                desk.store, order, desk.setting, desk.made, desk.accel, produced.outcome, name, seconds, kept
             )  # fmt: skip
         except (MinguestError, OSError) as error:
             problems.append(_refused(desk.store, error))

@@ -30,11 +30,17 @@ def store(tmp_path: Path) -> Store:
 
 
 def keep(
-    store: Store, result: str, made: Made = MADE, cell: str = "efi-off", worker: str = "one", **facts: str
+    store: Store,
+    result: str,
+    made: Made = MADE,
+    cell: str = "efi-off",
+    worker: str = "one",
+    accel: str = "tcg",
+    **facts: str,
 ) -> list[str]:
     setting = Setting("default-6.12", Launch(), {}, facts={**FACTS, **facts})
     order = Order(cell, "pits", setting.key, msgspec.Raw(b"{}"))
-    return records.keep(store, order, setting, made, result, worker, 1.0, {"console.log": "0" * 64})
+    return records.keep(store, order, setting, made, accel, result, worker, 1.0, {"console.log": "0" * 64})
 
 
 def test_the_same_cell_twice_is_one_record(store: Store) -> None:
@@ -46,8 +52,9 @@ def test_the_same_cell_twice_is_one_record(store: Store) -> None:
 
 def test_what_was_measured_beside_a_cell_is_not_in_its_key() -> None:
     one = Order("EPOLL", "certify", "s", msgspec.Raw(b"{}"), True, msgspec.Raw(b"1"))
-    assert records.key(one, MADE) == records.key(msgspec.structs.replace(one, beside=msgspec.Raw(b"2")), MADE)
-    assert records.key(one, MADE) != records.key(msgspec.structs.replace(one, what=msgspec.Raw(b"[]")), MADE)
+    measured = msgspec.structs.replace(one, beside=msgspec.Raw(b"2"))
+    other = msgspec.structs.replace(one, what=msgspec.Raw(b"[]"))
+    assert records.key(one, MADE, "tcg") == records.key(measured, MADE, "tcg") != records.key(other, MADE, "tcg")
 
 
 def test_another_result_of_the_same_inputs_names_both_workers(store: Store) -> None:
@@ -55,10 +62,11 @@ def test_another_result_of_the_same_inputs_names_both_workers(store: Store) -> N
     (line,) = keep(store, "wrong", worker="two")
     assert line.startswith("efi-off: two has wrong, but one had right for the same inputs")
     assert len(store.records("cells/")) == 2
-    # Other tools are other inputs.
+    # Other tools are other inputs, and so is another accelerator.
     assert keep(store, "wrong", Made("gcc 13", MADE.qemu)) == []
+    assert keep(store, "wrong", accel="kvm") == []
     (change,) = history.read(store).changes
-    assert change.steps[0].differs == {}
+    assert [step.differs for step in change.steps] == [{"accelerator": ("kvm", "tcg")}, {}]
     assert "pits efi-off: right on one → wrong on two, with the same inputs" in history.table(history.read(store))
 
 
