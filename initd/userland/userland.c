@@ -171,12 +171,40 @@ static void cards(void)
 	say_if("clock of ACPI", has("/sys/devices/system/clocksource/clocksource0/available_clocksource", "acpi_pm"));
 }
 
+/* Whether a file takes this text. */
+static int takes(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY);
+	int taken = write(file, text, strlen(text)) == (ssize_t)strlen(text);
+
+	close(file);
+	return taken;
+}
+
+/* Whether a block of memory can be given back, as before its DIMM is unplugged; most hold pages that cannot move. */
+static int gives_back(void)
+{
+	glob_t found;
+	int given = 0;
+
+	if (glob("/sys/devices/system/memory/memory*/state", 0, 0, &found))
+		return 0;
+	for (size_t i = found.gl_pathc; i-- && !given; ) {
+		given = takes(found.gl_pathv[i], "offline");
+		if (given)
+			takes(found.gl_pathv[i], "online");
+	}
+	globfree(&found);
+	return given;
+}
+
 static void memory(void)
 {
 	void *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	say("madvise", madvise(page, 4096, MADV_DONTNEED));
 	say("memfd_create", syscall(SYS_memfd_create, "x", 0));
+	say_if("memory offline", gives_back());
 }
 
 /* In a child, whose exit status is errno. */
