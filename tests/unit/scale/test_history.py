@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from minguest import cli
+from minguest.boottest import runner
 from minguest.model import Launch
 from minguest.scale import history, records
 from minguest.scale.orders import Made, Order, Setting
 from minguest.scale.store import Folder, Store
+from minguest.vm import kvm
 
 MADE = Made("gcc 12.2.0", "7.2.22 (Debian)")
 FACTS = {
@@ -118,3 +120,17 @@ def test_the_command(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
     name = path.relative_to(place).as_posix()
     assert f"{name} is poisoned" in said["error"] and f"{name} is poisoned" in printed.err
     assert (said["cells"], said["records"], said["changes"]) == (1, 1, [])
+
+
+def test_auto_is_what_it_came_to_in_the_last_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, device = tmp_path / "kvm.json", tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(kvm, "DEVICE", device)
+    assert runner.kept_accelerator(place) == "tcg"
+    place.write_text('["key", true, "why"]')
+    assert runner.kept_accelerator(place) == "kvm"
+    place.write_text('["key", false, "why"]')
+    assert runner.kept_accelerator(place) == "tcg"
+    place.write_text('["key", true, "why"]')
+    device.unlink()
+    assert runner.kept_accelerator(place) == "tcg"
