@@ -390,3 +390,26 @@ def test_the_root_is_the_first_disk(tmp_path: Path) -> None:
     drives = [value for value in argv if value.startswith("if=virtio")]
     assert [value.rpartition("=")[2] for value in drives] == ["gpt.disk", "mbr.disk"]
     assert (tmp_path / "gpt.disk").read_bytes() == userland.gpt()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"gone": ("FUTEX",)}, "  row         EPOLL                         with it FUTEX"),
+        (
+            {
+                "seen": "a program's epoll",
+                "probe": "userland",
+                "gone": ("FUTEX",),
+                "bytes": -5584,
+                "instructions": -3.42,
+            },
+            "  row         EPOLL                         -5,584 bytes  -3.4 M instructions"
+            "  a program's epoll (userland); with it FUTEX",
+        ),
+        ({"probe": "own", "bytes": 1000}, "  row         EPOLL                         +1,000 bytes"),
+    ],
+)
+def test_a_row_on_the_terminal_has_what_is_known_of_it(more: dict[str, Any], line: str) -> None:
+    row = Row(option="EPOLL", fragment="configs/core.config", value="y", reason="", kind="row", **more)
+    assert certify.shown(row) == line
