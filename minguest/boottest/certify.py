@@ -4,7 +4,7 @@
 So are the options that Kconfig switches on where nobody asks: what each costs is known then.
 
 A kernel is built without the option, and started in the launches that the fragments are for, until one of them shows
-something. Where none does, its size and the instructions of its boot say what the option costs.
+something, twice. Where none does, its size and the instructions of its boot say what the option costs.
 """
 
 import hashlib
@@ -256,7 +256,7 @@ def left_out(
         seen = refused[0] if refused else str(error).splitlines()[0]
         return msgspec.structs.replace(row, kind="not built" if refused else "NOT RUN", seen=seen)
     row = msgspec.structs.replace(row, bytes=packed(kernel) - base.bytes)
-    return _judged(_booted(site, manifest, kernel, row, base), base)
+    return _judged(_booted(site, manifest, kernel, row, base, say), base)
 
 
 def judge_of(launch: Launch, known: Mapping[str, catalogue.Pit]) -> str:
@@ -281,7 +281,7 @@ def _hash(*parts: object) -> str:
 def with_all(site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
     """The kernel with all options. It must pass every probe: else what is seen without an option says nothing."""
     kernel = site.matrix.bench.bundle
-    row = _booted(site, manifest, kernel, Row("with all options", "", "", "", "NOT RUN"), None)
+    row = _booted(site, manifest, kernel, Row("with all options", "", "", "", "NOT RUN"), None, say)
     if row.kind != "NOT RUN" or row.seen:
         raise UserError(
             f"with all options: {row.probe}: {row.kind}: {row.seen}",
@@ -304,40 +304,59 @@ def packed(kernel: Path) -> int:
     return found.behind - found.start
 
 
-def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None) -> Row:
-    """The row with the first probe that shows something, or with what the kernel costs."""
-    matrix = msgspec.structs.replace(site.matrix, kernels=lambda _: kernel)
+def _booted(
+    site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None, say: Callable[[str], None]
+) -> Row:
+    """The row with the first probe that shows something twice, or with what the kernel costs."""
     for probe in PROBES:
-        folder = site.matrix.folder / "runs" / f"{row.option}.{probe.name}".replace(" ", "-")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        # With options, so that this kernel is started, not the bundle's.
-        each = msgspec.structs.replace(probe, options={row.option: False})
-        more = userland.devices(site.program, probe.launch) if _programs(probe) else ()
-        trial, why = inject.attempt(matrix, each, manifest, folder, button=probe.name == "button", more=more)
-        if trial is None or trial.verdict is None:
-            return msgspec.structs.replace(row, probe=probe.name, seen=why or (trial.refusal if trial else ""))
-        # The contract knows it from the config; what counts here is what a boot shows.
-        named = ", ".join(hit.id for hit in trial.blind.roots)
-        wrong = [name for name in inject.wrong_rows(trial) if name != "pits"]
-        if trial.verdict.result == "lost":
-            seen = f"{trial.verdict.reason}{f'; pit {named}' if named else ''}"
-            return msgspec.structs.replace(row, kind="not booted", probe=probe.name, seen=seen)
-        if wrong:
-            seen = f"{', '.join(wrong)}{f'; pit {named}' if named else ''}"
-            return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
-        if named:
-            return msgspec.structs.replace(row, kind="pit", probe=probe.name, seen=named)
-        if probe.name == "counted":
-            count = instructions(trial)
-            less = base.instructions if base is not None and base.instructions is not None else 0.0
-            row = msgspec.structs.replace(row, instructions=None if count is None else round(count - less, 1))
-        there = userland.found(folder) if _programs(probe) else frozenset()
-        if base is not None and (lost := base.userland.get(probe.name, frozenset()) - there):
-            seen = f"a program's {', '.join(sorted(lost)) if there else 'console'}"
-            return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
-        if base is not None:
-            shutil.rmtree(folder)
+        found = _probed(site, manifest, kernel, row, base, probe)
+        if found.kind != "NOT RUN":
+            # A boot can be lost by chance: what only one of two boots shows is not the option's doing.
+            again = _probed(site, manifest, kernel, row, base, probe)
+            if again.kind == "NOT RUN" and not again.seen:
+                say(f"{row.option}: {probe.name}: {found.kind}: {found.seen}; not so in a second boot")
+            found = again
+        if found.kind != "NOT RUN" or found.seen:
+            return found
+        row = found
+    return row
+
+
+def _probed(
+    site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None, probe: catalogue.Injection
+) -> Row:
+    """The row with what one boot shows; NOT RUN as long as it shows nothing, and with a reason if there was no boot."""
+    folder = site.matrix.folder / "runs" / f"{row.option}.{probe.name}".replace(" ", "-")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    matrix = msgspec.structs.replace(site.matrix, kernels=lambda _: kernel)
+    # With options, so that this kernel is started, not the bundle's.
+    each = msgspec.structs.replace(probe, options={row.option: False})
+    more = userland.devices(site.program, probe.launch) if _programs(probe) else ()
+    trial, why = inject.attempt(matrix, each, manifest, folder, button=probe.name == "button", more=more)
+    if trial is None or trial.verdict is None:
+        return msgspec.structs.replace(row, probe=probe.name, seen=why or (trial.refusal if trial else ""))
+    # The contract knows it from the config; what counts here is what a boot shows.
+    named = ", ".join(hit.id for hit in trial.blind.roots)
+    wrong = [name for name in inject.wrong_rows(trial) if name != "pits"]
+    if trial.verdict.result == "lost":
+        seen = f"{trial.verdict.reason}{f'; pit {named}' if named else ''}"
+        return msgspec.structs.replace(row, kind="not booted", probe=probe.name, seen=seen)
+    if wrong:
+        seen = f"{', '.join(wrong)}{f'; pit {named}' if named else ''}"
+        return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
+    if named:
+        return msgspec.structs.replace(row, kind="pit", probe=probe.name, seen=named)
+    if probe.name == "counted":
+        count = instructions(trial)
+        less = base.instructions if base is not None and base.instructions is not None else 0.0
+        row = msgspec.structs.replace(row, instructions=None if count is None else round(count - less, 1))
+    there = userland.found(folder) if _programs(probe) else frozenset()
+    if base is not None and (lost := base.userland.get(probe.name, frozenset()) - there):
+        seen = f"a program's {', '.join(sorted(lost)) if there else 'console'}"
+        return msgspec.structs.replace(row, kind="row", probe=probe.name, seen=seen)
+    if base is not None:
+        shutil.rmtree(folder)
     return row
 
 

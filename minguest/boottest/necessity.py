@@ -12,11 +12,11 @@ HEAD = """\
 # Why each option is there
 
 `doit certify` leaves out each option that a fragment asks for, builds the kernel, and starts it until something is
-missing: by the guest's own launch, with one CPU and counted instructions, on pc with 8 CPUs, with CPUs and memory that
-are plugged in, with the power button, with two NUMA nodes, with eight cards of 128 GiB, and with a root whose init
-([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel. `doit necessity-page` generates this
-page and [necessity.json](necessity.json) from `out/certify/`. The next `doit certify` takes the rows of that file which
-are of the same bundle, requests, tools, pits and code.
+missing in two boots in succession: by the guest's own launch, with one CPU and counted instructions, on pc with 8 CPUs,
+with CPUs and memory that are plugged in, with the power button, with two NUMA nodes, with eight cards of 128 GiB, and
+with a root whose init ([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel.
+`doit necessity-page` generates this page and [necessity.json](necessity.json) from `out/certify/`. The next
+`doit certify` takes the rows of that file which are of the same bundle, requests, tools, pits and code.
 
 An option that is on is left out by switching it off; one that is switched off, by not naming it. **With it** names
 the other options that then went too. Bytes are of the compressed kernel: neither the code that unpacks it nor the EFI
@@ -26,7 +26,8 @@ one CPU.
 UNASKED = """\
 Kconfig switches these on by itself, and each can be switched off alone; what costs most comes first. What guards the
 guest against others stays on, though no test here attacks it: mitigations, page-table isolation, stacks with guard
-pages, random addresses, cleared stacks.
+pages, random addresses, cleared stacks. Of the others in 6.12, what costs 256 bytes or more is asked for by a
+fragment, with its reason, or switched off.
 """
 
 

@@ -58,6 +58,8 @@ class Bench:
         self.kernel.mkdir()
         (self.kernel / "bzImage").write_bytes(image(10000))
         self.trials: dict[str, runner.Trial] = {}
+        self.first: dict[str, runner.Trial] = {}
+        self.said: list[str] = []
         self.userland = "userland: epoll: ok\nuserland: futex: ok\n"
         self.userlands: dict[str, str] = {}
         self.without = Without("CONFIG_64BIT=y\nCONFIG_OTHER=y\n", "n", ("EVENTFD",))
@@ -91,12 +93,14 @@ class Bench:
         assert more["button"] == (each.name == "button") and bool(more["more"]) == (each.name in ("userland", "pc"))
         self.probes.append(each.name)
         (folder / "console.log").write_text(self.userlands.get(each.name, self.userland))
+        if each.name in self.first:
+            return self.first.pop(each.name), ""
         return self.trials.get(each.name, passed()), ""
 
     def row(self, reason: str = OPTION.reason) -> Row:
         option = Option(OPTION.name, OPTION.value, OPTION.fragment, OPTION.line, reason)
         manifest = manifests.load(self.at.bundle)
-        return certify.left_out(self.site, manifest, option, BASE, lambda _: None)
+        return certify.left_out(self.site, manifest, option, BASE, self.said.append)
 
 
 @pytest.fixture
@@ -123,6 +127,28 @@ def test_the_first_probe_that_shows_something_ends_it(
     assert (row.instead, row.gone, row.bytes) == ("n", ("EVENTFD",), 0)
     assert bench.probes[-1] == probe
     assert [path.name for path in (bench.site.matrix.folder / "runs").iterdir()] == [f"EPOLL.{probe}"]
+
+
+def test_what_only_one_of_two_boots_shows_is_not_the_options_doing(bench: Bench) -> None:
+    bench.first = {"hotplug": trial("lost"), "nodes": trial("failed", ("NUMA",))}
+    assert bench.row().kind == "unseen"
+    assert bench.said == [
+        "EPOLL: hotplug: not booted: a reason; not so in a second boot",
+        "EPOLL: nodes: row: NUMA; not so in a second boot",
+    ]
+    assert [bench.probes.count(name) for name in ("own", "hotplug", "nodes")] == [1, 2, 2]
+
+
+def test_the_second_of_two_boots_counts(bench: Bench) -> None:
+    bench.first = {"nodes": trial("lost")}
+    bench.trials["nodes"] = trial("failed", ("NUMA",))
+    row = bench.row()
+    assert (row.kind, row.seen) == ("row", "NUMA")
+    bench.first = {"nodes": trial("lost")}
+    bench.trials["nodes"] = trial("not started")
+    row = bench.row()
+    assert (row.kind, row.probe, row.seen) == ("NOT RUN", "nodes", "QEMU said no")
+    assert not bench.said
 
 
 def test_what_a_program_misses_is_a_row(bench: Bench) -> None:
