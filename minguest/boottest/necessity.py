@@ -26,8 +26,8 @@ one CPU.
 UNASKED = """\
 Kconfig switches these on by itself, and each can be switched off alone; what costs most comes first. What guards the
 guest against others stays on, though no test here attacks it: mitigations, page-table isolation, stacks with guard
-pages, random addresses, cleared stacks. Of the others in 6.12, what costs 256 bytes or more is asked for by a
-fragment, with its reason, or switched off.
+pages, random addresses, cleared stacks. Of the others in 6.12 that no boot shows, what costs 256 bytes or more is asked
+for by a fragment, with its reason, or switched off.
 """
 
 
