@@ -218,8 +218,13 @@ def shown(row: Row) -> str:
     cost = "" if row.bytes is None else f"  {row.bytes:+,} bytes"
     count = "" if row.instructions is None else f"  {row.instructions:+.1f} M instructions"
     seen = f"{row.seen} ({row.probe})" if row.probe and row.seen else row.seen
-    what = "; ".join(each for each in (seen, gone) if each)
+    what = "; ".join(each for each in (seen, gone, *map(by_chance, row.once)) if each)
     return f"  {row.kind:<10}  {row.option:<28}{cost}{count}  {what}".rstrip()
+
+
+def by_chance(once: str) -> str:
+    """One of a row's `once`, for people."""
+    return f"one of two boots: {once}"
 
 
 def reason_of(option: kconfig.Option) -> str:
@@ -256,7 +261,7 @@ def left_out(
         seen = refused[0] if refused else str(error).splitlines()[0]
         return msgspec.structs.replace(row, kind="not built" if refused else "NOT RUN", seen=seen)
     row = msgspec.structs.replace(row, bytes=packed(kernel) - base.bytes)
-    return _judged(_booted(site, manifest, kernel, row, base, say), base)
+    return _judged(_booted(site, manifest, kernel, row, base), base)
 
 
 def judge_of(launch: Launch, known: Mapping[str, catalogue.Pit]) -> str:
@@ -281,7 +286,7 @@ def _hash(*parts: object) -> str:
 def with_all(site: Site, manifest: manifests.Manifest, say: Callable[[str], None]) -> Whole:
     """The kernel with all options. It must pass every probe: else what is seen without an option says nothing."""
     kernel = site.matrix.bench.bundle
-    row = _booted(site, manifest, kernel, Row("with all options", "", "", "", "NOT RUN"), None, say)
+    row = _booted(site, manifest, kernel, Row("with all options", "", "", "", "NOT RUN"), None)
     if row.kind != "NOT RUN" or row.seen:
         raise UserError(
             f"with all options: {row.probe}: {row.kind}: {row.seen}",
@@ -290,6 +295,8 @@ def with_all(site: Site, manifest: manifests.Manifest, say: Callable[[str], None
     text = (kernel / "kernel.config").read_text(encoding="utf-8")
     size = packed(kernel)
     say(f"with all options: {size:,} bytes compressed, {row.instructions or 0:.1f} M instructions")
+    for each in row.once:
+        say(f"with all options: {by_chance(each)}")
     runs = site.matrix.folder / "runs"
     there = {each.name: userland.found(runs / f"with-all-options.{each.name}") for each in PROBES if _programs(each)}
     return Whole(text, size, row.instructions, there)
@@ -304,9 +311,7 @@ def packed(kernel: Path) -> int:
     return found.behind - found.start
 
 
-def _booted(
-    site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None, say: Callable[[str], None]
-) -> Row:
+def _booted(site: Site, manifest: manifests.Manifest, kernel: Path, row: Row, base: Whole | None) -> Row:
     """The row with the first probe that shows something twice, or with what the kernel costs."""
     for probe in PROBES:
         found = _probed(site, manifest, kernel, row, base, probe)
@@ -314,7 +319,8 @@ def _booted(
             # A boot can be lost by chance: what only one of two boots shows is not the option's doing.
             again = _probed(site, manifest, kernel, row, base, probe)
             if again.kind == "NOT RUN" and not again.seen:
-                say(f"{row.option}: {probe.name}: {found.kind}: {found.seen}; not so in a second boot")
+                once = f"{found.kind}: {found.seen} ({probe.name})"
+                again = msgspec.structs.replace(again, once=(*again.once, once))
             found = again
         if found.kind != "NOT RUN" or found.seen:
             return found

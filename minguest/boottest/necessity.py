@@ -4,7 +4,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from minguest.boottest.certify import MEANING, summary
+from minguest.boottest.certify import MEANING, by_chance, summary
 from minguest.boottest.records import CERTIFICATE_SCHEMA, Certificate, Row
 from minguest.util import templates
 
@@ -14,7 +14,8 @@ HEAD = """\
 `doit certify` leaves out each option that a fragment asks for, builds the kernel, and starts it until something is
 missing in two boots in succession: by the guest's own launch, with one CPU and counted instructions, on pc with 8 CPUs,
 with CPUs and memory that are plugged in, with the power button, with two NUMA nodes, with eight cards of 128 GiB, and
-with a root whose init ([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel.
+with a root whose init ([userland.c](../initd/userland/userland.c)) tries what programs ask of the kernel. What only one
+of two boots shows is chance: its row says it, and it does not count.
 `doit necessity-page` generates this page and [necessity.json](necessity.json) from `out/certify/`. The next
 `doit certify` takes the rows of that file which are of the same bundle, requests, tools, pits and code.
 
@@ -93,4 +94,5 @@ def _cell(row: Row) -> str:
         parts.append(f"{row.bytes:+,} bytes")
     if row.instructions is not None:
         parts.append(f"{row.instructions:+.1f} M instructions")
+    parts += map(by_chance, row.once)
     return templates.cell("; ".join(parts))

@@ -10,7 +10,7 @@ from minguest.bundle.manifests import File
 
 MATRIX_SCHEMA = 1
 REHEARSAL_SCHEMA = 2
-CERTIFICATE_SCHEMA = 3
+CERTIFICATE_SCHEMA = 4
 Kind = Literal[
     "not built", "not booted", "row", "pit", "size", "time", "unchanged", "stated", "unseen", "unasked", "NOT RUN"
 ]
@@ -77,6 +77,8 @@ class Row(msgspec.Struct, frozen=True):
     """How much larger the compressed kernel is without it."""
     instructions: float | None = None
     """In millions, how many more the kernel takes to initd's start without it."""
+    once: tuple[str, ...] = ()
+    """What only one of two boots showed, with its launch: chance, which does not count."""
 
 
 class Certificate(msgspec.Struct, frozen=True):

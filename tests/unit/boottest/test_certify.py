@@ -131,11 +131,8 @@ def test_the_first_probe_that_shows_something_ends_it(
 
 def test_what_only_one_of_two_boots_shows_is_not_the_options_doing(bench: Bench) -> None:
     bench.first = {"hotplug": trial("lost"), "nodes": trial("failed", ("NUMA",))}
-    assert bench.row().kind == "unseen"
-    assert bench.said == [
-        "EPOLL: hotplug: not booted: a reason; not so in a second boot",
-        "EPOLL: nodes: row: NUMA; not so in a second boot",
-    ]
+    row = bench.row()
+    assert (row.kind, row.once) == ("unseen", ("not booted: a reason (hotplug)", "row: NUMA (nodes)"))
     assert [bench.probes.count(name) for name in ("own", "hotplug", "nodes")] == [1, 2, 2]
 
 
@@ -147,8 +144,7 @@ def test_the_second_of_two_boots_counts(bench: Bench) -> None:
     bench.first = {"nodes": trial("lost")}
     bench.trials["nodes"] = trial("not started")
     row = bench.row()
-    assert (row.kind, row.probe, row.seen) == ("NOT RUN", "nodes", "QEMU said no")
-    assert not bench.said
+    assert (row.kind, row.probe, row.seen, row.once) == ("NOT RUN", "nodes", "QEMU said no", ())
 
 
 def test_what_a_program_misses_is_a_row(bench: Bench) -> None:
@@ -301,6 +297,9 @@ def test_the_certificate_is_whole_when_every_option_was_tried(bench: Bench) -> N
     assert made.whole and [row.kind for row in made.rows] == ["unseen"]
     assert certify.load(bench.site.matrix.folder) == made
     assert said[0] == "with all options: 20,000 bytes compressed, 100.0 M instructions"
+    bench.first = {"hotplug": trial("lost")}
+    certify.run(bench.site, (), said.append)
+    assert "with all options: one of two boots: not booted: a reason (hotplug)" in said
     with pytest.raises(UserError, match="only=EFI: no fragment of this guest asks for it"):
         certify.run(bench.site, ["EFI"], said.append)
 
@@ -331,7 +330,7 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
     bug = Row(
         "BUG", "configs/kernel/10-base.config", "y", "Not tested here: it stops.", "stated", seen="it stops.", bytes=-10
     )
-    cheap = Row("BQL", "", "y", "", "unasked", "n", bytes=-300)
+    cheap = Row("BQL", "", "y", "", "unasked", "n", bytes=-300, once=("row: NUMA (nodes)",))
     dear = Row("VMAP_STACK", "", "y", "", "unasked", "n", bytes=-2000)
     # Another series' fragments ask for this one.
     other = Row("SWAP", "", "y", "", "unasked", "n", bytes=-9000)
@@ -361,7 +360,7 @@ def test_the_page_has_a_table_for_each_fragment_and_a_column_for_each_series() -
     assert "| `SWAP=n` | unasked; -9,000 bytes | size: larger; +900 bytes | No swap. |\n" in text
     rest = text.partition("## On where nobody asks\n")[2]
     assert rest.index("| `VMAP_STACK=y` |  | unasked; -2,000 bytes |  |") < rest.index("| `BQL=y` |")
-    assert "SWAP" not in rest
+    assert "| unasked; -300 bytes; one of two boots: row: NUMA (nodes) |" in rest and "SWAP" not in rest
     assert "gcc 12, QEMU 7.2; with all options 1,000 bytes compressed" in text
     assert "| `BUG=y` | stated; -10 bytes |  | Not tested here: it stops. |" in text
     assert text.count("**Not every option was tried yet.**") == 1
@@ -433,7 +432,10 @@ def test_the_root_is_the_first_disk(tmp_path: Path) -> None:
             "  row         EPOLL                         -5,584 bytes  -3.4 M instructions"
             "  a program's epoll (userland); with it FUTEX",
         ),
-        ({"probe": "own", "bytes": 1000}, "  row         EPOLL                         +1,000 bytes"),
+        (
+            {"probe": "own", "bytes": 1000, "once": ("row: NUMA (nodes)",)},
+            "  row         EPOLL                         +1,000 bytes  one of two boots: row: NUMA (nodes)",
+        ),
     ],
 )
 def test_a_row_on_the_terminal_has_what_is_known_of_it(more: dict[str, Any], line: str) -> None:
