@@ -29,6 +29,10 @@ Kconfig switches these on by itself, and each can be switched off alone; what co
 guest against others stays on, though no test here attacks it: mitigations, page-table isolation, stacks with guard
 pages, random addresses, cleared stacks. Of the others in 6.12 that no boot shows, what costs 256 bytes or more is asked
 for by a fragment, with its reason, or switched off.
+
+The first certificate of 6.12 switched off INITRAMFS_PRESERVE_MTIME, CPU_ISOLATION, X86_INTEL_MEMORY_PROTECTION_KEYS and
+the big tables of CRC32: its bzImage went from 2,962,432 bytes to 2,937,856. The boot took 139.6 million instructions
+before and 140.1 after: no difference, as two boots of one kernel differ by 2 %.
 """
 
 
