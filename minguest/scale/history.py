@@ -118,7 +118,7 @@ def table(history: History) -> str:
                 one, two = step.workers
                 lines.append(f"{change.cell}: {step.before} on {one} → {step.after} on {two}, with the same inputs")
     lines.append(
-        f"{history.cells} cells, {history.records} records: "
-        + (f"{len(history.changes)} cells changed their result" if history.changes else "no cell changed its result")
+        f"cells: {history.cells}, records: {history.records}; cells that changed their result: "
+        f"{len(history.changes) or 'none'}"
     )
     return "\n".join(lines)

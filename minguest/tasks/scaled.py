@@ -69,7 +69,8 @@ def engine(project: "Project", *, builds: bool) -> Iterator["Engine | None"]:
 def end(engine: "Engine | None") -> None:
     """ToolError for what went wrong beside the results of the cells; all of that was said, and the results are kept."""
     if engine is not None and engine.problems:
-        raise ToolError(f"{len(engine.problems)} problems of the run, the first: {engine.problems[0]}", "all are above")
+        first, *more = engine.problems
+        raise ToolError(f"{first}{f'; {len(more) + 1} problems in all' * bool(more)}", "all are above")
 
 
 def injector(engine: "Engine", project: "Project", site: inject.Site, shop: variants.Workshop) -> inject.Doer:

@@ -80,7 +80,7 @@ def test_what_changed_is_listed_with_what_differs(store: Store) -> None:
     assert (found.cells, found.records, len(found.changes), found.poisoned) == (2, 6, 1, ())
     assert history.table(found) == (
         "default pits efi-off: right with OVMF 2025.02 and QEMU 9.1 → wrong with OVMF 2025.05 and QEMU 10.0.2\n"
-        "2 cells, 6 records: 1 cells changed their result"
+        "cells: 2, records: 6; cells that changed their result: 1"
     )
 
 
