@@ -96,6 +96,8 @@ def make_environment(store: Store, out: Path) -> dict[str, str]:
     """
     return {
         "TMPDIR": str(out),
+        # ccache ends where it finds no home, as of a user without a name, though it uses nothing there.
+        "HOME": str(out),
         "CCACHE_DIR": str(store.objects),
         "CCACHE_CONFIGPATH": "/dev/null",
         "CCACHE_COMPILERCHECK": "content",

@@ -15,6 +15,9 @@ import pytest
 from minguest.bundle import manifests, reproduce
 from minguest.bundle.reproduce import FIRST, SECOND
 from minguest.bundle.reproduction import Reproduction
+from minguest.kernel import kbuild
+from minguest.paths import Store
+from minguest.util import run
 from minguest.util.errors import ToolError
 
 # A fake build: writes a bundle with the surroundings that it should leak.
@@ -260,3 +263,13 @@ def test_a_checkout_with_git(root: Path) -> None:
 def test_the_two_differ_in_everything() -> None:
     for field in FIRST.__struct_fields__:
         assert getattr(FIRST, field) != getattr(SECOND, field)
+
+
+def test_a_user_without_a_name_can_compile(tmp_path: Path) -> None:
+    """As reproduce's second build does, in a user namespace; and a container that runs with any number."""
+    if why := reproduce.refusal_of(SECOND):
+        pytest.skip(f"NOT RUN: {why}")
+    (tmp_path / "a.c").write_text("int a;\n")
+    line = reproduce.argv(SECOND, ["ccache", "gcc", "-c", "a.c"], namespace=True)
+    run.run(line, cwd=tmp_path, env=kbuild.make_environment(Store(tmp_path / "store"), tmp_path), bare=True)
+    assert (tmp_path / "a.o").is_file()

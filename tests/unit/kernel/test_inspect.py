@@ -69,6 +69,7 @@ def test_make_and_ccache_write_where_they_are_meant_to(store: Store, monkeypatch
         monkeypatch.delenv(name, raising=False)
     assert kbuild.make_environment(store, Path("/out")) == {
         "TMPDIR": "/out",
+        "HOME": "/out",
         "CCACHE_DIR": str(store.objects),
         "CCACHE_CONFIGPATH": "/dev/null",
         "CCACHE_COMPILERCHECK": "content",
